@@ -1,0 +1,216 @@
+//! Completion queues and what they report.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::completion_error::CompletionError;
+use crate::device::{Device, DeviceLimits};
+use crate::error::Error;
+use crate::sys::completions::{Completions, POLL_MAX};
+use crate::sys::constants::{IBV_WC_RDMA_READ, IBV_WC_RDMA_WRITE, IBV_WC_RECV_RDMA_WITH_IMM, IBV_WC_SUCCESS};
+use crate::sys::os;
+use crate::sys::structs::ibv_wc;
+
+/// Where the requests of queue pairs are reported done. May be polled from several threads; each completion is
+/// seen by one.
+///
+/// It must have room for every completion that can be outstanding: the signalled requests of all its queue
+/// pairs, their posted receives, and on failure every request. One that overflows is lost, with its queue
+/// pairs.
+#[derive(Debug)]
+pub struct CompletionQueue {
+    completions: Arc<Completions>,
+    device: Arc<Device>,
+}
+
+impl CompletionQueue {
+    /// Creates one for at least `capacity` completions.
+    ///
+    /// # Errors
+    /// [`Error::OverLimit`] when the device's queues are smaller, [`Error::Call`] when it has none left.
+    pub fn new(device: &Arc<Device>, capacity: u32) -> Result<Arc<CompletionQueue>, Error> {
+        DeviceLimits::check("completions in one queue", capacity, device.limits().completions)?;
+        let entries = i32::try_from(capacity.max(1)).unwrap_or(i32::MAX);
+        let completions = Completions::create(device.context(), entries)?;
+        Ok(Arc::new(CompletionQueue { completions, device: Arc::clone(device) }))
+    }
+
+    /// How many completions it has room for: at least as many as were asked for.
+    pub fn capacity(&self) -> usize {
+        self.completions.capacity()
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Takes the completions that are there, as many as `into` holds, and says how many. Never sleeps.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the queue is broken. A request that failed is no error here: see
+    /// [`Completion::result`].
+    pub fn poll(&self, into: &mut [Completion]) -> Result<usize, Error> {
+        let mut raw = [BLANK; POLL_MAX];
+        let mut taken = 0;
+        for batch in into.chunks_mut(POLL_MAX) {
+            let got = self.completions.poll(&mut raw, batch.len())?;
+            for (completion, raw) in batch.iter_mut().zip(&raw[..got]) {
+                *completion = Completion::from_raw(raw);
+            }
+            taken += got;
+            if got < batch.len() {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Like [`poll`](Self::poll), but sleeps up to `timeout` for the first completion; 0 when none came.
+    ///
+    /// The queue is armed and then polled once more before the sleep, so a completion that arrives in between
+    /// is not slept over. Completions are put into `into`, never left behind.
+    ///
+    /// # Errors
+    /// Those of [`poll`](Self::poll), and [`Error::Call`] when the completion channel cannot be read.
+    pub fn wait(&self, into: &mut [Completion], timeout: Duration) -> Result<usize, Error> {
+        if into.is_empty() {
+            return Ok(0);
+        }
+        let start = Instant::now();
+        loop {
+            match self.poll(into)? {
+                0 => {}
+                taken => return Ok(taken),
+            }
+            self.completions.arm()?;
+            match self.poll(into)? {
+                0 => {}
+                taken => return Ok(taken),
+            }
+            let left = timeout.saturating_sub(start.elapsed());
+            let readable = os::wait_readable(self.completions.fd(), left);
+            if !readable.map_err(|source| Error::Call { call: "poll", source })? {
+                return Ok(0);
+            }
+            // An event may be left from an earlier arming whose completion was polled already: then around
+            // again.
+            while self.completions.take_event()? {}
+        }
+    }
+
+    pub(crate) fn completions(&self) -> &Arc<Completions> {
+        &self.completions
+    }
+}
+
+/// A request that is done, well or badly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The `id` that the request was posted with.
+    pub id: u64,
+    /// The number of the local queue pair it was posted on.
+    pub queue_pair: u32,
+    /// What was done, or why not. After the first error a queue pair does nothing more, and everything it still
+    /// held completes as [`Flushed`](crate::CompletionStatus::Flushed).
+    pub result: Result<CompletionKind, CompletionError>,
+}
+
+impl Completion {
+    /// A value to fill an array with before it is passed to [`CompletionQueue::poll`].
+    pub const BLANK: Completion = Completion { id: 0, queue_pair: 0, result: Ok(CompletionKind::Write) };
+
+    fn from_raw(raw: &ibv_wc) -> Completion {
+        // Of a failed request the library fills wr_id, status, qp_num and vendor_err only.
+        let result = match raw.status {
+            IBV_WC_SUCCESS => Ok(CompletionKind::from_raw(raw)),
+            status => Err(CompletionError::from_raw(status, raw.vendor_err)),
+        };
+        Completion { id: raw.wr_id, queue_pair: raw.qp_num, result }
+    }
+}
+
+/// What a request did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CompletionKind {
+    /// A write of ours, with or without an immediate, is acknowledged by the peer's device, and with it all
+    /// writes posted before it on the same queue pair.
+    Write,
+    /// A read of ours has arrived.
+    Read {
+        /// Its length.
+        len_bytes: u32,
+    },
+    /// The peer wrote with an immediate. All that it wrote before on the same connection is in place.
+    WriteImmediateReceived {
+        /// The immediate.
+        immediate: u32,
+        /// The bytes that this write itself carried.
+        len_bytes: u32,
+    },
+    /// Another opcode (`enum ibv_wc_opcode`).
+    Other(u32),
+}
+
+impl CompletionKind {
+    fn from_raw(raw: &ibv_wc) -> CompletionKind {
+        match raw.opcode {
+            IBV_WC_RDMA_WRITE => CompletionKind::Write,
+            IBV_WC_RDMA_READ => CompletionKind::Read { len_bytes: raw.byte_len },
+            IBV_WC_RECV_RDMA_WITH_IMM => CompletionKind::WriteImmediateReceived {
+                immediate: u32::from_be(raw.imm_data),
+                len_bytes: raw.byte_len,
+            },
+            other => CompletionKind::Other(other),
+        }
+    }
+}
+
+const BLANK: ibv_wc = ibv_wc {
+    wr_id: 0,
+    status: 0,
+    opcode: 0,
+    vendor_err: 0,
+    byte_len: 0,
+    imm_data: 0,
+    qp_num: 0,
+    src_qp: 0,
+    wc_flags: 0,
+    pkey_index: 0,
+    slid: 0,
+    sl: 0,
+    dlid_path_bits: 0,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::completion_error::CompletionStatus;
+
+    #[test]
+    fn an_immediate_arrives_in_host_order() {
+        let raw = ibv_wc {
+            wr_id: 7,
+            qp_num: 17,
+            opcode: IBV_WC_RECV_RDMA_WITH_IMM,
+            imm_data: 0x00c0_ffee_u32.to_be(),
+            ..BLANK
+        };
+        let expected = CompletionKind::WriteImmediateReceived { immediate: 0x00c0_ffee, len_bytes: 0 };
+        assert_eq!(Completion::from_raw(&raw), Completion { id: 7, queue_pair: 17, result: Ok(expected) });
+    }
+
+    #[test]
+    fn a_failure_keeps_its_status_and_says_nothing_of_the_opcode() {
+        let raw = ibv_wc { status: 10, vendor_err: 0x88, opcode: IBV_WC_RDMA_READ, ..BLANK };
+        let error = Completion::from_raw(&raw).result.expect_err("status 10 is a failure");
+        assert_eq!((error.status, error.vendor_code), (CompletionStatus::RemoteAccess, 0x88));
+    }
+
+    #[test]
+    fn an_unknown_opcode_keeps_its_number() {
+        let raw = ibv_wc { opcode: 99, ..BLANK };
+        assert_eq!(Completion::from_raw(&raw).result, Ok(CompletionKind::Other(99)));
+    }
+}

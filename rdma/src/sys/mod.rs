@@ -1,0 +1,50 @@
+//! The only unsafe room: libibverbs as C declares it, and handles over it that are safe to hold.
+//!
+//! - `structs`, `constants`: the declarations;
+//! - `functions`: the library, loaded by name;
+//! - `context`, `domain`, `region`, `completions`, `queue_pair`, `requests`: one handle per kind of object.
+//!   Each owns its C object, holds an `Arc` of everything that object was made from, and gives it back on drop.
+//!   So the order of teardown (queue pair; completion queue, channel, regions; domain; device) follows from
+//!   ownership and cannot be got wrong;
+//! - `mapping`: the contract for memory that a device may touch;
+//! - `os`: poll, fcntl, getrlimit.
+//!
+//! Two facts hold for every call here. libibverbs is thread-safe: any verb may be called from any thread, on
+//! any object that is not being destroyed; hence the `Send` and `Sync` of the handles. And a destroy that fails
+//! leaves nothing to be done: the object is leaked, never freed under the device, so drops ignore the result.
+
+#![expect(unsafe_code, reason = "the one place that talks to libibverbs, a C library")]
+
+pub(crate) mod completions;
+pub(crate) mod constants;
+pub(crate) mod context;
+pub(crate) mod domain;
+mod functions;
+mod mapping;
+pub(crate) mod os;
+pub(crate) mod queue_pair;
+pub(crate) mod region;
+pub(crate) mod requests;
+pub(crate) mod structs;
+
+use std::ffi::c_int;
+use std::io;
+
+pub(crate) use functions::Functions;
+pub use mapping::Mapping;
+
+use crate::error::Error;
+
+/// The result of a verb that returns 0 or an errno. Old libraries return -1 and set `errno` instead.
+fn check(call: &'static str, result: c_int) -> Result<(), Error> {
+    match result {
+        0 => Ok(()),
+        1.. => Err(Error::Call { call, source: io::Error::from_raw_os_error(result) }),
+        _ => Err(last_error(call)),
+    }
+}
+
+/// The error of a verb that says "see `errno`".
+fn last_error(call: &'static str) -> Error {
+    Error::Call { call, source: io::Error::last_os_error() }
+}
