@@ -1,0 +1,165 @@
+//! The real machine: a guest on /dev/kvm.
+
+mod boot;
+mod host;
+mod ports;
+mod state;
+mod vcpu;
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+
+use crate::board::Board;
+use crate::cpu::CpuDescription;
+use crate::crew::Crew;
+use crate::error::MachineError;
+use crate::guest::payload::PORT_SERIAL;
+use crate::hosted::{Engine, Hosted};
+use crate::machine::{DirtyTracking, MachineConfig, MachineKind, MemorySlot, SharedMachine};
+use crate::memory::regions;
+
+pub use host::host_cpu;
+use ports::Console;
+use state::KvmState;
+
+/// Where KVM may put its own three pages and an identity map, if the processor needs them: in the hole below 4 GiB.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// Makes a machine on /dev/kvm. Its RAM is untouched.
+///
+/// # Errors
+/// [`MachineError::Config`] for a configuration that no machine can have; [`MachineError::KvmMissing`],
+/// [`MachineError::KvmPermission`] and [`MachineError::KvmTooOld`] for a host without usable KVM;
+/// [`MachineError::Memory`] when the host has not that much RAM to give; [`MachineError::Kvm`] when KVM refuses.
+pub fn new_kvm(config: MachineConfig) -> Result<SharedMachine, MachineError> {
+    let kvm = host::open()?;
+    let most = kvm.get_max_vcpus();
+    if usize::from(config.vcpus) > most {
+        return Err(MachineError::Config(format!(
+            "{} vCPUs are more than the {most} of this host's KVM",
+            config.vcpus
+        )));
+    }
+    let board = Board::new(config)?;
+    let engine = KvmEngine::new(&kvm, &board)?;
+    let crew = Crew::new(Some(vcpu::kick_signal()?));
+    Ok(Arc::new(Hosted::new(board, crew, engine)))
+}
+
+/// A virtual machine of KVM and its devices.
+#[derive(Debug)]
+pub(crate) struct KvmEngine {
+    vm: VmFd,
+    /// In order. A running vCPU's thread holds the lock; whoever else wants it waits until the vCPU stands still.
+    vcpus: Vec<Arc<Mutex<VcpuFd>>>,
+    cpu: CpuDescription,
+    slots: Vec<MemorySlot>,
+    console: Arc<Console>,
+}
+
+impl KvmEngine {
+    fn new(kvm: &Kvm, board: &Board) -> Result<Self, MachineError> {
+        let vm = host::create_vm(kvm)?;
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(refused("set the identity map address"))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(refused("set the TSS address"))?;
+        vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(refused("create the timer"))?;
+        let slots = memory_slots(board);
+        slots.iter().try_for_each(|slot| host::set_slot(&vm, slot))?;
+
+        let cpuid = host::guest_cpuid(kvm)?;
+        let mut vcpus = Vec::new();
+        for vcpu in board.vcpus() {
+            let fd = vm.create_vcpu(u64::from(vcpu)).map_err(refused("create a vCPU"))?;
+            fd.set_cpuid2(&host::cpuid_of(&cpuid, vcpu)).map_err(refused("set CPUID"))?;
+            vcpus.push(fd);
+        }
+        let cpu = host::describe(kvm, &vm, &vcpus[0], &cpuid)?;
+        let console = Arc::new(Console::new(&vm)?);
+        let vcpus = vcpus.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
+        Ok(Self { vm, vcpus, cpu, slots, console })
+    }
+
+    fn vcpu(&self, vcpu: u8) -> MutexGuard<'_, VcpuFd> {
+        self.vcpus[usize::from(vcpu)].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[expect(unsafe_code, reason = "kvm-ioctls gives the VM's descriptor only as a number")]
+    fn vm_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: `self.vm` owns the descriptor and keeps it open at least as long as the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) }
+    }
+}
+
+impl Engine for KvmEngine {
+    type State = KvmState;
+
+    const KIND: MachineKind = MachineKind::Kvm;
+
+    fn cpu(&self) -> &CpuDescription {
+        &self.cpu
+    }
+
+    fn dirty_tracking(&self) -> DirtyTracking<'_> {
+        DirtyTracking::Kvm { vm: self.vm_fd(), slots: self.slots.clone() }
+    }
+
+    fn console(&self) -> Vec<u8> {
+        self.console.output()
+    }
+
+    fn prepare(&self, board: &Board) -> Result<(), MachineError> {
+        board.prepare(self.cpu.tsc_khz)?;
+        boot::write_guest(&board.memory, board.config.memory_bytes)?;
+        board.vcpus().try_for_each(|vcpu| boot::set_registers(&self.vcpu(vcpu), vcpu))
+    }
+
+    fn work(
+        &self,
+        vcpu: u8,
+        board: Arc<Board>,
+        crew: Arc<Crew>,
+    ) -> Box<dyn FnOnce() -> Result<(), String> + Send> {
+        let (fd, console) = (Arc::clone(&self.vcpus[usize::from(vcpu)]), Arc::clone(&self.console));
+        Box::new(move || vcpu::run(&fd, vcpu, &board, &crew, &console))
+    }
+
+    fn save(&self) -> Result<KvmState, MachineError> {
+        state::save(self)
+    }
+
+    fn check(&self, state: &KvmState, board: &Board) -> Result<(), MachineError> {
+        state::check(state, self, board)
+    }
+
+    fn load(&self, state: &KvmState, board: &Board) -> Result<(), MachineError> {
+        state::load(state, self)?;
+        board.vcpus().try_for_each(|vcpu| {
+            let tsc_khz = self.vcpu(vcpu).get_tsc_khz().map_err(refused("tell the TSC rate"))?;
+            board.control(vcpu).adopt_tsc(tsc_khz)
+        })
+    }
+}
+
+fn memory_slots(board: &Board) -> Vec<MemorySlot> {
+    let slot_of = |(slot, (guest_address, len_bytes, host_address))| MemorySlot {
+        slot,
+        guest_address,
+        len_bytes,
+        host_address,
+    };
+    (0..).zip(regions(&board.memory)).map(slot_of).collect()
+}
+
+/// Says of a refused call what it was for.
+fn refused(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
+    move |error| MachineError::Kvm { doing: doing.to_owned(), source: error.into() }
+}
+
+/// The serial port takes eight ports.
+const PORTS_SERIAL: std::ops::Range<u16> = PORT_SERIAL..PORT_SERIAL + 8;

@@ -1,0 +1,68 @@
+//! A small KVM machine with a built-in guest that proves its own memory.
+//!
+//! It exists so that live migration can be shown and tested anywhere: it needs no kernel image and no disk. It knows
+//! nothing of migration beyond pausing, resuming, throttling, saving and loading.
+//!
+//! ```
+//! use std::time::Duration;
+//! use sterna_vmm::{MachineConfig, Workload, new_synthetic};
+//!
+//! # fn main() -> Result<(), sterna_vmm::MachineError> {
+//! let memory_bytes = 32 << 20;
+//! let workload = Workload::for_memory(memory_bytes).at_rate(50);
+//! let config = MachineConfig { memory_bytes, vcpus: 2, hugepages: None, workload };
+//! let machine = new_synthetic(config)?; // `new_kvm` makes a real one
+//! machine.start()?;
+//! assert_eq!(machine.check_from_inside(Duration::from_secs(60))?.wrong, 0);
+//! machine.pause()?;
+//! assert_eq!(machine.check_from_outside()?.wrong, 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The guest
+//!
+//! Its vCPUs share a working set. Pass after pass they write a pattern into it that tells which page it belongs to
+//! and which pass it is of, at the rate that the [`Workload`] asks for. Between their turns they sleep until the
+//! local APIC's timer wakes them. Each vCPU beats: it counts on and tells the VMM, which stamps the beat with the
+//! time. With every beat of vCPU 0 the VMM writes into guest RAM itself, as a device would. So the guest stops
+//! beating when a timer is lost, miscounts when it runs twice or from old memory, and finds pages that are lost,
+//! old, torn or misplaced when it is asked to look, whoever should have carried them: KVM's dirty log or the VMM's
+//! own bitmap.
+//!
+//! # A machine's life
+//!
+//! A fresh machine has not touched its RAM. It either [starts](Machine::start) its guest, or, once a guest's memory
+//! has been put into its RAM, [loads](Machine::load) that guest's state. Dropping a machine ends its guest.
+//!
+//! # What it does to the process
+//!
+//! A real machine takes the signal `SIGRTMIN` to bring vCPU threads out of the guest.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("sterna-vmm runs on x86-64 Linux only");
+
+mod board;
+mod clock;
+mod cpu;
+mod crew;
+mod error;
+mod guest;
+mod heart;
+mod hosted;
+mod kvm;
+mod machine;
+mod memory;
+mod snapshot;
+mod synthetic;
+
+pub use clock::monotonic_ns;
+pub use cpu::{CpuDescription, CpuidEntry, MAX_CPUID_ENTRIES, MAX_MSRS};
+pub use error::MachineError;
+pub use kvm::{host_cpu, new_kvm};
+pub use machine::{
+    DirtyTracking, GuestCheck, GuestRam, Heartbeat, HugePageSize, Machine, MachineConfig, MachineKind,
+    MachineStatus, MemorySlot, PAGE_BYTES, Phase, SharedMachine, VcpuStatus, Workload,
+};
+pub use snapshot::MAX_STATE_BYTES;
+pub use synthetic::new_synthetic;

@@ -1,0 +1,103 @@
+//! Guest RAM: one memfd, mapped shared, one region on each side of the hole below 4 GiB.
+#![expect(unsafe_code, reason = "memfd_create and taking over its file descriptor")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, NewBitmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::error::MachineError;
+use crate::guest::layout::ram_parts;
+use crate::guest::pattern::{PAGE_WORDS, PageContent};
+use crate::machine::{GuestRam, HugePageSize, MachineConfig, PAGE_BYTES};
+
+/// Reserves the RAM of a machine. No page of it is touched.
+pub(crate) fn guest_ram(config: &MachineConfig) -> Result<GuestRam, MachineError> {
+    let len_bytes = config.memory_bytes;
+    let failed = |doing, source| MachineError::Memory { len_bytes, doing, source, remedy: remedy(config) };
+    let file = memfd(config.hugepages).map_err(|error| failed("memfd_create", error))?;
+    file.set_len(len_bytes).map_err(|error| failed("ftruncate", error))?;
+
+    // Huge pages are reserved by mmap: without that, a page too few would be a SIGBUS in the middle of a run.
+    let flags = libc::MAP_SHARED | if config.hugepages.is_some() { 0 } else { libc::MAP_NORESERVE };
+    let mut regions = Vec::new();
+    let mut file_start = 0;
+    let first = FileOffset::new(file, 0);
+    for (guest_address, part_bytes) in ram_parts(len_bytes) {
+        let size =
+            usize::try_from(part_bytes).map_err(|_| failed("mmap", io::ErrorKind::OutOfMemory.into()))?;
+        let mapping = MmapRegionBuilder::new_with_bitmap(size, NewBitmap::with_len(size))
+            .with_file_offset(FileOffset::from_arc(first.arc().clone(), file_start))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(flags)
+            .with_hugetlbfs(config.hugepages.is_some())
+            .build()
+            .map_err(|error| failed("mmap", mapping_error(error)))?;
+        let region = GuestRegionMmap::new(mapping, GuestAddress(guest_address))
+            .ok_or_else(|| failed("mmap", io::ErrorKind::InvalidInput.into()))?;
+        regions.push(region);
+        file_start += part_bytes;
+    }
+    GuestRam::from_regions(regions).map_err(|error| failed("mmap", io::Error::other(error)))
+}
+
+/// Forgets what the VMM wrote so far.
+pub(crate) fn clear_bitmaps(memory: &GuestRam) {
+    for region in memory.iter() {
+        region.get_mmap().bitmap().reset();
+    }
+}
+
+/// A copy of one page. The guest may be writing to it; each word is read once.
+pub(crate) fn read_page(memory: &GuestRam, page: u64) -> Result<PageContent, MachineError> {
+    let guest_address = page.saturating_mul(PAGE_BYTES);
+    let mut content = [0; PAGE_WORDS];
+    memory
+        .get_slice(GuestAddress(guest_address), PAGE_WORDS * 8)
+        .map_err(|source| MachineError::GuestAddress { guest_address, source })?
+        .copy_to(&mut content);
+    Ok(content)
+}
+
+/// Where each region lies: guest address, length in bytes and host address.
+pub(crate) fn regions(memory: &GuestRam) -> Vec<(u64, u64, u64)> {
+    let of = |region: &GuestRegionMmap<_>| (region.start_addr().0, region.len(), region.as_ptr() as u64);
+    memory.iter().map(of).collect()
+}
+
+fn memfd(hugepages: Option<HugePageSize>) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC
+        | match hugepages {
+            None => 0,
+            Some(HugePageSize::TwoMiB) => libc::MFD_HUGETLB | libc::MFD_HUGE_2MB,
+            Some(HugePageSize::OneGiB) => libc::MFD_HUGETLB | libc::MFD_HUGE_1GB,
+        };
+    // SAFETY: the name is a NUL-terminated string that outlives the call.
+    let fd = unsafe { libc::memfd_create(c"sterna-guest-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just returned this descriptor, and nobody else knows of it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+fn mapping_error(error: MmapRegionError) -> io::Error {
+    match error {
+        MmapRegionError::Mmap(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn remedy(config: &MachineConfig) -> &'static str {
+    match config.hugepages {
+        None => "",
+        Some(HugePageSize::TwoMiB) => {
+            "; reserve huge pages: `echo N | sudo tee /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages`"
+        }
+        Some(HugePageSize::OneGiB) => {
+            "; reserve huge pages: `echo N | sudo tee /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages`"
+        }
+    }
+}
