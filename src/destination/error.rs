@@ -1,0 +1,68 @@
+use std::io;
+
+use thiserror::Error;
+
+use crate::control::ControlError;
+use crate::guest::GuestError;
+use crate::handover::HandoverError;
+use crate::memory::MemoryError;
+use crate::transport::TransportError;
+use crate::wire::Refusal;
+
+/// Why a guest did not arrive. But for [`ReceiveError::Start`], it is at the source.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// The address to listen at cannot be had.
+    #[error("cannot listen at {address}: {error}; choose a free port of an address of this host")]
+    Listen {
+        /// The address.
+        address: String,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The listening socket failed.
+    #[error("the listening socket failed: {0}")]
+    Accept(#[source] io::Error),
+    /// This host does not take the guest.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The source ended the migration.
+    #[error("the source gave up: {0}")]
+    SourceGaveUp(String),
+    /// The source sent what was not due.
+    #[error("the source sent {0} out of turn")]
+    OutOfTurn(&'static str),
+    /// What arrived is not what the source has.
+    #[error(
+        "{blocks} of {of} blocks of memory differ from the source's, the first at page {first_page} of region {region}"
+    )]
+    MemoryDiffers {
+        /// How many 2 MiB blocks differ.
+        blocks: usize,
+        /// How many there are.
+        of: usize,
+        /// Region of the first.
+        region: usize,
+        /// Its first page in that region.
+        first_page: u64,
+    },
+    /// The guest is this host's, and could not be started: it runs nowhere.
+    #[error("the guest was handed over and this host could not start it; it runs nowhere: {0}")]
+    Start(#[source] GuestError),
+    /// The control channel.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The lanes.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The VMM.
+    #[error("the VMM failed: {0}")]
+    Guest(#[from] GuestError),
+    /// A message out of turn in the handover.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+}

@@ -1,0 +1,270 @@
+//! The destination's side of a migration: the same five steps as at the [source](crate::source).
+//!
+//! Under RDMA this side does nothing in steps 2 and 3: pages appear in guest RAM. In step 4 the order is what keeps a late
+//! write away from a running guest: **revoke, then compare, then load, then PREPARED**.
+
+mod error;
+
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+pub use error::ReceiveError;
+
+use crate::control::{ControlChannel, STEP_MAX, read_preamble};
+use crate::digest::{self, Digest};
+use crate::guest::{Guest, GuestHost, Proposal};
+use crate::handover::{DestinationAction, DestinationEvent, DestinationHandover};
+use crate::memory::GuestRam;
+use crate::transport::{Landing, land};
+use crate::wire::{Completion, Epoch, Final, Hello, Message, Refusal, Role};
+
+/// A socket at which guests may arrive.
+#[derive(Debug)]
+pub struct Receiver {
+    listener: TcpListener,
+}
+
+impl Receiver {
+    /// Listens at an address; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// [`ReceiveError::Listen`] if the address is not this host's, or is in use.
+    pub fn bind(address: SocketAddr) -> Result<Self, ReceiveError> {
+        let listener = TcpListener::bind(address)
+            .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
+        Ok(Self { listener })
+    }
+
+    /// The address at which it listens.
+    ///
+    /// # Errors
+    /// [`ReceiveError::Accept`] if the system does not know.
+    pub fn local_address(&self) -> Result<SocketAddr, ReceiveError> {
+        self.listener.local_addr().map_err(ReceiveError::Accept)
+    }
+
+    /// Waits for a guest, takes it in, and returns once it runs here.
+    ///
+    /// Strangers and peers of another version are turned away without ending the wait.
+    ///
+    /// # Errors
+    /// [`ReceiveError`] if a migration began and failed. The guest does not run here then, unless that is
+    /// [`ReceiveError::Start`]; what had arrived is freed. The receiver may be used again.
+    pub fn receive<H: GuestHost>(&self, host: &H) -> Result<Arrival<H::Guest>, ReceiveError> {
+        let mut control = self.accept()?;
+        let Message::Hello(hello) = control.receive("HELLO", Some(STEP_MAX))? else {
+            return Err(ReceiveError::OutOfTurn("something else than HELLO"));
+        };
+        let from = control.peer_address();
+        tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
+        let epoch = hello.epoch;
+        let mut attempt = match self.prepare(host, &hello, &mut control) {
+            Ok(attempt) => attempt,
+            Err(error) => {
+                if let ReceiveError::Refused(refusal) = &error {
+                    control.send(&Message::Refused(refusal.clone()))?;
+                } else {
+                    let _ = control.send(&Message::Abort(epoch, error.to_string()));
+                }
+                return Err(error);
+            }
+        };
+        match attempt.run(&mut control) {
+            Ok(()) => Ok(Arrival { guest: attempt.guest, from }),
+            Err(error) => Err(attempt.fail(&mut control, error)),
+        }
+    }
+
+    fn accept(&self) -> Result<ControlChannel, ReceiveError> {
+        loop {
+            let (mut stream, from) = self.listener.accept().map_err(ReceiveError::Accept)?;
+            match read_preamble(&mut stream, STEP_MAX / 4) {
+                Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
+                    Ok(control) => return Ok(control),
+                    Err(error) => tracing::warn!("{from} went away: {error}"),
+                },
+                Ok(_) => tracing::warn!("{from} brings a data lane, but no migration is under way"),
+                Err(error) => {
+                    tracing::warn!("{from} was turned away: {error}");
+                    // Told in our own terms, so that a peer of another version can name both.
+                    let _ = ControlChannel::answer(stream);
+                }
+            }
+        }
+    }
+
+    /// Step 1: makes the machine and the lanes' ends, or refuses.
+    fn prepare<H: GuestHost>(
+        &self,
+        host: &H,
+        hello: &Hello,
+        control: &mut ControlChannel,
+    ) -> Result<Attempt<H::Guest>, ReceiveError> {
+        let proposal = Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details };
+        let guest = host.prepare(&proposal)?;
+        let ram = guest.ram()?;
+        if ram.layout() != hello.ram {
+            return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
+        }
+        let mut landing = land(&hello.lanes, control, &ram)
+            .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
+        control.send(&Message::Ready(landing.ready()))?;
+        landing.connect(&self.listener)?;
+        let handover = DestinationHandover::new(hello.epoch);
+        Ok(Attempt { guest, ram, landing: Some(landing), epoch: hello.epoch, handover, digests: Vec::new() })
+    }
+}
+
+/// A guest that has arrived and runs here.
+#[derive(Debug)]
+pub struct Arrival<G> {
+    /// The guest.
+    pub guest: G,
+    /// Whence it came.
+    pub from: SocketAddr,
+}
+
+struct Attempt<G> {
+    guest: G,
+    ram: GuestRam,
+    landing: Option<Box<dyn Landing>>,
+    epoch: Epoch,
+    handover: DestinationHandover,
+    digests: Vec<Digest>,
+}
+
+impl<G: Guest> Attempt<G> {
+    fn run(&mut self, control: &mut ControlChannel) -> Result<(), ReceiveError> {
+        let last = self.rounds(control)?;
+        let go = self.switch(control, &last)?;
+        self.complete(control, go);
+        Ok(())
+    }
+
+    /// Steps 2 and 3: answers what the source asks while pages arrive, until FINAL.
+    fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
+        let blocks_max = digest::blocks(&self.ram.layout()).len();
+        loop {
+            let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
+            // A round may take hours; that the source is alive, the connection's keepalive tells.
+            match control.receive("the next round", None)? {
+                Message::RegisterSlices(slices) => {
+                    let keys = landing.register(&slices)?;
+                    control.send(&Message::SliceKeys(keys))?;
+                }
+                Message::RoundClosed(round) => landing.await_round(round)?,
+                Message::Digests(digests) if self.digests.len() + digests.len() <= blocks_max => {
+                    self.digests.extend(digests);
+                }
+                Message::Final(last) => {
+                    landing.await_round(last.round)?;
+                    return Ok(last);
+                }
+                Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
+                other => return Err(ReceiveError::OutOfTurn(other.name())),
+            }
+        }
+    }
+
+    /// Step 4: revoke, compare, load, PREPARED, and run on GO; returns when that came.
+    fn switch(&mut self, control: &mut ControlChannel, last: &Final) -> Result<Instant, ReceiveError> {
+        self.handover.on(DestinationEvent::Final(last.epoch))?;
+        if let Some(landing) = self.landing.take() {
+            landing.revoke();
+        }
+        self.handover.on(DestinationEvent::Revoked)?;
+        let comparing = Instant::now();
+        let verified_pages = self.compare(last.compare_blocks)?;
+        let verify_us = micros(comparing.elapsed());
+        let loading = Instant::now();
+        self.guest.load(&last.state)?;
+        let completion = Completion { verified_pages, verify_us, load_us: micros(loading.elapsed()) };
+        self.handover.on(DestinationEvent::Loaded)?;
+        control.send(&Message::Prepared(self.epoch, completion))?;
+        let message = control.receive("GO", Some(GO_MAX))?;
+        let go = Instant::now();
+        match message {
+            Message::Go(epoch) => match self.handover.on(DestinationEvent::Go(epoch))? {
+                DestinationAction::Run => self.guest.resume().map_err(ReceiveError::Start)?,
+                _ => return Err(ReceiveError::OutOfTurn("GO")),
+            },
+            Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
+            other => return Err(ReceiveError::OutOfTurn(other.name())),
+        }
+        Ok(go)
+    }
+
+    /// Step 5: tells the source that the guest runs, and that it lives. Nothing that fails here changes whose it is.
+    fn complete(&mut self, control: &mut ControlChannel, go: Instant) {
+        let told = control.send(&Message::Running(self.epoch)).and_then(|()| match self.first_beat(go) {
+            Some((count, after_go)) => control.send(&Message::Alive(self.epoch, count, micros(after_go))),
+            None => Ok(()),
+        });
+        if let Err(error) = told {
+            tracing::warn!("the guest runs here, and the source could not be told: {error}");
+        }
+    }
+
+    /// The guest's first heartbeat after GO: its count, and how long after. `None` if it gives none, or not in time.
+    fn first_beat(&self, go: Instant) -> Option<(u64, Duration)> {
+        while go.elapsed() < FIRST_BEAT_MAX {
+            let beat = self.guest.heartbeat()?;
+            let since_go = go.elapsed();
+            if beat.age <= since_go {
+                return Some((beat.count, since_go - beat.age));
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+        None
+    }
+
+    /// After a failure: gives the guest up, if it may be given up, and tells the source.
+    fn fail(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
+        self.landing = None;
+        if self.handover.on(DestinationEvent::Failed) == Ok(DestinationAction::Discard)
+            && !matches!(error, ReceiveError::SourceGaveUp(_))
+        {
+            // Only now, with nothing left that could run, may the source hear that this epoch never ran.
+            drop(self.guest);
+            let _ = control.send(&Message::Abort(self.epoch, error.to_string()));
+        }
+        error
+    }
+
+    /// Compares RAM with the source's digests, if it sent any; returns how many pages were compared.
+    fn compare(&self, compare_blocks: u64) -> Result<u64, ReceiveError> {
+        if compare_blocks == 0 && self.digests.is_empty() {
+            return Ok(0);
+        }
+        let blocks = digest::blocks(&self.ram.layout());
+        if compare_blocks != blocks.len() as u64 || self.digests.len() != blocks.len() {
+            return Err(ReceiveError::OutOfTurn("an incomplete list of digests"));
+        }
+        let ours = digest::digests(&self.ram, &blocks)?;
+        let differing: Vec<_> = blocks
+            .iter()
+            .zip(ours.iter().zip(&self.digests))
+            .filter(|(_, (ours, theirs))| ours != theirs)
+            .collect();
+        match differing.first() {
+            None => Ok(self.ram.layout().total_pages()),
+            Some((first, _)) => Err(ReceiveError::MemoryDiffers {
+                blocks: differing.len(),
+                of: blocks.len(),
+                region: first.region,
+                first_page: first.first_page,
+            }),
+        }
+    }
+}
+
+/// How long to stay prepared. The source sends GO at once, or is gone.
+const GO_MAX: Duration = Duration::from_secs(60);
+
+/// How long to look for the guest's first heartbeat.
+const FIRST_BEAT_MAX: Duration = Duration::from_secs(4);
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,90 @@
+//! Which pages changed.
+//!
+//! A [`DirtyLog`] says which pages were written since the last time. There are two kinds, and a KVM guest needs both at
+//! once: [`KvmLog`] knows what the vCPUs wrote, [`SoftwareLog`] what the VMM and its device threads wrote, which KVM never
+//! sees. [`EitherLog`] is their OR.
+//!
+//! The discipline, without which a write is lost:
+//!
+//! 1. [`harvest`](DirtyLog::harvest) collects the pages written so far;
+//! 2. [`rearm`](DirtyLog::rearm) watches a page again **before** it is read;
+//! 3. only pages that will be read are rearmed; the others stay dirty for the next harvest.
+//!
+//! A write after step 2 is seen by the next harvest; a write before it is in what step 3 reads. Bits that an attempt
+//! consumed and then failed are gone, so every attempt begins with all pages dirty.
+
+mod bitmap;
+mod kvm;
+mod software;
+mod stripes;
+
+use std::fmt::Debug;
+use std::io;
+
+use thiserror::Error;
+
+pub use bitmap::DirtyBitmap;
+pub use kvm::{KvmLog, KvmSlot};
+pub use software::{EitherLog, SoftwareLog};
+pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
+
+/// A record of written pages that can be read while the guest runs.
+///
+/// Regions are those of the guest's [`GuestRam`](crate::memory::GuestRam), by index. Calls come from several threads at
+/// once, for different pages.
+pub trait DirtyLog: Send + Sync + Debug {
+    /// Begins to record. Every write after it returns is seen by a later harvest.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if recording cannot begin; then it has not.
+    fn start(&self) -> Result<(), DirtyError>;
+
+    /// Sets in `bits` the pages of `region` written since they were last rearmed or, for what needs no rearming, last
+    /// harvested. Bits already set stay set. Bit 0 of word 0 is the region's first page.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so all pages count as dirty.
+    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError>;
+
+    /// Watches the pages set in `bits` again. `first_page` is a multiple of 64 and `bits` covers whole stripes or ends at
+    /// the region's end, as `KVM_CLEAR_DIRTY_LOG` wants it.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if the kernel refuses.
+    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
+
+    /// Ends the record, so that the guest runs unwatched. May be called without `start`, and twice.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if the kernel refuses; the guest is then slower than it need be, and nothing worse.
+    fn stop(&self) -> Result<(), DirtyError>;
+}
+
+/// What can go wrong with a dirty log.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DirtyError {
+    /// The kernel refused an ioctl.
+    #[error("KVM refused {call} on memory slot {slot}: {error}")]
+    Ioctl {
+        /// The ioctl's name.
+        call: &'static str,
+        /// The slot it was about.
+        slot: u32,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// The kernel lacks manual dirty-log protection, which came with Linux 5.0.
+    #[error("this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; Linux 5.0 or newer has it: {0}")]
+    NoManualProtect(#[source] io::Error),
+    /// A region, page or length that the log does not have.
+    #[error("the dirty log has no pages at {first_page} of region {region} for {words} words")]
+    OutOfRange {
+        /// Index of the region.
+        region: usize,
+        /// First page asked for.
+        first_page: u64,
+        /// Length of the bitmap given, in words of 64 pages.
+        words: usize,
+    },
+}

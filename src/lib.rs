@@ -1,0 +1,57 @@
+//! Live migration of KVM guests: by one-sided RDMA writes out of the source's guest RAM straight into the destination's,
+//! or over TCP where there is no RDMA.
+//!
+//! # Embedding
+//!
+//! A VMM implements [`Guest`](guest::Guest) for its machine and [`GuestHost`](guest::GuestHost) for whatever makes one; then
+//! it calls [`migrate`](source::migrate) at the source and [`Receiver::receive`](destination::Receiver::receive) at the
+//! destination. The adapter of the `sterna` command to its own small VMM, `src/cli/machine.rs`, is the example to copy.
+//!
+//! ```no_run
+//! # fn example(guest: &dyn sterna::guest::Guest) -> Result<(), sterna::source::MigrationError> {
+//! use sterna::source::{Options, migrate};
+//!
+//! let report = migrate(guest, "host-b:7837", &Options::default(), &())?;
+//! println!("it runs there; it stood still for {} ms", report.downtime_ms);
+//! // Now destroy the machine: it is host-b's.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Rooms
+//!
+//! A page's way through the house is one line with no turning back:
+//!
+//! ```text
+//! KVM log → bitmap words → page runs → (zero test) → lane → queue pair → destination RAM
+//! ```
+//!
+//! | room | |
+//! |---|---|
+//! | [`guest`] | what the engine needs of a VMM |
+//! | [`source`], [`destination`] | the five steps of a migration, at either end |
+//! | [`memory`] | guest RAM as the engine sees it: regions, page runs, holes |
+//! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
+//! | [`transport`] | how pages travel: RDMA, TCP |
+//! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
+//! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
+//! | [`handover`] | who owns the VM |
+//! | [`preflight`] | what this machine has, and what mends what it lacks |
+//! | [`progress`] | what a migration tells, and its report |
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("Sterna migrates KVM guests, which needs Linux on a 64-bit machine");
+
+pub mod control;
+pub mod convergence;
+pub mod destination;
+mod digest;
+pub mod dirty;
+pub mod guest;
+pub mod handover;
+pub mod memory;
+pub mod preflight;
+pub mod progress;
+pub mod source;
+pub mod transport;
+pub mod wire;

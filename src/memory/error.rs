@@ -1,0 +1,60 @@
+use std::io;
+
+use thiserror::Error;
+
+/// What can be wrong with guest RAM, as described or as addressed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// A region is empty, or does not begin or end on a page.
+    #[error("RAM region at {guest_address:#x} with {len_bytes} bytes is not made of whole 4 KiB pages")]
+    Unaligned {
+        /// Guest physical address at which the region begins.
+        guest_address: u64,
+        /// Its length.
+        len_bytes: u64,
+    },
+    /// Two regions share addresses, or they are not in ascending order.
+    #[error("RAM regions overlap or are out of order at {guest_address:#x}")]
+    Overlap {
+        /// Guest physical address of the later region.
+        guest_address: u64,
+    },
+    /// There are no regions, or more than a guest can have.
+    #[error("a guest has between 1 and {max} RAM regions, not {count}")]
+    RegionCount {
+        /// How many there were.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
+    /// A region ends past the end of the address space, or the mapping is too large for this machine.
+    #[error("RAM region at {guest_address:#x} with {len_bytes} bytes does not fit the address space")]
+    TooLarge {
+        /// Guest physical address at which the region begins.
+        guest_address: u64,
+        /// Its length.
+        len_bytes: u64,
+    },
+    /// An access outside of guest RAM.
+    #[error("pages {first_page}..{first_page}+{pages} are not in RAM region {region}")]
+    OutOfRange {
+        /// Index of the region.
+        region: usize,
+        /// First page, counted from the region's start.
+        first_page: u64,
+        /// Number of pages.
+        pages: u64,
+    },
+    /// A region's mapping has no host address.
+    #[error("RAM region at {guest_address:#x} is not mapped here: {reason}")]
+    NotMapped {
+        /// Guest physical address at which the region begins.
+        guest_address: u64,
+        /// What the mapping's owner said.
+        reason: String,
+    },
+    /// The kernel would not tell where the holes of the backing file are.
+    #[error("cannot find the holes of the guest's memory file: {0}")]
+    Holes(#[source] io::Error),
+}

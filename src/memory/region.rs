@@ -1,0 +1,282 @@
+#![expect(
+    unsafe_code,
+    reason = "pointers into the mapping of guest RAM: made here, and only here, from an owner that outlives them"
+)]
+
+use std::any::Any;
+use std::fmt;
+use std::fs::File;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::{GuestSlice, MemoryError, PAGE_BYTES, PageRun};
+
+/// A view of all of a guest's RAM that keeps the mapping alive.
+///
+/// Cloning is cheap and gives another view of the same memory.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    regions: Arc<[RamRegion]>,
+}
+
+impl GuestRam {
+    /// The view of a `vm-memory` guest. Its mappings stay as long as this view or a clone of it does.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the regions are not what [`RamLayout::validate`] asks.
+    pub fn from_vm_memory<B>(memory: &GuestMemoryMmap<B>) -> Result<Self, MemoryError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let owner: Arc<dyn Any + Send + Sync> = Arc::new(memory.clone());
+        let mut regions = Vec::with_capacity(memory.num_regions());
+        for region in memory.iter() {
+            let guest_address = region.start_addr().raw_value();
+            let start = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|error| MemoryError::NotMapped { guest_address, reason: error.to_string() })?;
+            let start = NonNull::new(start)
+                .ok_or_else(|| MemoryError::NotMapped { guest_address, reason: "no address".into() })?;
+            regions.push(RamRegion {
+                index: regions.len(),
+                layout: RegionLayout { guest_address, len_bytes: region.len() },
+                start,
+                backing: region
+                    .file_offset()
+                    .map(|file| Backing { file: file.arc().clone(), offset_bytes: file.start() }),
+                _owner: owner.clone(),
+            });
+        }
+        let ram = Self { regions: regions.into() };
+        ram.layout().validate()?;
+        Ok(ram)
+    }
+
+    /// The regions, by ascending guest physical address.
+    #[must_use]
+    pub fn regions(&self) -> &[RamRegion] {
+        &self.regions
+    }
+
+    /// Where the regions are and how large.
+    #[must_use]
+    pub fn layout(&self) -> RamLayout {
+        RamLayout { regions: self.regions.iter().map(|region| region.layout).collect() }
+    }
+
+    /// The bytes of a run of pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`] if any of it lies outside of guest RAM.
+    pub fn slice(&self, run: PageRun) -> Result<GuestSlice<'_>, MemoryError> {
+        let outside =
+            || MemoryError::OutOfRange { region: run.region, first_page: run.first_page, pages: run.pages };
+        let region = self.regions.get(run.region).ok_or_else(outside)?;
+        region.slice(run.first_page, run.pages).ok_or_else(outside)
+    }
+}
+
+/// One contiguous range of guest physical addresses on one mapping.
+#[derive(Clone)]
+pub struct RamRegion {
+    index: usize,
+    layout: RegionLayout,
+    start: NonNull<u8>,
+    backing: Option<Backing>,
+    _owner: Arc<dyn Any + Send + Sync>,
+}
+
+/// The file behind a mapping: what a memfd or hugetlbfs region has and an anonymous one lacks.
+#[derive(Clone, Debug)]
+pub(super) struct Backing {
+    pub(super) file: Arc<File>,
+    pub(super) offset_bytes: u64,
+}
+
+// SAFETY: the pointer is to shared memory that `_owner` keeps mapped; it is only ever used through `GuestSlice`, whose
+// operations are sound whoever else reads or writes the same bytes at the same time.
+unsafe impl Send for RamRegion {}
+
+// SAFETY: as for Send: no method hands out a reference to the bytes.
+unsafe impl Sync for RamRegion {}
+
+impl RamRegion {
+    /// Its index in [`GuestRam::regions`].
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Where it is in the guest's physical address space.
+    #[must_use]
+    pub fn layout(&self) -> RegionLayout {
+        self.layout
+    }
+
+    /// How many pages it has.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.layout.pages()
+    }
+
+    pub(super) fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// The bytes of `pages` pages from `first_page` on; `None` if they are not all in the region.
+    #[must_use]
+    pub fn slice(&self, first_page: u64, pages: u64) -> Option<GuestSlice<'_>> {
+        if first_page.checked_add(pages)? > self.pages() {
+            return None;
+        }
+        let offset = usize::try_from(first_page.checked_mul(PAGE_BYTES)?).ok()?;
+        let len = usize::try_from(pages.checked_mul(PAGE_BYTES)?).ok()?;
+        // SAFETY: `offset` is at most the mapping's length, checked above.
+        let start = unsafe { self.start.add(offset) };
+        // SAFETY: the range is inside the mapping, checked above, and `_owner` keeps that mapped while `self` lives.
+        Some(unsafe { GuestSlice::new(start, len) })
+    }
+}
+
+impl fmt::Debug for RamRegion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("RamRegion").field("index", &self.index).field("layout", &self.layout).finish()
+    }
+}
+
+// SAFETY: the bytes stay mapped, at this address, until the last clone of the region is gone: `_owner` holds the mapping.
+unsafe impl sterna_rdma::Mapping for RamRegion {
+    fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    fn len_bytes(&self) -> usize {
+        usize::try_from(self.layout.len_bytes).unwrap_or(usize::MAX)
+    }
+}
+
+/// Where a RAM region is in the guest's physical address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionLayout {
+    /// Guest physical address of its first byte.
+    pub guest_address: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+}
+
+impl RegionLayout {
+    /// How many pages the region has.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.len_bytes / PAGE_BYTES
+    }
+}
+
+/// Where all of a guest's RAM is. Travels to the destination, which must be able to make the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamLayout {
+    /// The regions, by ascending guest physical address.
+    pub regions: Vec<RegionLayout>,
+}
+
+impl RamLayout {
+    /// More memory slots than x86 KVM's 32,764 are not needed; VMMs use a handful, hot-plugging ones a few hundred.
+    pub const REGIONS_MAX: usize = 1024;
+
+    /// All RAM, in bytes.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.regions.iter().fold(0, |sum, region| sum.saturating_add(region.len_bytes))
+    }
+
+    /// All RAM, in pages.
+    #[must_use]
+    pub fn total_pages(&self) -> u64 {
+        self.total_bytes() / PAGE_BYTES
+    }
+
+    /// Checks what a layout must be before it is worked with: not empty, bounded, whole pages, ascending, apart.
+    ///
+    /// # Errors
+    /// The first [`MemoryError`] found.
+    pub fn validate(&self) -> Result<(), MemoryError> {
+        if self.regions.is_empty() || self.regions.len() > Self::REGIONS_MAX {
+            return Err(MemoryError::RegionCount { count: self.regions.len(), max: Self::REGIONS_MAX });
+        }
+        let mut end = 0;
+        for &RegionLayout { guest_address, len_bytes } in &self.regions {
+            if len_bytes == 0 || len_bytes % PAGE_BYTES != 0 || guest_address % PAGE_BYTES != 0 {
+                return Err(MemoryError::Unaligned { guest_address, len_bytes });
+            }
+            if guest_address < end {
+                return Err(MemoryError::Overlap { guest_address });
+            }
+            end = guest_address
+                .checked_add(len_bytes)
+                .filter(|_| isize::try_from(len_bytes).is_ok())
+                .ok_or(MemoryError::TooLarge { guest_address, len_bytes })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn two_regions() -> GuestMemoryMmap<()> {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MIB), (GuestAddress(1 << 32), 2 * MIB)]).unwrap()
+    }
+
+    #[test]
+    fn a_view_shows_what_the_guest_wrote_and_keeps_it_mapped() {
+        let memory = two_regions();
+        memory.write_slice(b"tern", GuestAddress((1 << 32) + 4096)).unwrap();
+        let ram = GuestRam::from_vm_memory(&memory).unwrap();
+        drop(memory);
+        let mut page = [0; 4096];
+        ram.slice(PageRun { region: 1, first_page: 1, pages: 1 }).unwrap().copy_to(&mut page);
+        assert_eq!(&page[..4], b"tern");
+        assert_eq!(ram.layout().total_pages(), 768);
+    }
+
+    #[test]
+    fn nothing_outside_of_the_regions_can_be_addressed() {
+        let ram = GuestRam::from_vm_memory(&two_regions()).unwrap();
+        for run in [
+            PageRun { region: 0, first_page: 255, pages: 2 },
+            PageRun { region: 0, first_page: u64::MAX, pages: 1 },
+            PageRun { region: 0, first_page: 1, pages: u64::MAX },
+            PageRun { region: 2, first_page: 0, pages: 1 },
+        ] {
+            assert!(matches!(ram.slice(run), Err(MemoryError::OutOfRange { .. })), "{run:?}");
+        }
+    }
+
+    #[test]
+    fn a_layout_is_refused_unless_it_is_whole_pages_in_order() {
+        let layout = |regions: &[(u64, u64)]| RamLayout {
+            regions: regions
+                .iter()
+                .map(|&(guest_address, len_bytes)| RegionLayout { guest_address, len_bytes })
+                .collect(),
+        };
+        assert!(layout(&[(0, 4096), (4096, 8192)]).validate().is_ok());
+        assert!(matches!(layout(&[]).validate(), Err(MemoryError::RegionCount { .. })));
+        assert!(matches!(layout(&[(0, 4096); 1025]).validate(), Err(MemoryError::RegionCount { .. })));
+        assert!(matches!(layout(&[(0, 0)]).validate(), Err(MemoryError::Unaligned { .. })));
+        assert!(matches!(layout(&[(0, 5000)]).validate(), Err(MemoryError::Unaligned { .. })));
+        assert!(matches!(layout(&[(1, 4096)]).validate(), Err(MemoryError::Unaligned { .. })));
+        assert!(matches!(layout(&[(0, 8192), (4096, 4096)]).validate(), Err(MemoryError::Overlap { .. })));
+        assert!(matches!(layout(&[(!4095, 8192)]).validate(), Err(MemoryError::TooLarge { .. })));
+        assert!(matches!(layout(&[(0, 1 << 63)]).validate(), Err(MemoryError::TooLarge { .. })));
+    }
+}

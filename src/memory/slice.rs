@@ -1,0 +1,102 @@
+#![expect(
+    unsafe_code,
+    reason = "reads and writes of guest bytes through raw pointers, since others change them meanwhile"
+)]
+
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+
+use super::{PAGE_LEN, RamRegion};
+
+/// A pointer and a length inside guest RAM, valid as long as the region it was made from.
+///
+/// Not a Rust slice: the guest may change the bytes at any time, so what is read is a snapshot of nothing in particular
+/// unless the guest is paused. The engine copes with that by watching a page *before* reading it.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestSlice<'ram> {
+    start: NonNull<u8>,
+    len: usize,
+    region: PhantomData<&'ram RamRegion>,
+}
+
+impl<'ram> GuestSlice<'ram> {
+    /// # Safety
+    /// `start..start + len` must lie in one mapping that stays readable and writable for `'ram`.
+    pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
+        Self { start, len, region: PhantomData }
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a run of no pages is never made")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    /// The pages of the slice, one by one.
+    pub fn pages(self) -> impl Iterator<Item = GuestSlice<'ram>> {
+        (0..self.len / PAGE_LEN).map(move |page| {
+            // SAFETY: `page` counts the whole pages of this slice, so the offset stays inside it.
+            let start = unsafe { self.start.add(page * PAGE_LEN) };
+            // SAFETY: a page of a valid slice is a valid slice.
+            unsafe { GuestSlice::new(start, PAGE_LEN) }
+        })
+    }
+
+    /// Copies the bytes out.
+    ///
+    /// # Panics
+    /// If `into` has another length than the slice: a mistake of the caller, never of a peer.
+    pub fn copy_to(&self, into: &mut [u8]) {
+        assert_eq!(into.len(), self.len, "copy of another length");
+        // SAFETY: both ranges are valid for `len` bytes and cannot overlap, as guest RAM is never a Rust slice. A vCPU
+        // that writes meanwhile makes the copy torn, which the page's dirty bit will tell.
+        unsafe { ptr::copy_nonoverlapping(self.start.as_ptr(), into.as_mut_ptr(), self.len) };
+    }
+
+    /// Whether every byte is zero. Stops at the first word that is not.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        const WORD: usize = size_of::<u64>();
+        const LINE: usize = 8;
+        let words = self.start.as_ptr().cast::<u64>();
+        let count = self.len / WORD;
+        // Eight loads are OR-ed between two branches: enough to keep the memory bus the limit.
+        (0..count / LINE).all(|line| {
+            (0..LINE).fold(0, |bits, word| {
+                // SAFETY: the index is below `len / 8`.
+                let address = unsafe { words.add(line * LINE + word) };
+                // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them.
+                bits | unsafe { address.read_volatile() }
+            }) == 0
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use crate::memory::{GuestRam, PageRun};
+
+    #[test]
+    fn one_byte_anywhere_makes_a_page_not_zero() {
+        let memory: GuestMemoryMmap<()> =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 3 * 4096)]).unwrap();
+        let ram = GuestRam::from_vm_memory(&memory).unwrap();
+        let page = ram.slice(PageRun { region: 0, first_page: 1, pages: 1 }).unwrap();
+        memory.write_obj(0xffu8, GuestAddress(4095)).unwrap();
+        memory.write_obj(0xffu8, GuestAddress(8192)).unwrap();
+        assert!(page.is_zero(), "the neighbours' bytes do not count");
+        for offset in [0, 1, 63, 64, 2047, 4088, 4095] {
+            memory.write_obj(1u8, GuestAddress(4096 + offset)).unwrap();
+            assert!(!page.is_zero(), "byte {offset}");
+            memory.write_obj(0u8, GuestAddress(4096 + offset)).unwrap();
+        }
+        assert!(page.is_zero());
+    }
+}

@@ -1,0 +1,178 @@
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use super::tree::{Tree, field};
+
+/// What the remedies depend on: distribution, kernel, privileges.
+#[derive(Clone, Debug, Default)]
+pub struct Platform {
+    /// As `uname -r` prints it.
+    pub kernel_release: String,
+    /// `ID` of `/etc/os-release`, such as `debian`.
+    pub distribution: String,
+    /// The distribution's package tool.
+    pub packages: Packages,
+    /// Whether this process is in a container (a PID namespace other than the machine's).
+    pub container: bool,
+    /// What this process may do.
+    pub privileges: Privileges,
+}
+
+/// The package tools that remedies speak of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Packages {
+    /// Debian, Ubuntu.
+    Apt,
+    /// Fedora, Red Hat Enterprise Linux and its kin.
+    Dnf,
+    /// SUSE.
+    Zypper,
+    /// Arch.
+    Pacman,
+    /// Another one: the remedy names the packages only.
+    #[default]
+    Other,
+}
+
+/// Capabilities of this process, of those that matter here. A user namespace gives only the look of them, so there all
+/// are false: the kernel asks for these in the initial user namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Privileges {
+    /// Effective user id 0.
+    pub root: bool,
+    /// `CAP_NET_ADMIN`: make network interfaces and RDMA devices.
+    pub net_admin: bool,
+    /// `CAP_IPC_LOCK`: lock memory past the limit.
+    pub ipc_lock: bool,
+    /// `CAP_SYS_MODULE`: load kernel modules.
+    pub sys_module: bool,
+}
+
+impl Platform {
+    pub(super) fn read(tree: &Tree) -> Self {
+        let release = tree.text("etc/os-release").unwrap_or_default();
+        let distribution = release_field(&release, "ID");
+        let like = release_field(&release, "ID_LIKE");
+        Self {
+            kernel_release: tree.text("proc/sys/kernel/osrelease").unwrap_or_default(),
+            packages: Packages::of(&distribution, &like),
+            distribution,
+            container: in_container(tree),
+            privileges: Privileges::read(tree),
+        }
+    }
+
+    /// The command, with `sudo` where this process is not root.
+    #[must_use]
+    pub fn as_root(&self, command: &str) -> String {
+        if self.privileges.root { command.to_owned() } else { format!("sudo {command}") }
+    }
+
+    /// The command that installs the verbs library and its drivers.
+    #[must_use]
+    pub fn install_verbs(&self) -> String {
+        self.install(match self.packages {
+            Packages::Apt => "libibverbs1 ibverbs-providers",
+            Packages::Dnf => "libibverbs",
+            Packages::Zypper => "libibverbs1 libibverbs",
+            Packages::Pacman | Packages::Other => "rdma-core",
+        })
+    }
+
+    /// The command that installs `ip` and `rdma`.
+    #[must_use]
+    pub fn install_iproute(&self) -> String {
+        self.install(if self.packages == Packages::Dnf { "iproute" } else { "iproute2" })
+    }
+
+    /// What brings the kernel module `rdma_rxe` to a kernel that lacks it.
+    #[must_use]
+    pub fn install_soft_roce_module(&self) -> String {
+        let kernel = &self.kernel_release;
+        if self.container {
+            return format!(
+                "on the host, not in this container: `modprobe rdma_rxe` (the container shares the host's kernel {kernel})"
+            );
+        }
+        match (self.packages, self.distribution.as_str()) {
+            // Ubuntu keeps the less usual modules in a package of their own.
+            (Packages::Apt, "ubuntu") => self.install(&format!("linux-modules-extra-{kernel}")),
+            // Debian's `cloud` kernels are built without InfiniBand; the ordinary one has it.
+            (Packages::Apt, _) => {
+                let architecture = if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+                format!("{}, then boot that kernel", self.install(&format!("linux-image-{architecture}")))
+            }
+            (Packages::Dnf, _) => self.install(&format!("kernel-modules-extra-{kernel}")),
+            _ => format!("use a kernel built with CONFIG_RDMA_RXE ({kernel} is not)"),
+        }
+    }
+
+    fn install(&self, packages: &str) -> String {
+        match self.packages {
+            Packages::Apt => self.as_root(&format!("apt install {packages}")),
+            Packages::Dnf => self.as_root(&format!("dnf install {packages}")),
+            Packages::Zypper => self.as_root(&format!("zypper install {packages}")),
+            Packages::Pacman => self.as_root(&format!("pacman -S {packages}")),
+            Packages::Other => format!("install {packages} with this system's package tool"),
+        }
+    }
+}
+
+impl Packages {
+    fn of(distribution: &str, like: &str) -> Self {
+        for name in [distribution].into_iter().chain(like.split_whitespace()) {
+            match name {
+                "debian" | "ubuntu" => return Self::Apt,
+                "fedora" | "rhel" | "centos" => return Self::Dnf,
+                "suse" | "opensuse" => return Self::Zypper,
+                "arch" => return Self::Pacman,
+                _ => {}
+            }
+        }
+        Self::Other
+    }
+}
+
+impl Privileges {
+    pub(super) fn read(tree: &Tree) -> Self {
+        let status = tree.text("proc/self/status").unwrap_or_default();
+        // Real, effective, saved, file system.
+        let root = field(&status, "Uid").and_then(|ids| ids.split_whitespace().nth(1)) == Some("0");
+        let effective =
+            field(&status, "CapEff").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+        let holds = |bit: u32| in_initial_user_namespace(tree) && effective >> bit & 1 == 1;
+        // Bits of linux/capability.h.
+        Self { root, net_admin: holds(12), ipc_lock: holds(14), sys_module: holds(16) }
+    }
+}
+
+/// A container has a PID namespace of its own; the initial one bears a fixed number (Linux, include/linux/proc_ns.h).
+/// Files such as `/.dockerenv` also lie in virtual machines that were made from a container's image.
+fn in_container(tree: &Tree) -> bool {
+    const INITIAL: &str = "pid:[4026531836]";
+    fs::read_link(tree.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace != Path::new(INITIAL))
+}
+
+/// The initial user namespace maps all ids to themselves.
+fn in_initial_user_namespace(tree: &Tree) -> bool {
+    tree.text("proc/self/uid_map").is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
+fn release_field(release: &str, key: &str) -> String {
+    let value = release.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    value.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// Where the program `name` is: in `PATH`, or in the folders of administration that an ordinary user's `PATH` leaves out.
+#[must_use]
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders =
+        env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    fs::metadata(file).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,166 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::tree::Tree;
+
+/// An RDMA device as the kernel shows it in `/sys/class/infiniband`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaDevice {
+    /// Its name, such as `mlx5_0` or `rxe0`.
+    pub name: String,
+    /// For a soft-RoCE device, the network interface that it is made on.
+    pub soft_roce_on: Option<String>,
+    /// Whether it speaks iWARP, which has other connections than those that Sterna makes.
+    pub iwarp: bool,
+    /// The name of its file in `/dev/infiniband`, such as `uverbs0`; None while the kernel module `ib_uverbs` is missing.
+    pub verbs_file: Option<String>,
+    /// Its ports.
+    pub ports: Vec<RdmaPort>,
+}
+
+/// A port of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RdmaPort {
+    /// Its number, from 1.
+    pub number: u8,
+    /// Its state in the kernel's word, such as `ACTIVE` or `DOWN`.
+    pub state: String,
+    /// Whether its link is InfiniBand, addressed by LID; else it is Ethernet (RoCE), addressed by GID.
+    pub infiniband: bool,
+    /// The network interface behind it.
+    pub netdev: Option<String>,
+    /// Its table of GIDs, without the empty places.
+    pub gids: Vec<Gid>,
+}
+
+/// An entry of a port's table of GIDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gid {
+    /// Its place in the table.
+    pub index: u32,
+    /// The address.
+    pub address: Ipv6Addr,
+    /// Whether it is of RoCE version 2, which travels in UDP; else version 1 or InfiniBand.
+    pub roce_v2: bool,
+}
+
+/// Whether the kernel has a module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ModuleState {
+    /// Loaded or built in.
+    Present,
+    /// A file that `modprobe` will load.
+    Loadable,
+    /// No such module comes with this kernel.
+    #[default]
+    Absent,
+    /// The kernel's modules are not described on this machine, and the module may be built in: only trying tells.
+    Unknown,
+}
+
+/// The RDMA devices of this machine.
+#[must_use]
+pub fn rdma_devices() -> Vec<RdmaDevice> {
+    read_devices(&Tree::machine())
+}
+
+pub(super) fn read_devices(tree: &Tree) -> Vec<RdmaDevice> {
+    tree.names("sys/class/infiniband").into_iter().map(|name| RdmaDevice::read(tree, name)).collect()
+}
+
+impl RdmaDevice {
+    fn read(tree: &Tree, name: String) -> Self {
+        let folder = format!("sys/class/infiniband/{name}");
+        let verbs_file = tree.names("sys/class/infiniband_verbs").into_iter().find(|file| {
+            tree.text(format!("sys/class/infiniband_verbs/{file}/ibdev")).as_deref() == Some(&name)
+        });
+        let mut ports: Vec<RdmaPort> = tree
+            .names(format!("{folder}/ports"))
+            .iter()
+            .filter_map(|number| {
+                RdmaPort::read(tree, &format!("{folder}/ports/{number}"), number.parse().ok()?)
+            })
+            .collect();
+        ports.sort_by_key(|port| port.number);
+        Self {
+            // Of all drivers, only rdma_rxe has this file.
+            soft_roce_on: tree.text(format!("{folder}/parent")),
+            // "1: CA" for InfiniBand and RoCE, "4: RNIC" for iWARP.
+            iwarp: tree.text(format!("{folder}/node_type")).is_some_and(|kind| kind.starts_with("4:")),
+            verbs_file,
+            ports,
+            name,
+        }
+    }
+}
+
+impl RdmaPort {
+    fn read(tree: &Tree, folder: &str, number: u8) -> Option<Self> {
+        // "4: ACTIVE"
+        let state = tree.text(format!("{folder}/state"))?;
+        let state = state.split_once(": ").map_or(state.as_str(), |(_, word)| word).to_owned();
+        let mut indices: Vec<u32> =
+            tree.names(format!("{folder}/gids")).iter().filter_map(|index| index.parse().ok()).collect();
+        indices.sort_unstable();
+        Some(Self {
+            number,
+            state,
+            infiniband: tree.text(format!("{folder}/link_layer")).as_deref() == Some("InfiniBand"),
+            netdev: indices.iter().find_map(|index| tree.text(format!("{folder}/gid_attrs/ndevs/{index}"))),
+            gids: indices.into_iter().filter_map(|index| Gid::read(tree, folder, index)).collect(),
+        })
+    }
+
+    /// Whether it can carry traffic now.
+    #[must_use]
+    pub fn active(&self) -> bool {
+        self.state == "ACTIVE"
+    }
+
+    /// The GID that a RoCE connection should use: version 2, an IPv4 address before an IPv6 one that is routed; a
+    /// link-local one does not count.
+    #[must_use]
+    pub fn roce_gid(&self) -> Option<Gid> {
+        let mut usable = self.gids.iter().filter(|gid| gid.roce_v2 && !gid.link_local());
+        let first = usable.clone().next().copied();
+        usable.find(|gid| gid.ipv4().is_some()).copied().or(first)
+    }
+}
+
+impl Gid {
+    fn read(tree: &Tree, folder: &str, index: u32) -> Option<Self> {
+        let address: Ipv6Addr = tree.text(format!("{folder}/gids/{index}"))?.parse().ok()?;
+        // The kernel answers with an error for the type of an empty place.
+        let kind = tree.text(format!("{folder}/gid_attrs/types/{index}"))?;
+        (!address.is_unspecified()).then(|| Self { index, address, roce_v2: kind == "RoCE v2" })
+    }
+
+    /// The IPv4 address, of an entry that maps one.
+    #[must_use]
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.address.to_ipv4_mapped()
+    }
+
+    fn link_local(&self) -> bool {
+        self.address.is_unicast_link_local()
+    }
+}
+
+impl ModuleState {
+    /// The state of `rdma_rxe`.
+    pub(super) fn of_soft_roce(tree: &Tree, devices: &[RdmaDevice]) -> Self {
+        const FILE: &str = "/rdma_rxe.ko";
+        let modules = format!("lib/modules/{}", tree.text("proc/sys/kernel/osrelease").unwrap_or_default());
+        let lists = |list: &str| tree.text(format!("{modules}/{list}")).map(|text| text.contains(FILE));
+        let in_use = devices.iter().any(|device| device.soft_roce_on.is_some());
+        if in_use || tree.exists("sys/module/rdma_rxe") || lists("modules.builtin") == Some(true) {
+            return Self::Present;
+        }
+        match lists("modules.dep") {
+            Some(true) => Self::Loadable,
+            Some(false) => Self::Absent,
+            // It cannot be built in without the RDMA core, which shows itself by this folder.
+            None if tree.exists("sys/class/infiniband") => Self::Unknown,
+            None => Self::Absent,
+        }
+    }
+}

@@ -1,0 +1,55 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The root that readings are taken under: `/`, or a made-up machine's folder in tests.
+#[derive(Debug)]
+pub(super) struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    pub(super) fn machine() -> Self {
+        Self::at(Path::new("/"))
+    }
+
+    pub(super) fn at(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// `path` without a leading slash.
+    pub(super) fn path(&self, path: impl AsRef<Path>) -> PathBuf {
+        self.root.join(path)
+    }
+
+    pub(super) fn exists(&self, path: impl AsRef<Path>) -> bool {
+        self.path(path).exists()
+    }
+
+    /// A file's text without white space at its ends; None if it cannot be read (many files of sysfs answer with an error
+    /// where there is nothing to say).
+    pub(super) fn text(&self, path: impl AsRef<Path>) -> Option<String> {
+        let text = fs::read_to_string(self.path(path)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    pub(super) fn number(&self, path: impl AsRef<Path>) -> Option<u64> {
+        self.text(path)?.parse().ok()
+    }
+
+    /// The names in a folder, sorted; none if there is no such folder.
+    pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// The value of `key` in text of lines such as `MemTotal:  24 kB` or `inactive_file 4096`.
+pub(super) fn field<'text>(text: &'text str, key: &str) -> Option<&'text str> {
+    text.lines().find_map(|line| {
+        let rest = line.strip_prefix(key)?;
+        rest.starts_with([':', ' ', '\t']).then(|| rest.trim_start_matches(':').trim())
+    })
+}

@@ -1,0 +1,114 @@
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::control::ControlError;
+use crate::dirty::DirtyError;
+use crate::guest::GuestError;
+use crate::handover::HandoverError;
+use crate::memory::MemoryError;
+use crate::transport::TransportError;
+use crate::wire::Refusal;
+
+/// A migration that did not succeed: where the guest is now, and why.
+#[derive(Debug)]
+pub struct MigrationError {
+    /// Where the guest is.
+    pub guest: GuestIs,
+    /// Whether the destination or a check refused before a page was sent.
+    pub refused: bool,
+    /// Why.
+    pub cause: MigrationFailure,
+}
+
+impl fmt::Display for MigrationError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} ({})", self.cause, self.guest)
+    }
+}
+
+impl std::error::Error for MigrationError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.cause)
+    }
+}
+
+/// Where a guest is after a failed migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestIs {
+    /// At the source, running as if nothing had been.
+    RunningAtSource,
+    /// At the source and paused, because its VMM could not resume it.
+    PausedAtSource,
+    /// Paused at the source, and perhaps running at the destination: the source may not know, and does not guess.
+    InDoubt,
+}
+
+impl fmt::Display for GuestIs {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::RunningAtSource => "the guest runs on at the source",
+            Self::PausedAtSource => "the guest is paused at the source, which could not resume it",
+            Self::InDoubt => {
+                "in doubt: the guest is paused at the source and may be running at the destination; \
+                 look there before doing anything here"
+            }
+        })
+    }
+}
+
+/// Why a migration did not succeed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum MigrationFailure {
+    /// The destination does not take the guest.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The destination gave up.
+    #[error("the destination gave up: {0}")]
+    DestinationFailed(String),
+    /// The guest writes faster than its pages can be sent.
+    #[error(
+        "the guest writes {dirty_rate_mbps:.0} MB/s and {throughput_mbps:.0} MB/s can be sent: after {rounds} rounds \
+         the downtime would still be {predicted_downtime_ms:.0} ms; allow more downtime, a faster link or more throttling"
+    )]
+    NotConverging {
+        /// What the guest wrote in the last round.
+        dirty_rate_mbps: f64,
+        /// What the link carried.
+        throughput_mbps: f64,
+        /// Rounds so far.
+        rounds: u32,
+        /// What a switch would cost now.
+        predicted_downtime_ms: f64,
+    },
+    /// The operator cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// The control channel.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The lanes.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The dirty log.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The VMM.
+    #[error("the VMM failed: {0}")]
+    Guest(#[from] GuestError),
+    /// A message out of turn in the handover.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// The system has no threads or no randomness left.
+    #[error("the system refused {what}: {error}")]
+    System {
+        /// What was asked.
+        what: &'static str,
+        /// Its answer.
+        error: String,
+    },
+}

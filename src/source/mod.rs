@@ -1,0 +1,450 @@
+//! The source's side of a migration, in five steps.
+//!
+//! | step | here | the destination |
+//! |---|---|---|
+//! | 1 [`prepare`] | connect, describe the guest, connect the lanes | reserve all RAM, or refuse |
+//! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA |
+//! | 3 rounds | send what was written meanwhile, again and again | the same |
+//! | 4 [switch](Attempt::switch) | pause, send the rest and the state, GO | revoke, compare, load, run |
+//! | 5 [complete](Attempt::complete) | release the guest | show that it lives |
+//!
+//! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt.
+
+mod error;
+mod rounds;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rayon::ThreadPool;
+
+pub use error::{GuestIs, MigrationError, MigrationFailure};
+
+use self::rounds::Rounds;
+use crate::control::{ControlChannel, STEP_MAX};
+use crate::convergence::{self, Decision, Limits, Round};
+use crate::digest;
+use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
+use crate::guest::Guest;
+use crate::handover::{SourceAction, SourceEvent, SourceHandover};
+use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::progress::{Event, Observer, Report, RoundReport};
+use crate::transport::{Offer, Transport, TransportChoice, TransportKind};
+use crate::wire::{Completion, DIGESTS_MAX, Epoch, Final, Hello, Message, Refusal};
+
+/// How a migration is to be done.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// By which transport.
+    pub transport: TransportChoice,
+    /// Over how many lanes; `None` chooses by the number of processors.
+    pub lanes: Option<u8>,
+    /// When to switch, and when to give up.
+    pub limits: Limits,
+    /// Whether both ends compare all of RAM at the switch. It takes its time while the guest is paused.
+    pub compare: bool,
+    /// Ends the migration when asked to.
+    pub cancel: Cancel,
+}
+
+/// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks for the end.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Result<(), MigrationFailure> {
+        if self.0.load(Ordering::Relaxed) { Err(MigrationFailure::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once it runs there: the guest
+/// here is paused for good then, and its VMM should destroy it.
+///
+/// # Errors
+/// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
+pub fn migrate(
+    guest: &dyn Guest,
+    to: &str,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Report, MigrationError> {
+    let started = Instant::now();
+    let link = prepare(guest, to, options).map_err(|cause| MigrationError {
+        guest: GuestIs::RunningAtSource,
+        refused: !matches!(cause, MigrationFailure::Cancelled),
+        cause,
+    })?;
+    observer.event(&Event::Connected {
+        transport: link.transport.kind(),
+        via: format!("{} ({})", link.transport.via(), link.reason),
+        total_pages: link.ram.layout().total_pages(),
+    });
+    let mut attempt = Attempt::new(guest, options, observer, link, started);
+    attempt.run().map_err(|cause| attempt.fail(cause))
+}
+
+/// A destination that has reserved everything for the guest, and the lanes to it.
+struct Link {
+    epoch: Epoch,
+    control: ControlChannel,
+    transport: Box<dyn Transport>,
+    reason: String,
+    ram: GuestRam,
+    log: Box<dyn DirtyLog>,
+    pool: ThreadPool,
+    lanes: u8,
+}
+
+/// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
+fn prepare(guest: &dyn Guest, to: &str, options: &Options) -> Result<Link, MigrationFailure> {
+    let (ram, log) = (guest.ram()?, guest.dirty_log()?);
+    let lanes = options.lanes.unwrap_or_else(default_lanes).clamp(1, 64);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(lanes.into())
+        .thread_name(|index| format!("lane-{index}"))
+        .build()
+        .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
+    let mut control = ControlChannel::connect(to)?;
+    let mut offer = Offer::make(options.transport, &control, &ram, lanes)?;
+    let (epoch, ready) = loop {
+        let epoch = new_epoch()?;
+        control.send(&Message::Hello(Hello {
+            epoch,
+            name: guest.name().to_owned(),
+            ram: ram.layout(),
+            details: guest.details()?,
+            lanes: offer.lanes(),
+        }))?;
+        match control.receive("READY", Some(STEP_MAX))? {
+            Message::Ready(ready) => break (epoch, ready),
+            Message::Refused(Refusal::Transport(reason))
+                if options.transport == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
+            {
+                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+                control = ControlChannel::connect(to)?;
+            }
+            other => return Err(unexpected("READY", epoch, other)),
+        }
+    };
+    options.cancel.check()?;
+    let reason = offer.reason().to_owned();
+    let transport = offer.connect(ready, &control, &ram)?;
+    Ok(Link { epoch, control, transport, reason, ram, log, pool, lanes })
+}
+
+/// One attempt, from the first page on.
+struct Attempt<'migration> {
+    guest: &'migration dyn Guest,
+    options: &'migration Options,
+    observer: &'migration dyn Observer,
+    link: Link,
+    handover: SourceHandover,
+    started: Instant,
+    paused: bool,
+    throttle_percent: u8,
+    dirty: DirtyBitmap,
+    stripes: Stripes,
+    /// What the rounds while the guest ran were like: the ground for every decision.
+    history: Vec<Round>,
+    rounds: Vec<RoundReport>,
+    pages_zero: u64,
+}
+
+/// What the switch took.
+struct Switched {
+    downtime: Duration,
+    compare: Duration,
+    completion: Completion,
+    /// When the guest last beat here, counted back from the moment GO left.
+    last_beat_before_go: Option<(u64, Duration)>,
+}
+
+impl<'migration> Attempt<'migration> {
+    fn new(
+        guest: &'migration dyn Guest,
+        options: &'migration Options,
+        observer: &'migration dyn Observer,
+        link: Link,
+        started: Instant,
+    ) -> Self {
+        let layout = link.ram.layout();
+        Self {
+            guest,
+            options,
+            observer,
+            handover: SourceHandover::new(link.epoch),
+            started,
+            paused: false,
+            throttle_percent: 0,
+            dirty: DirtyBitmap::new(&layout),
+            stripes: Stripes::new(&layout, link.lanes.into()),
+            history: Vec::new(),
+            rounds: Vec::new(),
+            pages_zero: 0,
+            link,
+        }
+    }
+
+    fn run(&mut self) -> Result<Report, MigrationFailure> {
+        self.dirty.fill();
+        self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
+        // Last, so that no write is counted as new that the first round sends anyway.
+        self.link.log.start()?;
+        let setup = self.started.elapsed();
+        self.converge()?;
+        let switched = self.switch()?;
+        Ok(self.complete(setup, &switched))
+    }
+
+    /// Steps 2 and 3: sends what is dirty until the rest fits the downtime, all of RAM to begin with.
+    fn converge(&mut self) -> Result<(), MigrationFailure> {
+        loop {
+            let began = Instant::now();
+            let sent_bytes = self.send_round()?;
+            let duration = began.elapsed();
+            self.dirty.clear();
+            self.harvest()?;
+            let dirty_pages = self.dirty.count();
+            let round = Round { sent_bytes, duration, dirty_pages };
+            self.history.push(round);
+            self.report_round(&round, began.elapsed());
+            match convergence::decide(&self.options.limits, &self.history, self.throttle_percent) {
+                Decision::Switch => return Ok(()),
+                Decision::AnotherRound => {}
+                Decision::Throttle(percent) => self.throttle(percent),
+                Decision::GiveUp => return Err(self.not_converging()),
+            }
+            self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
+        }
+    }
+
+    /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
+    fn switch(&mut self) -> Result<Switched, MigrationFailure> {
+        self.handover.on(SourceEvent::Pausing)?;
+        let paused_at = Instant::now();
+        self.paused = true;
+        self.guest.pause()?;
+        self.observer.event(&Event::Paused);
+        // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
+        let state = self.guest.save()?;
+        self.harvest()?;
+        self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
+        self.send_round()?;
+        self.report_round(
+            &Round { sent_bytes: 0, duration: paused_at.elapsed(), dirty_pages: 0 },
+            Duration::ZERO,
+        );
+        let comparing = Instant::now();
+        let compare_blocks = if self.options.compare { self.send_digests()? } else { 0 };
+        let compare = comparing.elapsed();
+        let round = self.round_number();
+        let epoch = self.link.epoch;
+        self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
+        self.handover.on(SourceEvent::FinalSent)?;
+        let completion = self.await_prepared()?;
+        self.options.cancel.check()?;
+        let beat = self.guest.heartbeat().map(|beat| (beat.count, beat.age));
+        // From this line on the guest may run there, whatever becomes of the send.
+        self.handover.on(SourceEvent::GoAttempted)?;
+        self.link.control.send(&Message::Go(epoch))?;
+        self.await_running()?;
+        let downtime = paused_at.elapsed();
+        let compare = compare + Duration::from_micros(completion.verify_us);
+        Ok(Switched { downtime, compare, completion, last_beat_before_go: beat })
+    }
+
+    /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
+    fn complete(&mut self, setup: Duration, switched: &Switched) -> Report {
+        let total = self.started.elapsed();
+        self.observer.event(&Event::Switched { downtime_ms: ms(switched.downtime) });
+        let guest_downtime = switched.last_beat_before_go.and_then(|(count, age)| {
+            match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
+                Ok(Message::Alive(epoch, there, after_go_us))
+                    if epoch == self.link.epoch && there > count =>
+                {
+                    Some(age + Duration::from_micros(after_go_us))
+                }
+                _ => None,
+            }
+        });
+        let sum = |of: fn(&RoundReport) -> u64| self.rounds.iter().map(of).sum();
+        let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
+        let sending_ms: f64 = self.rounds.iter().map(|round| round.ms).sum();
+        Report {
+            transport: self.link.transport.kind(),
+            total_ms: ms(total),
+            setup_ms: ms(setup),
+            downtime_ms: ms(switched.downtime),
+            compare_ms: ms(switched.compare),
+            guest_downtime_ms: guest_downtime.map(ms),
+            rounds: self.rounds.clone(),
+            bytes_sent,
+            pages_sent,
+            pages_zero: self.pages_zero,
+            throughput_mbps: mbps(bytes_sent, Duration::from_secs_f64(sending_ms / 1e3)),
+            verified_pages: switched.completion.verified_pages,
+        }
+    }
+
+    /// After a failure: lets the guest run here again, if it is this side's to run.
+    fn fail(&mut self, cause: MigrationFailure) -> MigrationError {
+        let refused_there = matches!(cause, MigrationFailure::DestinationFailed(_));
+        let event = if refused_there { SourceEvent::Refused(self.link.epoch) } else { SourceEvent::Failed };
+        let action = self.handover.on(event);
+        // Neither can make anything worse, and the cause matters more than they do.
+        if let Err(error) = self.link.log.stop() {
+            tracing::warn!("the dirty log stays on: {error}");
+        }
+        if self.throttle_percent > 0 {
+            self.throttle(0);
+        }
+        let guest = match action {
+            Ok(SourceAction::Resume) if !self.paused => GuestIs::RunningAtSource,
+            Ok(SourceAction::Resume) => match self.guest.resume() {
+                Ok(()) => GuestIs::RunningAtSource,
+                Err(error) => {
+                    tracing::error!("the guest could not be resumed: {error}");
+                    GuestIs::PausedAtSource
+                }
+            },
+            _ => GuestIs::InDoubt,
+        };
+        if guest != GuestIs::InDoubt && !refused_there {
+            // The destination may be gone, which is what this message is about.
+            let _ = self.link.control.send(&Message::Abort(self.link.epoch, cause.to_string()));
+        }
+        MigrationError { guest, refused: false, cause }
+    }
+
+    /// Sends what is dirty and closes the round; returns the bytes of the pages.
+    fn send_round(&mut self) -> Result<u64, MigrationFailure> {
+        let began = Instant::now();
+        let number = self.round_number() + 1;
+        let rounds = Rounds {
+            ram: &self.link.ram,
+            log: &*self.link.log,
+            stripes: &self.stripes,
+            pool: &self.link.pool,
+            cancel: &self.options.cancel,
+        };
+        let sent = rounds.send(number, &self.dirty, self.link.transport.lanes())?;
+        self.link.control.send(&Message::RoundClosed(number))?;
+        self.pages_zero += sent.zero_pages;
+        let bytes = sent.pages * PAGE_BYTES;
+        let ms = ms(began.elapsed());
+        self.rounds.push(RoundReport { pages: sent.pages, bytes, ms, dirty_rate_mbps: 0.0 });
+        Ok(bytes)
+    }
+
+    fn harvest(&mut self) -> Result<(), MigrationFailure> {
+        for region in 0..self.dirty.regions() {
+            self.link.log.harvest(region, self.dirty.words_mut(region))?;
+        }
+        Ok(())
+    }
+
+    /// Hashes all of RAM and sends the digests; returns how many there are.
+    fn send_digests(&mut self) -> Result<u64, MigrationFailure> {
+        let blocks = digest::blocks(&self.link.ram.layout());
+        let digests = self.link.pool.install(|| digest::digests(&self.link.ram, &blocks))?;
+        for part in digests.chunks(DIGESTS_MAX) {
+            self.link.control.send(&Message::Digests(part.to_vec()))?;
+        }
+        Ok(digests.len() as u64)
+    }
+
+    fn await_prepared(&mut self) -> Result<Completion, MigrationFailure> {
+        // The destination may hash all of its RAM in this time; 16 MiB/s is slow for that.
+        let hashing = Duration::from_secs(self.link.ram.layout().total_bytes() >> 24);
+        let limit = STEP_MAX + if self.options.compare { hashing } else { Duration::ZERO };
+        match self.link.control.receive("PREPARED", Some(limit))? {
+            Message::Prepared(epoch, completion) => {
+                self.handover.on(SourceEvent::Prepared(epoch))?;
+                Ok(completion)
+            }
+            other => Err(unexpected("PREPARED", self.link.epoch, other)),
+        }
+    }
+
+    fn await_running(&mut self) -> Result<(), MigrationFailure> {
+        match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
+            Message::Running(epoch) => {
+                self.handover.on(SourceEvent::Running(epoch))?;
+                Ok(())
+            }
+            other => Err(unexpected("RUNNING", self.link.epoch, other)),
+        }
+    }
+
+    fn throttle(&mut self, percent: u8) {
+        match self.guest.throttle(percent) {
+            Ok(()) => {
+                self.throttle_percent = percent;
+                self.observer.event(&Event::Throttled { percent });
+            }
+            Err(error) => tracing::warn!("the guest cannot be throttled to {percent} %: {error}"),
+        }
+    }
+
+    fn report_round(&mut self, round: &Round, since_began: Duration) {
+        let number = self.round_number();
+        let Some(report) = self.rounds.last_mut() else { return };
+        report.dirty_rate_mbps = mbps(round.dirty_pages * PAGE_BYTES, since_began);
+        let predicted_downtime_ms = convergence::predicted_downtime(&self.history).map_or(0.0, ms);
+        self.observer.event(&Event::Round { number, round: *report, predicted_downtime_ms });
+    }
+
+    fn round_number(&self) -> u32 {
+        u32::try_from(self.rounds.len()).unwrap_or(u32::MAX)
+    }
+
+    fn not_converging(&self) -> MigrationFailure {
+        MigrationFailure::NotConverging {
+            dirty_rate_mbps: self.rounds.last().map_or(0.0, |round| round.dirty_rate_mbps),
+            throughput_mbps: convergence::bandwidth(&self.history).unwrap_or(0.0) / 1e6,
+            rounds: self.round_number(),
+            predicted_downtime_ms: convergence::predicted_downtime(&self.history).map_or(0.0, ms),
+        }
+    }
+}
+
+/// How long to wait for word of the guest's first heartbeat at the destination.
+const ALIVE_MAX: Duration = Duration::from_secs(5);
+
+/// More lanes than processors cannot help, and four fill most links.
+fn default_lanes() -> u8 {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u8::try_from(processors.min(4)).unwrap_or(4)
+}
+
+fn new_epoch() -> Result<Epoch, MigrationFailure> {
+    let mut epoch = Epoch([0; 16]);
+    getrandom::fill(&mut epoch.0)
+        .map_err(|error| MigrationFailure::System { what: "random bytes", error: error.to_string() })?;
+    Ok(epoch)
+}
+
+/// Why the destination said something else than `expected`.
+fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
+    match got {
+        Message::Refused(refusal) => refusal.into(),
+        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
+        got => crate::control::ControlError::Unexpected { expected, got: got.name() }.into(),
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn mbps(bytes: u64, time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let bytes = bytes as f64;
+    if time.is_zero() { 0.0 } else { bytes / 1e6 / time.as_secs_f64() }
+}

@@ -1,0 +1,85 @@
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::control::ControlError;
+use crate::memory::MemoryError;
+use crate::wire::WireError;
+
+/// What can go wrong with the lanes.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// RDMA was asked for and this host has no device that can be used.
+    #[error(
+        "this host has no RDMA device that can reach the peer: {reason}; `sterna check` tells how to get one"
+    )]
+    NoDevice {
+        /// Why each that there is was passed over.
+        reason: String,
+    },
+    /// Guest RAM may not be pinned.
+    #[error(
+        "RDMA needs {} MiB of locked memory, and the limit here is {} MiB: raise it with `ulimit -l unlimited` \
+         (systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1), or use --transport tcp",
+        needed_bytes.div_ceil(1 << 20),
+        limit_bytes >> 20
+    )]
+    LockedMemory {
+        /// What the guest needs.
+        needed_bytes: u64,
+        /// What `RLIMIT_MEMLOCK` allows.
+        limit_bytes: u64,
+    },
+    /// The verbs layer failed.
+    #[error(transparent)]
+    Rdma(#[from] sterna_rdma::Error),
+    /// A write was not completed.
+    #[error("an RDMA write failed on lane {lane}: {error}")]
+    Write {
+        /// The lane.
+        lane: usize,
+        /// The completion's status, explained.
+        error: sterna_rdma::CompletionError,
+    },
+    /// A request was not taken by the device.
+    #[error("RDMA lane {lane} cannot post: {error}")]
+    Post {
+        /// The lane.
+        lane: usize,
+        /// Why.
+        error: sterna_rdma::PostError,
+    },
+    /// A connection of a TCP lane could not be made, or broke.
+    #[error("TCP lane {lane} broke: {error}")]
+    Stream {
+        /// The lane.
+        lane: usize,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// Nothing moved for too long.
+    #[error("lane {lane} has made no progress for {} s: is the link up?", silence.as_secs())]
+    Stalled {
+        /// The lane.
+        lane: usize,
+        /// For how long.
+        silence: Duration,
+    },
+    /// The peer's lanes are not what was agreed.
+    #[error("the other side's lanes do not fit what was agreed: {0}")]
+    Disagreement(String),
+    /// The peer sent what this version does not understand.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The peer named pages that the guest does not have, or guest RAM is not usable.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The control channel failed while lanes were set up.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The system has no randomness to give.
+    #[error("no random bytes from the system: {0}")]
+    Random(getrandom::Error),
+}

@@ -1,0 +1,98 @@
+//! How pages travel.
+//!
+//! At the source a [`Transport`] has [`Lane`]s: each is driven by one worker, and pages of one stripe of RAM always take
+//! the same lane, whose order makes the latest write of a page win. At the destination a [`Landing`] is where the lanes
+//! end; what matters most about it is [`revoke`](Landing::revoke), after which nobody but this host can write to the guest.
+//!
+//! There are two kinds, and both move pages between guest RAM and guest RAM with no copy on the way that we make:
+//! [`rdma`] writes them there one-sidedly, [`tcp`] sends them out of and reads them into guest RAM by vectored calls.
+
+mod error;
+mod offer;
+pub mod rdma;
+pub mod tcp;
+
+use std::fmt::Debug;
+use std::net::TcpListener;
+
+use serde::{Deserialize, Serialize};
+
+pub use error::TransportError;
+pub use offer::{Offer, TransportChoice, land};
+
+use crate::control::ControlChannel;
+use crate::dirty::DirtyBitmap;
+use crate::memory::PageRun;
+use crate::wire::{LaneReady, SliceKey, SliceRange};
+
+/// The two ways for pages to travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// TCP streams.
+    Tcp,
+    /// One-sided RDMA writes.
+    Rdma,
+}
+
+/// The source's end of all lanes.
+pub trait Transport: Send + Debug {
+    /// Which kind it is.
+    fn kind(&self) -> TransportKind;
+
+    /// The device or the addresses used, for people.
+    fn via(&self) -> String;
+
+    /// Makes ready what a round with these pages needs, before its first write.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the attempt is over.
+    fn prepare(&mut self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
+
+    /// The lanes, each for one worker.
+    fn lanes(&mut self) -> &mut [Box<dyn Lane>];
+}
+
+/// One ordered stream of pages.
+pub trait Lane: Send + Debug {
+    /// Sends these pages as they are when they leave, which may be later than the return of this call. Waits when too much
+    /// is on its way.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the attempt is over.
+    fn write(&mut self, run: PageRun) -> Result<(), TransportError>;
+
+    /// Closes a round: returns once all that was written on this lane before is in the destination's RAM.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the attempt is over.
+    fn fence(&mut self, round: u32) -> Result<(), TransportError>;
+}
+
+/// The destination's end of all lanes.
+pub trait Landing: Send + Debug {
+    /// What the source must know to connect its lanes.
+    fn ready(&self) -> LaneReady;
+
+    /// Waits for the lanes to connect, where they do so by connections to `listener`.
+    ///
+    /// # Errors
+    /// [`TransportError`] if they do not in time.
+    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError>;
+
+    /// Lets the source write to these slices of RAM, which must lie in the guest.
+    ///
+    /// # Errors
+    /// [`TransportError`] if a slice is outside of RAM or cannot be registered.
+    fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError>;
+
+    /// Returns once the fences of `round` are seen on every lane.
+    ///
+    /// # Errors
+    /// [`TransportError`] if a lane broke or the fences do not come in time.
+    fn await_round(&mut self, round: u32) -> Result<(), TransportError>;
+
+    /// Takes every remote access to guest RAM away. When it returns, nothing that the source or the network does can change
+    /// a byte of it.
+    fn revoke(self: Box<Self>);
+}

@@ -1,0 +1,129 @@
+use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach};
+use super::tcp::{TcpLanding, TcpTransport};
+use super::{Landing, Transport, TransportError, TransportKind};
+use crate::control::ControlChannel;
+use crate::memory::GuestRam;
+use crate::wire::{LaneOffer, LaneReady};
+
+/// Which transport the operator wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// A hardware RDMA device that has the address from which the peer is reached, else a soft-RoCE one, else TCP.
+    #[default]
+    Auto,
+    /// TCP.
+    Tcp,
+    /// RDMA, or nothing.
+    Rdma,
+}
+
+/// The source's end of the lanes before the destination has answered.
+#[derive(Debug)]
+pub struct Offer {
+    kind: OfferKind,
+    reason: String,
+}
+
+#[derive(Debug)]
+enum OfferKind {
+    Tcp(u8),
+    Rdma(RdmaOffer),
+}
+
+impl Offer {
+    /// Chooses a transport to the peer of `control` and makes its local end for `lanes` lanes.
+    ///
+    /// # Errors
+    /// [`TransportError`] if the operator's choice cannot be had. [`TransportChoice::Auto`] falls back to TCP instead.
+    pub fn make(
+        choice: TransportChoice,
+        control: &ControlChannel,
+        ram: &GuestRam,
+        lanes: u8,
+    ) -> Result<Self, TransportError> {
+        let rdma = || {
+            let reach = RdmaReach::find(control.local_ip(), choice == TransportChoice::Rdma)?;
+            RdmaOffer::make(reach, ram, lanes)
+        };
+        match choice {
+            TransportChoice::Tcp => Ok(Self::tcp(lanes, "TCP was asked for".into())),
+            TransportChoice::Rdma => {
+                Ok(Self { kind: OfferKind::Rdma(rdma()?), reason: "RDMA was asked for".into() })
+            }
+            TransportChoice::Auto => Ok(match rdma() {
+                Ok(offer) => Self {
+                    reason: "an RDMA device has the address that reaches the peer".into(),
+                    kind: OfferKind::Rdma(offer),
+                },
+                Err(error) => Self::tcp(lanes, format!("no RDMA: {error}")),
+            }),
+        }
+    }
+
+    /// TCP, for this reason.
+    #[must_use]
+    pub fn tcp(lanes: u8, reason: String) -> Self {
+        Self { kind: OfferKind::Tcp(lanes), reason }
+    }
+
+    /// Which kind was chosen.
+    #[must_use]
+    pub fn kind(&self) -> TransportKind {
+        match self.kind {
+            OfferKind::Tcp(_) => TransportKind::Tcp,
+            OfferKind::Rdma(_) => TransportKind::Rdma,
+        }
+    }
+
+    /// Why, for people.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// What to tell the destination.
+    #[must_use]
+    pub fn lanes(&self) -> LaneOffer {
+        match &self.kind {
+            OfferKind::Tcp(lanes) => LaneOffer::Tcp(*lanes),
+            OfferKind::Rdma(offer) => LaneOffer::Rdma(offer.endpoints()),
+        }
+    }
+
+    /// Connects the lanes to what the destination has made for them.
+    ///
+    /// # Errors
+    /// [`TransportError`] if they do not connect, or if the answer does not fit the offer.
+    pub fn connect(
+        self,
+        ready: LaneReady,
+        control: &ControlChannel,
+        ram: &GuestRam,
+    ) -> Result<Box<dyn Transport>, TransportError> {
+        match (self.kind, ready) {
+            (OfferKind::Tcp(lanes), LaneReady::Tcp(token)) => {
+                Ok(Box::new(TcpTransport::connect(control.peer_address(), lanes, token, ram)?))
+            }
+            (OfferKind::Rdma(offer), LaneReady::Rdma(endpoints)) => Ok(Box::new(offer.connect(&endpoints)?)),
+            _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
+        }
+    }
+}
+
+/// Makes the destination's end for the lanes that a source offers.
+///
+/// # Errors
+/// [`TransportError`] if this host has no such transport, or may not pin so much memory.
+pub fn land(
+    offer: &LaneOffer,
+    control: &ControlChannel,
+    ram: &GuestRam,
+) -> Result<Box<dyn Landing>, TransportError> {
+    match offer {
+        LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram)?)),
+        LaneOffer::Rdma(endpoints) => {
+            let reach = RdmaReach::find(control.local_ip(), true)?;
+            Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints)?))
+        }
+    }
+}

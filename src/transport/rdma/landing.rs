@@ -1,0 +1,144 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use sterna_rdma::{
+    Access, Completion, CompletionKind, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion,
+    ProtectionDomain, QueuePair,
+};
+
+use super::reach::RdmaReach;
+use super::slices::range_of;
+use super::transport::{check_memlock, landing_capacity, register};
+use super::{FENCES, STALL_MAX};
+use crate::memory::GuestRam;
+use crate::transport::{Landing, TransportError};
+use crate::wire::{LaneReady, SliceKey, SliceRange};
+
+/// The destination's queue pairs, and the slices that the source may write to.
+pub(crate) struct RdmaLanding {
+    // In the order of teardown: queue pairs first, then the regions that they let the source write to.
+    lanes: Vec<LandingLane>,
+    completions: Arc<CompletionQueue>,
+    regions: HashMap<SliceRange, Arc<MemoryRegion>>,
+    domain: Arc<ProtectionDomain>,
+    ram: GuestRam,
+}
+
+struct LandingLane {
+    queue_pair: QueuePair,
+    /// The last round whose fence was seen.
+    fenced: Option<u32>,
+}
+
+impl RdmaLanding {
+    /// Makes a queue pair for each one offered and connects it.
+    pub(crate) fn make(
+        reach: &RdmaReach,
+        ram: &GuestRam,
+        offered: &[Endpoint],
+    ) -> Result<Self, TransportError> {
+        check_memlock(ram)?;
+        let domain = ProtectionDomain::new(&reach.device)?;
+        let lanes = u32::try_from(offered.len()).unwrap_or(u32::MAX);
+        let completions = CompletionQueue::new(&reach.device, lanes.saturating_mul(FENCES + 1))?;
+        let lane = |peer: &Endpoint| {
+            let mut queue_pair = QueuePair::new(
+                &domain,
+                &reach.port,
+                &reach.gid,
+                &completions,
+                &completions,
+                landing_capacity(),
+            )?;
+            for _ in 0..FENCES {
+                queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane: 0, error })?;
+            }
+            queue_pair.connect(peer, &ConnectOptions::default())?;
+            Ok(LandingLane { queue_pair, fenced: None })
+        };
+        let lanes = offered.iter().map(lane).collect::<Result<_, TransportError>>()?;
+        Ok(Self { lanes, completions, regions: HashMap::new(), domain, ram: ram.clone() })
+    }
+
+    /// Notes a fence, and posts a receive for the next in its place.
+    fn take(&mut self, completion: &Completion) -> Result<(), TransportError> {
+        let number = completion.queue_pair;
+        let Some(lane) = self.lanes.iter().position(|lane| lane.queue_pair.number() == number) else {
+            return Ok(());
+        };
+        let kind = completion.result.map_err(|error| TransportError::Write { lane, error })?;
+        let CompletionKind::WriteImmediateReceived { immediate, .. } = kind else { return Ok(()) };
+        let end = &mut self.lanes[lane];
+        end.fenced = Some(immediate);
+        end.queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })
+    }
+}
+
+impl Landing for RdmaLanding {
+    fn ready(&self) -> LaneReady {
+        LaneReady::Rdma(self.lanes.iter().map(|lane| lane.queue_pair.local_endpoint()).collect())
+    }
+
+    fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+        let layout = self.ram.layout();
+        if let Some(wrong) = slices
+            .iter()
+            .find(|slice| range_of(&layout, slice.region.into(), slice.first_page) != Some(**slice))
+        {
+            return Err(TransportError::Disagreement(format!("there is no slice {wrong:?}")));
+        }
+        let new: Vec<_> = slices.iter().filter(|slice| !self.regions.contains_key(slice)).copied().collect();
+        let (domain, ram) = (&self.domain, &self.ram);
+        let registered = new
+            .par_iter()
+            .map(|&slice| Ok((slice, register(domain, ram, slice, Access::RemoteWrite)?)))
+            .collect::<Result<Vec<_>, TransportError>>()?;
+        self.regions.extend(registered);
+        let key = |slice| {
+            let region: &Arc<MemoryRegion> = &self.regions[slice];
+            SliceKey { address: region.address(), key: region.remote_key() }
+        };
+        Ok(slices.iter().map(key).collect())
+    }
+
+    fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
+        let deadline = Instant::now() + STALL_MAX;
+        let mut done = [Completion::BLANK; 16];
+        // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
+        while let Some(lane) = self.lanes.iter().position(|lane| lane.fenced < Some(round)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Err(TransportError::Stalled { lane, silence: STALL_MAX });
+            }
+            let count = self.completions.wait(&mut done, left)?;
+            done[..count].iter().try_for_each(|completion| self.take(completion))?;
+        }
+        Ok(())
+    }
+
+    /// Destroys the queue pairs, and with them the connections; then deregisters the memory, and with it the keys.
+    fn revoke(self: Box<Self>) {
+        let Self { lanes, regions, .. } = *self;
+        drop(lanes);
+        drop(regions);
+    }
+}
+
+impl fmt::Debug for RdmaLanding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (lanes, regions) = (self.lanes.len(), self.regions.len());
+        formatter
+            .debug_struct("RdmaLanding")
+            .field("lanes", &lanes)
+            .field("regions", &regions)
+            .finish_non_exhaustive()
+    }
+}

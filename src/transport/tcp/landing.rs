@@ -1,0 +1,217 @@
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::STALL_MAX;
+use crate::control::{read_preamble, tune};
+use crate::memory::{GuestRam, receive_into};
+use crate::transport::{Landing, TransportError};
+use crate::wire::{
+    FRAME_BYTES_MAX, LaneReady, PageFrame, Preamble, RUNS_MAX, Role, SliceKey, SliceRange, Token, WireError,
+    WireRun,
+};
+
+/// How long a connection that was just opened has to say what it is.
+const GREETING_MAX: Duration = Duration::from_secs(2);
+
+/// One thread a lane that reads frames into guest RAM until the lane is closed.
+#[derive(Debug)]
+pub(crate) struct TcpLanding {
+    token: Token,
+    ram: GuestRam,
+    lanes: Vec<Option<Reader>>,
+    fences: Arc<Fences>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    stream: TcpStream,
+    thread: JoinHandle<()>,
+}
+
+impl TcpLanding {
+    /// A landing for `lanes` lanes that are yet to connect.
+    pub(crate) fn new(lanes: u8, ram: &GuestRam) -> Result<Self, TransportError> {
+        let mut token = Token([0; 16]);
+        getrandom::fill(&mut token.0).map_err(TransportError::Random)?;
+        let lanes: Vec<_> = (0..lanes).map(|_| None).collect();
+        Ok(Self { token, ram: ram.clone(), fences: Arc::new(Fences::new(lanes.len())), lanes })
+    }
+
+    /// Takes a connection if it is one of the lanes still missing.
+    fn take(&mut self, mut stream: TcpStream) -> Result<(), String> {
+        let preamble = read_preamble(&mut stream, GREETING_MAX).map_err(|error| error.to_string())?;
+        let Preamble { role: Role::Lane(lane), token } = preamble else {
+            return Err("a migration is under way here".into());
+        };
+        let index = usize::from(lane);
+        match self.lanes.get(index) {
+            Some(None) if token == self.token => {}
+            _ => return Err("it belongs to no lane of this migration".into()),
+        }
+        let reader = tune(&stream)
+            .and_then(|()| stream.set_read_timeout(None))
+            .and_then(|()| stream.set_write_timeout(Some(STALL_MAX)))
+            .and_then(|()| stream.try_clone())
+            .and_then(|reading| {
+                let (ram, fences) = (self.ram.clone(), self.fences.clone());
+                let name = format!("tcp-lane-{lane}");
+                thread::Builder::new().name(name).spawn(move || {
+                    let mut frames = Frames { lane: index, stream: reading, ram, fences };
+                    if let Err(error) = frames.read_all() {
+                        frames.fences.fail(error);
+                    }
+                })
+            });
+        let thread = reader.map_err(|error| error.to_string())?;
+        self.lanes[index] = Some(Reader { stream, thread });
+        Ok(())
+    }
+}
+
+impl Landing for TcpLanding {
+    fn ready(&self) -> LaneReady {
+        LaneReady::Tcp(self.token)
+    }
+
+    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
+        let deadline = Instant::now() + STALL_MAX;
+        while let Some(lane) = self.lanes.iter().position(Option::is_none) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let failed = |error: io::Error| match error.kind() {
+                io::ErrorKind::WouldBlock => TransportError::Stalled { lane, silence: STALL_MAX },
+                _ => TransportError::Stream { lane, error },
+            };
+            // accept(2) heeds the receive timeout, of which zero would mean none.
+            SockRef::from(listener)
+                .set_read_timeout(Some(left.max(Duration::from_millis(1))))
+                .map_err(failed)?;
+            let accepted = listener.accept();
+            SockRef::from(listener).set_read_timeout(None).map_err(failed)?;
+            let (stream, from) = accepted.map_err(failed)?;
+            if let Err(reason) = self.take(stream) {
+                tracing::warn!("a connection from {from} was closed: {reason}");
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, _slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+        Err(TransportError::Disagreement("keys were asked for, which TCP lanes do not have".into()))
+    }
+
+    fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
+        self.fences.wait(round)
+    }
+
+    /// Closes the connections and waits for their threads, which alone write to guest RAM.
+    fn revoke(self: Box<Self>) {}
+}
+
+impl Drop for TcpLanding {
+    fn drop(&mut self) {
+        for reader in self.lanes.drain(..).flatten() {
+            // An error means that the peer was faster.
+            let _ = reader.stream.shutdown(Shutdown::Both);
+            let _ = reader.thread.join();
+        }
+    }
+}
+
+/// Reads the frames of one lane.
+struct Frames {
+    lane: usize,
+    stream: TcpStream,
+    ram: GuestRam,
+    fences: Arc<Fences>,
+}
+
+impl Frames {
+    fn read_all(&mut self) -> Result<(), TransportError> {
+        let mut runs = vec![WireRun::new_zeroed(); RUNS_MAX];
+        loop {
+            let mut frame = PageFrame::new_zeroed();
+            self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| self.broken(error))?;
+            if let Some(round) = frame.fenced_round() {
+                self.fences.seen(self.lane, round);
+                self.stream.write_all(&round.to_le_bytes()).map_err(|error| self.broken(error))?;
+                continue;
+            }
+            let runs = &mut runs[..frame.runs()?];
+            self.stream.read_exact(runs.as_mut_bytes()).map_err(|error| self.broken(error))?;
+            let (mut slices, mut bytes) = (Vec::with_capacity(runs.len()), 0);
+            for run in runs {
+                let run = run.decode()?;
+                bytes += run.len_bytes();
+                slices.push(self.ram.slice(run)?);
+            }
+            if bytes > FRAME_BYTES_MAX {
+                let [len, max] =
+                    [bytes, FRAME_BYTES_MAX].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+                return Err(WireError::TooLong { what: "a frame of pages", len, max }.into());
+            }
+            receive_into(self.stream.as_fd(), &slices).map_err(|error| self.broken(error))?;
+        }
+    }
+
+    fn broken(&self, error: io::Error) -> TransportError {
+        TransportError::Stream { lane: self.lane, error }
+    }
+}
+
+/// Which round each lane has closed, and the first thing that went wrong.
+#[derive(Debug)]
+struct Fences {
+    state: Mutex<FenceState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct FenceState {
+    rounds: Vec<Option<u32>>,
+    failure: Option<TransportError>,
+}
+
+impl Fences {
+    fn new(lanes: usize) -> Self {
+        Self {
+            state: Mutex::new(FenceState { rounds: vec![None; lanes], failure: None }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn seen(&self, lane: usize, round: u32) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).rounds[lane] = Some(round);
+        self.changed.notify_all();
+    }
+
+    fn fail(&self, error: TransportError) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, round: u32) -> Result<(), TransportError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
+        let missing = |seen: &Option<u32>| *seen < Some(round);
+        let pending = |state: &mut FenceState| state.failure.is_none() && state.rounds.iter().any(missing);
+        let (mut state, timeout) = self
+            .changed
+            .wait_timeout_while(state, STALL_MAX, pending)
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(failure) = state.failure.take() {
+            return Err(failure);
+        }
+        if timeout.timed_out() {
+            let lane = state.rounds.iter().position(missing).unwrap_or(0);
+            return Err(TransportError::Stalled { lane, silence: STALL_MAX });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+
+use zerocopy::IntoBytes;
+
+use super::STALL_MAX;
+use crate::control::{ControlChannel, tune};
+use crate::dirty::DirtyBitmap;
+use crate::memory::{GuestRam, PAGE_BYTES, PageRun, send_from};
+use crate::transport::{Lane, Transport, TransportError, TransportKind};
+use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
+
+/// Lanes that are TCP connections to the address of the control channel.
+#[derive(Debug)]
+pub(crate) struct TcpTransport {
+    peer: SocketAddr,
+    lanes: Vec<Box<dyn Lane>>,
+}
+
+impl TcpTransport {
+    /// Connects `lanes` lanes to `peer`, each showing `token`.
+    pub(crate) fn connect(
+        peer: SocketAddr,
+        lanes: u8,
+        token: Token,
+        ram: &GuestRam,
+    ) -> Result<Self, TransportError> {
+        let connect = |lane: u8| {
+            let open = || {
+                let mut stream = TcpStream::connect_timeout(&peer, STALL_MAX)?;
+                tune(&stream)?;
+                stream.set_read_timeout(Some(STALL_MAX))?;
+                stream.set_write_timeout(Some(STALL_MAX))?;
+                stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;
+                Ok(stream)
+            };
+            let stream = open().map_err(|error| TransportError::Stream { lane: lane.into(), error })?;
+            Ok(Box::new(TcpLane::new(lane.into(), stream, ram.clone())) as Box<dyn Lane>)
+        };
+        Ok(Self { peer, lanes: (0..lanes).map(connect).collect::<Result<_, TransportError>>()? })
+    }
+}
+
+impl Transport for TcpTransport {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Tcp
+    }
+
+    fn via(&self) -> String {
+        format!("{} TCP streams to {}", self.lanes.len(), self.peer)
+    }
+
+    fn prepare(&mut self, _dirty: &DirtyBitmap, _control: &mut ControlChannel) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn lanes(&mut self) -> &mut [Box<dyn Lane>] {
+        &mut self.lanes
+    }
+}
+
+struct TcpLane {
+    index: usize,
+    stream: TcpStream,
+    ram: GuestRam,
+    /// The runs of the next frame, and their bytes.
+    runs: Vec<PageRun>,
+    bytes: u64,
+    /// The next frame's head and list of runs; kept for its allocation.
+    head: Vec<u8>,
+}
+
+impl TcpLane {
+    fn new(index: usize, stream: TcpStream, ram: GuestRam) -> Self {
+        let head = Vec::with_capacity(PageFrame::LEN + RUNS_MAX * RUN_LEN);
+        Self { index, stream, ram, runs: Vec::with_capacity(RUNS_MAX), bytes: 0, head }
+    }
+
+    fn flush(&mut self) -> Result<(), TransportError> {
+        if self.runs.is_empty() {
+            return Ok(());
+        }
+        self.head.clear();
+        self.head.extend(PageFrame::pages(self.runs.len()).as_bytes());
+        let mut slices = Vec::with_capacity(self.runs.len());
+        for &run in &self.runs {
+            let wire = WireRun::encode(run)
+                .ok_or_else(|| TransportError::Disagreement(format!("{run:?} is too long for a frame")))?;
+            self.head.extend(wire.as_bytes());
+            slices.push(self.ram.slice(run)?);
+        }
+        send_from(self.stream.as_fd(), &self.head, &slices).map_err(|error| self.broken(error))?;
+        self.runs.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+
+    fn broken(&self, error: io::Error) -> TransportError {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => TransportError::Stalled { lane: self.index, silence: STALL_MAX },
+            _ => TransportError::Stream { lane: self.index, error },
+        }
+    }
+}
+
+impl Lane for TcpLane {
+    fn write(&mut self, run: PageRun) -> Result<(), TransportError> {
+        for part in run.split(FRAME_BYTES_MAX / PAGE_BYTES) {
+            if self.runs.len() == RUNS_MAX || self.bytes + part.len_bytes() > FRAME_BYTES_MAX {
+                self.flush()?;
+            }
+            self.runs.push(part);
+            self.bytes += part.len_bytes();
+        }
+        Ok(())
+    }
+
+    fn fence(&mut self, round: u32) -> Result<(), TransportError> {
+        self.flush()?;
+        let mut seen = [0; 4];
+        self.stream
+            .write_all(PageFrame::fence(round).as_bytes())
+            .and_then(|()| self.stream.read_exact(&mut seen))
+            .map_err(|error| self.broken(error))?;
+        if u32::from_le_bytes(seen) != round {
+            return Err(TransportError::Disagreement(format!(
+                "the fence of round {round} was answered by another"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for TcpLane {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("TcpLane").field("index", &self.index).finish_non_exhaustive()
+    }
+}

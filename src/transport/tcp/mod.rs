@@ -1,0 +1,14 @@
+//! Pages over TCP: several streams, vectored writes straight out of guest RAM and reads straight into it.
+//!
+//! A frame is a head, a list of runs, and the bytes of their pages. Nothing is acknowledged but the fence that closes a round.
+
+mod landing;
+mod lane;
+
+use std::time::Duration;
+
+pub(crate) use landing::TcpLanding;
+pub(crate) use lane::TcpTransport;
+
+/// How long a lane may make no progress at all.
+const STALL_MAX: Duration = Duration::from_secs(30);

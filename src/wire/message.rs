@@ -1,0 +1,416 @@
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sterna_rdma::{Endpoint, RemoteKey};
+use thiserror::Error;
+
+use super::{Token, WireError};
+use crate::memory::RamLayout;
+
+/// The longest name of a guest, in bytes.
+pub const NAME_MAX: usize = 128;
+/// The longest saved state of vCPUs and devices, in bytes: 64 MiB, where 256 vCPUs need about 4.
+pub const STATE_MAX: usize = 64 << 20;
+/// The most slices in one request for keys.
+pub const SLICES_MAX: usize = 1024;
+/// The most digests in one message.
+pub const DIGESTS_MAX: usize = 16 << 10;
+/// The most lanes a migration has.
+const LANES_MAX: usize = 64;
+/// The longest opaque description of a machine, in bytes.
+const DETAILS_MAX: usize = 256 << 10;
+/// The longest text that explains something, in bytes.
+const TEXT_MAX: usize = 4 << 10;
+
+/// One attempt to migrate. Every attempt has another, so that what is late from an earlier one is known as such.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch(pub [u8; 16]);
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+/// What goes over the control channel. The order of a migration is told in [`source`](crate::source).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Source: what would come, and how.
+    Hello(Hello),
+    /// Destination: RAM is reserved and the lanes may connect.
+    Ready(LaneReady),
+    /// Destination: not here, for this reason. Nothing has been sent.
+    Refused(Refusal),
+    /// Source: let these slices of RAM be written to.
+    RegisterSlices(Vec<SliceRange>),
+    /// Destination: the keys for the slices, in the order asked.
+    SliceKeys(Vec<SliceKey>),
+    /// Source: every lane has fenced this round.
+    RoundClosed(u32),
+    /// Source: digests of consecutive blocks of RAM, while paused.
+    Digests(Vec<[u8; 32]>),
+    /// Source: all of the memory is there; this is the rest.
+    Final(Final),
+    /// Destination: nobody can write here any more, memory and state are in place, and I wait for GO.
+    Prepared(Epoch, Completion),
+    /// Source: it is yours. Sent at most once, and after it the source never runs the guest by itself.
+    Go(Epoch),
+    /// Destination: it runs here.
+    Running(Epoch),
+    /// Destination: the guest's first heartbeat here: its count, and how long after GO it came, in microseconds.
+    Alive(Epoch, u64, u64),
+    /// Either side: this attempt is over, for this reason, and the guest is at the source.
+    Abort(Epoch, String),
+}
+
+/// The opening of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// This attempt.
+    pub epoch: Epoch,
+    /// The guest's name.
+    pub name: String,
+    /// Its RAM.
+    pub ram: RamLayout,
+    /// What the destination's VMM needs to make the same machine, in the VMM's own format.
+    pub details: Vec<u8>,
+    /// How the pages would travel.
+    pub lanes: LaneOffer,
+}
+
+/// How the source means to send pages.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneOffer {
+    /// So many TCP connections.
+    Tcp(u8),
+    /// These queue pairs, one a lane.
+    Rdma(Vec<Endpoint>),
+}
+
+/// What the destination has made for the lanes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LaneReady {
+    /// Connections that show this token are expected, on the address of the control channel.
+    Tcp(Token),
+    /// Queue pairs, connected to those offered, in the same order.
+    Rdma(Vec<Endpoint>),
+}
+
+/// A part of a RAM region that is registered as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SliceRange {
+    /// Index of the region.
+    pub region: u16,
+    /// First page, counted from the region's start.
+    pub first_page: u64,
+    /// How many pages.
+    pub pages: u64,
+}
+
+/// What it takes to write into a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SliceKey {
+    /// The address of its first byte, in the destination's terms.
+    pub address: u64,
+    /// The key of its memory region.
+    pub key: RemoteKey,
+}
+
+/// The end of the transfer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Final {
+    /// This attempt.
+    pub epoch: Epoch,
+    /// The last round; its fence is on every lane.
+    pub round: u32,
+    /// How many blocks of RAM to compare with the digests sent before; none at all, or all.
+    pub compare_blocks: u64,
+    /// vCPU and device state, in the VMM's own format.
+    pub state: Vec<u8>,
+}
+
+/// What the destination did between FINAL and PREPARED.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Completion {
+    /// Pages whose digests were compared and found equal.
+    pub verified_pages: u64,
+    /// How long that took.
+    pub verify_us: u64,
+    /// How long loading the state took.
+    pub load_us: u64,
+}
+
+/// Why a destination does not take a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Not enough memory.
+    #[error(
+        "the destination has {} MiB of memory available and the guest needs {} MiB: free memory there, or choose another host",
+        available_bytes >> 20,
+        needed_bytes.div_ceil(1 << 20)
+    )]
+    Memory {
+        /// What the guest needs.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
+    /// A guest of that name is there.
+    #[error("a guest named {0} is at the destination already: stop it, or give this one another name there")]
+    NameTaken(String),
+    /// The destination cannot make this machine.
+    #[error("the destination cannot run this guest: {0}")]
+    Incompatible(String),
+    /// The destination cannot carry the pages in the way offered.
+    #[error("the destination cannot receive this way: {0}")]
+    Transport(String),
+}
+
+impl Message {
+    /// The message's kind in a frame's head.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Ready(_) => 2,
+            Self::Refused(_) => 3,
+            Self::RegisterSlices(_) => 4,
+            Self::SliceKeys(_) => 5,
+            Self::RoundClosed(_) => 6,
+            Self::Digests(_) => 7,
+            Self::Final(_) => 8,
+            Self::Prepared(..) => 9,
+            Self::Go(_) => 10,
+            Self::Running(_) => 11,
+            Self::Alive(..) => 12,
+            Self::Abort(..) => 13,
+        }
+    }
+
+    /// The message's name, for errors and logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        kind_bound(self.kind()).map_or("message", |(name, _)| name)
+    }
+
+    /// The longest body, in bytes, that a message of this kind may have.
+    ///
+    /// # Errors
+    /// [`WireError::Kind`] for a kind that does not exist.
+    pub fn body_max(kind: u16) -> Result<usize, WireError> {
+        kind_bound(kind).map(|(_, max)| max).ok_or(WireError::Kind(kind))
+    }
+
+    /// The message's body.
+    ///
+    /// # Errors
+    /// [`WireError::TooLong`] if it is longer than its kind may be.
+    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
+        let (what, max) = kind_bound(self.kind()).ok_or(WireError::Kind(self.kind()))?;
+        let body = match self {
+            Self::Hello(body) => postcard::to_stdvec(body),
+            Self::Ready(body) => postcard::to_stdvec(body),
+            Self::Refused(body) => postcard::to_stdvec(body),
+            Self::RegisterSlices(body) => postcard::to_stdvec(body),
+            Self::SliceKeys(body) => postcard::to_stdvec(body),
+            Self::RoundClosed(body) => postcard::to_stdvec(body),
+            Self::Digests(body) => postcard::to_stdvec(body),
+            Self::Final(body) => postcard::to_stdvec(body),
+            Self::Prepared(epoch, completion) => postcard::to_stdvec(&(epoch, completion)),
+            Self::Go(body) | Self::Running(body) => postcard::to_stdvec(body),
+            Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
+            Self::Abort(epoch, text) => {
+                let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+                postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
+            }
+        }
+        .map_err(|_| WireError::Malformed(what))?;
+        if body.len() > max {
+            return Err(WireError::TooLong { what, len: body.len(), max });
+        }
+        Ok(body)
+    }
+
+    /// Reads a message of a kind from its body, and checks every bound that the body's length does not imply.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that this version would not send.
+    pub fn decode(kind: u16, body: &[u8]) -> Result<Self, WireError> {
+        let (what, max) = kind_bound(kind).ok_or(WireError::Kind(kind))?;
+        if body.len() > max {
+            return Err(WireError::TooLong { what, len: body.len(), max });
+        }
+        let message = match kind {
+            1 => Self::Hello(parse(what, body)?),
+            2 => Self::Ready(parse(what, body)?),
+            3 => Self::Refused(parse(what, body)?),
+            4 => Self::RegisterSlices(parse(what, body)?),
+            5 => Self::SliceKeys(parse(what, body)?),
+            6 => Self::RoundClosed(parse(what, body)?),
+            7 => Self::Digests(parse(what, body)?),
+            8 => Self::Final(parse(what, body)?),
+            9 => parse(what, body).map(|(epoch, completion)| Self::Prepared(epoch, completion))?,
+            10 => Self::Go(parse(what, body)?),
+            11 => Self::Running(parse(what, body)?),
+            12 => parse(what, body).map(|(epoch, count, after_us)| Self::Alive(epoch, count, after_us))?,
+            13 => parse(what, body).map(|(epoch, text)| Self::Abort(epoch, text))?,
+            other => return Err(WireError::Kind(other)),
+        };
+        message.check_bounds()?;
+        Ok(message)
+    }
+
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Hello(hello) => {
+                bound("a guest's name", hello.name.len(), NAME_MAX)?;
+                bound("a machine's description", hello.details.len(), DETAILS_MAX)?;
+                hello.ram.validate().map_err(|_| WireError::Malformed("RAM layout"))?;
+                match &hello.lanes {
+                    LaneOffer::Tcp(lanes) => lanes_bound((*lanes).into()),
+                    LaneOffer::Rdma(endpoints) => lanes_bound(endpoints.len()),
+                }
+            }
+            Self::Ready(LaneReady::Rdma(endpoints)) => lanes_bound(endpoints.len()),
+            Self::RegisterSlices(slices) => bound("a list of slices", slices.len(), SLICES_MAX),
+            Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
+            Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
+            Self::Final(last) => bound("saved state", last.state.len(), STATE_MAX),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The name and the longest body of each kind; the body's length bounds every list in it.
+fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
+    Some(match kind {
+        1 => ("Hello", DETAILS_MAX + (64 << 10)),
+        2 => ("Ready", 16 << 10),
+        3 => ("Refused", TEXT_MAX + 64),
+        4 => ("RegisterSlices", SLICES_MAX * 24 + 8),
+        5 => ("SliceKeys", SLICES_MAX * 24 + 8),
+        6 => ("RoundClosed", 8),
+        7 => ("Digests", DIGESTS_MAX * 32 + 8),
+        8 => ("Final", STATE_MAX + 64),
+        9 => ("Prepared", 64),
+        10 => ("Go", 16),
+        11 => ("Running", 16),
+        12 => ("Alive", 64),
+        13 => ("Abort", TEXT_MAX + 64),
+        _ => return None,
+    })
+}
+
+fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(WireError::Malformed(what)),
+    }
+}
+
+fn bound(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
+    if len > max { Err(WireError::TooLong { what, len, max }) } else { Ok(()) }
+}
+
+fn lanes_bound(lanes: usize) -> Result<(), WireError> {
+    if lanes == 0 {
+        Err(WireError::Malformed("list of lanes"))
+    } else {
+        bound("a list of lanes", lanes, LANES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::RegionLayout;
+
+    const EPOCH: Epoch = Epoch([7; 16]);
+
+    fn hello() -> Hello {
+        Hello {
+            epoch: EPOCH,
+            name: "tern".into(),
+            ram: RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 16 << 20 }] },
+            details: vec![1, 2, 3],
+            lanes: LaneOffer::Tcp(2),
+        }
+    }
+
+    fn one_of_each() -> Vec<Message> {
+        vec![
+            Message::Hello(hello()),
+            Message::Ready(LaneReady::Tcp(Token([1; 16]))),
+            Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
+            Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::SliceKeys(Vec::new()),
+            Message::RoundClosed(u32::MAX),
+            Message::Digests(vec![[0xff; 32]; DIGESTS_MAX]),
+            Message::Final(Final { epoch: EPOCH, round: 4, compare_blocks: 8, state: vec![0; STATE_MAX] }),
+            Message::Prepared(
+                EPOCH,
+                Completion { verified_pages: u64::MAX, verify_us: u64::MAX, load_us: 1 },
+            ),
+            Message::Go(EPOCH),
+            Message::Running(EPOCH),
+            Message::Alive(EPOCH, u64::MAX, u64::MAX),
+            Message::Abort(EPOCH, "cancelled".into()),
+        ]
+    }
+
+    #[test]
+    fn each_message_comes_back_as_it_was_also_at_its_bound() {
+        for (message, kind) in one_of_each().into_iter().zip(1..) {
+            assert_eq!(message.kind(), kind);
+            let body = message.encode().unwrap();
+            assert!(body.len() <= Message::body_max(kind).unwrap());
+            assert_eq!(Message::decode(kind, &body).unwrap(), message);
+        }
+        assert_eq!(Message::body_max(14), Err(WireError::Kind(14)));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
+        for message in one_of_each() {
+            let mut body = message.encode().unwrap();
+            assert!(Message::decode(message.kind(), &body[..body.len() - 1]).is_err(), "{}", message.name());
+            body.push(0);
+            assert!(Message::decode(message.kind(), &body).is_err(), "{}", message.name());
+        }
+    }
+
+    #[test]
+    fn bounds_hold_before_anything_is_believed() {
+        let refused = |hello: Hello| Message::decode(1, &postcard::to_stdvec(&hello).unwrap()).unwrap_err();
+        assert!(matches!(
+            refused(Hello { name: "x".repeat(NAME_MAX + 1), ..hello() }),
+            WireError::TooLong { .. }
+        ));
+        assert_eq!(
+            refused(Hello { lanes: LaneOffer::Tcp(0), ..hello() }),
+            WireError::Malformed("list of lanes")
+        );
+        assert!(matches!(refused(Hello { lanes: LaneOffer::Tcp(65), ..hello() }), WireError::TooLong { .. }));
+        let ram = RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 1 }] };
+        assert_eq!(refused(Hello { ram, ..hello() }), WireError::Malformed("RAM layout"));
+        assert!(matches!(Message::decode(10, &[0; 17]), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        let text = "ö".repeat(TEXT_MAX);
+        let body = Message::Abort(EPOCH, text.clone()).encode().unwrap();
+        let Message::Abort(_, cut) = Message::decode(13, &body).unwrap() else { panic!("another kind") };
+        assert!(!cut.is_empty() && text.starts_with(&cut));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..16u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Message::decode(kind, &body);
+        }
+    }
+}

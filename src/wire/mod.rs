@@ -1,0 +1,59 @@
+//! What two hosts say to each other, as data: no socket is touched here and no clock is read.
+//!
+//! Every connection opens with a [`Preamble`] of fixed form, which no version will change, so that a peer of another
+//! version, or something that is not Sterna at all, is told apart before anything else is believed. The control connection
+//! then carries [`Message`]s, each in a frame with its kind and length; the length is checked against the bound of that
+//! kind before anything is allocated. Data lanes over TCP carry [frames of pages](PageFrame) instead.
+
+mod frame;
+mod message;
+mod pages;
+mod preamble;
+
+use thiserror::Error;
+
+pub use frame::{FRAME_HEAD_LEN, FrameHead};
+pub use message::{
+    Completion, DIGESTS_MAX, Epoch, Final, Hello, LaneOffer, LaneReady, Message, NAME_MAX, Refusal,
+    SLICES_MAX, STATE_MAX, SliceKey, SliceRange,
+};
+pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
+pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
+
+/// What is wrong with bytes that a peer sent.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Not a Sterna peer.
+    #[error("the peer does not speak Sterna's protocol (is this the address of `sterna receive`?)")]
+    NotSterna,
+    /// A Sterna peer of another protocol version.
+    #[error(
+        "the peer speaks protocol version {theirs}, this side version {ours}: run the same version of sterna on both hosts"
+    )]
+    Version {
+        /// This side's version.
+        ours: u16,
+        /// The peer's.
+        theirs: u16,
+    },
+    /// A preamble with a role that does not exist.
+    #[error("the peer opened a connection of unknown role {0}")]
+    Role(u8),
+    /// A message of unknown kind.
+    #[error("the peer sent a message of unknown kind {0}")]
+    Kind(u16),
+    /// A message, or a list in one, that is longer than its kind may be.
+    #[error("the peer sent {what} of {len}, more than the {max} allowed")]
+    TooLong {
+        /// What was too long.
+        what: &'static str,
+        /// Its length.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A message whose bytes do not decode to what its kind says.
+    #[error("the peer sent a malformed {0}")]
+    Malformed(&'static str),
+}
