@@ -1,0 +1,158 @@
+//! The demo's two processes: started, watched, and ended with it.
+
+use std::io::{BufRead, BufReader};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sterna_vmm::MachineKind;
+use tempfile::TempDir;
+
+use crate::cli::exit::Exit;
+use crate::cli::protocol::Failure;
+use crate::cli::run::{GuestArgs, HugePages, MachineChoice};
+use crate::cli::size::Size;
+
+/// The two processes that hold the guest, one after the other. Both are gone when this is dropped.
+pub(super) struct Holders {
+    source: Option<Child>,
+    destination: Option<Child>,
+    _runtime: TempDir,
+}
+
+impl Holders {
+    pub(super) fn new() -> Result<Self, Failure> {
+        // Sockets of their own, so that a demo meets no guest of the operator's. Both children and this process use it.
+        let runtime = tempfile::Builder::new()
+            .prefix("sterna-demo-")
+            .permissions(std::fs::Permissions::from_mode(0o700))
+            .tempdir()
+            .map_err(|error| failed(format!("no temporary folder: {error}")))?;
+        crate::cli::socket::use_directory(runtime.path());
+        Ok(Self { source: None, destination: None, _runtime: runtime })
+    }
+
+    pub(super) fn source_name(&self) -> String {
+        "demo-source".into()
+    }
+
+    pub(super) fn destination_name(&self) -> String {
+        "demo-destination".into()
+    }
+
+    pub(super) fn source_id(&self) -> u32 {
+        self.source.as_ref().map_or(0, Child::id)
+    }
+
+    pub(super) fn destination_id(&self) -> u32 {
+        self.destination.as_ref().map_or(0, Child::id)
+    }
+
+    /// Whether the source's process ends by itself, and well, within a time.
+    pub(super) fn source_has_ended(&mut self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        let Some(source) = self.source.as_mut() else { return false };
+        loop {
+            match source.try_wait() {
+                Ok(Some(status)) => return status.success(),
+                Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
+                _ => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        for child in [&mut self.source, &mut self.destination].into_iter().flatten() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Starts the destination; returns the address at which it listens.
+pub(super) fn start_receiver(holders: &mut Holders, address: IpAddr) -> Result<String, Failure> {
+    let arguments = [
+        "receive",
+        "--once",
+        "--json",
+        "--port=0",
+        &format!("--listen={address}"),
+        &format!("--name={}", holders.destination_name()),
+    ]
+    .map(str::to_owned);
+    let (child, event) = start(&arguments)?;
+    holders.destination = Some(child);
+    event["address"]
+        .as_str()
+        .map(str::to_owned)
+        .ok_or_else(|| failed(format!("the destination said {event} instead of its address")))
+}
+
+/// Starts the source, with its guest.
+pub(super) fn start_runner(
+    holders: &mut Holders,
+    guest: &GuestArgs,
+    kind: MachineKind,
+) -> Result<(), Failure> {
+    let mut arguments = vec![
+        "run".to_owned(),
+        holders.source_name(),
+        "--json".into(),
+        format!("--machine={}", MachineChoice::word(kind)),
+        format!("--memory={}", guest.memory.0),
+        format!("--cpus={}", guest.cpus),
+        format!("--dirty-rate={}", guest.dirty_rate),
+    ];
+    arguments.extend(guest.working_set.map(|Size(bytes)| format!("--working-set={bytes}")));
+    arguments.extend(guest.hugepages.map(|size| {
+        let word = match size {
+            HugePages::TwoMiB => "2M",
+            HugePages::OneGiB => "1G",
+        };
+        format!("--hugepages={word}")
+    }));
+    let (child, _running) = start(&arguments)?;
+    holders.source = Some(child);
+    Ok(())
+}
+
+/// Starts this program anew and waits for the first event it prints.
+fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
+    let program =
+        std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("STERNA_RUNTIME_DIR", crate::cli::socket::directory())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(format!("cannot start a second process: {error}")))?;
+    let mut events = BufReader::new(child.stdout.take().ok_or_else(|| failed("no pipe".into()))?);
+    let mut line = String::new();
+    let said = events.read_line(&mut line).is_ok() && !line.is_empty();
+    if !said {
+        // It has said why on stderr, which is ours too.
+        let _ = child.kill();
+        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        return Err(failed(format!("`sterna {}` did not start ({status})", arguments.join(" "))));
+    }
+    drain(events);
+    match serde_json::from_str(&line) {
+        Ok(event) => Ok((child, event)),
+        Err(error) => Err(failed(format!("`sterna {}` said {line:?}: {error}", arguments.join(" ")))),
+    }
+}
+
+/// Reads the rest of what a child prints, so that it never waits for a full pipe or dies of a closed one.
+fn drain(events: BufReader<ChildStdout>) {
+    thread::spawn(move || events.lines().map_while(Result::ok).for_each(drop));
+}
+
+fn failed(what: String) -> Failure {
+    Failure { exit: Exit::Failed, what, guest: "not started, or ended with the demo".into() }
+}

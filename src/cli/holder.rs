@@ -1,0 +1,209 @@
+//! A process that holds a guest: it serves the guest's control socket until the guest is gone.
+
+use std::io::BufReader;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use sterna::progress::{Event, Observer};
+use sterna::source::{Cancel, GuestIs, MigrationError, MigrationFailure, migrate};
+use sterna_vmm::Phase;
+
+use super::exit::Exit;
+use super::machine::MachineGuest;
+use super::protocol::{Answer, Checked, Failure, Move, Request, Status};
+use super::socket::{read_line, write_line};
+
+/// Why a process does not hold its guest any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It runs at the destination, which is named.
+    Moved(String),
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// A guest and what is being done with it.
+#[derive(Debug)]
+struct Holder {
+    guest: MachineGuest,
+    work: Mutex<Work>,
+    ended: Sender<Ended>,
+}
+
+/// Who may do what with the guest: one thing at a time.
+#[derive(Debug)]
+enum Work {
+    /// Nothing is under way.
+    Idle,
+    /// It is being moved.
+    Migrating(Cancel),
+    /// It was handed over and nobody knows whether it arrived.
+    InDoubt,
+    /// It is another host's.
+    Moved,
+}
+
+/// Serves the guest's control socket until the guest is gone.
+pub(crate) fn hold(guest: MachineGuest) -> Ended {
+    let (ended, wait): (_, Receiver<Ended>) = channel();
+    let holder = Arc::new(Holder { guest, work: Mutex::new(Work::Idle), ended });
+    let server = holder.clone();
+    thread::spawn(move || {
+        for stream in server.guest.socket.incoming() {
+            let holder = server.clone();
+            thread::spawn(move || holder.serve(stream));
+        }
+    });
+    // A sender lives in `holder`, so this waits for one to speak.
+    let ended = wait.recv().unwrap_or(Ended::Stopped);
+    holder.guest.socket.close();
+    holder.guest.machine.stop();
+    ended
+}
+
+impl Holder {
+    fn serve(&self, mut stream: UnixStream) {
+        let Ok(reading) = stream.try_clone() else { return };
+        let Ok(line) = read_line(&mut BufReader::new(reading)) else { return };
+        let mut ended = None;
+        let answer = match serde_json::from_str(&line) {
+            Ok(Request::Status) => Answer::Status(self.status()),
+            Ok(Request::Migrate(request)) => {
+                let progress = Progress(Mutex::new(&stream));
+                let answer = self.migrate(&request, &progress);
+                if matches!(answer, Answer::Moved(_)) {
+                    ended = Some(Ended::Moved(request.to));
+                }
+                answer
+            }
+            Ok(Request::Cancel) => self.cancel(),
+            Ok(Request::Check) => self.check(),
+            Ok(Request::Stop) => match &*self.work() {
+                Work::Idle => {
+                    ended = Some(Ended::Stopped);
+                    Answer::Done
+                }
+                busy => busy.refuse(),
+            },
+            Err(error) => failed(Exit::Failed, format!("cannot be understood: {error}"), "untouched"),
+        };
+        // Whoever asked may be gone; what was done is done.
+        let _ = write_line(&mut stream, &answer);
+        if let Some(ended) = ended {
+            let _ = self.ended.send(ended);
+        }
+    }
+
+    fn status(&self) -> Status {
+        let machine = &self.guest.machine;
+        let (status, beat) = (machine.status(), machine.heartbeat());
+        Status {
+            name: self.guest.name.clone(),
+            kind: machine.kind(),
+            phase: match status.phase {
+                Phase::Fresh => "fresh".into(),
+                Phase::Running => "running".into(),
+                Phase::Paused => "paused".into(),
+                Phase::Stopped => "stopped".into(),
+                Phase::Failed(reason) => format!("failed: {reason}"),
+            },
+            memory_bytes: machine.config().memory_bytes,
+            vcpus: machine.config().vcpus,
+            migrating: matches!(*self.work(), Work::Migrating(_)),
+            heartbeats: beat.count,
+            heartbeat_regressions: beat.regressions,
+            passes: status.passes,
+            throttle_percent: status.throttle_percent,
+        }
+    }
+
+    fn migrate(&self, request: &Move, observer: &dyn Observer) -> Answer {
+        let options = request.options();
+        match &mut *self.work() {
+            work @ Work::Idle => *work = Work::Migrating(options.cancel.clone()),
+            busy => return busy.refuse(),
+        }
+        let result = migrate(&self.guest, &request.to, &options, observer);
+        let (work, answer) = match result {
+            Ok(report) => (Work::Moved, Answer::Moved(report)),
+            Err(error) => {
+                let work = if error.guest == GuestIs::InDoubt { Work::InDoubt } else { Work::Idle };
+                (work, failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string()))
+            }
+        };
+        *self.work() = work;
+        answer
+    }
+
+    fn cancel(&self) -> Answer {
+        match &*self.work() {
+            Work::Migrating(cancel) => {
+                cancel.cancel();
+                Answer::Done
+            }
+            _ => failed(Exit::Failed, "no migration of this guest is under way", "untouched"),
+        }
+    }
+
+    fn check(&self) -> Answer {
+        // A migration would measure the check and not the guest.
+        if !matches!(&*self.work(), Work::Idle) {
+            return self.work().refuse();
+        }
+        let machine = &self.guest.machine;
+        let pages = machine.config().memory_bytes / 4096;
+        match machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages)) {
+            Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
+            Err(error) => failed(Exit::Failed, error.to_string(), "running here, but it did not answer"),
+        }
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    fn refuse(&self) -> Answer {
+        match self {
+            Self::Idle => failed(Exit::Failed, "nothing is under way", "running here"),
+            Self::Migrating(_) => failed(Exit::Failed, "the guest is migrating", "running at the source"),
+            Self::InDoubt => failed(
+                Exit::InDoubt,
+                "an earlier migration of this guest is in doubt",
+                "paused here, and perhaps running at the destination: look there first",
+            ),
+            Self::Moved => failed(Exit::Failed, "the guest has moved away", "running at the destination"),
+        }
+    }
+}
+
+fn failed(exit: Exit, what: impl Into<String>, guest: &str) -> Answer {
+    Answer::Failed(Failure { exit, what: what.into(), guest: guest.to_owned() })
+}
+
+fn exit_of(error: &MigrationError) -> Exit {
+    match (error.guest, &error.cause) {
+        (GuestIs::InDoubt, _) => Exit::InDoubt,
+        (GuestIs::PausedAtSource, _) => Exit::Failed,
+        (GuestIs::RunningAtSource, MigrationFailure::Cancelled) => Exit::Cancelled,
+        (GuestIs::RunningAtSource, _) if error.refused => Exit::Refused,
+        (GuestIs::RunningAtSource, _) => Exit::Failed,
+    }
+}
+
+/// Passes events on to whoever asked for the migration.
+struct Progress<'stream>(Mutex<&'stream UnixStream>);
+
+impl Observer for Progress<'_> {
+    fn event(&self, event: &Event) {
+        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A migration goes on although nobody watches it.
+        let _ = stream
+            .try_clone()
+            .and_then(|mut stream| write_line(&mut stream, &Answer::Progress(event.clone())));
+    }
+}

@@ -1,0 +1,150 @@
+//! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
+use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::memory::GuestRam;
+use sterna::preflight;
+use sterna::wire::Refusal;
+use sterna_vmm::{
+    CpuDescription, DirtyTracking, MachineConfig, MachineError, MachineKind, SharedMachine, host_cpu,
+    new_kvm, new_synthetic,
+};
+
+use super::socket::{Listener, SocketError};
+
+/// A machine of `sterna-vmm` as a guest of the engine.
+#[derive(Debug)]
+pub(crate) struct MachineGuest {
+    pub(crate) name: String,
+    pub(crate) machine: SharedMachine,
+    /// Its control socket, which holds the name from the first moment on.
+    pub(crate) socket: Listener,
+}
+
+/// What a destination needs to make the same machine.
+#[derive(Serialize, Deserialize)]
+struct Details {
+    kind: MachineKind,
+    config: MachineConfig,
+    cpu: CpuDescription,
+}
+
+impl Guest for MachineGuest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        let (kind, config, cpu) =
+            (self.machine.kind(), self.machine.config().clone(), self.machine.cpu().clone());
+        postcard::to_stdvec(&Details { kind, config, cpu }).map_err(GuestError::new)
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        let software = SoftwareLog::new(self.machine.memory());
+        match self.machine.dirty_tracking() {
+            DirtyTracking::SoftwareOnly => Ok(Box::new(software)),
+            DirtyTracking::Kvm { vm, slots } => {
+                let slots = slots
+                    .into_iter()
+                    .map(|slot| KvmSlot {
+                        slot: slot.slot,
+                        guest_address: slot.guest_address,
+                        len_bytes: slot.len_bytes,
+                        host_address: slot.host_address,
+                    })
+                    .collect();
+                let vm = vm.try_clone_to_owned().map_err(GuestError::new)?;
+                Ok(Box::new(EitherLog(KvmLog::new(vm, slots), software)))
+            }
+        }
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.machine.pause().map_err(GuestError::new)
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.machine.resume().map_err(GuestError::new)
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.machine.throttle(percent).map_err(GuestError::new)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, GuestError> {
+        self.machine.save().map_err(GuestError::new)
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+        self.machine.load(state).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        let beat = self.machine.heartbeat();
+        let age = sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns);
+        Some(Heartbeat { count: beat.count, age: Duration::from_nanos(age) })
+    }
+}
+
+/// Makes machines for guests that arrive.
+#[derive(Debug)]
+pub(crate) struct MachineHost {
+    /// The name under which the guest lives here; `None` keeps its own.
+    pub(crate) name: Option<String>,
+    /// The most RAM that a guest may have.
+    pub(crate) memory_max_bytes: Option<u64>,
+}
+
+impl GuestHost for MachineHost {
+    type Guest = MachineGuest;
+
+    fn prepare(&self, proposal: &Proposal<'_>) -> Result<MachineGuest, Refusal> {
+        let incompatible = |error: MachineError| Refusal::Incompatible(error.to_string());
+        let (details, rest) = postcard::take_from_bytes::<Details>(proposal.details)
+            .map_err(|_| Refusal::Incompatible("its description is not of this version".into()))?;
+        if !rest.is_empty() {
+            return Err(Refusal::Incompatible("its description is not of this version".into()));
+        }
+        let name = self.name.clone().unwrap_or_else(|| proposal.name.to_owned());
+        let socket = Listener::bind(&name).map_err(|error| match error {
+            SocketError::Taken(name) => Refusal::NameTaken(name),
+            error => Refusal::Incompatible(error.to_string()),
+        })?;
+        let needed_bytes = proposal.ram.total_bytes();
+        if details.config.memory_bytes != needed_bytes {
+            return Err(Refusal::Incompatible("its description speaks of other RAM than it offers".into()));
+        }
+        let available_bytes =
+            [self.memory_max_bytes, preflight::available_memory_bytes()].into_iter().flatten().min();
+        if let Some(available_bytes) = available_bytes.filter(|&available| available < needed_bytes) {
+            return Err(Refusal::Memory { needed_bytes, available_bytes });
+        }
+        if details.kind == MachineKind::Kvm {
+            let missing = details.cpu.missing_on(&host_cpu().map_err(incompatible)?);
+            if !missing.is_empty() {
+                return Err(Refusal::Incompatible(format!(
+                    "its processor lacks here: {}",
+                    missing.join(", ")
+                )));
+            }
+        }
+        let machine = new_machine(details.kind, details.config).map_err(incompatible)?;
+        Ok(MachineGuest { name, machine, socket })
+    }
+}
+
+/// Makes a machine of a kind.
+pub(crate) fn new_machine(kind: MachineKind, config: MachineConfig) -> Result<SharedMachine, MachineError> {
+    match kind {
+        MachineKind::Kvm => new_kvm(config),
+        MachineKind::Synthetic => new_synthetic(config),
+    }
+}

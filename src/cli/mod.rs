@@ -1,0 +1,77 @@
+//! The command: one file a subcommand.
+//!
+//! | file | |
+//! |---|---|
+//! | `run`, `receive` | the two that hold a guest: a fresh one, and one that arrives |
+//! | `migrate` | asks the process that holds a guest to move it, and shows how that goes |
+//! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
+//! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
+//! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
+//! | `holder`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
+//! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
+
+mod check;
+mod demo;
+mod exit;
+mod holder;
+mod machine;
+mod migrate;
+mod output;
+mod protocol;
+mod receive;
+mod run;
+mod size;
+mod socket;
+mod soft_roce;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// The port at which a destination listens unless told otherwise.
+pub(crate) const DEFAULT_PORT: u16 = 7837;
+
+/// Moves running KVM guests between hosts: by one-sided RDMA writes, or over TCP where there is no RDMA.
+#[derive(Debug, Parser)]
+#[command(name = "sterna", version, max_term_width = 110, after_help = exit::HELP)]
+struct Sterna {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a guest, and hold it until it is stopped or has moved
+    Run(run::RunArgs),
+    /// Wait for a guest to arrive, and hold it then
+    Receive(receive::ReceiveArgs),
+    /// Move a guest to another host
+    Migrate(migrate::MigrateArgs),
+    /// Show it: two processes on this machine, and a guest that moves from one to the other
+    Demo(demo::DemoArgs),
+    /// Say what this machine has for migrations, and what mends what it lacks
+    Check(check::CheckArgs),
+    /// Make or remove a soft-RoCE device: RDMA on an ordinary network interface
+    SoftRoce(soft_roce::SoftRoceArgs),
+}
+
+pub(crate) fn main() -> ExitCode {
+    let filter = EnvFilter::try_from_env("STERNA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+    match Sterna::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Receive(args) => receive::run(&args),
+        Command::Migrate(args) => migrate::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::SoftRoce(args) => soft_roce::run(&args),
+    }
+}

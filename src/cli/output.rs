@@ -1,0 +1,142 @@
+//! How things are said: errors in three lines, progress on stderr, results on stdout.
+
+use std::fmt::Display;
+use std::process::ExitCode;
+
+use sterna::progress::{Event, Report};
+use sterna::transport::TransportKind;
+
+use super::exit::Exit;
+use super::protocol::Failure;
+use super::size::Size;
+
+/// Says what failed, where the guest is if one is concerned, and ends with the code for it.
+pub(crate) fn failed(failure: &Failure) -> ExitCode {
+    eprintln!("error: {}", failure.what);
+    eprintln!("where: the guest is {}", failure.guest);
+    failure.exit.into()
+}
+
+/// Says what failed where no guest is concerned.
+pub(crate) fn error(exit: Exit, what: impl Display) -> ExitCode {
+    eprintln!("error: {what}");
+    exit.into()
+}
+
+/// Shows an event of a migration, a line each.
+pub(crate) fn progress(event: &Event) {
+    match event {
+        Event::Connected { transport, via, total_pages } => {
+            eprintln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(*transport));
+        }
+        Event::Round { number, round, predicted_downtime_ms } => {
+            let rest = if round.dirty_rate_mbps > 0.0 {
+                format!(
+                    ", guest wrote {:.0} MB/s; switching now would take {predicted_downtime_ms:.0} ms",
+                    round.dirty_rate_mbps
+                )
+            } else {
+                String::new()
+            };
+            eprintln!(
+                "  round {number}: {} pages, {} in {:.0} ms{rest}",
+                round.pages,
+                Size(round.bytes),
+                round.ms
+            );
+        }
+        Event::Throttled { percent: 0 } => eprintln!("  guest at full speed again"),
+        Event::Throttled { percent } => {
+            eprintln!("  rounds do not get smaller: guest slowed by {percent} %");
+        }
+        Event::Paused => eprintln!("  guest paused for the switch"),
+        Event::Switched { downtime_ms } => {
+            eprintln!("  guest runs at the destination after {downtime_ms:.0} ms");
+        }
+        _ => {}
+    }
+}
+
+/// The summary of a migration for people, as lines of a label and a text.
+pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
+    let downtime = {
+        let guest = report
+            .guest_downtime_ms
+            .map_or(String::new(), |ms| format!(", {ms:.1} ms by the guest's own heartbeat"));
+        let compared = if report.verified_pages > 0 {
+            format!("; {:.1} ms of it to compare all pages", report.compare_ms)
+        } else {
+            String::new()
+        };
+        format!("{:.1} ms{guest}{compared}", report.downtime_ms)
+    };
+    let mut lines = vec![
+        ("transport", transport_name(report.transport).to_owned()),
+        ("total time", format!("{:.0} ms, {:.0} ms of it to set up", report.total_ms, report.setup_ms)),
+        ("downtime", downtime),
+        ("rounds", report.rounds.len().to_string()),
+        (
+            "moved",
+            format!(
+                "{} in {} pages at {:.0} MB/s; {} zero pages not sent",
+                Size(report.bytes_sent),
+                report.pages_sent,
+                report.throughput_mbps,
+                report.pages_zero
+            ),
+        ),
+    ];
+    if report.verified_pages > 0 {
+        lines.push(("compared", format!("{} pages at the switch, all equal", report.verified_pages)));
+    }
+    lines
+}
+
+/// Prints lines of a label and a text, aligned.
+pub(crate) fn print_lines(lines: &[(&'static str, String)]) {
+    for (label, text) in lines {
+        println!("  {label:<12} {text}");
+    }
+}
+
+/// A report as the JSON object that `--json` promises; `wrong_pages` counts all that any check found.
+pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String, serde_json::Value> {
+    let object = serde_json::json!({
+        "status": "completed",
+        "transport": report.transport,
+        "total_ms": report.total_ms,
+        "setup_ms": report.setup_ms,
+        "downtime_ms": report.downtime_ms,
+        "compare_ms": report.compare_ms,
+        "guest_downtime_ms": report.guest_downtime_ms,
+        "rounds": report.rounds.len(),
+        "bytes_sent": report.bytes_sent,
+        "pages_sent": report.pages_sent,
+        "pages_zero": report.pages_zero,
+        "throughput_mbps": report.throughput_mbps,
+        "verified_pages": report.verified_pages,
+        "wrong_pages": wrong_pages,
+        "per_round": report.rounds,
+    });
+    match object {
+        serde_json::Value::Object(object) => object,
+        _ => serde_json::Map::new(),
+    }
+}
+
+/// A failure as a JSON object.
+pub(crate) fn json_failure(failure: &Failure) -> serde_json::Value {
+    serde_json::json!({
+        "status": "failed",
+        "error": failure.what,
+        "guest": failure.guest,
+        "exit": failure.exit,
+    })
+}
+
+pub(crate) fn transport_name(kind: TransportKind) -> &'static str {
+    match kind {
+        TransportKind::Tcp => "TCP",
+        TransportKind::Rdma => "RDMA",
+    }
+}

@@ -1,0 +1,79 @@
+//! `sterna receive`: waits for a guest and holds it then.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+
+use clap::Args;
+use sterna::destination::{Arrival, ReceiveError, Receiver};
+use sterna::guest::Guest;
+
+use super::exit::Exit;
+use super::holder::hold;
+use super::machine::{MachineGuest, MachineHost};
+use super::run::say_end;
+use super::size::Size;
+use super::socket;
+use super::{DEFAULT_PORT, output};
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiveArgs {
+    /// Address at which to listen: whoever reaches it may send a guest here, so choose a trusted network
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    listen: IpAddr,
+    /// Port at which to listen; 0 picks a free one
+    #[arg(long, default_value_t = DEFAULT_PORT)]
+    port: u16,
+    /// Name for the guest here [default: the one it has]
+    #[arg(long)]
+    name: Option<String>,
+    /// Take no guest with more RAM than this
+    #[arg(long, value_name = "SIZE")]
+    memory_max: Option<Size>,
+    /// End after the first attempt, also if it fails
+    #[arg(long)]
+    once: bool,
+    /// Print what happens as JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
+    if let Some(Err(error)) = args.name.as_deref().map(socket::check_name) {
+        eprintln!("error: {error}");
+        return ExitCode::from(2);
+    }
+    let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
+        .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
+    let (receiver, address) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
+    if args.json {
+        println!("{}", serde_json::json!({ "event": "listening", "address": address }));
+    } else {
+        println!("listening at {address} for a guest");
+    }
+    let host = MachineHost { name: args.name.clone(), memory_max_bytes: args.memory_max.map(|size| size.0) };
+    let arrival = loop {
+        match receiver.receive(&host) {
+            Ok(arrival) => break arrival,
+            Err(error @ ReceiveError::Start(_)) => return output::error(Exit::Lost, error),
+            Err(error) if args.once => return output::error(Exit::Failed, error),
+            Err(error) => eprintln!("a guest did not arrive: {error}"),
+        }
+    };
+    hold_arrival(arrival, args.json)
+}
+
+fn hold_arrival(arrival: Arrival<MachineGuest>, json: bool) -> ExitCode {
+    let Arrival { guest, from } = arrival;
+    let name = guest.name().to_owned();
+    if json {
+        println!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
+    } else {
+        println!("{name} has arrived from {from} and runs here");
+    }
+    let ended = hold(guest);
+    say_end(&name, &ended, json);
+    Exit::Done.into()
+}

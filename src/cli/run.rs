@@ -1,0 +1,160 @@
+//! `sterna run`: starts a guest and holds it.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use sterna::preflight;
+use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
+
+use super::exit::Exit;
+use super::holder::{Ended, hold};
+use super::machine::{MachineGuest, new_machine};
+use super::output;
+use super::size::Size;
+use super::socket::Listener;
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The guest's name, by which `sterna migrate` finds it
+    #[arg(default_value = "guest")]
+    name: String,
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Print what happens as JSON, an object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a guest is made of.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct GuestArgs {
+    /// RAM of the guest
+    #[arg(long, default_value = "256M", value_name = "SIZE")]
+    pub(crate) memory: Size,
+    /// Virtual processors of the guest
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) cpus: u8,
+    /// How much memory the guest writes over and over [default: all that it can]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) working_set: Option<Size>,
+    /// How fast it writes, in MB/s; 0 is an idle guest
+    #[arg(long, default_value_t = 25, value_name = "MB/S")]
+    pub(crate) dirty_rate: u64,
+    /// Back the RAM with huge pages
+    #[arg(long, value_enum, value_name = "SIZE")]
+    pub(crate) hugepages: Option<HugePages>,
+    /// What runs the guest
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) machine: MachineChoice,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum HugePages {
+    /// 2 MiB
+    #[value(name = "2M")]
+    TwoMiB,
+    /// 1 GiB
+    #[value(name = "1G")]
+    OneGiB,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MachineChoice {
+    /// KVM where it can be used, else the synthetic guest
+    #[default]
+    Auto,
+    /// A real guest on KVM
+    Kvm,
+    /// Threads that behave as the guest would, for machines without KVM
+    Synthetic,
+}
+
+impl GuestArgs {
+    pub(crate) fn config(&self) -> MachineConfig {
+        let memory_bytes = self.memory.0;
+        let largest = Workload::largest_bytes(memory_bytes);
+        MachineConfig {
+            memory_bytes,
+            vcpus: self.cpus,
+            hugepages: self.hugepages.map(|size| match size {
+                HugePages::TwoMiB => HugePageSize::TwoMiB,
+                HugePages::OneGiB => HugePageSize::OneGiB,
+            }),
+            workload: Workload {
+                working_set_bytes: self.working_set.map_or(largest, |size| size.0),
+                rate_mb_per_s: self.dirty_rate,
+                prefill: true,
+            },
+        }
+    }
+}
+
+impl MachineChoice {
+    /// The kind to make on this host, and what to say about it.
+    pub(crate) fn decide(self) -> (MachineKind, Option<String>) {
+        match self {
+            Self::Kvm => (MachineKind::Kvm, None),
+            Self::Synthetic => (MachineKind::Synthetic, None),
+            Self::Auto => match preflight::kvm_access() {
+                preflight::KvmAccess::Usable => (MachineKind::Kvm, None),
+                unusable => (
+                    MachineKind::Synthetic,
+                    Some(format!("no KVM guest, a synthetic one instead: {unusable}")),
+                ),
+            },
+        }
+    }
+
+    /// The command-line word for it.
+    pub(crate) fn word(kind: MachineKind) -> &'static str {
+        match kind {
+            MachineKind::Kvm => "kvm",
+            MachineKind::Synthetic => "synthetic",
+        }
+    }
+}
+
+pub(crate) fn run(args: &RunArgs) -> ExitCode {
+    let socket = match Listener::bind(&args.name) {
+        Ok(socket) => socket,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
+    let (kind, note) = args.guest.machine.decide();
+    if let Some(note) = note {
+        eprintln!("note: {note}");
+    }
+    let started =
+        new_machine(kind, args.guest.config()).and_then(|machine| machine.start().map(|()| machine));
+    let machine = match started {
+        Ok(machine) => machine,
+        Err(error @ MachineError::Config(_)) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+        Err(error) => return output::error(Exit::Refused, error),
+    };
+    let name = args.name.clone();
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({ "event": "running", "name": name, "machine": MachineChoice::word(kind) })
+        );
+    } else {
+        println!("{name} runs here. To move it: sterna migrate {name} --to HOST");
+    }
+    let ended = hold(MachineGuest { name: name.clone(), machine, socket });
+    say_end(&name, &ended, args.json);
+    Exit::Done.into()
+}
+
+/// Says how the holding of a guest ended.
+pub(crate) fn say_end(name: &str, ended: &Ended, json: bool) {
+    match ended {
+        Ended::Moved(to) if json => {
+            println!("{}", serde_json::json!({ "event": "moved", "name": name, "to": to }));
+        }
+        Ended::Stopped if json => println!("{}", serde_json::json!({ "event": "stopped", "name": name })),
+        Ended::Moved(to) => println!("{name} has moved to {to} and runs here no more"),
+        Ended::Stopped => println!("{name} was stopped"),
+    }
+}
