@@ -91,9 +91,14 @@ make_network() {
     ip link set veth1 mtu 9000 up
 } >&4 2>&4
 
-# The one place that says how a soft-RoCE device is made.
+# By Sterna's own command as on any machine, or, before that is built, by what it calls.
 soft_roce_up() {
-    rdma link add rxe0 type rxe netdev veth0
+    local sterna=$checkout/target/release/sterna
+    if [[ -x $sterna ]]; then
+        "$sterna" soft-roce up --netdev veth0 >/run/lab/soft-roce 2>&1 || { cat /run/lab/soft-roce && return 1; }
+    else
+        rdma link add rxe0 type rxe netdev veth0
+    fi
 } >&4 2>&4
 
 # The kernel fills the GID table a moment after the device appears: wait for the IPv4-mapped entry of 10.77.0.1.

@@ -1,6 +1,6 @@
 //! How things are said: errors in three lines, progress on stderr, results on stdout.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
 use sterna::progress::{Event, Report};
@@ -59,17 +59,13 @@ pub(crate) fn progress(event: &Event) {
 
 /// The summary of a migration for people, as lines of a label and a text.
 pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
-    let downtime = {
-        let guest = report
-            .guest_downtime_ms
-            .map_or(String::new(), |ms| format!(", {ms:.1} ms by the guest's own heartbeat"));
-        let compared = if report.verified_pages > 0 {
-            format!("; {:.1} ms of it to compare all pages", report.compare_ms)
-        } else {
-            String::new()
-        };
-        format!("{:.1} ms{guest}{compared}", report.downtime_ms)
-    };
+    let mut downtime = format!("{:.1} ms", report.downtime_ms - report.compare_ms);
+    if report.verified_pages > 0 {
+        let _ = write!(downtime, ", and {:.1} ms more to compare every page", report.compare_ms);
+    }
+    if let Some(ms) = report.guest_downtime_ms {
+        let _ = write!(downtime, "; {ms:.1} ms by the guest's own heartbeat");
+    }
     let mut lines = vec![
         ("transport", transport_name(report.transport).to_owned()),
         ("total time", format!("{:.0} ms, {:.0} ms of it to set up", report.total_ms, report.setup_ms)),

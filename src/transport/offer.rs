@@ -55,6 +55,9 @@ impl Offer {
                     reason: "an RDMA device has the address that reaches the peer".into(),
                     kind: OfferKind::Rdma(offer),
                 },
+                Err(TransportError::NoDevice { .. }) => {
+                    Self::tcp(lanes, "no RDMA device here reaches the peer: see `sterna check`".into())
+                }
                 Err(error) => Self::tcp(lanes, format!("no RDMA: {error}")),
             }),
         }

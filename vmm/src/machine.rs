@@ -87,13 +87,6 @@ impl Workload {
     pub fn at_rate(self, rate_mb_per_s: u64) -> Self {
         Self { rate_mb_per_s, ..self }
     }
-
-    /// The largest working set that a machine with this much RAM has room for: all of it but the first MiB and a
-    /// page table.
-    #[must_use]
-    pub fn largest_bytes(memory_bytes: u64) -> u64 {
-        crate::guest::layout::largest_working_set_bytes(memory_bytes)
-    }
 }
 
 /// The two kinds of machine.

@@ -3,7 +3,7 @@
 use std::ffi::{c_int, c_uint};
 
 #[cfg(feature = "witness")]
-use crate::witness::Constant;
+use super::described::Constant;
 
 /// Declares constants and, from the same text, `constants` for the witnesses.
 macro_rules! c_constants {

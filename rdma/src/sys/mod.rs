@@ -18,6 +18,8 @@
 pub(crate) mod completions;
 pub(crate) mod constants;
 pub(crate) mod context;
+#[cfg(feature = "witness")]
+pub(crate) mod described;
 pub(crate) mod domain;
 mod functions;
 mod mapping;

@@ -8,7 +8,7 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 
 #[cfg(feature = "witness")]
-use crate::witness::{Field, Layout};
+use super::described::{Field, Layout};
 
 /// Declares C structs and, from the same text, `layouts`: a description of each for the witnesses.
 macro_rules! c_structs {

@@ -12,7 +12,7 @@
 //! The working set is two runs of pages. One begins right behind the page tables, the other ends at the end of RAM,
 //! so that the edges of RAM are always in it; each is in proportion to the RAM on its side of the hole.
 
-use crate::machine::{MachineConfig, PAGE_BYTES};
+use crate::machine::{MachineConfig, PAGE_BYTES, Workload};
 
 pub(crate) const GDT: u64 = 0x1000;
 pub(crate) const IDT: u64 = 0x2000;
@@ -63,8 +63,13 @@ fn working_set_start(memory_bytes: u64) -> u64 {
     PAGE_TABLES + (2 + ram_end(memory_bytes).div_ceil(GIB)) * PAGE_BYTES
 }
 
-pub(crate) fn largest_working_set_bytes(memory_bytes: u64) -> u64 {
-    memory_bytes.saturating_sub(working_set_start(memory_bytes)) / PAGE_BYTES * PAGE_BYTES
+impl Workload {
+    /// The largest working set that a machine with this much RAM has room for: all of it but the first MiB and a
+    /// page table.
+    #[must_use]
+    pub fn largest_bytes(memory_bytes: u64) -> u64 {
+        memory_bytes.saturating_sub(working_set_start(memory_bytes)) / PAGE_BYTES * PAGE_BYTES
+    }
 }
 
 /// Pages that follow one another in guest RAM, by page number (guest address / 4096).
@@ -162,7 +167,7 @@ mod tests {
         for memory_bytes in
             [16 << 20, (16 << 20) + 4096, 3 * GIB - 4096, 3 * GIB, 3 * GIB + 4096, 5 * GIB + 8192]
         {
-            let largest = largest_working_set_bytes(memory_bytes);
+            let largest = Workload::largest_bytes(memory_bytes);
             for bytes in [0, 4096, 5 * 4096, 1 << 20, largest / 2 / 4096 * 4096, largest] {
                 // Counting millions of pages one by one is for the small machines only.
                 if bytes > 64 << 20 {
@@ -195,7 +200,7 @@ mod tests {
     #[test]
     fn the_largest_working_set_fills_ram_to_its_end() {
         for memory_bytes in [16 << 20, 3 * GIB, 3 * GIB + 4096, 7 * GIB, MEMORY_BYTES_MAX] {
-            let set = WorkingSet::of(&config(memory_bytes, 1, largest_working_set_bytes(memory_bytes)));
+            let set = WorkingSet::of(&config(memory_bytes, 1, Workload::largest_bytes(memory_bytes)));
             let [low, high] = set.runs;
             assert_eq!(high.address() + high.pages * PAGE_BYTES, ram_end(memory_bytes));
             assert!(low.address() + low.pages * PAGE_BYTES <= high.address());
