@@ -88,7 +88,9 @@ impl Holder {
                 }
                 busy => busy.refuse(),
             },
-            Err(error) => failed(Exit::Failed, format!("cannot be understood: {error}"), "untouched"),
+            Err(error) => {
+                failed(Exit::Failed, format!("cannot be understood: {error}"), "the guest is as it was")
+            }
         };
         // Whoever asked may be gone; what was done is done.
         let _ = write_line(&mut stream, &answer);
@@ -144,7 +146,7 @@ impl Holder {
                 cancel.cancel();
                 Answer::Done
             }
-            _ => failed(Exit::Failed, "no migration of this guest is under way", "untouched"),
+            _ => failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was"),
         }
     }
 
@@ -157,7 +159,7 @@ impl Holder {
         let pages = machine.config().memory_bytes / 4096;
         match machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages)) {
             Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
-            Err(error) => failed(Exit::Failed, error.to_string(), "running here, but it did not answer"),
+            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here, but did not answer"),
         }
     }
 
@@ -169,14 +171,18 @@ impl Holder {
 impl Work {
     fn refuse(&self) -> Answer {
         match self {
-            Self::Idle => failed(Exit::Failed, "nothing is under way", "running here"),
-            Self::Migrating(_) => failed(Exit::Failed, "the guest is migrating", "running at the source"),
+            Self::Idle => failed(Exit::Failed, "nothing is under way", "the guest runs here"),
+            Self::Migrating(_) => {
+                failed(Exit::Failed, "the guest is migrating", "the guest runs at the source")
+            }
             Self::InDoubt => failed(
                 Exit::InDoubt,
                 "an earlier migration of this guest is in doubt",
-                "paused here, and perhaps running at the destination: look there first",
+                "in doubt: the guest is paused here, and perhaps running at the destination: look there first",
             ),
-            Self::Moved => failed(Exit::Failed, "the guest has moved away", "running at the destination"),
+            Self::Moved => {
+                failed(Exit::Failed, "the guest has moved away", "the guest is at the destination")
+            }
         }
     }
 }

@@ -103,9 +103,9 @@ pub(crate) fn move_guest(
         what: error.to_string(),
         guest: guest.to_owned(),
     };
-    let mut client =
-        Client::connect(name).map_err(|error| here(error, "not on this host under that name"))?;
-    client.ask(&Request::Migrate(request)).map_err(|error| here(error, "at the source"))?;
+    let mut client = Client::connect(name)
+        .map_err(|error| here(error, "the guest is not on this host under that name"))?;
+    client.ask(&Request::Migrate(request)).map_err(|error| here(error, "the guest is at the source"))?;
     loop {
         match client.answer() {
             Ok(Answer::Progress(event)) => progress(&event),
@@ -116,7 +116,7 @@ pub(crate) fn move_guest(
                 return Err(Failure {
                     exit: Exit::InDoubt,
                     what: error.to_string(),
-                    guest: "in doubt: its process is gone; look at the destination whether it runs there"
+                    guest: "in doubt: the process that held the guest is gone; see whether it runs at the destination"
                         .into(),
                 });
             }

@@ -13,7 +13,7 @@ use super::size::Size;
 /// Says what failed, where the guest is if one is concerned, and ends with the code for it.
 pub(crate) fn failed(failure: &Failure) -> ExitCode {
     eprintln!("error: {}", failure.what);
-    eprintln!("where: the guest is {}", failure.guest);
+    eprintln!("where: {}", failure.guest);
     failure.exit.into()
 }
 

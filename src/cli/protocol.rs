@@ -97,6 +97,7 @@ pub(crate) struct Checked {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) what: String,
+    /// Where the guest is, as a clause.
     pub(crate) guest: String,
 }
 

@@ -13,7 +13,8 @@ use crate::wire::WireError;
 pub enum TransportError {
     /// RDMA was asked for and this host has no device that can be used.
     #[error(
-        "this host has no RDMA device that can reach the peer: {reason}; `sterna check` tells how to get one"
+        "no RDMA device of this host reaches the peer ({reason}): `sterna check` tells how to get one; or use \
+         --transport tcp"
     )]
     NoDevice {
         /// Why each that there is was passed over.

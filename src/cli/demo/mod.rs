@@ -184,11 +184,15 @@ fn wait_for(name: &str, otherwise: &str, enough: impl Fn(&Status) -> bool) -> Re
 }
 
 fn local(what: String) -> Failure {
-    Failure { exit: Exit::Failed, what, guest: "one of the demo's own and ends with it".into() }
+    Failure { exit: Exit::Failed, what, guest: "the guest was the demo's own and ends with it".into() }
 }
 
 fn arrived(what: String) -> Failure {
-    Failure { exit: Exit::Lost, what, guest: "at the destination, and not as it should be".into() }
+    Failure {
+        exit: Exit::Lost,
+        what,
+        guest: "the guest is at the destination, and not as it should be".into(),
+    }
 }
 
 /// For the tests of the demo's judgement.

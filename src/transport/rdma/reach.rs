@@ -23,7 +23,12 @@ impl RdmaReach {
         let mut passed_over = Vec::new();
         let mut found: Vec<Self> = Vec::new();
         let mut any: Vec<Self> = Vec::new();
-        let unusable = |error: sterna_rdma::Error| TransportError::NoDevice { reason: error.to_string() };
+        let unusable = |error| TransportError::NoDevice {
+            reason: match error {
+                sterna_rdma::Error::NoDevice => "there is none".into(),
+                error => error.to_string(),
+            },
+        };
         let library = Library::load().map_err(unusable)?;
         for info in library.devices().map_err(unusable)? {
             let opened = Device::open(&library, &info.name).and_then(|device| Ok((device.ports()?, device)));
