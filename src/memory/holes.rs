@@ -41,6 +41,16 @@ impl RamRegion {
         }
         Ok(touched)
     }
+
+    /// Whether any page of `run` has been touched; as [`touched`](Self::touched) would tell, in one look.
+    ///
+    /// # Errors
+    /// [`MemoryError::Holes`] if the kernel refuses.
+    pub fn is_touched(&self, run: PageRun) -> Result<bool, MemoryError> {
+        let Some(backing) = self.backing() else { return Ok(true) };
+        let start = backing.offset_bytes + run.first_page * PAGE_BYTES;
+        Ok(next_data(&backing.file, start)?.is_some_and(|at| at < start + run.len_bytes()))
+    }
 }
 
 /// Where the next data is, at or after `at`; `None` if there is none up to the end of the file.

@@ -13,8 +13,10 @@
 mod error;
 mod rounds;
 
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
@@ -193,8 +195,6 @@ impl<'migration> Attempt<'migration> {
 
     fn run(&mut self) -> Result<Report, MigrationFailure> {
         self.dirty.fill();
-        self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
-        // Last, so that no write is counted as new that the first round sends anyway.
         self.link.log.start()?;
         let setup = self.started.elapsed();
         self.converge()?;
@@ -220,7 +220,6 @@ impl<'migration> Attempt<'migration> {
                 Decision::Throttle(percent) => self.throttle(percent),
                 Decision::GiveUp => return Err(self.not_converging()),
             }
-            self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
         }
     }
 
@@ -234,7 +233,6 @@ impl<'migration> Attempt<'migration> {
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
         let state = self.guest.save()?;
         self.harvest()?;
-        self.link.transport.prepare(&self.dirty, &mut self.link.control)?;
         self.send_round()?;
         self.report_round(
             &Round { sent_bytes: 0, duration: paused_at.elapsed(), dirty_pages: 0 },
@@ -326,14 +324,20 @@ impl<'migration> Attempt<'migration> {
     fn send_round(&mut self) -> Result<u64, MigrationFailure> {
         let began = Instant::now();
         let number = self.round_number() + 1;
-        let rounds = Rounds {
-            ram: &self.link.ram,
-            log: &*self.link.log,
-            stripes: &self.stripes,
-            pool: &self.link.pool,
-            cancel: &self.options.cancel,
+        let Link { control, transport, ram, log, pool, .. } = &mut self.link;
+        let (dirty, cancel) = (&self.dirty, &self.options.cancel);
+        let rounds = Rounds { ram, log: &**log, stripes: &self.stripes, pool, cancel };
+        let sent = match transport.parts() {
+            (lanes, None) => rounds.send(number, dirty, lanes)?,
+            (lanes, Some(supply)) => thread::scope(|scope| {
+                let supplying = scope.spawn(|| supply.supply(dirty, control));
+                let sent = rounds.send(number, dirty, lanes);
+                supply.end();
+                // Why lanes were not supplied explains more than that they were not.
+                supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+                sent
+            })?,
         };
-        let sent = rounds.send(number, &self.dirty, self.link.transport.lanes())?;
         self.link.control.send(&Message::RoundClosed(number))?;
         self.pages_zero += sent.zero_pages;
         let bytes = sent.pages * PAGE_BYTES;

@@ -43,14 +43,21 @@ pub trait Transport: Send + Debug {
     /// The device or the addresses used, for people.
     fn via(&self) -> String;
 
-    /// Makes ready what a round with these pages needs, before its first write.
+    /// Begins a round: the lanes, each for one worker, and what must run beside them while they send, if anything must.
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>);
+}
+
+/// Makes ready what lanes need, while they send: the registration of memory, which takes too long to wait for.
+pub trait Supply: Sync {
+    /// Works ahead of the lanes of a round in which these pages are sent, until [`end`](Self::end). Lanes that need what
+    /// is not ready yet wait for it, and fail if this does.
     ///
     /// # Errors
     /// [`TransportError`]; the attempt is over.
-    fn prepare(&mut self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
+    fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
 
-    /// The lanes, each for one worker.
-    fn lanes(&mut self) -> &mut [Box<dyn Lane>];
+    /// The lanes of the round are done, or have failed.
+    fn end(&self);
 }
 
 /// One ordered stream of pages.
@@ -95,4 +102,9 @@ pub trait Landing: Send + Debug {
     /// Takes every remote access to guest RAM away. When it returns, nothing that the source or the network does can change
     /// a byte of it.
     fn revoke(self: Box<Self>);
+}
+
+/// `1 lane`, `2 lanes`: a number of things, for people.
+fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }

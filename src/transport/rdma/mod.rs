@@ -9,6 +9,7 @@
 mod landing;
 mod lane;
 mod reach;
+mod registrar;
 mod slices;
 mod transport;
 

@@ -1,8 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
-use rayon::prelude::*;
 use sterna_rdma::{
     Access, Capacity, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion, PeerAccess, ProtectionDomain,
     QueuePair,
@@ -10,14 +8,13 @@ use sterna_rdma::{
 
 use super::lane::RdmaLane;
 use super::reach::RdmaReach;
-use super::slices::{Slice, Slices};
+use super::registrar::Registrar;
+use super::slices::Slices;
 use super::{FENCES, WINDOW_REQUESTS};
-use crate::control::{ControlChannel, ControlError, STEP_MAX};
-use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion};
 use crate::preflight;
-use crate::transport::{Lane, Transport, TransportError, TransportKind};
-use crate::wire::{Message, SLICES_MAX, SliceKey, SliceRange};
+use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
+use crate::wire::SliceRange;
 
 /// The source's queue pairs before they are connected.
 pub(crate) struct RdmaOffer {
@@ -67,7 +64,8 @@ impl RdmaOffer {
             queue_pair.connect(peer, &ConnectOptions::default())?;
             lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone())));
         }
-        Ok(RdmaTransport { via: self.reach.describe(), lanes, slices, domain: self.domain, ram: self.ram })
+        let registrar = Registrar::new(slices, self.domain, self.ram);
+        Ok(RdmaTransport { via: self.reach.describe(), lanes, registrar })
     }
 }
 
@@ -77,49 +75,12 @@ impl fmt::Debug for RdmaOffer {
     }
 }
 
-/// The source's lanes, and the slices they write from. Lanes come first, so that queue pairs go before regions.
+/// The source's lanes, and the registrar of the slices they write from. Lanes come first, so that queue pairs go before regions.
 #[derive(Debug)]
 pub(crate) struct RdmaTransport {
     via: String,
     lanes: Vec<Box<dyn Lane>>,
-    slices: Arc<Slices>,
-    domain: Arc<ProtectionDomain>,
-    ram: GuestRam,
-}
-
-impl RdmaTransport {
-    /// Registers slices here while the destination registers them there.
-    fn register(&self, ranges: &[SliceRange], control: &mut ControlChannel) -> Result<(), TransportError> {
-        control.send(&Message::RegisterSlices(ranges.to_vec()))?;
-        let (domain, ram) = (&self.domain, &self.ram);
-        let local = ranges
-            .par_iter()
-            .map(|&range| register(domain, ram, range, Access::LocalRead))
-            .collect::<Result<Vec<_>, TransportError>>()?;
-        let keys = self.await_keys(ranges, control)?;
-        for ((&range, local), SliceKey { address, key }) in ranges.iter().zip(local).zip(keys) {
-            self.slices.set(range, Slice { local, remote_address: address, remote_key: key });
-        }
-        Ok(())
-    }
-
-    fn await_keys(
-        &self,
-        ranges: &[SliceRange],
-        control: &mut ControlChannel,
-    ) -> Result<Vec<SliceKey>, TransportError> {
-        // Fresh memory is zeroed as it is pinned; 64 MiB/s is slow for that.
-        let bytes: u64 = ranges.iter().map(|range| range.pages * PAGE_BYTES).sum();
-        let limit = STEP_MAX + Duration::from_secs(bytes >> 26);
-        match control.receive("keys", Some(limit))? {
-            Message::SliceKeys(keys) if keys.len() == ranges.len() => Ok(keys),
-            Message::SliceKeys(_) => {
-                Err(TransportError::Disagreement("another number of keys than was asked for".into()))
-            }
-            Message::Abort(_, reason) => Err(TransportError::Disagreement(reason)),
-            other => Err(ControlError::Unexpected { expected: "keys", got: other.name() }.into()),
-        }
-    }
+    registrar: Registrar,
 }
 
 impl Transport for RdmaTransport {
@@ -128,15 +89,12 @@ impl Transport for RdmaTransport {
     }
 
     fn via(&self) -> String {
-        format!("{} queue pairs on {}", self.lanes.len(), self.via)
+        format!("{} on {}", count(self.lanes.len(), "queue pair"), self.via)
     }
 
-    fn prepare(&mut self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        self.slices.missing(dirty).chunks(SLICES_MAX).try_for_each(|ranges| self.register(ranges, control))
-    }
-
-    fn lanes(&mut self) -> &mut [Box<dyn Lane>] {
-        &mut self.lanes
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+        self.registrar.begin();
+        (&mut self.lanes, Some(&self.registrar))
     }
 }
 

@@ -6,10 +6,9 @@ use std::os::fd::AsFd;
 use zerocopy::IntoBytes;
 
 use super::STALL_MAX;
-use crate::control::{ControlChannel, tune};
-use crate::dirty::DirtyBitmap;
+use crate::control::tune;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun, send_from};
-use crate::transport::{Lane, Transport, TransportError, TransportKind};
+use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
 use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
 
 /// Lanes that are TCP connections to the address of the control channel.
@@ -49,15 +48,11 @@ impl Transport for TcpTransport {
     }
 
     fn via(&self) -> String {
-        format!("{} TCP streams to {}", self.lanes.len(), self.peer)
+        format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
     }
 
-    fn prepare(&mut self, _dirty: &DirtyBitmap, _control: &mut ControlChannel) -> Result<(), TransportError> {
-        Ok(())
-    }
-
-    fn lanes(&mut self) -> &mut [Box<dyn Lane>] {
-        &mut self.lanes
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+        (&mut self.lanes, None)
     }
 }
 
