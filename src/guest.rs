@@ -29,6 +29,9 @@ pub trait Guest: Send + Sync {
 
     /// A view of all of its RAM. It may be mapped from a memfd of another process.
     ///
+    /// From here on until the migration is over, none of it may be discarded or mapped anew, as by a balloon: RDMA hardware
+    /// would go on reading the pages that were there.
+    ///
     /// # Errors
     /// The VMM's own.
     fn ram(&self) -> Result<GuestRam, GuestError>;

@@ -152,6 +152,10 @@ pub enum Error {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
 
+    /// A region is to be deregistered while it is in use.
+    #[error("the memory region is still in use; destroy the queue pairs that posted from it first")]
+    RegionInUse,
+
     /// A queue pair is connected once.
     #[error("the queue pair is already connected; a new connection takes a new queue pair")]
     AlreadyConnected,

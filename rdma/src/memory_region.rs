@@ -93,6 +93,17 @@ impl MemoryRegion {
         Ok(Arc::new(MemoryRegion { region: Arc::new(region), access, domain: Arc::clone(domain) }))
     }
 
+    /// Deregisters the region, as dropping its last handle does, for who must know that it worked: its keys are worth
+    /// nothing any more.
+    ///
+    /// # Errors
+    /// [`Error::RegionInUse`] while there is another handle or a queue pair that posted from it, [`Error::Call`] when the
+    /// device refuses; then the peer may still have access.
+    pub fn deregister(region: Arc<MemoryRegion>) -> Result<(), Error> {
+        let region = Arc::into_inner(region).and_then(|region| Arc::into_inner(region.region));
+        region.ok_or(Error::RegionInUse)?.deregister()
+    }
+
     /// Where it starts, as the peer names it together with [`remote_key`](Self::remote_key).
     pub fn address(&self) -> u64 {
         self.region.address()

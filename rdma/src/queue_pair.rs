@@ -303,6 +303,15 @@ impl QueuePair {
         self.inner.post_receive(id).map_err(refused)
     }
 
+    /// Destroys the queue pair, as dropping it does, for who must know that it worked: the peer has no access through it any
+    /// more.
+    ///
+    /// # Errors
+    /// [`Error::Call`] when the device refuses; then the peer may still have access.
+    pub fn destroy(self) -> Result<(), Error> {
+        self.inner.destroy()
+    }
+
     /// Takes the queue pair to the state ERR: nothing more goes out or comes in, and everything outstanding
     /// completes as [`Flushed`](crate::CompletionStatus::Flushed).
     ///

@@ -21,6 +21,8 @@ Exit codes say where the guest is:
 pub(crate) enum Exit {
     /// As asked.
     Done,
+    /// Asked for what cannot be.
+    Usage,
     /// Failed; a guest that was to move is at the source.
     Failed,
     /// Refused before anything was sent.
@@ -39,6 +41,7 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {
             Exit::Done => 0,
+            Exit::Usage => 2,
             Exit::Failed => 10,
             Exit::Refused => 11,
             Exit::InDoubt => 12,

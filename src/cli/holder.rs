@@ -1,7 +1,8 @@
 //! A process that holds a guest: it serves the guest's control socket until the guest is gone.
 
-use std::io::BufReader;
+use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
+use std::process;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -40,10 +41,20 @@ enum Work {
     Idle,
     /// It is being moved.
     Migrating(Cancel),
+    /// It checks its own memory.
+    Checking,
     /// It was handed over and nobody knows whether it arrived.
     InDoubt,
-    /// It is another host's.
-    Moved,
+    /// It is another host's, or was stopped: its process is about to end.
+    Gone,
+}
+
+/// Ends this process when its standard input is closed: with whoever started it and holds the other end, however that ends.
+pub(crate) fn end_with_stdin() {
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        process::exit(0);
+    });
 }
 
 /// Serves the guest's control socket until the guest is gone.
@@ -72,7 +83,7 @@ impl Holder {
         let answer = match serde_json::from_str(&line) {
             Ok(Request::Status) => Answer::Status(self.status()),
             Ok(Request::Migrate(request)) => {
-                let progress = Progress(Mutex::new(&stream));
+                let progress = Progress::to(&stream);
                 let answer = self.migrate(&request, &progress);
                 if matches!(answer, Answer::Moved(_)) {
                     ended = Some(Ended::Moved(request.to));
@@ -81,12 +92,12 @@ impl Holder {
             }
             Ok(Request::Cancel) => self.cancel(),
             Ok(Request::Check) => self.check(),
-            Ok(Request::Stop) => match &*self.work() {
-                Work::Idle => {
+            Ok(Request::Stop) => match self.begin(Work::Gone) {
+                Ok(()) => {
                     ended = Some(Ended::Stopped);
                     Answer::Done
                 }
-                busy => busy.refuse(),
+                Err(refusal) => refusal,
             },
             Err(error) => {
                 failed(Exit::Failed, format!("cannot be understood: {error}"), "the guest is as it was")
@@ -124,13 +135,12 @@ impl Holder {
 
     fn migrate(&self, request: &Move, observer: &dyn Observer) -> Answer {
         let options = request.options();
-        match &mut *self.work() {
-            work @ Work::Idle => *work = Work::Migrating(options.cancel.clone()),
-            busy => return busy.refuse(),
+        if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone())) {
+            return refusal;
         }
         let result = migrate(&self.guest, &request.to, &options, observer);
         let (work, answer) = match result {
-            Ok(report) => (Work::Moved, Answer::Moved(report)),
+            Ok(report) => (Work::Gone, Answer::Moved(report)),
             Err(error) => {
                 let work = if error.guest == GuestIs::InDoubt { Work::InDoubt } else { Work::Idle };
                 (work, failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string()))
@@ -151,16 +161,26 @@ impl Holder {
     }
 
     fn check(&self) -> Answer {
-        // A migration would measure the check and not the guest.
-        if !matches!(&*self.work(), Work::Idle) {
-            return self.work().refuse();
+        if let Err(refusal) = self.begin(Work::Checking) {
+            return refusal;
         }
         let machine = &self.guest.machine;
-        let pages = machine.config().memory_bytes / 4096;
-        match machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages)) {
+        let pages = machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
+        let checked = machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages));
+        *self.work() = Work::Idle;
+        match checked {
             Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
             Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here, but did not answer"),
         }
+    }
+
+    /// Begins something, if nothing else is under way.
+    fn begin(&self, work: Work) -> Result<(), Answer> {
+        match &mut *self.work() {
+            idle @ Work::Idle => *idle = work,
+            busy => return Err(busy.refuse()),
+        }
+        Ok(())
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
@@ -178,10 +198,12 @@ impl Work {
             Self::InDoubt => failed(
                 Exit::InDoubt,
                 "an earlier migration of this guest is in doubt",
-                "in doubt: the guest is paused here, and perhaps running at the destination: look there first",
+                "in doubt: the guest is paused here, and perhaps running at the destination: look there; if it runs, \
+                 end this process",
             ),
-            Self::Moved => {
-                failed(Exit::Failed, "the guest has moved away", "the guest is at the destination")
+            Self::Checking => failed(Exit::Failed, "the guest is checking its memory", "the guest runs here"),
+            Self::Gone => {
+                failed(Exit::Failed, "the guest has moved away or was stopped", "the guest is not here")
             }
         }
     }
@@ -201,15 +223,25 @@ fn exit_of(error: &MigrationError) -> Exit {
     }
 }
 
-/// Passes events on to whoever asked for the migration.
-struct Progress<'stream>(Mutex<&'stream UnixStream>);
+/// Passes events on to whoever asked for the migration, as long as they listen: nobody who stopped reading, with Ctrl-S or
+/// for good, may hold a migration up.
+struct Progress<'stream>(Mutex<Option<&'stream UnixStream>>);
+
+/// How long a listener may take to make room for a line.
+const LISTENER_MAX: Duration = Duration::from_millis(100);
+
+impl<'stream> Progress<'stream> {
+    fn to(stream: &'stream UnixStream) -> Self {
+        Self(Mutex::new(stream.set_write_timeout(Some(LISTENER_MAX)).is_ok().then_some(stream)))
+    }
+}
 
 impl Observer for Progress<'_> {
     fn event(&self, event: &Event) {
-        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A migration goes on although nobody watches it.
-        let _ = stream
-            .try_clone()
-            .and_then(|mut stream| write_line(&mut stream, &Answer::Progress(event.clone())));
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *stream = stream.filter(|stream| {
+            let told = stream.try_clone();
+            told.and_then(|mut stream| write_line(&mut stream, &Answer::Progress(event.clone()))).is_ok()
+        });
     }
 }

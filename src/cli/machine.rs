@@ -62,7 +62,8 @@ impl Guest for MachineGuest {
                     })
                     .collect();
                 let vm = vm.try_clone_to_owned().map_err(GuestError::new)?;
-                Ok(Box::new(EitherLog(KvmLog::new(vm, slots), software)))
+                let kvm = KvmLog::new(vm, slots, &self.ram()?).map_err(GuestError::new)?;
+                Ok(Box::new(EitherLog(kvm, software)))
             }
         }
     }

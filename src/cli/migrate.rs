@@ -12,12 +12,13 @@ use sterna::progress::{Event, Report};
 
 use super::exit::Exit;
 use super::protocol::{Answer, Failure, Move, Request, Transport};
-use super::socket::{Client, SocketError, ask};
+use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArgs {
     /// Name of the guest
+    #[arg(value_parser = socket::parse_name)]
     name: String,
     /// Where to: a host on which `sterna receive` runs
     #[arg(long, value_name = "HOST[:PORT]")]
@@ -45,7 +46,7 @@ pub(crate) struct MoveArgs {
     #[arg(long, default_value_t = 300, value_name = "MS")]
     pub(crate) downtime_limit: u64,
     /// Give up after so many rounds
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
     pub(crate) max_rounds: u32,
     /// Slow the guest by up to so many percent when the rounds do not get smaller; 0 never does
     #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
@@ -143,8 +144,10 @@ fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
                 for came in signals.forever() {
                     signal.store(came, Ordering::Relaxed);
                     eprintln!("cancelling ...");
-                    if let Err(error) = ask(&name, &Request::Cancel) {
-                        eprintln!("the migration could not be cancelled: {error}");
+                    match ask(&name, &Request::Cancel) {
+                        Ok(Answer::Failed(failure)) => eprintln!("not cancelled: {}", failure.what),
+                        Ok(_) => {}
+                        Err(error) => eprintln!("not cancelled: {error}"),
                     }
                 }
             });

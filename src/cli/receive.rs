@@ -8,7 +8,7 @@ use sterna::destination::{Arrival, ReceiveError, Receiver};
 use sterna::guest::Guest;
 
 use super::exit::Exit;
-use super::holder::hold;
+use super::holder::{end_with_stdin, hold};
 use super::machine::{MachineGuest, MachineHost};
 use super::run::say_end;
 use super::size::Size;
@@ -24,7 +24,7 @@ pub(crate) struct ReceiveArgs {
     #[arg(long, default_value_t = DEFAULT_PORT)]
     port: u16,
     /// Name for the guest here [default: the one it has]
-    #[arg(long)]
+    #[arg(long, value_parser = socket::parse_name)]
     name: Option<String>,
     /// Take no guest with more RAM than this
     #[arg(long, value_name = "SIZE")]
@@ -35,12 +35,14 @@ pub(crate) struct ReceiveArgs {
     /// Print what happens as JSON, an object a line
     #[arg(long)]
     json: bool,
+    /// End, and the guest with it, when standard input is closed
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
-    if let Some(Err(error)) = args.name.as_deref().map(socket::check_name) {
-        eprintln!("error: {error}");
-        return ExitCode::from(2);
+    if args.until_stdin_closes {
+        end_with_stdin();
     }
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
@@ -62,6 +64,8 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
             Err(error) => eprintln!("a guest did not arrive: {error}"),
         }
     };
+    // The guest has this process to itself: whoever else wants to come is told at once that nobody listens.
+    drop(receiver);
     hold_arrival(arrival, args.json)
 }
 

@@ -7,22 +7,25 @@ use sterna::preflight;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
 use super::exit::Exit;
-use super::holder::{Ended, hold};
+use super::holder::{Ended, end_with_stdin, hold};
 use super::machine::{MachineGuest, new_machine};
 use super::output;
 use super::size::Size;
-use super::socket::Listener;
+use super::socket::{self, Listener};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// The guest's name, by which `sterna migrate` finds it
-    #[arg(default_value = "guest")]
+    #[arg(default_value = "guest", value_parser = socket::parse_name)]
     name: String,
     #[command(flatten)]
     guest: GuestArgs,
     /// Print what happens as JSON, an object a line
     #[arg(long)]
     json: bool,
+    /// End, and the guest with it, when standard input is closed
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
 }
 
 /// What a guest is made of.
@@ -115,6 +118,9 @@ impl MachineChoice {
 }
 
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
+    if args.until_stdin_closes {
+        end_with_stdin();
+    }
     let socket = match Listener::bind(&args.name) {
         Ok(socket) => socket,
         Err(error) => return output::error(Exit::Refused, error),
@@ -127,10 +133,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         new_machine(kind, args.guest.config()).and_then(|machine| machine.start().map(|()| machine));
     let machine = match started {
         Ok(machine) => machine,
-        Err(error @ MachineError::Config(_)) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error @ MachineError::Config(_)) => return output::error(Exit::Usage, error),
         Err(error) => return output::error(Exit::Refused, error),
     };
     let name = args.name.clone();

@@ -57,6 +57,11 @@ pub(crate) fn directory() -> PathBuf {
     }
 }
 
+/// A guest's name from the command line.
+pub(crate) fn parse_name(name: &str) -> Result<String, String> {
+    check_name(name).map(|()| name.to_owned()).map_err(|error| error.to_string())
+}
+
 /// Checks that a name can be a guest's.
 pub(crate) fn check_name(name: &str) -> Result<(), SocketError> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);

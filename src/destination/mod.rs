@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 pub use error::ReceiveError;
 
-use crate::control::{ControlChannel, STEP_MAX, read_preamble};
+use crate::control::{ControlChannel, ControlError, read_preamble};
 use crate::digest::{self, Digest};
 use crate::guest::{Guest, GuestHost, Proposal};
-use crate::handover::{DestinationAction, DestinationEvent, DestinationHandover};
+use crate::handover::{DestinationAction, DestinationEvent, DestinationHandover, HandoverError};
 use crate::memory::GuestRam;
 use crate::transport::{Landing, land};
 use crate::wire::{Completion, Epoch, Final, Hello, Message, Refusal, Role};
@@ -46,28 +46,31 @@ impl Receiver {
 
     /// Waits for a guest, takes it in, and returns once it runs here.
     ///
-    /// Strangers and peers of another version are turned away without ending the wait.
+    /// Strangers, peers of another version and sources that leave before they have said what they bring are turned away
+    /// without ending the wait.
     ///
     /// # Errors
-    /// [`ReceiveError`] if a migration began and failed. The guest does not run here then, unless that is
-    /// [`ReceiveError::Start`]; what had arrived is freed. The receiver may be used again.
+    /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run here then, unless
+    /// that is [`ReceiveError::Start`]; what had arrived is freed. The receiver may be used again.
     pub fn receive<H: GuestHost>(&self, host: &H) -> Result<Arrival<H::Guest>, ReceiveError> {
-        let mut control = self.accept()?;
-        let Message::Hello(hello) = control.receive("HELLO", Some(STEP_MAX))? else {
-            return Err(ReceiveError::OutOfTurn("something else than HELLO"));
-        };
+        let (mut control, mut hello) = self.await_hello()?;
         let from = control.peer_address();
-        tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
-        let epoch = hello.epoch;
-        let mut attempt = match self.prepare(host, &hello, &mut control) {
-            Ok(attempt) => attempt,
-            Err(error) => {
-                if let ReceiveError::Refused(refusal) = &error {
+        let mut attempt = loop {
+            tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
+            match self.prepare(host, &hello, &mut control) {
+                Ok(attempt) => break attempt,
+                Err(ReceiveError::Refused(refusal)) => {
                     control.send(&Message::Refused(refusal.clone()))?;
-                } else {
-                    let _ = control.send(&Message::Abort(epoch, error.to_string()));
+                    // A source that was free to choose offers another transport on the same connection.
+                    let again = matches!(refusal, Refusal::Transport(_))
+                        .then(|| control.receive("another HELLO", Some(HELLO_MAX)));
+                    let Some(Ok(Message::Hello(next))) = again else { return Err(refusal.into()) };
+                    hello = next;
                 }
-                return Err(error);
+                Err(error) => {
+                    let _ = control.send(&Message::Abort(hello.epoch, error.to_string()));
+                    return Err(error);
+                }
             }
         };
         match attempt.run(&mut control) {
@@ -76,10 +79,28 @@ impl Receiver {
         }
     }
 
+    /// Waits for somebody who says HELLO.
+    fn await_hello(&self) -> Result<(ControlChannel, Hello), ReceiveError> {
+        loop {
+            let mut control = self.accept()?;
+            let from = control.peer_address();
+            match control.receive("HELLO", Some(HELLO_MAX)) {
+                Ok(Message::Hello(hello)) => return Ok((control, hello)),
+                Ok(other) => tracing::warn!("{from} began with {} and was turned away", other.name()),
+                Err(error) => {
+                    tracing::warn!("{from} was turned away: {error}");
+                    if let ControlError::Wire(error) = error {
+                        let _ = control.send(&Message::Refused(Refusal::Incompatible(error.to_string())));
+                    }
+                }
+            }
+        }
+    }
+
     fn accept(&self) -> Result<ControlChannel, ReceiveError> {
         loop {
             let (mut stream, from) = self.listener.accept().map_err(ReceiveError::Accept)?;
-            match read_preamble(&mut stream, STEP_MAX / 4) {
+            match read_preamble(&mut stream, HELLO_MAX) {
                 Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
                     Ok(control) => return Ok(control),
                     Err(error) => tracing::warn!("{from} went away: {error}"),
@@ -169,30 +190,35 @@ impl<G: Guest> Attempt<G> {
 
     /// Step 4: revoke, compare, load, PREPARED, and run on GO; returns when that came.
     fn switch(&mut self, control: &mut ControlChannel, last: &Final) -> Result<Instant, ReceiveError> {
-        self.handover.on(DestinationEvent::Final(last.epoch))?;
+        self.advance(DestinationEvent::Final(last.epoch), DestinationAction::Revoke)?;
         if let Some(landing) = self.landing.take() {
-            landing.revoke();
+            landing.revoke()?;
         }
-        self.handover.on(DestinationEvent::Revoked)?;
+        self.advance(DestinationEvent::Revoked, DestinationAction::Load)?;
         let comparing = Instant::now();
         let verified_pages = self.compare(last.compare_blocks)?;
         let verify_us = micros(comparing.elapsed());
         let loading = Instant::now();
         self.guest.load(&last.state)?;
         let completion = Completion { verified_pages, verify_us, load_us: micros(loading.elapsed()) };
-        self.handover.on(DestinationEvent::Loaded)?;
+        self.advance(DestinationEvent::Loaded, DestinationAction::SendPrepared)?;
         control.send(&Message::Prepared(self.epoch, completion))?;
         let message = control.receive("GO", Some(GO_MAX))?;
         let go = Instant::now();
         match message {
-            Message::Go(epoch) => match self.handover.on(DestinationEvent::Go(epoch))? {
-                DestinationAction::Run => self.guest.resume().map_err(ReceiveError::Start)?,
-                _ => return Err(ReceiveError::OutOfTurn("GO")),
-            },
+            Message::Go(epoch) => {
+                self.advance(DestinationEvent::Go(epoch), DestinationAction::Run)?;
+                self.guest.resume().map_err(ReceiveError::Start)?;
+            }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
             other => return Err(ReceiveError::OutOfTurn(other.name())),
         }
         Ok(go)
+    }
+
+    /// Tells the handover what happened; what it wants done must be what comes next here.
+    fn advance(&mut self, event: DestinationEvent, next: DestinationAction) -> Result<(), ReceiveError> {
+        if self.handover.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
     }
 
     /// Step 5: tells the source that the guest runs, and that it lives. Nothing that fails here changes whose it is.
@@ -258,6 +284,9 @@ impl<G: Guest> Attempt<G> {
         }
     }
 }
+
+/// How long whoever connects has to say what they want: they have nothing to wait for.
+const HELLO_MAX: Duration = Duration::from_secs(5);
 
 /// How long to stay prepared. The source sends GO at once, or is gone.
 const GO_MAX: Duration = Duration::from_secs(60);

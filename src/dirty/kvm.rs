@@ -16,7 +16,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::{DirtyError, DirtyLog};
-use crate::memory::PAGE_BYTES;
+use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 
 // Linux, Documentation/virt/kvm/api.rst.
 ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
@@ -52,18 +52,36 @@ impl KvmSlot {
 pub struct KvmLog {
     vm: OwnedFd,
     slots: Vec<KvmSlot>,
+    /// Keeps mapped what the slots name.
+    #[expect(dead_code, reason = "held for its ownership")]
+    ram: GuestRam,
     /// What the kernel fills before it is OR-ed into the caller's bits; kept from round to round.
     scratch: Mutex<Vec<u64>>,
 }
 
 impl KvmLog {
-    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), with one slot for each region of guest RAM.
-    #[must_use]
-    pub fn new(vm: OwnedFd, slots: Vec<KvmSlot>) -> Self {
-        Self { vm, slots, scratch: Mutex::default() }
+    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), with one slot for each region of guest RAM, in
+    /// the same order. The VMM must have set the slots without flags.
+    ///
+    /// # Errors
+    /// [`DirtyError::Slot`] if a slot is not where its region is.
+    pub fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
+        let fits = |(slot, region): (&KvmSlot, &RamRegion)| {
+            let RegionLayout { guest_address, len_bytes } = region.layout();
+            (slot.guest_address, slot.len_bytes, slot.host_address)
+                == (guest_address, len_bytes, region.host_address())
+        };
+        if slots.len() != ram.regions().len() {
+            return Err(DirtyError::Slot { slot: None });
+        }
+        if let Some((wrong, _)) = slots.iter().zip(ram.regions()).find(|&pair| !fits(pair)) {
+            return Err(DirtyError::Slot { slot: Some(wrong.slot) });
+        }
+        Ok(Self { vm, slots, ram: ram.clone(), scratch: Mutex::default() })
     }
 
     fn set_flags(&self, flags: u32) -> Result<(), DirtyError> {
+        let mut result = Ok(());
         for slot in &self.slots {
             let region = kvm_userspace_memory_region {
                 slot: slot.slot,
@@ -72,12 +90,13 @@ impl KvmLog {
                 memory_size: slot.len_bytes,
                 userspace_addr: slot.host_address,
             };
-            // SAFETY: the structure is as the kernel wants it. All but the flags is what the VMM set, so the kernel changes
-            // the flags alone and no mapping.
-            let result = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
-            check(result, "KVM_SET_USER_MEMORY_REGION", slot)?;
+            // SAFETY: the structure is as the kernel wants it. It names guest RAM of `self.ram`, which is mapped there for as
+            // long as this log lives; where the VMM set the slot so, as it must have, the kernel changes the flags alone.
+            let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
+            // On to the others all the same: as many as possible shall have the flags asked for.
+            result = result.and(check(answer, "KVM_SET_USER_MEMORY_REGION", slot));
         }
-        Ok(())
+        result
     }
 
     fn slot(&self, region: usize, first_page: u64, words: usize) -> Result<&KvmSlot, DirtyError> {

@@ -74,9 +74,19 @@ pub enum DirtyError {
         /// The kernel's answer.
         error: io::Error,
     },
-    /// The kernel lacks manual dirty-log protection, which came with Linux 5.0.
-    #[error("this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2; Linux 5.0 or newer has it: {0}")]
+    /// The kernel lacks manual dirty-log protection, or its "initially set" mode.
+    #[error(
+        "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with INITIALLY_SET; Linux 5.7 or newer has it: {0}"
+    )]
     NoManualProtect(#[source] io::Error),
+    /// The VMM's memory slots are not its guest's RAM.
+    #[error(
+        "the memory slots are not those of the guest's RAM, one for each region in the same order; the first wrong one: {slot:?}"
+    )]
+    Slot {
+        /// The first that is wrong; `None` if their number is.
+        slot: Option<u32>,
+    },
     /// A region, page or length that the log does not have.
     #[error("the dirty log has no pages at {first_page} of region {region} for {words} words")]
     OutOfRange {

@@ -25,13 +25,16 @@ use crate::wire::Epoch;
 #[non_exhaustive]
 pub enum HandoverError {
     /// A message of another attempt.
-    #[error("a message of migration attempt {got:?} came in attempt {ours:?}; it is ignored")]
+    #[error("a message of migration attempt {got:?} came in attempt {ours:?}; it is not followed")]
     OtherEpoch {
         /// This attempt.
         ours: Epoch,
         /// The message's.
         got: Epoch,
     },
+    /// A driver went on with something else than what its state machine wants done.
+    #[error("the handover wants something else to be done now; this is a defect of sterna")]
+    OtherAction,
     /// An event that the protocol does not have in this state.
     #[error("the handover cannot take `{event}` while `{state}`")]
     OutOfTurn {

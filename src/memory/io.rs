@@ -1,6 +1,6 @@
 #![expect(
     unsafe_code,
-    reason = "writev(2) and readv(2) between a socket and guest RAM, with no copy in between"
+    reason = "sendmsg(2) and readv(2) between a socket and guest RAM, with no copy in between"
 )]
 
 use std::io;
@@ -11,13 +11,18 @@ use super::GuestSlice;
 /// Sends `head` and then all `slices`, straight from guest RAM. There may be 1,023 slices: the kernel's `IOV_MAX`, less one.
 ///
 /// # Errors
-/// Those of `writev(2)`; a timeout set on the socket is `WouldBlock`. Part may have been sent.
+/// Those of `sendmsg(2)`; a timeout set on the socket is `WouldBlock`. Part may have been sent.
 pub fn send_from(socket: BorrowedFd<'_>, head: &[u8], slices: &[GuestSlice<'_>]) -> io::Result<()> {
     let head = libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
     let mut vectors: Vec<libc::iovec> = std::iter::once(head).chain(slices.iter().map(vector)).collect();
-    transfer(&mut vectors, io::ErrorKind::WriteZero, |vectors, count| {
+    transfer(&mut vectors, io::ErrorKind::WriteZero, |vectors| {
+        // SAFETY: all zeros is a message without address, vectors and ancillary data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = vectors.len() as _;
+        // Not `writev`: a peer that is gone must be an error and no SIGPIPE, which would end the VMM.
         // SAFETY: each vector covers a live borrow: the head's, or guest RAM of a `GuestSlice`. The kernel only reads.
-        unsafe { libc::writev(socket.as_raw_fd(), vectors, count) }
+        unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) }
     })
 }
 
@@ -27,9 +32,10 @@ pub fn send_from(socket: BorrowedFd<'_>, head: &[u8], slices: &[GuestSlice<'_>])
 /// Those of `readv(2)`; `UnexpectedEof` if the peer closes first. Part may have been written.
 pub fn receive_into(socket: BorrowedFd<'_>, slices: &[GuestSlice<'_>]) -> io::Result<()> {
     let mut vectors: Vec<libc::iovec> = slices.iter().map(vector).collect();
-    transfer(&mut vectors, io::ErrorKind::UnexpectedEof, |vectors, count| {
+    transfer(&mut vectors, io::ErrorKind::UnexpectedEof, |vectors| {
+        let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: each vector is guest RAM of a `GuestSlice`, writable while that lives and never a Rust reference.
-        unsafe { libc::readv(socket.as_raw_fd(), vectors, count) }
+        unsafe { libc::readv(socket.as_raw_fd(), vectors.as_ptr(), count) }
     })
 }
 
@@ -41,11 +47,10 @@ fn vector(slice: &GuestSlice<'_>) -> libc::iovec {
 fn transfer(
     mut vectors: &mut [libc::iovec],
     on_end: io::ErrorKind,
-    call: impl Fn(*const libc::iovec, libc::c_int) -> libc::ssize_t,
+    call: impl Fn(&mut [libc::iovec]) -> libc::ssize_t,
 ) -> io::Result<()> {
     while !vectors.is_empty() {
-        let count = libc::c_int::try_from(vectors.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let mut moved = match usize::try_from(call(vectors.as_ptr(), count)) {
+        let mut moved = match usize::try_from(call(vectors)) {
             Ok(0) => return Err(on_end.into()),
             Ok(moved) => moved,
             Err(_) => match io::Error::last_os_error() {

@@ -45,8 +45,10 @@ impl GuestRam {
                 index: regions.len(),
                 layout: RegionLayout { guest_address, len_bytes: region.len() },
                 start,
+                // What is written to a private mapping is not in its file, whose holes then tell nothing.
                 backing: region
                     .file_offset()
+                    .filter(|_| region.flags() & libc::MAP_SHARED != 0)
                     .map(|file| Backing { file: file.arc().clone(), offset_bytes: file.start() }),
                 _owner: owner.clone(),
             });
@@ -121,6 +123,12 @@ impl RamRegion {
     #[must_use]
     pub fn pages(&self) -> u64 {
         self.layout.pages()
+    }
+
+    /// The address of its first byte in this process.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.start.addr().get() as u64
     }
 
     pub(super) fn backing(&self) -> Option<&Backing> {

@@ -4,7 +4,7 @@
 )]
 
 use std::marker::PhantomData;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 use super::{PAGE_LEN, RamRegion};
 
@@ -47,15 +47,20 @@ impl<'ram> GuestSlice<'ram> {
         })
     }
 
-    /// Copies the bytes out.
+    /// Copies the bytes out. A word that a vCPU writes meanwhile is the old or the new one.
     ///
     /// # Panics
     /// If `into` has another length than the slice: a mistake of the caller, never of a peer.
     pub fn copy_to(&self, into: &mut [u8]) {
         assert_eq!(into.len(), self.len, "copy of another length");
-        // SAFETY: both ranges are valid for `len` bytes and cannot overlap, as guest RAM is never a Rust slice. A vCPU
-        // that writes meanwhile makes the copy torn, which the page's dirty bit will tell.
-        unsafe { ptr::copy_nonoverlapping(self.start.as_ptr(), into.as_mut_ptr(), self.len) };
+        let words = self.start.as_ptr().cast::<u64>();
+        for (index, into) in into.chunks_exact_mut(size_of::<u64>()).enumerate() {
+            // SAFETY: there is a chunk for each word of the slice, so the index is below `len / 8`.
+            let address = unsafe { words.add(index) };
+            // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them.
+            let word = unsafe { address.read_volatile() };
+            into.copy_from_slice(&word.to_ne_bytes());
+        }
     }
 
     /// Whether every byte is zero. Stops at the first word that is not.

@@ -15,7 +15,7 @@ use crate::wire::Refusal;
 pub struct MigrationError {
     /// Where the guest is.
     pub guest: GuestIs,
-    /// Whether the destination or a check refused before a page was sent.
+    /// Whether it ended before a page was sent.
     pub refused: bool,
     /// Why.
     pub cause: MigrationFailure,
@@ -64,7 +64,7 @@ pub enum MigrationFailure {
     /// The destination does not take the guest.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The destination gave up.
+    /// The destination gave up, and says that it has not run the guest of this attempt and never will.
     #[error("the destination gave up: {0}")]
     DestinationFailed(String),
     /// The guest writes faster than its pages can be sent.

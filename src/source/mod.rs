@@ -29,10 +29,10 @@ use crate::convergence::{self, Decision, Limits, Round};
 use crate::digest;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
-use crate::handover::{SourceAction, SourceEvent, SourceHandover};
+use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceHandover, SourceState};
 use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::progress::{Event, Observer, Report, RoundReport};
-use crate::transport::{Offer, Transport, TransportChoice, TransportKind};
+use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::{Completion, DIGESTS_MAX, Epoch, Final, Hello, Message, Refusal};
 
 /// How a migration is to be done.
@@ -129,14 +129,16 @@ fn prepare(guest: &dyn Guest, to: &str, options: &Options) -> Result<Link, Migra
                 if options.transport == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
             {
                 offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
-                control = ControlChannel::connect(to)?;
             }
             other => return Err(unexpected("READY", epoch, other)),
         }
     };
-    options.cancel.check()?;
     let reason = offer.reason().to_owned();
-    let transport = offer.connect(ready, &control, &ram)?;
+    let connected = options.cancel.check().and_then(|()| Ok(offer.connect(ready, &control, &ram)?));
+    let transport = connected.inspect_err(|error| {
+        // The destination has reserved everything and waits; it may also be gone.
+        let _ = control.send(&Message::Abort(epoch, error.to_string()));
+    })?;
     Ok(Link { epoch, control, transport, reason, ram, log, pool, lanes })
 }
 
@@ -211,9 +213,8 @@ impl<'migration> Attempt<'migration> {
             self.dirty.clear();
             self.harvest()?;
             let dirty_pages = self.dirty.count();
-            let round = Round { sent_bytes, duration, dirty_pages };
-            self.history.push(round);
-            self.report_round(&round, began.elapsed());
+            self.history.push(Round { sent_bytes, duration, dirty_pages });
+            self.tell_round(began.elapsed());
             match convergence::decide(&self.options.limits, &self.history, self.throttle_percent) {
                 Decision::Switch => return Ok(()),
                 Decision::AnotherRound => {}
@@ -225,31 +226,28 @@ impl<'migration> Attempt<'migration> {
 
     /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
     fn switch(&mut self) -> Result<Switched, MigrationFailure> {
-        self.handover.on(SourceEvent::Pausing)?;
+        self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let paused_at = Instant::now();
-        self.paused = true;
         self.guest.pause()?;
+        self.paused = true;
         self.observer.event(&Event::Paused);
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
         let state = self.guest.save()?;
         self.harvest()?;
         self.send_round()?;
-        self.report_round(
-            &Round { sent_bytes: 0, duration: paused_at.elapsed(), dirty_pages: 0 },
-            Duration::ZERO,
-        );
+        self.tell_round(Duration::ZERO);
         let comparing = Instant::now();
         let compare_blocks = if self.options.compare { self.send_digests()? } else { 0 };
         let compare = comparing.elapsed();
         let round = self.round_number();
         let epoch = self.link.epoch;
         self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
-        self.handover.on(SourceEvent::FinalSent)?;
+        self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
         let completion = self.await_prepared()?;
         self.options.cancel.check()?;
-        let beat = self.guest.heartbeat().map(|beat| (beat.count, beat.age));
+        let beat = self.guest.heartbeat().filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
         // From this line on the guest may run there, whatever becomes of the send.
-        self.handover.on(SourceEvent::GoAttempted)?;
+        self.advance(SourceEvent::GoAttempted, SourceAction::Continue)?;
         self.link.control.send(&Message::Go(epoch))?;
         self.await_running()?;
         let downtime = paused_at.elapsed();
@@ -290,8 +288,14 @@ impl<'migration> Attempt<'migration> {
         }
     }
 
+    /// Tells the handover what happened; what it wants done must be what comes next here.
+    fn advance(&mut self, event: SourceEvent, next: SourceAction) -> Result<(), MigrationFailure> {
+        if self.handover.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
+    }
+
     /// After a failure: lets the guest run here again, if it is this side's to run.
     fn fail(&mut self, cause: MigrationFailure) -> MigrationError {
+        let cause = self.explain(cause);
         let refused_there = matches!(cause, MigrationFailure::DestinationFailed(_));
         let event = if refused_there { SourceEvent::Refused(self.link.epoch) } else { SourceEvent::Failed };
         let action = self.handover.on(event);
@@ -320,6 +324,23 @@ impl<'migration> Attempt<'migration> {
         MigrationError { guest, refused: false, cause }
     }
 
+    /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
+    fn explain(&mut self, cause: MigrationFailure) -> MigrationFailure {
+        if let MigrationFailure::Transport(TransportError::PeerGaveUp(reason)) = cause {
+            return MigrationFailure::DestinationFailed(reason);
+        }
+        let perhaps_told = matches!(cause, MigrationFailure::Transport(_) | MigrationFailure::Control(_));
+        if perhaps_told
+            && self.handover.state() != SourceState::AwaitingRunning
+            && let Ok(Message::Abort(epoch, reason)) =
+                self.link.control.receive("the destination's reason", Some(REASON_MAX))
+            && epoch == self.link.epoch
+        {
+            return MigrationFailure::DestinationFailed(reason);
+        }
+        cause
+    }
+
     /// Sends what is dirty and closes the round; returns the bytes of the pages.
     fn send_round(&mut self) -> Result<u64, MigrationFailure> {
         let began = Instant::now();
@@ -331,8 +352,10 @@ impl<'migration> Attempt<'migration> {
             (lanes, None) => rounds.send(number, dirty, lanes)?,
             (lanes, Some(supply)) => thread::scope(|scope| {
                 let supplying = scope.spawn(|| supply.supply(dirty, control));
-                let sent = rounds.send(number, dirty, lanes);
-                supply.end();
+                let sent = {
+                    let _end = EndOnDrop(supply);
+                    rounds.send(number, dirty, lanes)
+                };
                 // Why lanes were not supplied explains more than that they were not.
                 supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
                 sent
@@ -366,10 +389,12 @@ impl<'migration> Attempt<'migration> {
     fn await_prepared(&mut self) -> Result<Completion, MigrationFailure> {
         // The destination may hash all of its RAM in this time; 16 MiB/s is slow for that.
         let hashing = Duration::from_secs(self.link.ram.layout().total_bytes() >> 24);
-        let limit = STEP_MAX + if self.options.compare { hashing } else { Duration::ZERO };
+        // And it deregisters all of it; 1 GiB/s is slow for that.
+        let revoking = Duration::from_secs(self.link.ram.layout().total_bytes() >> 30);
+        let limit = STEP_MAX + revoking + if self.options.compare { hashing } else { Duration::ZERO };
         match self.link.control.receive("PREPARED", Some(limit))? {
             Message::Prepared(epoch, completion) => {
-                self.handover.on(SourceEvent::Prepared(epoch))?;
+                self.advance(SourceEvent::Prepared(epoch), SourceAction::SendGo)?;
                 Ok(completion)
             }
             other => Err(unexpected("PREPARED", self.link.epoch, other)),
@@ -378,10 +403,7 @@ impl<'migration> Attempt<'migration> {
 
     fn await_running(&mut self) -> Result<(), MigrationFailure> {
         match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
-            Message::Running(epoch) => {
-                self.handover.on(SourceEvent::Running(epoch))?;
-                Ok(())
-            }
+            Message::Running(epoch) => self.advance(SourceEvent::Running(epoch), SourceAction::Release),
             other => Err(unexpected("RUNNING", self.link.epoch, other)),
         }
     }
@@ -396,10 +418,12 @@ impl<'migration> Attempt<'migration> {
         }
     }
 
-    fn report_round(&mut self, round: &Round, since_began: Duration) {
+    /// Tells of the round that was sent last. While the guest runs, `since_began` is how long it had to write what is dirty now.
+    fn tell_round(&mut self, since_began: Duration) {
         let number = self.round_number();
+        let dirty_bytes = self.history.last().map_or(0, |round| round.dirty_pages * PAGE_BYTES);
         let Some(report) = self.rounds.last_mut() else { return };
-        report.dirty_rate_mbps = mbps(round.dirty_pages * PAGE_BYTES, since_began);
+        report.dirty_rate_mbps = mbps(dirty_bytes, since_began);
         let predicted_downtime_ms = convergence::predicted_downtime(&self.history).map_or(0.0, ms);
         self.observer.event(&Event::Round { number, round: *report, predicted_downtime_ms });
     }
@@ -418,8 +442,20 @@ impl<'migration> Attempt<'migration> {
     }
 }
 
+/// Ends a supply also if the lanes panic: the scope waits for it.
+struct EndOnDrop<'supply>(&'supply dyn Supply);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// How long to wait for word of the guest's first heartbeat at the destination.
 const ALIVE_MAX: Duration = Duration::from_secs(5);
+
+/// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
+const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// More lanes than processors cannot help, and four fill most links.
 fn default_lanes() -> u8 {

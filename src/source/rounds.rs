@@ -1,5 +1,7 @@
 //! One round: from bitmap words to lanes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
@@ -36,6 +38,8 @@ impl Rounds<'_> {
         lanes: &mut [Box<dyn Lane>],
     ) -> Result<Sent, MigrationFailure> {
         let first = round == 1;
+        // Set by the first lane that fails, so that the others do not send the rest of the round for nothing.
+        let stop = AtomicBool::new(false);
         self.pool.install(|| {
             lanes
                 .par_iter_mut()
@@ -43,12 +47,18 @@ impl Rounds<'_> {
                 .enumerate()
                 .map(|(index, lane)| {
                     let mut sent = Sent::default();
-                    for stripe in self.stripes.of_lane(index) {
-                        self.cancel.check()?;
-                        self.send_stripe(stripe, dirty, lane.as_mut(), first, &mut sent)?;
-                    }
-                    lane.fence(round)?;
-                    Ok(sent)
+                    let mut send_all = || {
+                        for stripe in self.stripes.of_lane(index) {
+                            self.cancel.check()?;
+                            if stop.load(Ordering::Relaxed) {
+                                return Ok(());
+                            }
+                            self.send_stripe(stripe, dirty, lane.as_mut(), first, &mut sent)?;
+                        }
+                        Ok(lane.fence(round)?)
+                    };
+                    let result: Result<(), MigrationFailure> = send_all();
+                    result.inspect_err(|_| stop.store(true, Ordering::Relaxed)).map(|()| sent)
                 })
                 .try_reduce(Sent::default, |a, b| {
                     Ok(Sent { pages: a.pages + b.pages, zero_pages: a.zero_pages + b.zero_pages })

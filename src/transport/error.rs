@@ -60,6 +60,15 @@ pub enum TransportError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// The peer closed a TCP lane.
+    #[error("the other side closed TCP lane {lane}")]
+    Closed {
+        /// The lane.
+        lane: usize,
+    },
+    /// The peer ended the attempt, for this reason.
+    #[error("the other side gave up: {0}")]
+    PeerGaveUp(String),
     /// Nothing moved for too long.
     #[error("lane {lane} has made no progress for {} s: is the link up?", silence.as_secs())]
     Stalled {

@@ -101,7 +101,10 @@ pub trait Landing: Send + Debug {
 
     /// Takes every remote access to guest RAM away. When it returns, nothing that the source or the network does can change
     /// a byte of it.
-    fn revoke(self: Box<Self>);
+    ///
+    /// # Errors
+    /// [`TransportError`] if the device would not let go; then the guest must not run here.
+    fn revoke(self: Box<Self>) -> Result<(), TransportError>;
 }
 
 /// `1 lane`, `2 lanes`: a number of things, for people.

@@ -22,6 +22,7 @@ pub enum TransportChoice {
 pub struct Offer {
     kind: OfferKind,
     reason: String,
+    any_device: bool,
 }
 
 #[derive(Debug)]
@@ -45,16 +46,17 @@ impl Offer {
             let reach = RdmaReach::find(control.local_ip(), choice == TransportChoice::Rdma)?;
             RdmaOffer::make(reach, ram, lanes)
         };
+        let any_device = choice == TransportChoice::Rdma;
+        let offered = |offer, reason: &str| Self {
+            kind: OfferKind::Rdma(offer),
+            reason: reason.to_owned(),
+            any_device,
+        };
         match choice {
             TransportChoice::Tcp => Ok(Self::tcp(lanes, "TCP was asked for".into())),
-            TransportChoice::Rdma => {
-                Ok(Self { kind: OfferKind::Rdma(rdma()?), reason: "RDMA was asked for".into() })
-            }
+            TransportChoice::Rdma => Ok(offered(rdma()?, "RDMA was asked for")),
             TransportChoice::Auto => Ok(match rdma() {
-                Ok(offer) => Self {
-                    reason: "an RDMA device has the address that reaches the peer".into(),
-                    kind: OfferKind::Rdma(offer),
-                },
+                Ok(offer) => offered(offer, "an RDMA device has the address that reaches the peer"),
                 Err(TransportError::NoDevice { .. }) => {
                     Self::tcp(lanes, "no RDMA device here reaches the peer: see `sterna check`".into())
                 }
@@ -66,7 +68,7 @@ impl Offer {
     /// TCP, for this reason.
     #[must_use]
     pub fn tcp(lanes: u8, reason: String) -> Self {
-        Self { kind: OfferKind::Tcp(lanes), reason }
+        Self { kind: OfferKind::Tcp(lanes), reason, any_device: false }
     }
 
     /// Which kind was chosen.
@@ -89,7 +91,9 @@ impl Offer {
     pub fn lanes(&self) -> LaneOffer {
         match &self.kind {
             OfferKind::Tcp(lanes) => LaneOffer::Tcp(*lanes),
-            OfferKind::Rdma(offer) => LaneOffer::Rdma(offer.endpoints()),
+            OfferKind::Rdma(offer) => {
+                LaneOffer::Rdma { endpoints: offer.endpoints(), any_device: self.any_device }
+            }
         }
     }
 
@@ -124,8 +128,8 @@ pub fn land(
 ) -> Result<Box<dyn Landing>, TransportError> {
     match offer {
         LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram)?)),
-        LaneOffer::Rdma(endpoints) => {
-            let reach = RdmaReach::find(control.local_ip(), true)?;
+        LaneOffer::Rdma { endpoints, any_device } => {
+            let reach = RdmaReach::find(control.local_ip(), *any_device)?;
             Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints)?))
         }
     }

@@ -84,8 +84,13 @@ pub struct Hello {
 pub enum LaneOffer {
     /// So many TCP connections.
     Tcp(u8),
-    /// These queue pairs, one a lane.
-    Rdma(Vec<Endpoint>),
+    /// Queue pairs, one a lane.
+    Rdma {
+        /// The source's ends.
+        endpoints: Vec<Endpoint>,
+        /// Whether a device that lacks the address of the control channel will do: RDMA was asked for by name.
+        any_device: bool,
+    },
 }
 
 /// What the destination has made for the lanes.
@@ -269,7 +274,7 @@ impl Message {
                 hello.ram.validate().map_err(|_| WireError::Malformed("RAM layout"))?;
                 match &hello.lanes {
                     LaneOffer::Tcp(lanes) => lanes_bound((*lanes).into()),
-                    LaneOffer::Rdma(endpoints) => lanes_bound(endpoints.len()),
+                    LaneOffer::Rdma { endpoints, .. } => lanes_bound(endpoints.len()),
                 }
             }
             Self::Ready(LaneReady::Rdma(endpoints)) => lanes_bound(endpoints.len()),

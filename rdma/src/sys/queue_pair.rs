@@ -28,6 +28,7 @@ pub(crate) struct QueuePair {
     /// Every region that a request of this queue pair has named, by its address in this process: the device may
     /// be reading it until the queue pair is destroyed.
     regions: HashMap<*const Region, Arc<Region>>,
+    destroyed: bool,
 }
 
 // SAFETY: libibverbs is thread-safe, the queue pair is destroyed by the last owner only, and the raw pointers
@@ -70,6 +71,7 @@ impl QueuePair {
             _send_completions: Arc::clone(send_completions),
             _receive_completions: Arc::clone(receive_completions),
             regions: HashMap::new(),
+            destroyed: false,
         })
     }
 
@@ -180,10 +182,26 @@ impl QueuePair {
     }
 }
 
+impl QueuePair {
+    /// Destroys it, as dropping does, and says whether that worked.
+    pub(crate) fn destroy(mut self) -> Result<(), Error> {
+        self.destroy_once()
+    }
+
+    fn destroy_once(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.destroyed, true) {
+            return Ok(());
+        }
+        // SAFETY: destroyed here only, and once; what it used is released after it, field by field.
+        let result = unsafe { (self.domain.context.functions.destroy_qp)(self.pointer.as_ptr()) };
+        check("ibv_destroy_qp", result)
+    }
+}
+
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // SAFETY: destroyed here only; what it used is released after it, field by field.
-        unsafe { (self.domain.context.functions.destroy_qp)(self.pointer.as_ptr()) };
+        // Whoever must know calls `destroy`; here nobody is left to be told.
+        let _ = self.destroy_once();
     }
 }
 

@@ -6,9 +6,11 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::check;
 use super::domain::Domain;
 use super::mapping::Mapping;
 use super::structs::ibv_mr;
+use crate::error::Error;
 
 /// Memory pinned and translated for the device. Holds the mapping, so it is deregistered before it can be
 /// unmapped.
@@ -21,6 +23,7 @@ pub(crate) struct Region {
     remote_key: u32,
     /// Last, so that it outlives the registration.
     _mapping: Arc<dyn Mapping>,
+    deregistered: bool,
 }
 
 // SAFETY: libibverbs is thread-safe, the region is deregistered by the last owner only, and Mapping is Send and
@@ -62,6 +65,7 @@ impl Region {
             local_key: lkey,
             remote_key: rkey,
             _mapping: mapping,
+            deregistered: false,
         })
     }
 
@@ -82,11 +86,27 @@ impl Region {
     }
 }
 
+impl Region {
+    /// Deregisters it, as dropping does, and says whether that worked.
+    pub(crate) fn deregister(mut self) -> Result<(), Error> {
+        self.deregister_once()
+    }
+
+    fn deregister_once(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.deregistered, true) {
+            return Ok(());
+        }
+        // SAFETY: queue pairs that posted from the region hold an Arc of it until they are destroyed, so no
+        // request of ours still uses it; deregistered here only, and once.
+        let result = unsafe { (self.domain.context.functions.dereg_mr)(self.pointer.as_ptr()) };
+        check("ibv_dereg_mr", result)
+    }
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: queue pairs that posted from the region hold an Arc of it until they are destroyed, so no
-        // request of ours still uses it; deregistered here only.
-        unsafe { (self.domain.context.functions.dereg_mr)(self.pointer.as_ptr()) };
+        // Whoever must know calls `deregister`; here nobody is left to be told.
+        let _ = self.deregister_once();
     }
 }
 

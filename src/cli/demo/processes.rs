@@ -1,12 +1,16 @@
 //! The demo's two processes: started, watched, and ended with it.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::path::Path;
+use std::process::{self, Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use sterna_vmm::MachineKind;
 use tempfile::TempDir;
 
@@ -27,10 +31,11 @@ impl Holders {
         // Sockets of their own, so that a demo meets no guest of the operator's. Both children and this process use it.
         let runtime = tempfile::Builder::new()
             .prefix("sterna-demo-")
-            .permissions(std::fs::Permissions::from_mode(0o700))
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir()
             .map_err(|error| failed(format!("no temporary folder: {error}")))?;
         crate::cli::socket::use_directory(runtime.path());
+        leave_nothing_behind(runtime.path());
         Ok(Self { source: None, destination: None, _runtime: runtime })
     }
 
@@ -71,6 +76,22 @@ impl Drop for Holders {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+/// On Ctrl-C or SIGTERM ends the demo without its sockets left over. The two processes end with their standard input.
+fn leave_nothing_behind(runtime: &Path) {
+    let runtime = runtime.to_owned();
+    match Signals::new([SIGINT, SIGTERM]) {
+        Ok(mut signals) => {
+            thread::spawn(move || {
+                if let Some(signal) = signals.forever().next() {
+                    let _ = fs::remove_dir_all(runtime);
+                    process::exit(128 + signal);
+                }
+            });
+        }
+        Err(error) => tracing::warn!("signals cannot be caught, so they leave a folder behind: {error}"),
     }
 }
 
@@ -128,7 +149,8 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     let mut child = Command::new(program)
         .args(arguments)
         .env("STERNA_RUNTIME_DIR", crate::cli::socket::directory())
-        .stdin(Stdio::null())
+        .arg("--until-stdin-closes")
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| failed(format!("cannot start a second process: {error}")))?;
@@ -138,8 +160,10 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     if !said {
         // It has said why on stderr, which is ours too.
         let _ = child.kill();
-        let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
-        return Err(failed(format!("`sterna {}` did not start ({status})", arguments.join(" "))));
+        let status = child.wait().map_err(|error| failed(error.to_string()))?;
+        let exit = if status.code() == Some(2) { Exit::Usage } else { Exit::Failed };
+        let what = format!("`sterna {}` did not start ({status})", arguments.join(" "));
+        return Err(Failure { exit, ..failed(what) });
     }
     drain(events);
     match serde_json::from_str(&line) {

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -95,11 +95,12 @@ impl Landing for RdmaLanding {
         {
             return Err(TransportError::Disagreement(format!("there is no slice {wrong:?}")));
         }
-        let new: Vec<_> = slices.iter().filter(|slice| !self.regions.contains_key(slice)).copied().collect();
+        let new: HashSet<_> =
+            slices.iter().filter(|slice| !self.regions.contains_key(slice)).copied().collect();
         let (domain, ram) = (&self.domain, &self.ram);
         let registered = new
-            .par_iter()
-            .map(|&slice| Ok((slice, register(domain, ram, slice, Access::RemoteWrite)?)))
+            .into_par_iter()
+            .map(|slice| Ok((slice, register(domain, ram, slice, Access::RemoteWrite)?)))
             .collect::<Result<Vec<_>, TransportError>>()?;
         self.regions.extend(registered);
         let key = |slice| {
@@ -125,10 +126,11 @@ impl Landing for RdmaLanding {
     }
 
     /// Destroys the queue pairs, and with them the connections; then deregisters the memory, and with it the keys.
-    fn revoke(self: Box<Self>) {
+    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
         let Self { lanes, regions, .. } = *self;
-        drop(lanes);
-        drop(regions);
+        lanes.into_iter().try_for_each(|lane| lane.queue_pair.destroy())?;
+        regions.into_values().try_for_each(MemoryRegion::deregister)?;
+        Ok(())
     }
 }
 

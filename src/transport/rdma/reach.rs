@@ -60,8 +60,8 @@ impl RdmaReach {
         if otherwise_any {
             found.append(&mut any);
         }
-        // A stable sort: of equals, the first that the library named, and those with the address before the others.
-        found.sort_by_key(|reach| reach.device.info().soft_roce);
+        // A stable sort: of equals, the first that the library named.
+        found.sort_by_key(|reach| (reach.gid.ip() != local_ip, reach.device.info().soft_roce));
         found.into_iter().next().ok_or_else(|| TransportError::NoDevice { reason: passed_over.join("; ") })
     }
 

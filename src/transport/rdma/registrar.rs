@@ -98,7 +98,7 @@ fn await_key(range: SliceRange, control: &mut ControlChannel) -> Result<SliceKey
             [key] => Ok(key),
             _ => Err(TransportError::Disagreement("another number of keys than was asked for".into())),
         },
-        Message::Abort(_, reason) => Err(TransportError::Disagreement(reason)),
+        Message::Abort(_, reason) => Err(TransportError::PeerGaveUp(reason)),
         other => Err(ControlError::Unexpected { expected: "keys", got: other.name() }.into()),
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::STALL_MAX;
+use super::{STALL_MAX, broken};
 use crate::control::{read_preamble, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::transport::{Landing, TransportError};
@@ -66,6 +66,8 @@ impl TcpLanding {
                     let mut frames = Frames { lane: index, stream: reading, ram, fences };
                     if let Err(error) = frames.read_all() {
                         frames.fences.fail(error);
+                        // The source must not wait for this lane. It may have closed it itself.
+                        let _ = frames.stream.shutdown(Shutdown::Both);
                     }
                 })
             });
@@ -84,10 +86,7 @@ impl Landing for TcpLanding {
         let deadline = Instant::now() + STALL_MAX;
         while let Some(lane) = self.lanes.iter().position(Option::is_none) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let failed = |error: io::Error| match error.kind() {
-                io::ErrorKind::WouldBlock => TransportError::Stalled { lane, silence: STALL_MAX },
-                _ => TransportError::Stream { lane, error },
-            };
+            let failed = |error: io::Error| broken(lane, error);
             // accept(2) heeds the receive timeout, of which zero would mean none.
             SockRef::from(listener)
                 .set_read_timeout(Some(left.max(Duration::from_millis(1))))
@@ -111,7 +110,9 @@ impl Landing for TcpLanding {
     }
 
     /// Closes the connections and waits for their threads, which alone write to guest RAM.
-    fn revoke(self: Box<Self>) {}
+    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
+        Ok(())
+    }
 }
 
 impl Drop for TcpLanding {
@@ -137,14 +138,14 @@ impl Frames {
         let mut runs = vec![WireRun::new_zeroed(); RUNS_MAX];
         loop {
             let mut frame = PageFrame::new_zeroed();
-            self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| self.broken(error))?;
+            self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
             if let Some(round) = frame.fenced_round() {
                 self.fences.seen(self.lane, round);
-                self.stream.write_all(&round.to_le_bytes()).map_err(|error| self.broken(error))?;
+                self.stream.write_all(&round.to_le_bytes()).map_err(|error| broken(self.lane, error))?;
                 continue;
             }
             let runs = &mut runs[..frame.runs()?];
-            self.stream.read_exact(runs.as_mut_bytes()).map_err(|error| self.broken(error))?;
+            self.stream.read_exact(runs.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
             let (mut slices, mut bytes) = (Vec::with_capacity(runs.len()), 0);
             for run in runs {
                 let run = run.decode()?;
@@ -156,12 +157,8 @@ impl Frames {
                     [bytes, FRAME_BYTES_MAX].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
                 return Err(WireError::TooLong { what: "a frame of pages", len, max }.into());
             }
-            receive_into(self.stream.as_fd(), &slices).map_err(|error| self.broken(error))?;
+            receive_into(self.stream.as_fd(), &slices).map_err(|error| broken(self.lane, error))?;
         }
-    }
-
-    fn broken(&self, error: io::Error) -> TransportError {
-        TransportError::Stream { lane: self.lane, error }
     }
 }
 
@@ -205,6 +202,9 @@ impl Fences {
             .changed
             .wait_timeout_while(state, STALL_MAX, pending)
             .unwrap_or_else(PoisonError::into_inner);
+        if !state.rounds.iter().any(missing) {
+            return Ok(());
+        }
         if let Some(failure) = state.failure.take() {
             return Err(failure);
         }

@@ -1,11 +1,11 @@
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 
 use zerocopy::IntoBytes;
 
-use super::STALL_MAX;
+use super::{STALL_MAX, broken};
 use crate::control::tune;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun, send_from};
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
@@ -86,17 +86,10 @@ impl TcpLane {
             self.head.extend(wire.as_bytes());
             slices.push(self.ram.slice(run)?);
         }
-        send_from(self.stream.as_fd(), &self.head, &slices).map_err(|error| self.broken(error))?;
+        send_from(self.stream.as_fd(), &self.head, &slices).map_err(|error| broken(self.index, error))?;
         self.runs.clear();
         self.bytes = 0;
         Ok(())
-    }
-
-    fn broken(&self, error: io::Error) -> TransportError {
-        match error.kind() {
-            io::ErrorKind::WouldBlock => TransportError::Stalled { lane: self.index, silence: STALL_MAX },
-            _ => TransportError::Stream { lane: self.index, error },
-        }
     }
 }
 
@@ -118,7 +111,7 @@ impl Lane for TcpLane {
         self.stream
             .write_all(PageFrame::fence(round).as_bytes())
             .and_then(|()| self.stream.read_exact(&mut seen))
-            .map_err(|error| self.broken(error))?;
+            .map_err(|error| broken(self.index, error))?;
         if u32::from_le_bytes(seen) != round {
             return Err(TransportError::Disagreement(format!(
                 "the fence of round {round} was answered by another"

@@ -5,10 +5,22 @@
 mod landing;
 mod lane;
 
+use std::io;
 use std::time::Duration;
 
 pub(crate) use landing::TcpLanding;
 pub(crate) use lane::TcpTransport;
 
+use crate::transport::TransportError;
+
 /// How long a lane may make no progress at all.
 const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// What an error on a lane's connection means.
+fn broken(lane: usize, error: io::Error) -> TransportError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => TransportError::Stalled { lane, silence: STALL_MAX },
+        io::ErrorKind::UnexpectedEof => TransportError::Closed { lane },
+        _ => TransportError::Stream { lane, error },
+    }
+}
