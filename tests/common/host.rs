@@ -1,0 +1,161 @@
+//! A host, as far as the command can tell: a folder for the control sockets of its guests, which no other host sees.
+
+use std::ffi::OsStr;
+use std::fmt::Display;
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{PATIENCE, Process, machine_word, wait_until};
+
+#[derive(Debug)]
+pub(crate) struct Host {
+    runtime: TempDir,
+    /// Words before the command: a program that runs it under limits, with its arguments.
+    prefix: Vec<String>,
+}
+
+/// A destination that listens.
+#[derive(Debug)]
+pub(crate) struct Receiving {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        Self::under(&[])
+    }
+
+    /// A host whose processes run by way of another program.
+    pub(crate) fn under(prefix: &[&str]) -> Self {
+        let runtime = tempfile::Builder::new()
+            .prefix("sterna-test-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .expect("a temporary folder");
+        Self { runtime, prefix: prefix.iter().map(|&word| word.to_owned()).collect() }
+    }
+
+    /// Starts `sterna` with these arguments.
+    pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Process {
+        let sterna = env!("CARGO_BIN_EXE_sterna");
+        let mut command = match self.prefix.split_first() {
+            None => Command::new(sterna),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(sterna);
+                command
+            }
+        };
+        let runtime = self.runtime.path();
+        // What a process that is killed leaves behind goes with the host.
+        command
+            .args(arguments)
+            .env("STERNA_RUNTIME_DIR", runtime)
+            .env("TMPDIR", runtime)
+            .env_remove("STERNA_LOG");
+        Process::start(command)
+    }
+
+    /// `sterna run`, up to the moment when the guest is at work. `more` goes before what tests want by default.
+    pub(crate) fn run(&self, name: &str, more: &[&str]) -> Process {
+        let machine = format!("--machine={}", machine_word());
+        let mut arguments = vec!["run", name, "--json"];
+        arguments.extend(more);
+        if !more.iter().any(|word| word.starts_with("--machine")) {
+            arguments.push(&machine);
+        }
+        if !more.iter().any(|word| word.starts_with("--memory")) {
+            arguments.push("--memory=16M");
+        }
+        let process = self.start(arguments);
+        process.event("running");
+        wait_until("the guest is at work", || {
+            let status = self.status(name);
+            status["heartbeats"].as_u64() >= Some(3) && status["passes"].as_u64() >= Some(1)
+        });
+        process
+    }
+
+    /// `sterna receive` at a free port, up to the moment when it listens.
+    pub(crate) fn receive(&self, more: &[&str]) -> Receiving {
+        let process = self.start(["receive", "--json", "--port=0"].iter().chain(more));
+        let address = process.event("listening")["address"]
+            .as_str()
+            .and_then(|address| address.parse().ok())
+            .expect("an event `listening` tells the address");
+        Receiving { process, address }
+    }
+
+    /// `sterna migrate`, just started.
+    pub(crate) fn migrate(&self, name: &str, to: impl Display, more: &[&str]) -> Process {
+        let to = format!("--to={to}");
+        self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more))
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.runtime.path().join(format!("{name}.sock"))
+    }
+
+    /// Asks the holder of a guest one thing, in one line; the one line that it answers.
+    pub(crate) fn ask(&self, name: &str, what: &str) -> Value {
+        let mut stream = UnixStream::connect(self.socket(name)).expect("the guest's holder listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a time limit");
+        writeln!(stream, "{}", json!({ "do": what })).expect("the holder reads");
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).expect("the holder answers");
+        serde_json::from_str(&line).expect("the holder answers in JSON")
+    }
+
+    pub(crate) fn status(&self, name: &str) -> Value {
+        let status = self.ask(name, "status");
+        assert_eq!(status["answer"], "status", "{status}");
+        status
+    }
+
+    /// Lets the guest check its own memory, and finds it all right.
+    #[track_caller]
+    pub(crate) fn checks_clean(&self, name: &str) {
+        let checked = self.ask(name, "check");
+        assert_eq!(checked["answer"], "checked", "{checked}");
+        assert_eq!(checked["wrong"], 0, "{checked}");
+        assert!(checked["pages"].as_u64() > Some(100), "{checked}");
+    }
+}
+
+/// Asserts that a guest runs on a host, undisturbed: it beats, at full speed, and is not on its way. Returns its status.
+#[track_caller]
+pub(crate) fn runs_on(host: &Host, name: &str) -> Value {
+    let before = host.status(name);
+    assert_eq!(before["phase"], "running", "{before}");
+    assert_eq!(before["migrating"], false, "{before}");
+    assert_eq!(before["throttle_percent"], 0, "{before}");
+    assert_eq!(before["heartbeat_regressions"], 0, "{before}");
+    wait_until("the guest beats on", || {
+        host.status(name)["heartbeats"].as_u64() > before["heartbeats"].as_u64()
+    });
+    before
+}
+
+/// Asserts that a guest can be moved, now, to a new host, and is whole there. Returns that host and its process.
+#[track_caller]
+pub(crate) fn moves_away_from(host: &Host, source: Process, name: &str, more: &[&str]) -> (Host, Process) {
+    let destination = Host::new();
+    let receiving = destination.receive(&[]);
+    let before = host.status(name);
+    host.migrate(name, receiving.address, more).wait().expect_code(0);
+    source.wait().expect_code(0);
+    receiving.process.event("arrived");
+    let after = runs_on(&destination, name);
+    assert!(after["heartbeats"].as_u64() >= before["heartbeats"].as_u64(), "{before} {after}");
+    destination.checks_clean(name);
+    (destination, receiving.process)
+}

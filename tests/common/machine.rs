@@ -1,0 +1,284 @@
+//! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told to fail.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sterna::dirty::{DirtyError, DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
+use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::memory::GuestRam;
+use sterna::progress::{Event, Observer};
+use sterna::wire::Refusal;
+use sterna_vmm::{
+    CpuDescription, DirtyTracking, MachineConfig, MachineKind, SharedMachine, Workload, new_kvm,
+    new_synthetic,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{machine_kind, wait_until};
+
+const MEMORY_BYTES: u64 = 16 << 20;
+const WORKING_SET_BYTES: u64 = 4 << 20;
+
+/// The built-in guest uses both ends of RAM, and nothing of this in between.
+const UNUSED: Range<u64> = 4 << 20..12 << 20;
+const PAGE_BYTES: usize = 4096;
+
+/// Which call of the engine fails, or does what it should not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Pause,
+    Save,
+    Load,
+    Resume,
+    /// The process dies between PREPARED and GO, which is when the source looks at the heartbeat.
+    DeathBeforeGo,
+}
+
+#[derive(Debug)]
+pub(crate) struct TestGuest {
+    pub(crate) machine: SharedMachine,
+    pub(crate) faults: Mutex<Vec<Fault>>,
+    /// Whether the log of what the VMM itself writes is left out.
+    pub(crate) forget_own_writes: AtomicBool,
+    /// Whether saving writes into RAM, as that of some device models does.
+    pub(crate) write_when_saved: AtomicBool,
+    /// Whether the VMM writes 8 MiB of RAM, as a busy device would, before its dirty log is harvested each time.
+    pub(crate) busy: Arc<AtomicBool>,
+    /// How often it was let run by the engine; shared with the host that made it.
+    resumed: Arc<AtomicUsize>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Details {
+    kind: MachineKind,
+    config: MachineConfig,
+    cpu: CpuDescription,
+}
+
+impl TestGuest {
+    /// A small guest at work.
+    pub(crate) fn started() -> Self {
+        Self::started_at(20)
+    }
+
+    /// The same, writing so many MB/s.
+    pub(crate) fn started_at(rate_mb_per_s: u64) -> Self {
+        let workload = Workload { working_set_bytes: WORKING_SET_BYTES, rate_mb_per_s, prefill: true };
+        let config = MachineConfig { memory_bytes: MEMORY_BYTES, vcpus: 1, hugepages: None, workload };
+        let guest = Self::of(make(machine_kind(), config));
+        guest.machine.start().expect("the guest starts");
+        guest.beats_on();
+        guest
+    }
+
+    fn of(machine: SharedMachine) -> Self {
+        Self {
+            machine,
+            faults: Mutex::default(),
+            forget_own_writes: AtomicBool::default(),
+            write_when_saved: AtomicBool::default(),
+            busy: Arc::default(),
+            resumed: Arc::default(),
+        }
+    }
+
+    /// Has this call fail from now on.
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+    }
+
+    /// Has nothing fail any more.
+    pub(crate) fn mend(&self) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Waits until it has beaten again, and again.
+    #[track_caller]
+    pub(crate) fn beats_on(&self) {
+        let before = self.machine.heartbeat().count;
+        wait_until("the guest beats", || self.machine.heartbeat().count >= before + 2);
+    }
+
+    /// Asserts that it runs, with all of its memory as it must be.
+    #[track_caller]
+    pub(crate) fn runs_whole(&self) {
+        self.beats_on();
+        let check = self.machine.check_from_inside(super::PATIENCE).expect("the guest answers");
+        assert_eq!(check.wrong, 0, "{check:?}");
+        assert_eq!(self.machine.heartbeat().regressions, 0);
+        assert_eq!(self.machine.status().throttle_percent, 0);
+    }
+
+    fn is_to_fail(&self, fault: Fault) -> bool {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).contains(&fault)
+    }
+
+    fn faulty(&self, fault: Fault) -> Result<(), GuestError> {
+        if self.is_to_fail(fault) {
+            Err(GuestError::new(format!("{fault:?} fails for a test")))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What lies where only saving writes.
+    pub(crate) fn unused_word(&self) -> u64 {
+        self.machine.memory().read_obj(GuestAddress(UNUSED.start)).expect("the address is in RAM")
+    }
+}
+
+impl Guest for TestGuest {
+    fn name(&self) -> &'static str {
+        "tern"
+    }
+
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        let (config, cpu) = (self.machine.config().clone(), self.machine.cpu().clone());
+        serde_json::to_vec(&Details { kind: self.machine.kind(), config, cpu }).map_err(GuestError::new)
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        let own_writes = BusyLog {
+            log: SoftwareLog::new(self.machine.memory()),
+            memory: self.machine.memory().clone(),
+            busy: self.busy.clone(),
+        };
+        let DirtyTracking::Kvm { vm, slots } = self.machine.dirty_tracking() else {
+            return Ok(Box::new(own_writes));
+        };
+        let slots = slots.iter().map(|slot| KvmSlot {
+            slot: slot.slot,
+            guest_address: slot.guest_address,
+            len_bytes: slot.len_bytes,
+            host_address: slot.host_address,
+        });
+        let vm = vm.try_clone_to_owned().map_err(GuestError::new)?;
+        let vcpus_writes = KvmLog::new(vm, slots.collect(), &self.ram()?).map_err(GuestError::new)?;
+        if self.forget_own_writes.load(Ordering::Relaxed) {
+            return Ok(Box::new(vcpus_writes));
+        }
+        Ok(Box::new(EitherLog(vcpus_writes, own_writes)))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.faulty(Fault::Pause)?;
+        self.machine.pause().map_err(GuestError::new)
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.faulty(Fault::Resume)?;
+        self.resumed.fetch_add(1, Ordering::Relaxed);
+        self.machine.resume().map_err(GuestError::new)
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.machine.throttle(percent).map_err(GuestError::new)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, GuestError> {
+        self.faulty(Fault::Save)?;
+        if self.write_when_saved.load(Ordering::Relaxed) {
+            let next = self.unused_word() + 1;
+            self.machine.memory().write_obj(next, GuestAddress(UNUSED.start)).map_err(GuestError::new)?;
+        }
+        self.machine.save().map_err(GuestError::new)
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+        self.faulty(Fault::Load)?;
+        self.machine.load(state).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        assert!(!self.is_to_fail(Fault::DeathBeforeGo), "for a test, the source dies here");
+        let beat = self.machine.heartbeat();
+        let age = Duration::from_nanos(sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns));
+        Some(Heartbeat { count: beat.count, age })
+    }
+}
+
+/// The log of a VMM whose device is busy whenever it is asked.
+#[derive(Debug)]
+struct BusyLog {
+    log: SoftwareLog,
+    memory: sterna_vmm::GuestRam,
+    busy: Arc<AtomicBool>,
+}
+
+impl DirtyLog for BusyLog {
+    fn start(&self) -> Result<(), DirtyError> {
+        self.log.start()
+    }
+
+    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError> {
+        if self.busy.load(Ordering::Relaxed) {
+            for address in UNUSED.step_by(PAGE_BYTES) {
+                let last: u64 = self.memory.read_obj(GuestAddress(address)).expect("the address is in RAM");
+                self.memory.write_obj(last + 1, GuestAddress(address)).expect("the address is in RAM");
+            }
+        }
+        self.log.harvest(region, bits)
+    }
+
+    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        self.log.rearm(region, first_page, bits)
+    }
+
+    fn stop(&self) -> Result<(), DirtyError> {
+        self.log.stop()
+    }
+}
+
+/// A host at which such guests arrive.
+#[derive(Debug, Default)]
+pub(crate) struct TestHost {
+    /// What fails in the guests that it makes.
+    pub(crate) faults: Vec<Fault>,
+    /// Makes machines with so many vCPUs, whatever was proposed.
+    pub(crate) vcpus: Option<u8>,
+    /// How often any of them was let run.
+    pub(crate) resumed: Arc<AtomicUsize>,
+}
+
+impl TestHost {
+    pub(crate) fn times_resumed(&self) -> usize {
+        self.resumed.load(Ordering::Relaxed)
+    }
+}
+
+impl GuestHost for TestHost {
+    type Guest = TestGuest;
+
+    fn prepare(&self, proposal: &Proposal<'_>) -> Result<TestGuest, Refusal> {
+        let mut details: Details = serde_json::from_slice(proposal.details)
+            .map_err(|error| Refusal::Incompatible(error.to_string()))?;
+        details.config.vcpus = self.vcpus.unwrap_or(details.config.vcpus);
+        let guest = TestGuest::of(make(details.kind, details.config));
+        self.faults.iter().for_each(|&fault| guest.fail(fault));
+        Ok(TestGuest { resumed: self.resumed.clone(), ..guest })
+    }
+}
+
+/// Watches a migration and acts on what happens in it.
+pub(crate) struct Watch<F>(pub(crate) F);
+
+impl<F: Fn(&Event) + Sync> Observer for Watch<F> {
+    fn event(&self, event: &Event) {
+        (self.0)(event);
+    }
+}
+
+fn make(kind: MachineKind, config: MachineConfig) -> SharedMachine {
+    let machine = match kind {
+        MachineKind::Kvm => new_kvm(config),
+        MachineKind::Synthetic => new_synthetic(config),
+    };
+    machine.expect("this machine can be made here")
+}

@@ -1,0 +1,63 @@
+//! What the end-to-end tests share: hosts with real processes of the `sterna` command, and a guest for the library's tests.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+#![allow(unused_imports, reason = "likewise")]
+
+#[cfg(feature = "cli")]
+mod host;
+mod machine;
+mod process;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use sterna::preflight::{self, KvmAccess};
+use sterna_vmm::MachineKind;
+
+#[cfg(feature = "cli")]
+pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
+pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};
+pub(crate) use process::{Ended, Process};
+
+/// How long anything may take before a test counts as hung. Emulated labs are slow.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A migration that lasts for as many rounds as there may be: no switch is as fast as this limit asks.
+pub(crate) const ENDLESS: [&str; 3] = ["--downtime-limit=1", "--max-rounds=1000", "--throttle-max=0"];
+
+/// A guest that writes as fast as it can, so that those rounds take their time.
+pub(crate) const BUSY: &str = "--dirty-rate=10000";
+
+/// A real guest where KVM can be used, else a synthetic one.
+pub(crate) fn machine_kind() -> MachineKind {
+    static KIND: OnceLock<MachineKind> = OnceLock::new();
+    *KIND.get_or_init(|| match preflight::kvm_access() {
+        KvmAccess::Usable => MachineKind::Kvm,
+        unusable => {
+            println!("the guests of this test are synthetic: {unusable}");
+            MachineKind::Synthetic
+        }
+    })
+}
+
+/// The same as a word of the command line.
+pub(crate) fn machine_word() -> &'static str {
+    match machine_kind() {
+        MachineKind::Kvm => "kvm",
+        MachineKind::Synthetic => "synthetic",
+    }
+}
+
+/// Whether these are the labs, where a device that is missing is a failure and no reason to skip.
+pub(crate) fn in_a_lab() -> bool {
+    std::env::var_os("STERNA_LAB").is_some_and(|value| value == "1")
+}
+
+/// Waits until something holds; `what` is said when it never does.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in {} s it did not come to this: {what}", PATIENCE.as_secs());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,145 @@
+//! `sterna demo`: one command shows a whole migration, and judges it.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{BUSY, ENDLESS, Host, machine_word, wait_until};
+use serde_json::Value;
+use sterna::preflight;
+
+/// Runs it with `--json`; asserts that it succeeded and that its report is complete and sound.
+#[track_caller]
+fn demo(arguments: &[&str]) -> Value {
+    let machine = format!("--machine={}", machine_word());
+    let mut words = vec!["demo", "--json"];
+    words.extend(arguments);
+    if !arguments.contains(&"--machine=synthetic") {
+        words.push(&machine);
+    }
+    let report = Host::new().start(words).wait().expect_code(0).json();
+    assert_sound(&report);
+    report
+}
+
+#[track_caller]
+fn assert_sound(report: &Value) {
+    assert_eq!(report["status"], "completed", "{report}");
+    let number = |key: &str| report[key].as_f64().unwrap_or_else(|| panic!("`{key}` is missing in {report}"));
+    for key in ["total_ms", "setup_ms", "downtime_ms", "guest_downtime_ms", "throughput_mbps"] {
+        assert!(number(key) > 0.0, "{key} in {report}");
+    }
+    assert!(number("setup_ms") <= number("total_ms"), "{report}");
+    assert!(number("downtime_ms") <= number("total_ms"), "{report}");
+    assert!(number("pages_zero") >= 0.0);
+    assert_eq!(number("wrong_pages"), 0.0, "{report}");
+    assert!(number("checked_pages") > 0.0, "the guest looked itself: {report}");
+    assert!(number("heartbeats_after") > number("heartbeats_before"), "{report}");
+
+    let rounds = report["per_round"].as_array().expect("each round is told");
+    assert_eq!(number("rounds"), f64::from(u32::try_from(rounds.len()).expect("a few rounds")));
+    assert!(rounds.len() > 1, "the last round is sent while the guest is paused: {report}");
+    let sum = |key: &str| -> u64 { rounds.iter().map(|round| round[key].as_u64().expect("a count")).sum() };
+    assert_eq!(report["pages_sent"], sum("pages"));
+    assert_eq!(report["bytes_sent"], sum("bytes"));
+    assert_eq!(sum("bytes"), sum("pages") * 4096);
+    for round in rounds {
+        assert!(round["ms"].as_f64() > Some(0.0), "{round}");
+        assert!(round["dirty_rate_mbps"].as_f64() >= Some(0.0), "{round}");
+    }
+}
+
+#[test]
+fn a_guest_moves_and_every_page_of_it_is_compared() {
+    let report = demo(&["--memory=16M"]);
+    assert_eq!(report["machine"], machine_word());
+    assert_eq!(report["verified_pages"], (16 << 20) / 4096);
+}
+
+#[test]
+fn a_guest_with_four_vcpus_moves() {
+    demo(&["--memory=16M", "--cpus=4"]);
+}
+
+#[test]
+fn an_idle_guest_moves() {
+    demo(&["--memory=16M", "--dirty-rate=0"]);
+}
+
+#[test]
+fn a_synthetic_guest_moves() {
+    let report = demo(&["--memory=16M", "--machine=synthetic", "--transport=tcp"]);
+    assert_eq!(report["machine"], "synthetic");
+    assert_eq!(report["transport"], "tcp");
+}
+
+#[test]
+fn a_guest_with_a_small_working_set_does_not_send_what_it_never_touched() {
+    let report = demo(&["--memory=64M", "--working-set=1M"]);
+    assert_eq!(report["verified_pages"], (64 << 20) / 4096, "untouched pages are compared all the same");
+    assert!(report["pages_zero"].as_u64() > Some(60 << 8), "{report}");
+}
+
+#[test]
+fn a_guest_with_ram_above_the_hole_below_4_gib_moves() {
+    // Most of it is never touched, and so costs next to nothing.
+    let needed_bytes = 5 << 30;
+    if preflight::available_memory_bytes().is_none_or(|available| available < needed_bytes) {
+        println!("skipped: this machine has less than 5 GiB of memory available");
+        return;
+    }
+    let report = demo(&["--memory=5G", "--working-set=8M", "--transport=tcp"]);
+    assert_eq!(report["verified_pages"], needed_bytes / 4096);
+}
+
+#[test]
+fn a_guest_that_writes_as_fast_as_it_can_takes_several_rounds() {
+    let how = ["--downtime-limit=16", "--max-rounds=1000"];
+    let report = demo(&[&["--memory=64M", BUSY][..], &how].concat());
+    assert!(report["rounds"].as_u64() > Some(2), "{report}");
+    assert_eq!(report["verified_pages"], (64 << 20) / 4096);
+}
+
+#[test]
+fn nothing_is_compared_when_that_is_not_wanted() {
+    let report = demo(&["--memory=16M", "--no-compare"]);
+    assert_eq!(report["verified_pages"], 0);
+    assert_eq!(report["compare_ms"].as_f64().map(|ms| ms < 1.0), Some(true), "{report}");
+}
+
+#[test]
+fn without_json_the_summary_is_for_people() {
+    let machine = format!("--machine={}", machine_word());
+    let ended = Host::new().start(["demo", "--memory=16M", &machine]).wait().expect_code(0);
+    for text in
+        ["The guest moved, and kept running.", "downtime", "4096 pages at the switch, all equal", ", 0 wrong"]
+    {
+        assert!(ended.stdout.contains(text), "`{text}` is not in {}", ended.stdout);
+    }
+}
+
+#[test]
+fn a_demo_that_is_killed_takes_its_processes_along() {
+    let host = Host::new();
+    let demo = host.start(["demo", "--memory=16M", "--machine=synthetic", BUSY].iter().chain(&ENDLESS));
+    demo.says("round 1:");
+    let holders = children_of(demo.id());
+    assert_eq!(holders.len(), 2, "a source and a destination");
+    demo.signal(libc::SIGKILL);
+    assert_eq!(demo.wait().signal, Some(libc::SIGKILL));
+    wait_until("the demo's processes have ended", || holders.iter().all(|&id| parent_if_alive(id).is_none()));
+}
+
+/// The processes whose parent is `parent`.
+fn children_of(parent: i32) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|&id| parent_if_alive(id) == Some(parent)).collect()
+}
+
+/// The parent of a process; `None` if it is gone, or dead and not yet waited for.
+fn parent_if_alive(id: i32) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+    // After the name, which is in parentheses: the state, then the parent (proc_pid_stat(5)).
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if fields.next() == Some("Z") { None } else { fields.next()?.parse().ok() }
+}

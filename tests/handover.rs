@@ -1,0 +1,243 @@
+//! Who has the guest when a VMM fails at the switch, and whether everything that was written is there: by the library itself.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use common::{Fault, PATIENCE, TestGuest, TestHost, Watch, in_a_lab, machine_kind};
+use sterna::convergence::Limits;
+use sterna::destination::{Arrival, ReceiveError, Receiver};
+use sterna::progress::{Event, Observer, Report};
+use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
+use sterna::transport::TransportChoice;
+use sterna_vmm::{MachineKind, Phase};
+
+/// What came of a migration, at either end.
+struct Outcome {
+    source: thread::Result<Result<Report, MigrationError>>,
+    destination: Result<Arrival<TestGuest>, ReceiveError>,
+}
+
+fn options() -> Options {
+    Options { transport: TransportChoice::Tcp, compare: true, ..Options::default() }
+}
+
+/// Moves a guest to `host`, which is another thread of this process.
+fn attempt(guest: &TestGuest, host: &TestHost, options: &Options, observer: &dyn Observer) -> Outcome {
+    let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let to = receiver.local_address().expect("it is bound").to_string();
+    thread::scope(|scope| {
+        let source = scope.spawn(|| migrate(guest, &to, options, observer));
+        let destination = receiver.receive(host);
+        Outcome { source: source.join(), destination }
+    })
+}
+
+impl Outcome {
+    #[track_caller]
+    fn failed(self) -> (MigrationError, ReceiveError) {
+        let source = self.source.expect("the source does not panic").expect_err("the source fails");
+        (source, self.destination.expect_err("the destination fails"))
+    }
+
+    #[track_caller]
+    fn succeeded(self) -> (Report, TestGuest) {
+        let arrival = self.destination.expect("the guest arrives");
+        (self.source.expect("the source does not panic").expect("the guest moves"), arrival.guest)
+    }
+}
+
+/// Asserts that a guest moves now and is whole, and that it stands still where it was.
+#[track_caller]
+fn moves_at_last(guest: &TestGuest) {
+    let (report, arrived) = attempt(guest, &TestHost::default(), &options(), &()).succeeded();
+    assert_eq!(report.verified_pages, (16 << 20) / 4096);
+    assert_eq!(guest.machine.status().phase, Phase::Paused, "it runs there, so not here");
+    arrived.runs_whole();
+    assert!(arrived.machine.heartbeat().count >= guest.machine.heartbeat().count);
+}
+
+/// Lets the guest beat, and so have the VMM write into its RAM, between the first round and the switch.
+fn beats_after_the_first_round(guest: &TestGuest) -> impl Fn(&Event) + Sync {
+    |event| {
+        if matches!(event, Event::Round { number: 1, .. }) {
+            guest.beats_on();
+        }
+    }
+}
+
+#[test]
+fn what_the_vmm_itself_writes_arrives() {
+    let guest = TestGuest::started();
+    let watch = Watch(beats_after_the_first_round(&guest));
+    let (_, arrived) = attempt(&guest, &TestHost::default(), &options(), &watch).succeeded();
+    arrived.runs_whole();
+}
+
+#[test]
+fn what_the_vmm_writes_while_it_saves_arrives() {
+    let guest = TestGuest::started();
+    guest.write_when_saved.store(true, Ordering::Relaxed);
+    let (_, arrived) = attempt(&guest, &TestHost::default(), &options(), &()).succeeded();
+    assert_eq!(arrived.unused_word(), 1);
+    arrived.runs_whole();
+}
+
+#[test]
+fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_full_speed() {
+    let guest = TestGuest::started_at(0);
+    guest.busy.store(true, Ordering::Relaxed);
+    // Next to nothing may be left for the switch, which an idle guest without its busy device keeps to.
+    let limits = Limits { downtime: Duration::from_micros(15_500), rounds_max: 1000, ..Limits::default() };
+    let options = Options { limits, ..options() };
+    let slowed = Mutex::new(Vec::new());
+    let watch = Watch(|event: &Event| {
+        if let Event::Throttled { percent } = event {
+            slowed.lock().expect("nobody panicked").push((*percent, guest.machine.status().throttle_percent));
+            if *percent >= 60 {
+                guest.busy.store(false, Ordering::Relaxed);
+            }
+        }
+    });
+    let (report, arrived) = attempt(&guest, &TestHost::default(), &options, &watch).succeeded();
+    assert_eq!(slowed.lock().expect("nobody panicked")[..3], [(20, 20), (40, 40), (60, 60)]);
+    assert!(report.rounds.len() > 4, "{report:?}");
+    assert_eq!(report.verified_pages, (16 << 20) / 4096);
+    assert_eq!(arrived.unused_word(), guest.unused_word());
+    assert!(arrived.unused_word() >= 4, "it was written in every round until the guest was slow");
+    arrived.runs_whole();
+}
+
+/// The proof that the test of the VMM's own writes can fail: without the software bitmap it does.
+#[test]
+fn without_the_software_bitmap_the_vmms_writes_are_missed_and_the_destination_refuses() {
+    if machine_kind() == MachineKind::Synthetic {
+        assert!(
+            !in_a_lab() || std::env::var("STERNA_LAB_KIND").as_deref() == Ok("uml"),
+            "the VM lab has KVM"
+        );
+        println!("skipped: a synthetic guest has no log but the software bitmap; with KVM: `ci/lab vm`");
+        return;
+    }
+    let guest = TestGuest::started();
+    guest.forget_own_writes.store(true, Ordering::Relaxed);
+    let host = TestHost::default();
+    let watch = Watch(beats_after_the_first_round(&guest));
+    let (source, destination) = attempt(&guest, &host, &options(), &watch).failed();
+    assert!(matches!(destination, ReceiveError::MemoryDiffers { blocks: 1, region: 0, .. }), "{destination}");
+    assert_eq!(source.guest, GuestIs::RunningAtSource);
+    assert!(!source.refused);
+    let MigrationFailure::DestinationFailed(reason) = &source.cause else { panic!("{source}") };
+    assert!(reason.contains("differ from the source's"), "{reason}");
+    assert_eq!(host.times_resumed(), 0);
+    guest.runs_whole();
+
+    guest.forget_own_writes.store(false, Ordering::Relaxed);
+    moves_at_last(&guest);
+}
+
+#[test]
+fn a_destination_that_cannot_load_the_state_says_so_and_the_source_resumes() {
+    let guest = TestGuest::started();
+    let host = TestHost { faults: vec![Fault::Load], ..TestHost::default() };
+    let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
+    assert!(matches!(destination, ReceiveError::Guest(_)), "{destination}");
+    let MigrationFailure::DestinationFailed(reason) = &source.cause else { panic!("{source}") };
+    assert!(reason.contains("Load fails for a test"), "{reason}");
+    assert_eq!(source.guest, GuestIs::RunningAtSource);
+    assert_eq!(host.times_resumed(), 0);
+    guest.runs_whole();
+    moves_at_last(&guest);
+}
+
+#[test]
+fn a_destination_that_took_the_guest_and_is_silent_leaves_the_source_in_doubt_and_paused() {
+    let guest = TestGuest::started();
+    let host = TestHost { faults: vec![Fault::Resume], ..TestHost::default() };
+    let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
+    assert!(matches!(destination, ReceiveError::Start(_)), "{destination}");
+    assert_eq!(source.guest, GuestIs::InDoubt);
+    assert!(source.to_string().contains("in doubt"), "{source}");
+    assert_eq!(guest.machine.status().phase, Phase::Paused, "it may run there, for all that is known here");
+    let beats = guest.machine.heartbeat().count;
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(guest.machine.heartbeat().count, beats);
+}
+
+#[test]
+fn a_source_that_dies_before_it_gives_the_guest_away_takes_it_along() {
+    let guest = TestGuest::started();
+    guest.fail(Fault::DeathBeforeGo);
+    let host = TestHost::default();
+    let outcome = attempt(&guest, &host, &options(), &());
+    assert!(outcome.source.is_err(), "it died");
+    let destination = outcome.destination.expect_err("it was prepared, and no GO came");
+    assert!(matches!(destination, ReceiveError::Control(_)), "{destination}");
+    assert_eq!(host.times_resumed(), 0, "nothing runs without GO");
+}
+
+#[test]
+fn a_source_that_cannot_save_its_guest_runs_it_on() {
+    let guest = TestGuest::started();
+    for fault in [Fault::Save, Fault::Pause] {
+        guest.fail(fault);
+        let host = TestHost::default();
+        let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
+        assert!(matches!(source.cause, MigrationFailure::Guest(_)), "{source}");
+        assert_eq!(source.guest, GuestIs::RunningAtSource);
+        let ReceiveError::SourceGaveUp(why) = &destination else { panic!("{destination}") };
+        assert!(why.contains("fails for a test"), "{why}");
+        assert_eq!(host.times_resumed(), 0);
+        guest.mend();
+        guest.runs_whole();
+    }
+    moves_at_last(&guest);
+}
+
+#[test]
+fn a_source_that_cannot_resume_says_that_the_guest_is_paused_there() {
+    let guest = TestGuest::started();
+    guest.fail(Fault::Save);
+    guest.fail(Fault::Resume);
+    let (source, _) = attempt(&guest, &TestHost::default(), &options(), &()).failed();
+    assert_eq!(source.guest, GuestIs::PausedAtSource);
+    assert_eq!(guest.machine.status().phase, Phase::Paused);
+    guest.machine.resume().expect("an operator may");
+    guest.runs_whole();
+}
+
+#[test]
+fn a_cancel_is_heeded_even_when_the_guest_is_paused_for_the_switch() {
+    let guest = TestGuest::started();
+    let (host, options) = (TestHost::default(), options());
+    let cancel = options.cancel.clone();
+    let watch = Watch(|event: &Event| {
+        if matches!(event, Event::Paused) {
+            cancel.cancel();
+        }
+    });
+    let (source, destination) = attempt(&guest, &host, &options, &watch).failed();
+    assert!(matches!(source.cause, MigrationFailure::Cancelled), "{source}");
+    assert_eq!(source.guest, GuestIs::RunningAtSource);
+    assert!(matches!(destination, ReceiveError::SourceGaveUp(_)), "{destination}");
+    assert_eq!(host.times_resumed(), 0);
+    guest.runs_whole();
+    moves_at_last(&guest);
+}
+
+#[test]
+fn a_state_that_is_no_state_is_refused_and_the_source_resumes() {
+    // The destination makes another machine than the state is of; only `load` can find that out.
+    let guest = TestGuest::started();
+    let host = TestHost { vcpus: Some(2), ..TestHost::default() };
+    let (source, _) = attempt(&guest, &host, &options(), &()).failed();
+    let MigrationFailure::DestinationFailed(reason) = &source.cause else { panic!("{source}") };
+    assert!(reason.contains("the state is of another machine"), "{reason}");
+    guest.runs_whole();
+    let check = guest.machine.check_from_inside(PATIENCE).expect("it answers");
+    assert_eq!(check.wrong, 0);
+}

@@ -1,0 +1,123 @@
+//! Processes that die, hang or are told to stop in the middle of the rounds: the guest runs on where it was.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{BUSY, ENDLESS, Host, Process, Receiving, moves_away_from, runs_on};
+
+/// A migration in the middle of its rounds.
+struct UnderWay {
+    source: Host,
+    running: Process,
+    destination: Host,
+    receiving: Receiving,
+    migrating: Process,
+}
+
+impl UnderWay {
+    fn new(receive: &[&str], how: &[&str]) -> Self {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &["--memory=32M", BUSY]);
+        let receiving = destination.receive(receive);
+        let migrating = source.migrate("tern", receiving.address, &[&["--transport=tcp"], how].concat());
+        migrating.says("round 1:");
+        Self { source, running, destination, receiving, migrating }
+    }
+}
+
+#[test]
+fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_elsewhere() {
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    receiving.process.signal(libc::SIGKILL);
+    let ended = migrating.wait().expect_code(10);
+    ended.says("where: the guest");
+    let report = ended.json();
+    assert_eq!((&report["status"], &report["exit"]), (&"failed".into(), &"failed".into()));
+    assert!(report["guest"].as_str().expect("it says where").contains("at the source"), "{report}");
+    runs_on(&source, "tern");
+    source.checks_clean("tern");
+    drop(destination);
+    moves_away_from(&source, running, "tern", &["--compare"]);
+}
+
+#[test]
+fn a_guest_that_was_slowed_for_a_migration_that_failed_runs_at_full_speed_again() {
+    let slowing = ["--downtime-limit=1", "--max-rounds=1000"];
+    let UnderWay { source, running, receiving, migrating, .. } = UnderWay::new(&[], &slowing);
+    migrating.says("guest slowed by");
+    assert!(source.status("tern")["throttle_percent"].as_u64() > Some(0));
+    receiving.process.signal(libc::SIGKILL);
+    migrating.wait().expect_code(10).says("guest at full speed again");
+    runs_on(&source, "tern");
+    moves_away_from(&source, running, "tern", &["--compare"]);
+}
+
+#[test]
+fn when_the_source_is_killed_the_destination_does_not_run_the_guest() {
+    let UnderWay { source, running, destination, receiving, migrating } =
+        UnderWay::new(&["--once"], &ENDLESS);
+    running.signal(libc::SIGKILL);
+    receiving.process.wait().expect_code(10);
+    assert!(!destination.socket("tern").exists(), "there is no guest");
+    // Nobody can know more than this from here.
+    migrating.wait().expect_code(12).says("in doubt");
+    drop((source, running));
+}
+
+#[test]
+fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    running.signal(libc::SIGKILL);
+    migrating.wait().expect_code(12);
+    running.wait();
+    receiving.process.says("a guest did not arrive");
+    assert!(!destination.socket("tern").exists(), "there is no guest");
+
+    // The socket that the killed process left is in nobody's way, here or there.
+    let running = source.run("tern", &[]);
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+/// Takes as long as the source waits for a sign of life: about half a minute.
+#[test]
+fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    receiving.process.signal(libc::SIGSTOP);
+    migrating.wait().expect_code(10);
+    runs_on(&source, "tern");
+
+    receiving.process.signal(libc::SIGCONT);
+    receiving.process.says("a guest did not arrive");
+    assert!(!destination.socket("tern").exists(), "what wakes up late does not run the guest");
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+fn cancelled_by(signal: i32, code: i32) {
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    migrating.signal(signal);
+    let ended = migrating.wait().expect_code(code);
+    assert!(ended.json()["guest"].as_str().expect("it says where").contains("at the source"));
+    runs_on(&source, "tern");
+    receiving.process.says("the source gave up: cancelled");
+    assert!(!destination.socket("tern").exists());
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn an_interrupt_cancels_and_the_guest_runs_on() {
+    cancelled_by(libc::SIGINT, 130);
+}
+
+#[test]
+fn a_termination_cancels_and_the_guest_runs_on() {
+    cancelled_by(libc::SIGTERM, 143);
+}

@@ -1,0 +1,204 @@
+//! Migrations by RDMA, on a real device: soft-RoCE in the labs, an adapter where there is one.
+//!
+//! One test at a time, since they count what the kernel holds for the device.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::{BUSY, ENDLESS, Host, Process, Receiving, in_a_lab, machine_word, runs_on, wait_until};
+use serde_json::Value;
+use sterna::transport::rdma::RdmaReach;
+
+/// A device, for the time of a test.
+struct Device {
+    /// An address of this machine at which it is reached.
+    address: IpAddr,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// The device; without one the test is skipped, in a lab it fails.
+fn device_or_skip() -> Option<Device> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(address) = RdmaReach::any_address() else {
+        assert!(!in_a_lab(), "a lab has an RDMA device");
+        println!(
+            "skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test rdma`, or make one with \
+             `sterna soft-roce up`"
+        );
+        return None;
+    };
+    Some(Device { address, _alone: alone })
+}
+
+impl Device {
+    fn receive(&self, host: &Host, more: &[&str]) -> Receiving {
+        let listen = format!("--listen={}", self.address);
+        host.receive(&[&[listen.as_str()], more].concat())
+    }
+}
+
+#[track_caller]
+fn demo(arguments: &[&str]) -> Value {
+    let words = ["demo", "--json", "--transport=rdma"].iter().chain(arguments);
+    let report = Host::new().start(words).wait().expect_code(0).json();
+    assert_eq!(report["status"], "completed", "{report}");
+    assert_eq!(report["transport"], "rdma", "{report}");
+    assert_eq!(report["wrong_pages"], 0, "{report}");
+    report
+}
+
+/// How many objects of each kind the kernel holds for RDMA devices.
+fn kernel_objects() -> String {
+    let output = Command::new("rdma").args(["resource", "show"]).output().expect("iproute2's `rdma` runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("plain text")
+}
+
+/// The kernel frees some objects a little after their process has ended.
+#[track_caller]
+fn objects_come_down_to(before: &str) {
+    wait_until(&format!("the kernel holds no more than {before}"), || kernel_objects() == before);
+}
+
+#[test]
+fn a_guest_moves_by_rdma() {
+    let Some(_device) = device_or_skip() else { return };
+    let report = demo(&["--memory=32M", "--machine", machine_word()]);
+    assert_eq!(report["verified_pages"], (32 << 20) / 4096);
+    assert_eq!(report["machine"], machine_word());
+    assert!(report["rounds"].as_u64() > Some(1), "{report}");
+}
+
+#[test]
+fn rdma_is_taken_by_itself_where_a_device_reaches_the_peer() {
+    let Some(_device) = device_or_skip() else { return };
+    let ended = Host::new()
+        .start(["demo", "--json", "--memory=16M", "--machine", machine_word()])
+        .wait()
+        .expect_code(0);
+    assert_eq!(ended.json()["transport"], "rdma");
+    ended.says("an RDMA device has the address that reaches the peer");
+}
+
+#[test]
+fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_number_of_lanes() {
+    let Some(_device) = device_or_skip() else { return };
+    let guest = ["--machine=synthetic", "--memory=32M", "--cpus=4", "--working-set=8M", BUSY];
+    let limits = ["--downtime-limit=20", "--max-rounds=1000"];
+    for lanes in ["--lanes=1", "--lanes=2", "--lanes=4", "--lanes=8"] {
+        let report = demo(&[&guest[..], &limits, &[lanes]].concat());
+        assert_eq!(report["verified_pages"], (32 << 20) / 4096);
+        assert!(report["rounds"].as_u64() > Some(2), "{report}");
+    }
+}
+
+/// Words that start a program with 8 MiB of lockable memory, without the capability that knows no limit.
+const LITTLE_LOCKED_MEMORY: [&str; 5] =
+    ["prlimit", "--memlock=8388608", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"];
+
+#[test]
+fn a_limit_on_locked_memory_is_told_and_tcp_does_without() {
+    let Some(device) = device_or_skip() else { return };
+    let limited = || Host::under(&LITTLE_LOCKED_MEMORY);
+    for (source, destination) in [(limited(), Host::new()), (Host::new(), limited())] {
+        let running = source.run("tern", &["--memory=32M"]);
+        let receiving = device.receive(&destination, &[]);
+        let by_rdma = source.migrate("tern", receiving.address, &["--transport=rdma"]).wait().expect_code(11);
+        by_rdma
+            .says("RDMA needs 32 MiB of locked memory, and the limit here is 8 MiB")
+            .says("ulimit -l unlimited");
+        runs_on(&source, "tern");
+
+        let by_any = source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+        by_any.says("no RDMA:").says("of locked memory");
+        assert_eq!(by_any.json()["transport"], "tcp");
+        running.wait().expect_code(0);
+        runs_on(&destination, "tern");
+        destination.checks_clean("tern");
+    }
+}
+
+#[test]
+fn ten_migrations_in_a_row_leave_nothing_with_the_device() {
+    let Some(device) = device_or_skip() else { return };
+    let before = kernel_objects();
+    let mut host = Host::new();
+    let mut holder: Process = host.run("tern", &[]);
+    for _ in 0..10 {
+        let next = Host::new();
+        let receiving = device.receive(&next, &[]);
+        let ended = host.migrate("tern", receiving.address, &["--transport=rdma"]).wait().expect_code(0);
+        assert_eq!(ended.json()["transport"], "rdma");
+        holder.wait().expect_code(0);
+        // The process that holds the guest now lives on.
+        objects_come_down_to(&before);
+        (host, holder) = (next, receiving.process);
+    }
+    runs_on(&host, "tern");
+    host.checks_clean("tern");
+}
+
+#[test]
+fn migrations_that_are_cancelled_leave_nothing_with_the_device() {
+    let Some(device) = device_or_skip() else { return };
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &[BUSY]);
+    let receiving = device.receive(&destination, &[]);
+    let before = kernel_objects();
+    for _ in 0..5 {
+        let migrating =
+            source.migrate("tern", receiving.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
+        migrating.says("round 1:");
+        assert_ne!(kernel_objects(), before, "the kernel counts what is made");
+        migrating.signal(libc::SIGINT);
+        migrating.wait().expect_code(130);
+        runs_on(&source, "tern");
+        // Both processes live on.
+        objects_come_down_to(&before);
+    }
+    let ended =
+        source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    assert_eq!(ended.json()["transport"], "rdma");
+    running.wait().expect_code(0);
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_by_rdma_again() {
+    let Some(device) = device_or_skip() else { return };
+    let source = Host::new();
+    let running = source.run("tern", &[BUSY]);
+    let killed = device.receive(&Host::new(), &[]);
+    let migrating = source.migrate("tern", killed.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
+    migrating.says("round 1:");
+    killed.process.signal(libc::SIGKILL);
+    migrating.wait().expect_code(10).says("where: the guest");
+    runs_on(&source, "tern");
+
+    let destination = Host::new();
+    let receiving = device.receive(&destination, &[]);
+    source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn when_the_source_is_killed_the_destination_does_not_run_the_guest() {
+    let Some(device) = device_or_skip() else { return };
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &[BUSY]);
+    let receiving = device.receive(&destination, &["--once"]);
+    let migrating =
+        source.migrate("tern", receiving.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
+    migrating.says("round 1:");
+    running.signal(libc::SIGKILL);
+    receiving.process.wait().expect_code(10);
+    assert!(!destination.socket("tern").exists(), "there is no guest");
+    migrating.wait().expect_code(12);
+}
