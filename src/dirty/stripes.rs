@@ -46,13 +46,15 @@ impl Stripes {
 
     /// The stripes of one lane, in ascending order.
     pub fn of_lane(&self, lane: usize) -> impl Iterator<Item = Stripe> {
-        self.all().skip(lane).step_by(self.lanes)
-    }
-
-    fn all(&self) -> impl Iterator<Item = Stripe> {
-        self.regions.iter().enumerate().flat_map(|(region, layout)| {
+        // How far the turn has gone before a region: its first stripe is the turn of that lane.
+        let mut turn = 0;
+        self.regions.iter().enumerate().flat_map(move |(region, layout)| {
             let pages = layout.pages();
-            (0..pages.div_ceil(STRIPE_PAGES)).map(move |stripe| {
+            let stripes = pages.div_ceil(STRIPE_PAGES);
+            let lanes = self.lanes as u64;
+            let first = (lane as u64 + lanes - turn) % lanes;
+            turn = (turn + stripes) % lanes;
+            (first..stripes).step_by(self.lanes).map(move |stripe| {
                 let first_page = stripe * STRIPE_PAGES;
                 Stripe { region, first_page, pages: STRIPE_PAGES.min(pages - first_page) }
             })

@@ -62,16 +62,24 @@ impl Iterator for Runs<'_> {
         }
         let skip = self.rest.trailing_zeros();
         let first = self.word as u64 * 64 + u64::from(skip);
-        let mut count = u64::from((self.rest >> skip).trailing_ones());
-        // A run that reaches the end of its word may go on in the next ones.
-        while first + count == (self.word as u64 + 1) * 64 {
-            match self.next_word() {
-                Some(()) => count += u64::from(self.rest.trailing_ones()),
-                None => return Some((first, count)),
-            }
+        // Adding the run's lowest bit carries through it to the first clear bit behind it.
+        let carry = self.rest.wrapping_add(1 << skip);
+        if carry != 0 {
+            self.rest &= carry;
+            return Some((first, u64::from(carry.trailing_zeros() - skip)));
         }
-        let used = first + count - self.word as u64 * 64;
-        self.rest &= u64::MAX.checked_shl(u32::try_from(used).unwrap_or(64)).unwrap_or(0);
+        // It fills its word to the end, and may go on in the next ones.
+        let mut count = u64::from(64 - skip);
+        self.rest = 0;
+        while self.next_word().is_some() {
+            let ones = self.rest.trailing_ones();
+            count += u64::from(ones);
+            if ones < 64 {
+                self.rest &= self.rest.wrapping_add(1);
+                break;
+            }
+            self.rest = 0;
+        }
         Some((first, count))
     }
 }
