@@ -52,7 +52,8 @@ fn digest(ram: &GuestRam, block: PageRun, zeros: &Digest) -> Result<Digest, Memo
     Ok(hasher.finalize().into())
 }
 
-fn digest_of_zeros(pages: u64) -> Digest {
+/// The digest of a block of zeros.
+pub(crate) fn digest_of_zeros(pages: u64) -> Digest {
     let mut hasher = blake3::Hasher::new();
     update_zeros(&mut hasher, pages);
     hasher.finalize().into()

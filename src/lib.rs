@@ -30,6 +30,7 @@
 //! |---|---|
 //! | [`guest`] | what the engine needs of a VMM |
 //! | [`source`], [`destination`] | the five steps of a migration, at either end |
+//! | [`image`] | a file instead of a guest: memory images, over the same lanes |
 //! | [`memory`] | guest RAM as the engine sees it: regions, page runs, holes |
 //! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
 //! | [`transport`] | how pages travel: RDMA, TCP |
@@ -49,6 +50,7 @@ mod digest;
 pub mod dirty;
 pub mod guest;
 pub mod handover;
+pub mod image;
 pub mod memory;
 pub mod preflight;
 pub mod progress;

@@ -126,7 +126,7 @@ pub(crate) fn move_guest(
 }
 
 /// `HOST` as `HOST:PORT`; an IPv6 address may stand in brackets or bare.
-fn with_port(to: &str) -> String {
+pub(crate) fn with_port(to: &str) -> String {
     match to.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => format!("{host}:{port}"),
         Some(_) if !to.ends_with(']') => format!("[{to}]:{DEFAULT_PORT}"),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `run`, `receive` | the two that hold a guest: a fresh one, and one that arrives |
 //! | `migrate` | asks the process that holds a guest to move it, and shows how that goes |
+//! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
 //! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
@@ -20,6 +21,7 @@ mod output;
 mod protocol;
 mod receive;
 mod run;
+mod send;
 mod size;
 mod socket;
 mod soft_roce;
@@ -45,10 +47,12 @@ struct Sterna {
 enum Command {
     /// Start a guest, and hold it until it is stopped or has moved
     Run(run::RunArgs),
-    /// Wait for a guest to arrive, and hold it then
+    /// Wait for a guest to arrive, and hold it then; or, with --into, for a file
     Receive(receive::ReceiveArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Move a memory image or any large file to another host
+    Send(send::SendArgs),
     /// Show it: two processes on this machine, and a guest that moves from one to the other
     Demo(demo::DemoArgs),
     /// Say what this machine has for migrations, and what mends what it lacks
@@ -70,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Migrate(args) => migrate::run(&args),
+        Command::Send(args) => send::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(&args),
         Command::SoftRoce(args) => soft_roce::run(&args),

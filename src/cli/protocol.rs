@@ -50,6 +50,16 @@ pub(crate) enum Transport {
     Rdma,
 }
 
+impl From<Transport> for TransportChoice {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Tcp => Self::Tcp,
+            Transport::Rdma => Self::Rdma,
+        }
+    }
+}
+
 /// What the holder answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
@@ -104,11 +114,7 @@ pub(crate) struct Failure {
 impl Move {
     pub(crate) fn options(&self) -> Options {
         Options {
-            transport: match self.transport {
-                Transport::Auto => TransportChoice::Auto,
-                Transport::Tcp => TransportChoice::Tcp,
-                Transport::Rdma => TransportChoice::Rdma,
-            },
+            transport: self.transport.into(),
             lanes: self.lanes,
             limits: Limits {
                 downtime: std::time::Duration::from_millis(self.downtime_limit_ms),

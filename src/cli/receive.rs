@@ -1,11 +1,13 @@
-//! `sterna receive`: waits for a guest and holds it then.
+//! `sterna receive`: waits for a guest and holds it then; or for a file, and stores it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use sterna::destination::{Arrival, ReceiveError, Receiver};
 use sterna::guest::Guest;
+use sterna::image::Store;
 
 use super::exit::Exit;
 use super::holder::{end_with_stdin, hold};
@@ -29,6 +31,12 @@ pub(crate) struct ReceiveArgs {
     /// Take no guest with more RAM than this
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
+    /// Wait for a file instead, which `sterna send` brings: its path here, or a folder in which it keeps its name
+    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max"])]
+    into: Option<PathBuf>,
+    /// Replace a file that is there already
+    #[arg(long, requires = "into")]
+    force: bool,
     /// End after the first attempt, also if it fails
     #[arg(long)]
     once: bool,
@@ -44,6 +52,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     if args.until_stdin_closes {
         end_with_stdin();
     }
+    let store = match args.into.as_deref().map(|into| Store::new(into, args.force)).transpose() {
+        Ok(store) => store,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
@@ -53,7 +65,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     if args.json {
         println!("{}", serde_json::json!({ "event": "listening", "address": address }));
     } else {
-        println!("listening at {address} for a guest");
+        println!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
+    }
+    if let Some(store) = store {
+        return receive_file(&receiver, &store, args);
     }
     let host = MachineHost { name: args.name.clone(), memory_max_bytes: args.memory_max.map(|size| size.0) };
     let arrival = loop {
@@ -67,6 +82,27 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     // The guest has this process to itself: whoever else wants to come is told at once that nobody listens.
     drop(receiver);
     hold_arrival(arrival, args.json)
+}
+
+fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
+    let stored = loop {
+        match receiver.receive_image(store) {
+            Ok(stored) => break stored,
+            Err(error) if args.once => return output::error(Exit::Failed, error),
+            Err(error) => eprintln!("a file did not arrive: {error}"),
+        }
+    };
+    let (path, digest) = (stored.path.display(), stored.digest.to_string());
+    if args.json {
+        let (path, from) = (path.to_string(), stored.from);
+        let stored = serde_json::json!({
+            "event": "stored", "path": path, "from": from, "file_bytes": stored.len_bytes, "digest": digest,
+        });
+        println!("{stored}");
+    } else {
+        println!("{path} has arrived from {}, {}, digest {digest}", stored.from, Size(stored.len_bytes));
+    }
+    Exit::Done.into()
 }
 
 fn hold_arrival(arrival: Arrival<MachineGuest>, json: bool) -> ExitCode {

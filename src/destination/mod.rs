@@ -22,7 +22,7 @@ use crate::wire::{Completion, Epoch, Final, Hello, Message, Refusal, Role};
 /// A socket at which guests may arrive.
 #[derive(Debug)]
 pub struct Receiver {
-    listener: TcpListener,
+    pub(crate) listener: TcpListener,
 }
 
 impl Receiver {
@@ -53,7 +53,11 @@ impl Receiver {
     /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run here then, unless
     /// that is [`ReceiveError::Start`]; what had arrived is freed. The receiver may be used again.
     pub fn receive<H: GuestHost>(&self, host: &H) -> Result<Arrival<H::Guest>, ReceiveError> {
-        let (mut control, mut hello) = self.await_hello()?;
+        let hello = |message| match message {
+            Message::Hello(hello) => Ok(hello),
+            other => Err(other),
+        };
+        let (mut control, mut hello) = self.await_opening(hello, &Refusal::OnlyGuests)?;
         let from = control.peer_address();
         let mut attempt = loop {
             tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
@@ -79,20 +83,31 @@ impl Receiver {
         }
     }
 
-    /// Waits for somebody who says HELLO.
-    fn await_hello(&self) -> Result<(ControlChannel, Hello), ReceiveError> {
+    /// Waits for somebody who brings what is `wanted`. Who brings the other kind of thing is told so.
+    pub(crate) fn await_opening<T>(
+        &self,
+        wanted: impl Fn(Message) -> Result<T, Message>,
+        otherwise: &Refusal,
+    ) -> Result<(ControlChannel, T), ReceiveError> {
         loop {
             let mut control = self.accept()?;
             let from = control.peer_address();
-            match control.receive("HELLO", Some(HELLO_MAX)) {
-                Ok(Message::Hello(hello)) => return Ok((control, hello)),
-                Ok(other) => tracing::warn!("{from} began with {} and was turned away", other.name()),
+            let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(&wanted) {
+                Ok(Ok(opening)) => return Ok((control, opening)),
+                Ok(Err(other)) => {
+                    tracing::warn!("{from} began with {} and was turned away", other.name());
+                    matches!(other, Message::Hello(_) | Message::OfferImage(_)).then(|| otherwise.clone())
+                }
                 Err(error) => {
                     tracing::warn!("{from} was turned away: {error}");
-                    if let ControlError::Wire(error) = error {
-                        let _ = control.send(&Message::Refused(Refusal::Incompatible(error.to_string())));
+                    match error {
+                        ControlError::Wire(error) => Some(Refusal::Incompatible(error.to_string())),
+                        _ => None,
                     }
                 }
+            };
+            if let Some(refusal) = refusal {
+                let _ = control.send(&Message::Refused(refusal));
             }
         }
     }
@@ -163,29 +178,13 @@ impl<G: Guest> Attempt<G> {
         Ok(())
     }
 
-    /// Steps 2 and 3: answers what the source asks while pages arrive, until FINAL.
+    /// Steps 2 and 3.
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
         let blocks_max = digest::blocks(&self.ram.layout()).len();
-        loop {
-            let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-            // A round may take hours; that the source is alive, the connection's keepalive tells.
-            match control.receive("the next round", None)? {
-                Message::RegisterSlices(slices) => {
-                    let keys = landing.register(&slices)?;
-                    control.send(&Message::SliceKeys(keys))?;
-                }
-                Message::RoundClosed(round) => landing.await_round(round)?,
-                Message::Digests(digests) if self.digests.len() + digests.len() <= blocks_max => {
-                    self.digests.extend(digests);
-                }
-                Message::Final(last) => {
-                    landing.await_round(last.round)?;
-                    return Ok(last);
-                }
-                Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
-                other => return Err(ReceiveError::OutOfTurn(other.name())),
-            }
-        }
+        let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
+        let (last, digests) = answer_rounds(landing.as_mut(), control, blocks_max)?;
+        self.digests = digests;
+        Ok(last)
     }
 
     /// Step 4: revoke, compare, load, PREPARED, and run on GO; returns when that came.
@@ -285,8 +284,34 @@ impl<G: Guest> Attempt<G> {
     }
 }
 
+/// Answers what the source asks while pages arrive, until FINAL, which comes with the digests sent before it.
+pub(crate) fn answer_rounds(
+    landing: &mut dyn Landing,
+    control: &mut ControlChannel,
+    blocks_max: usize,
+) -> Result<(Final, Vec<Digest>), ReceiveError> {
+    let mut digests = Vec::new();
+    loop {
+        // A round may take hours; that the source is alive, the connection's keepalive tells.
+        match control.receive("the next round", None)? {
+            Message::RegisterSlices(slices) => {
+                let keys = landing.register(&slices)?;
+                control.send(&Message::SliceKeys(keys))?;
+            }
+            Message::RoundClosed(round) => landing.await_round(round)?,
+            Message::Digests(more) if digests.len() + more.len() <= blocks_max => digests.extend(more),
+            Message::Final(last) => {
+                landing.await_round(last.round)?;
+                return Ok((last, digests));
+            }
+            Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
+            other => return Err(ReceiveError::OutOfTurn(other.name())),
+        }
+    }
+}
+
 /// How long whoever connects has to say what they want: they have nothing to wait for.
-const HELLO_MAX: Duration = Duration::from_secs(5);
+pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);
 
 /// How long to stay prepared. The source sends GO at once, or is gone.
 const GO_MAX: Duration = Duration::from_secs(60);

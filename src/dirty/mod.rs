@@ -87,6 +87,11 @@ pub enum DirtyError {
         /// The first that is wrong; `None` if their number is.
         slot: Option<u32>,
     },
+    /// The pages that are to be read next are not to be had.
+    #[error(
+        "pages that are to be sent cannot be read: {0}; is their file shorter than it was, or its disk failing?"
+    )]
+    Unreadable(#[source] io::Error),
     /// A region, page or length that the log does not have.
     #[error("the dirty log has no pages at {first_page} of region {region} for {words} words")]
     OutOfRange {

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use memmap2::MmapRaw;
 use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
@@ -56,6 +57,27 @@ impl GuestRam {
         let ram = Self { regions: regions.into() };
         ram.layout().validate()?;
         Ok(ram)
+    }
+
+    /// The view of parts of a mapped file, which stays mapped as long as this view or a clone of it does. A guest address
+    /// is a place in the mapping. All pages of the parts count as touched.
+    ///
+    /// # Errors
+    /// [`MemoryError`] if the parts are not what [`RamLayout::validate`] asks, or not all in the mapping.
+    pub fn from_mapping(mapping: &Arc<MmapRaw>, parts: &RamLayout) -> Result<Self, MemoryError> {
+        parts.validate()?;
+        let region = |(index, &layout): (usize, &RegionLayout)| {
+            let RegionLayout { guest_address, len_bytes } = layout;
+            // Validated: the sum does not overflow.
+            let inside = usize::try_from(guest_address + len_bytes).is_ok_and(|end| end <= mapping.len());
+            let offset = usize::try_from(guest_address).ok().filter(|_| inside);
+            let start = NonNull::new(mapping.as_mut_ptr()).zip(offset);
+            let (start, offset) = start.ok_or(MemoryError::TooLarge { guest_address, len_bytes })?;
+            // SAFETY: `offset` is inside the mapping, checked above.
+            let start = unsafe { start.add(offset) };
+            Ok(RamRegion { index, layout, start, backing: None, _owner: mapping.clone() })
+        };
+        Ok(Self { regions: parts.regions.iter().enumerate().map(region).collect::<Result<_, _>>()? })
     }
 
     /// The regions, by ascending guest physical address.
@@ -267,6 +289,24 @@ mod tests {
         ] {
             assert!(matches!(ram.slice(run), Err(MemoryError::OutOfRange { .. })), "{run:?}");
         }
+    }
+
+    #[test]
+    fn parts_of_a_mapping_are_at_their_places_in_it_and_never_outside() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(5 * 4096).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"tern", 3 * 4096).unwrap();
+        let mapping = Arc::new(MmapRaw::map_raw(&file).unwrap());
+        let part =
+            |first: u64, pages: u64| RegionLayout { guest_address: first * 4096, len_bytes: pages * 4096 };
+        let ram =
+            |parts: &[RegionLayout]| GuestRam::from_mapping(&mapping, &RamLayout { regions: parts.to_vec() });
+        let mut page = [0; 4096];
+        let whole = ram(&[part(0, 1), part(2, 3)]).unwrap();
+        whole.slice(PageRun { region: 1, first_page: 1, pages: 1 }).unwrap().copy_to(&mut page);
+        assert_eq!(&page[..4], b"tern");
+        assert!(matches!(ram(&[part(2, 4)]), Err(MemoryError::TooLarge { .. })));
+        assert!(matches!(ram(&[part(1 << 40, 1)]), Err(MemoryError::TooLarge { .. })));
     }
 
     #[test]

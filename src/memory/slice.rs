@@ -21,7 +21,8 @@ pub struct GuestSlice<'ram> {
 
 impl<'ram> GuestSlice<'ram> {
     /// # Safety
-    /// `start..start + len` must lie in one mapping that stays readable and writable for `'ram`.
+    /// `start..start + len` must lie in one mapping that stays readable for `'ram`, and writable too unless nobody receives
+    /// into it.
     pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
         Self { start, len, region: PhantomData }
     }

@@ -2,38 +2,35 @@
 //!
 //! | step | here | the destination |
 //! |---|---|---|
-//! | 1 [`prepare`] | connect, describe the guest, connect the lanes | reserve all RAM, or refuse |
+//! | 1 prepare | connect, describe the guest, connect the lanes | reserve all RAM, or refuse |
 //! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA |
 //! | 3 rounds | send what was written meanwhile, again and again | the same |
-//! | 4 [switch](Attempt::switch) | pause, send the rest and the state, GO | revoke, compare, load, run |
-//! | 5 [complete](Attempt::complete) | release the guest | show that it lives |
+//! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run |
+//! | 5 complete | release the guest | show that it lives |
 //!
 //! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt.
 
 mod error;
+mod link;
 mod rounds;
 
-use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
-
-use rayon::ThreadPool;
 
 pub use error::{GuestIs, MigrationError, MigrationFailure};
 
-use self::rounds::Rounds;
-use crate::control::{ControlChannel, STEP_MAX};
+pub(crate) use self::link::{Link, new_epoch, unexpected};
+use crate::control::STEP_MAX;
 use crate::convergence::{self, Decision, Limits, Round};
 use crate::digest;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceHandover, SourceState};
-use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::memory::PAGE_BYTES;
 use crate::progress::{Event, Observer, Report, RoundReport};
-use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
-use crate::wire::{Completion, DIGESTS_MAX, Epoch, Final, Hello, Message, Refusal};
+use crate::transport::TransportChoice;
+use crate::wire::{Completion, DIGESTS_MAX, Final, Hello, Message};
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
@@ -60,7 +57,7 @@ impl Cancel {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn check(&self) -> Result<(), MigrationFailure> {
+    pub(crate) fn check(&self) -> Result<(), MigrationFailure> {
         if self.0.load(Ordering::Relaxed) { Err(MigrationFailure::Cancelled) } else { Ok(()) }
     }
 }
@@ -77,7 +74,7 @@ pub fn migrate(
     observer: &dyn Observer,
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
-    let link = prepare(guest, to, options).map_err(|cause| MigrationError {
+    let (link, log) = prepare(guest, to, options).map_err(|cause| MigrationError {
         guest: GuestIs::RunningAtSource,
         refused: !matches!(cause, MigrationFailure::Cancelled),
         cause,
@@ -87,59 +84,23 @@ pub fn migrate(
         via: format!("{} ({})", link.transport.via(), link.reason),
         total_pages: link.ram.layout().total_pages(),
     });
-    let mut attempt = Attempt::new(guest, options, observer, link, started);
+    let mut attempt = Attempt::new(guest, options, observer, (link, log), started);
     attempt.run().map_err(|cause| attempt.fail(cause))
 }
 
-/// A destination that has reserved everything for the guest, and the lanes to it.
-struct Link {
-    epoch: Epoch,
-    control: ControlChannel,
-    transport: Box<dyn Transport>,
-    reason: String,
-    ram: GuestRam,
-    log: Box<dyn DirtyLog>,
-    pool: ThreadPool,
-    lanes: u8,
-}
-
 /// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
-fn prepare(guest: &dyn Guest, to: &str, options: &Options) -> Result<Link, MigrationFailure> {
+fn prepare(
+    guest: &dyn Guest,
+    to: &str,
+    options: &Options,
+) -> Result<(Link, Box<dyn DirtyLog>), MigrationFailure> {
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
-    let lanes = options.lanes.unwrap_or_else(default_lanes).clamp(1, 64);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(lanes.into())
-        .thread_name(|index| format!("lane-{index}"))
-        .build()
-        .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
-    let mut control = ControlChannel::connect(to)?;
-    let mut offer = Offer::make(options.transport, &control, &ram, lanes)?;
-    let (epoch, ready) = loop {
-        let epoch = new_epoch()?;
-        control.send(&Message::Hello(Hello {
-            epoch,
-            name: guest.name().to_owned(),
-            ram: ram.layout(),
-            details: guest.details()?,
-            lanes: offer.lanes(),
-        }))?;
-        match control.receive("READY", Some(STEP_MAX))? {
-            Message::Ready(ready) => break (epoch, ready),
-            Message::Refused(Refusal::Transport(reason))
-                if options.transport == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
-            {
-                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
-            }
-            other => return Err(unexpected("READY", epoch, other)),
-        }
+    let layout = ram.layout();
+    let hello = |epoch, lanes| {
+        let (name, details) = (guest.name().to_owned(), guest.details()?);
+        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes }))
     };
-    let reason = offer.reason().to_owned();
-    let connected = options.cancel.check().and_then(|()| Ok(offer.connect(ready, &control, &ram)?));
-    let transport = connected.inspect_err(|error| {
-        // The destination has reserved everything and waits; it may also be gone.
-        let _ = control.send(&Message::Abort(epoch, error.to_string()));
-    })?;
-    Ok(Link { epoch, control, transport, reason, ram, log, pool, lanes })
+    Ok((Link::make(ram, to, (options.transport, options.lanes), &options.cancel, hello)?, log))
 }
 
 /// One attempt, from the first page on.
@@ -148,6 +109,7 @@ struct Attempt<'migration> {
     options: &'migration Options,
     observer: &'migration dyn Observer,
     link: Link,
+    log: Box<dyn DirtyLog>,
     handover: SourceHandover,
     started: Instant,
     paused: bool,
@@ -174,7 +136,7 @@ impl<'migration> Attempt<'migration> {
         guest: &'migration dyn Guest,
         options: &'migration Options,
         observer: &'migration dyn Observer,
-        link: Link,
+        (link, log): (Link, Box<dyn DirtyLog>),
         started: Instant,
     ) -> Self {
         let layout = link.ram.layout();
@@ -192,12 +154,13 @@ impl<'migration> Attempt<'migration> {
             rounds: Vec::new(),
             pages_zero: 0,
             link,
+            log,
         }
     }
 
     fn run(&mut self) -> Result<Report, MigrationFailure> {
         self.dirty.fill();
-        self.link.log.start()?;
+        self.log.start()?;
         let setup = self.started.elapsed();
         self.converge()?;
         let switched = self.switch()?;
@@ -300,7 +263,7 @@ impl<'migration> Attempt<'migration> {
         let event = if refused_there { SourceEvent::Refused(self.link.epoch) } else { SourceEvent::Failed };
         let action = self.handover.on(event);
         // Neither can make anything worse, and the cause matters more than they do.
-        if let Err(error) = self.link.log.stop() {
+        if let Err(error) = self.log.stop() {
             tracing::warn!("the dirty log stays on: {error}");
         }
         if self.throttle_percent > 0 {
@@ -324,44 +287,20 @@ impl<'migration> Attempt<'migration> {
         MigrationError { guest, refused: false, cause }
     }
 
-    /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
+    /// The destination's own reason, where it can have one and that is known to be the cause.
     fn explain(&mut self, cause: MigrationFailure) -> MigrationFailure {
-        if let MigrationFailure::Transport(TransportError::PeerGaveUp(reason)) = cause {
-            return MigrationFailure::DestinationFailed(reason);
+        if self.handover.state() == SourceState::AwaitingRunning {
+            return cause;
         }
-        let perhaps_told = matches!(cause, MigrationFailure::Transport(_) | MigrationFailure::Control(_));
-        if perhaps_told
-            && self.handover.state() != SourceState::AwaitingRunning
-            && let Ok(Message::Abort(epoch, reason)) =
-                self.link.control.receive("the destination's reason", Some(REASON_MAX))
-            && epoch == self.link.epoch
-        {
-            return MigrationFailure::DestinationFailed(reason);
-        }
-        cause
+        self.link.explain(cause)
     }
 
     /// Sends what is dirty and closes the round; returns the bytes of the pages.
     fn send_round(&mut self) -> Result<u64, MigrationFailure> {
         let began = Instant::now();
         let number = self.round_number() + 1;
-        let Link { control, transport, ram, log, pool, .. } = &mut self.link;
-        let (dirty, cancel) = (&self.dirty, &self.options.cancel);
-        let rounds = Rounds { ram, log: &**log, stripes: &self.stripes, pool, cancel };
-        let sent = match transport.parts() {
-            (lanes, None) => rounds.send(number, dirty, lanes)?,
-            (lanes, Some(supply)) => thread::scope(|scope| {
-                let supplying = scope.spawn(|| supply.supply(dirty, control));
-                let sent = {
-                    let _end = EndOnDrop(supply);
-                    rounds.send(number, dirty, lanes)
-                };
-                // Why lanes were not supplied explains more than that they were not.
-                supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-                sent
-            })?,
-        };
-        self.link.control.send(&Message::RoundClosed(number))?;
+        let what = (&self.dirty, &self.stripes);
+        let sent = self.link.send_round(number, what, &*self.log, &self.options.cancel)?;
         self.pages_zero += sent.zero_pages;
         let bytes = sent.pages * PAGE_BYTES;
         let ms = ms(began.elapsed());
@@ -371,7 +310,7 @@ impl<'migration> Attempt<'migration> {
 
     fn harvest(&mut self) -> Result<(), MigrationFailure> {
         for region in 0..self.dirty.regions() {
-            self.link.log.harvest(region, self.dirty.words_mut(region))?;
+            self.log.harvest(region, self.dirty.words_mut(region))?;
         }
         Ok(())
     }
@@ -442,48 +381,14 @@ impl<'migration> Attempt<'migration> {
     }
 }
 
-/// Ends a supply also if the lanes panic: the scope waits for it.
-struct EndOnDrop<'supply>(&'supply dyn Supply);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.end();
-    }
-}
-
 /// How long to wait for word of the guest's first heartbeat at the destination.
 const ALIVE_MAX: Duration = Duration::from_secs(5);
 
-/// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
-const REASON_MAX: Duration = Duration::from_secs(1);
-
-/// More lanes than processors cannot help, and four fill most links.
-fn default_lanes() -> u8 {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u8::try_from(processors.min(4)).unwrap_or(4)
-}
-
-fn new_epoch() -> Result<Epoch, MigrationFailure> {
-    let mut epoch = Epoch([0; 16]);
-    getrandom::fill(&mut epoch.0)
-        .map_err(|error| MigrationFailure::System { what: "random bytes", error: error.to_string() })?;
-    Ok(epoch)
-}
-
-/// Why the destination said something else than `expected`.
-fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
-    match got {
-        Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
-        got => crate::control::ControlError::Unexpected { expected, got: got.name() }.into(),
-    }
-}
-
-fn ms(duration: Duration) -> f64 {
+pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn mbps(bytes: u64, time: Duration) -> f64 {
+pub(crate) fn mbps(bytes: u64, time: Duration) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
     let bytes = bytes as f64;
     if time.is_zero() { 0.0 } else { bytes / 1e6 / time.as_secs_f64() }

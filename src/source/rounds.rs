@@ -12,10 +12,10 @@ use crate::transport::Lane;
 
 /// What a round sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Sent {
-    pub(super) pages: u64,
+pub(crate) struct Sent {
+    pub(crate) pages: u64,
     /// Pages that were zero or never touched, and so not sent.
-    pub(super) zero_pages: u64,
+    pub(crate) zero_pages: u64,
 }
 
 /// What is the same in every round.

@@ -6,10 +6,14 @@ use sterna_rdma::{Endpoint, RemoteKey};
 use thiserror::Error;
 
 use super::{Token, WireError};
-use crate::memory::RamLayout;
+use crate::memory::{PAGE_BYTES, RamLayout};
 
 /// The longest name of a guest, in bytes.
 pub const NAME_MAX: usize = 128;
+/// The longest name of a file, in bytes: that of Linux.
+pub const FILE_NAME_MAX: usize = 255;
+/// The longest file that is sent as an image, in bytes: 16 TiB, the longest of ext4.
+pub const IMAGE_MAX: u64 = 16 << 40;
 /// The longest saved state of vCPUs and devices, in bytes: 64 MiB, where 256 vCPUs need about 4.
 pub const STATE_MAX: usize = 64 << 20;
 /// The most slices in one request for keys.
@@ -62,6 +66,10 @@ pub enum Message {
     Alive(Epoch, u64, u64),
     /// Either side: this attempt is over, for this reason, and the guest is at the source.
     Abort(Epoch, String),
+    /// Source: a file would come instead of a guest, and how. The order of that is told in [`image`](crate::image).
+    OfferImage(ImageOffer),
+    /// Destination: the file is whole, on its disk and under its name.
+    Stored(Epoch),
 }
 
 /// The opening of a migration.
@@ -74,7 +82,32 @@ pub struct Hello {
     /// Its RAM.
     pub ram: RamLayout,
     /// What the destination's VMM needs to make the same machine, in the VMM's own format.
+    #[serde(with = "serde_bytes")]
     pub details: Vec<u8>,
+    /// How the pages would travel.
+    pub lanes: LaneOffer,
+}
+
+/// The opening of the transfer of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageOffer {
+    /// This attempt.
+    pub epoch: Epoch,
+    /// The file's name, of one component. The destination need not follow it.
+    pub name: String,
+    /// The file's length.
+    pub len_bytes: u64,
+    /// How much of it is data and no hole.
+    pub data_bytes: u64,
+    /// What would travel; `None` of a file that is empty or one hole.
+    pub content: Option<ImageContent>,
+}
+
+/// The parts of a file that hold data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageContent {
+    /// Where they are, as if the file were RAM: a guest address is a place in the file. What lies between them is a hole.
+    pub parts: RamLayout,
     /// How the pages would travel.
     pub lanes: LaneOffer,
 }
@@ -91,6 +124,38 @@ pub enum LaneOffer {
         /// Whether a device that lacks the address of the control channel will do: RDMA was asked for by name.
         any_device: bool,
     },
+}
+
+impl LaneOffer {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Tcp(lanes) => lanes_bound((*lanes).into()),
+            Self::Rdma { endpoints, .. } => lanes_bound(endpoints.len()),
+        }
+    }
+}
+
+impl ImageOffer {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        let malformed = || WireError::Malformed("offer of a file");
+        bound("a file's name", self.name.len(), FILE_NAME_MAX)?;
+        if self.len_bytes > IMAGE_MAX {
+            return Err(malformed());
+        }
+        let parts_bytes = match &self.content {
+            None => 0,
+            Some(ImageContent { parts, lanes }) => {
+                lanes.check_bounds()?;
+                parts.validate().map_err(|_| malformed())?;
+                let last = parts.regions.last().ok_or_else(malformed)?;
+                if last.guest_address + last.len_bytes > self.len_bytes.next_multiple_of(PAGE_BYTES) {
+                    return Err(malformed());
+                }
+                parts.total_bytes()
+            }
+        };
+        if self.data_bytes > parts_bytes { Err(malformed()) } else { Ok(()) }
+    }
 }
 
 /// What the destination has made for the lanes.
@@ -131,7 +196,8 @@ pub struct Final {
     pub round: u32,
     /// How many blocks of RAM to compare with the digests sent before; none at all, or all.
     pub compare_blocks: u64,
-    /// vCPU and device state, in the VMM's own format.
+    /// vCPU and device state, in the VMM's own format. As one run of bytes: it is encoded while the guest is paused.
+    #[serde(with = "serde_bytes")]
     pub state: Vec<u8>,
 }
 
@@ -170,6 +236,34 @@ pub enum Refusal {
     /// The destination cannot carry the pages in the way offered.
     #[error("the destination cannot receive this way: {0}")]
     Transport(String),
+    /// A file was offered where guests are awaited.
+    #[error("the destination waits for a guest: start `sterna receive --into PATH` there to receive a file")]
+    OnlyGuests,
+    /// A guest was offered where a file is awaited.
+    #[error(
+        "the destination waits for a file: start `sterna receive` without --into there to receive a guest"
+    )]
+    OnlyImages,
+    /// A file of that name is there.
+    #[error(
+        "{0} is at the destination already: give `sterna receive` there another --into, or --force to replace it"
+    )]
+    FileExists(String),
+    /// Not enough room for a file.
+    #[error(
+        "the file system at the destination has {} MiB free and the file needs {} MiB: free some, or receive elsewhere",
+        available_bytes >> 20,
+        needed_bytes.div_ceil(1 << 20)
+    )]
+    Space {
+        /// What the file needs.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
+    /// The destination cannot store this file.
+    #[error("the destination cannot store this file: {0}")]
+    Image(String),
 }
 
 impl Message {
@@ -190,6 +284,8 @@ impl Message {
             Self::Running(_) => 11,
             Self::Alive(..) => 12,
             Self::Abort(..) => 13,
+            Self::OfferImage(_) => 14,
+            Self::Stored(_) => 15,
         }
     }
 
@@ -223,12 +319,13 @@ impl Message {
             Self::Digests(body) => postcard::to_stdvec(body),
             Self::Final(body) => postcard::to_stdvec(body),
             Self::Prepared(epoch, completion) => postcard::to_stdvec(&(epoch, completion)),
-            Self::Go(body) | Self::Running(body) => postcard::to_stdvec(body),
+            Self::Go(body) | Self::Running(body) | Self::Stored(body) => postcard::to_stdvec(body),
             Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
             Self::Abort(epoch, text) => {
                 let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
                 postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
             }
+            Self::OfferImage(body) => postcard::to_stdvec(body),
         }
         .map_err(|_| WireError::Malformed(what))?;
         if body.len() > max {
@@ -260,6 +357,8 @@ impl Message {
             11 => Self::Running(parse(what, body)?),
             12 => parse(what, body).map(|(epoch, count, after_us)| Self::Alive(epoch, count, after_us))?,
             13 => parse(what, body).map(|(epoch, text)| Self::Abort(epoch, text))?,
+            14 => Self::OfferImage(parse(what, body)?),
+            15 => Self::Stored(parse(what, body)?),
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -272,11 +371,9 @@ impl Message {
                 bound("a guest's name", hello.name.len(), NAME_MAX)?;
                 bound("a machine's description", hello.details.len(), DETAILS_MAX)?;
                 hello.ram.validate().map_err(|_| WireError::Malformed("RAM layout"))?;
-                match &hello.lanes {
-                    LaneOffer::Tcp(lanes) => lanes_bound((*lanes).into()),
-                    LaneOffer::Rdma { endpoints, .. } => lanes_bound(endpoints.len()),
-                }
+                hello.lanes.check_bounds()
             }
+            Self::OfferImage(offer) => offer.check_bounds(),
             Self::Ready(LaneReady::Rdma(endpoints)) => lanes_bound(endpoints.len()),
             Self::RegisterSlices(slices) => bound("a list of slices", slices.len(), SLICES_MAX),
             Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
@@ -303,6 +400,8 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         11 => ("Running", 16),
         12 => ("Alive", 64),
         13 => ("Abort", TEXT_MAX + 64),
+        14 => ("OfferImage", 64 << 10),
+        15 => ("Stored", 16),
         _ => return None,
     })
 }
@@ -345,6 +444,19 @@ mod tests {
         }
     }
 
+    /// An offer with as many parts as there may be, of a file that ends within its last page.
+    fn image() -> ImageOffer {
+        let part = |index: u64| RegionLayout { guest_address: index << 33, len_bytes: 8192 };
+        let parts = RamLayout { regions: (0..1024).map(part).collect() };
+        ImageOffer {
+            epoch: EPOCH,
+            name: "ö".repeat(127),
+            len_bytes: (1023 << 33) + 4097,
+            data_bytes: parts.total_bytes(),
+            content: Some(ImageContent { parts, lanes: LaneOffer::Tcp(64) }),
+        }
+    }
+
     fn one_of_each() -> Vec<Message> {
         vec![
             Message::Hello(hello()),
@@ -363,6 +475,8 @@ mod tests {
             Message::Running(EPOCH),
             Message::Alive(EPOCH, u64::MAX, u64::MAX),
             Message::Abort(EPOCH, "cancelled".into()),
+            Message::OfferImage(image()),
+            Message::Stored(EPOCH),
         ]
     }
 
@@ -374,7 +488,7 @@ mod tests {
             assert!(body.len() <= Message::body_max(kind).unwrap());
             assert_eq!(Message::decode(kind, &body).unwrap(), message);
         }
-        assert_eq!(Message::body_max(14), Err(WireError::Kind(14)));
+        assert_eq!(Message::body_max(16), Err(WireError::Kind(16)));
     }
 
     #[test]
@@ -405,6 +519,23 @@ mod tests {
     }
 
     #[test]
+    fn an_offered_file_is_bounded_and_its_parts_lie_in_it() {
+        let decode = |offer: ImageOffer| Message::decode(14, &postcard::to_stdvec(&offer).unwrap());
+        let nothing = ImageOffer { data_bytes: 0, content: None, ..image() };
+        assert!(decode(nothing.clone()).is_ok());
+        for wrong in [
+            ImageOffer { name: "x".repeat(256), ..image() },
+            ImageOffer { len_bytes: IMAGE_MAX + 1, ..image() },
+            ImageOffer { len_bytes: 1023 << 33, ..image() },
+            ImageOffer { data_bytes: image().data_bytes + 1, ..image() },
+            ImageOffer { data_bytes: 1, ..nothing.clone() },
+            ImageOffer { len_bytes: u64::MAX, ..nothing },
+        ] {
+            assert!(decode(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn a_long_reason_is_cut_at_a_character() {
         let text = "ö".repeat(TEXT_MAX);
         let body = Message::Abort(EPOCH, text.clone()).encode().unwrap();
@@ -414,7 +545,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_peer_make_it_panic(kind in 0..16u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..18u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Message::decode(kind, &body);
         }
     }

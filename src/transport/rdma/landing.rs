@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use sterna_rdma::{
-    Access, Completion, CompletionKind, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion,
-    ProtectionDomain, QueuePair,
+    Access, Capacity, Completion, CompletionKind, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion,
+    PeerAccess, ProtectionDomain, QueuePair,
 };
 
+use super::pinning::{check_memlock, register};
 use super::reach::RdmaReach;
 use super::slices::range_of;
-use super::transport::{check_memlock, landing_capacity, register};
 use super::{FENCES, STALL_MAX};
 use crate::memory::GuestRam;
 use crate::transport::{Landing, TransportError};
@@ -132,6 +132,11 @@ impl Landing for RdmaLanding {
         regions.into_values().try_for_each(MemoryRegion::deregister)?;
         Ok(())
     }
+}
+
+/// What the queue pairs of the destination's end are made for.
+fn landing_capacity() -> Capacity {
+    Capacity { send_work_requests: 1, receive_work_requests: FENCES, peer_access: PeerAccess::Write }
 }
 
 impl fmt::Debug for RdmaLanding {

@@ -8,6 +8,7 @@
 
 mod landing;
 mod lane;
+mod pinning;
 mod reach;
 mod registrar;
 mod slices;

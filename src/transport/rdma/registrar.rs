@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sterna_rdma::{Access, ProtectionDomain};
 
+use super::pinning::register;
 use super::slices::{Slice, Slices};
-use super::transport::register;
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun};

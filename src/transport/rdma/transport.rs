@@ -2,19 +2,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use sterna_rdma::{
-    Access, Capacity, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion, PeerAccess, ProtectionDomain,
-    QueuePair,
+    Capacity, CompletionQueue, ConnectOptions, Endpoint, PeerAccess, ProtectionDomain, QueuePair,
 };
 
+use super::WINDOW_REQUESTS;
 use super::lane::RdmaLane;
+use super::pinning::check_memlock;
 use super::reach::RdmaReach;
 use super::registrar::Registrar;
 use super::slices::Slices;
-use super::{FENCES, WINDOW_REQUESTS};
-use crate::memory::{GuestRam, PAGE_BYTES, RamRegion};
-use crate::preflight;
+use crate::memory::GuestRam;
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
-use crate::wire::SliceRange;
 
 /// The source's queue pairs before they are connected.
 pub(crate) struct RdmaOffer {
@@ -96,36 +94,4 @@ impl Transport for RdmaTransport {
         self.registrar.begin();
         (&mut self.lanes, Some(&self.registrar))
     }
-}
-
-/// What the queue pairs of the destination's end are made for.
-pub(super) fn landing_capacity() -> Capacity {
-    Capacity { send_work_requests: 1, receive_work_requests: FENCES, peer_access: PeerAccess::Write }
-}
-
-/// Registers a slice of guest RAM.
-pub(super) fn register(
-    domain: &Arc<ProtectionDomain>,
-    ram: &GuestRam,
-    range: SliceRange,
-    access: Access,
-) -> Result<Arc<MemoryRegion>, TransportError> {
-    let outside = || {
-        let SliceRange { region, first_page, pages } = range;
-        crate::memory::MemoryError::OutOfRange { region: region.into(), first_page, pages }
-    };
-    let region: &RamRegion = ram.regions().get(usize::from(range.region)).ok_or_else(outside)?;
-    let offset = range.first_page.checked_mul(PAGE_BYTES).and_then(|bytes| usize::try_from(bytes).ok());
-    let len = range.pages.checked_mul(PAGE_BYTES).and_then(|bytes| usize::try_from(bytes).ok());
-    let (offset, len) = offset.zip(len).ok_or_else(outside)?;
-    Ok(MemoryRegion::register(domain, Arc::new(region.clone()), offset, len, access)?)
-}
-
-/// Refuses early what the kernel would refuse after pinning half of the guest.
-pub(super) fn check_memlock(ram: &GuestRam) -> Result<(), TransportError> {
-    let (memlock, needed_bytes) = (preflight::memlock(), ram.layout().total_bytes());
-    if memlock.allows(needed_bytes) {
-        return Ok(());
-    }
-    Err(TransportError::LockedMemory { needed_bytes, limit_bytes: memlock.limit_bytes.unwrap_or(0) })
 }

@@ -1,0 +1,207 @@
+//! The destination's side.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::blocks::image_digest;
+use super::extents::BLOCK_BYTES;
+use super::store::Partial;
+use super::{ImageDigest, Store, StoreError};
+use crate::control::ControlChannel;
+use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds};
+use crate::digest::{Digest, blocks};
+use crate::memory::{GuestRam, RamLayout};
+use crate::transport::{Landing, land};
+use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal};
+
+/// A file that has arrived, whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whence it came.
+    pub from: SocketAddr,
+    /// Its length.
+    pub len_bytes: u64,
+    /// What both ends have.
+    pub digest: ImageDigest,
+}
+
+impl Receiver {
+    /// Waits for a file, and returns once it is stored, and its digest is that of the source.
+    ///
+    /// # Errors
+    /// [`StoreError`] if a file was refused, or did not arrive. What arrived of it is kept in `NAME.partial` beside its place,
+    /// and the next attempt goes on from there. The receiver may be used again.
+    pub fn receive_image(&self, store: &Store) -> Result<Stored, StoreError> {
+        let wanted = |message| match message {
+            Message::OfferImage(offer) => Ok(offer),
+            other => Err(other),
+        };
+        let (mut control, mut offer) = self.await_opening(wanted, &Refusal::OnlyImages)?;
+        let arrival = loop {
+            tracing::info!("{} wants to come from {}", offer.name, control.peer_address());
+            match self.prepare_image(store, &offer, &mut control) {
+                Ok(arrival) => break arrival,
+                Err(StoreError::Refused(refusal)) => {
+                    control.send(&Message::Refused(refusal.clone()))?;
+                    // A source that was free to choose offers another transport on the same connection.
+                    let again = matches!(refusal, Refusal::Transport(_))
+                        .then(|| control.receive("another offer", Some(HELLO_MAX)));
+                    let Some(Ok(Message::OfferImage(next))) = again else { return Err(refusal.into()) };
+                    offer = next;
+                }
+                Err(error) => {
+                    let _ = control.send(&Message::Abort(offer.epoch, error.to_string()));
+                    return Err(error);
+                }
+            }
+        };
+        let from = control.peer_address();
+        let (path, digest) = arrival.run(&offer, &mut control)?;
+        Ok(Stored { path, from, len_bytes: offer.len_bytes, digest })
+    }
+
+    /// Opens the file and makes the lanes' ends, or refuses.
+    fn prepare_image(
+        &self,
+        store: &Store,
+        offer: &ImageOffer,
+        control: &mut ControlChannel,
+    ) -> Result<Arriving, StoreError> {
+        let mut partial = Partial::open(store, offer)?;
+        let landing =
+            self.land_image(&mut partial, offer, control).inspect_err(|_| partial.abandon_if_empty())?;
+        Ok(Arriving { partial, landing })
+    }
+
+    fn land_image(
+        &self,
+        partial: &mut Partial,
+        offer: &ImageOffer,
+        control: &mut ControlChannel,
+    ) -> Result<Option<Box<dyn Landing>>, StoreError> {
+        let Some(content) = &offer.content else {
+            partial.clear()?;
+            return Ok(None);
+        };
+        if content.parts.regions.iter().any(|part| !part.guest_address.is_multiple_of(BLOCK_BYTES)) {
+            return Err(Refusal::Image("its parts are not made of blocks of 2 MiB".into()).into());
+        }
+        let ram = GuestRam::from_mapping(&partial.map(&content.parts)?, &content.parts)
+            .map_err(ReceiveError::from)?;
+        let mut landing = land(&content.lanes, control, &ram)
+            .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
+        control.send(&Message::Ready(landing.ready()))?;
+        landing.connect(&self.listener)?;
+        Ok(Some(landing))
+    }
+}
+
+/// A file on its way.
+struct Arriving {
+    partial: Partial,
+    landing: Option<Box<dyn Landing>>,
+}
+
+impl Arriving {
+    fn run(
+        mut self,
+        offer: &ImageOffer,
+        control: &mut ControlChannel,
+    ) -> Result<(PathBuf, ImageDigest), StoreError> {
+        let none = RamLayout { regions: Vec::new() };
+        let parts = offer.content.as_ref().map_or(&none, |content| &content.parts);
+        let arrived = self.take(offer, parts, control);
+        // Nobody may write to the file any more, whatever came of it.
+        drop(self.landing.take());
+        let stored = match arrived {
+            Ok(digests) => {
+                self.partial.finish().map(|path| (path, image_digest(offer.len_bytes, parts, &digests)))
+            }
+            Err(error) => {
+                self.partial.abandon_if_empty();
+                // Of a full file system a lane says no more than that it could not write.
+                Err(match error {
+                    StoreError::Transfer(_) if self.partial.is_full() => {
+                        StoreError::Full { path: self.partial.path().to_owned() }
+                    }
+                    error => error,
+                })
+            }
+        };
+        // The source may be gone.
+        let told = control.send(&match &stored {
+            Ok(_) => Message::Stored(offer.epoch),
+            Err(error) => Message::Abort(offer.epoch, error.to_string()),
+        });
+        if let (Ok(_), Err(error)) = (&stored, told) {
+            tracing::warn!("the file is stored here, and the source could not be told: {error}");
+        }
+        stored
+    }
+
+    /// Lets the blocks arrive, and compares them; returns their digests.
+    fn take(
+        &mut self,
+        offer: &ImageOffer,
+        parts: &RamLayout,
+        control: &mut ControlChannel,
+    ) -> Result<Vec<Digest>, StoreError> {
+        let held = match self.landing {
+            Some(_) if self.partial.held => self.partial.digests(parts)?,
+            _ => Vec::new(),
+        };
+        if held.is_empty() {
+            control.send(&Message::Digests(held))?;
+        } else {
+            held.chunks(DIGESTS_MAX).try_for_each(|part| control.send(&Message::Digests(part.to_vec())))?;
+        }
+        let last = self.await_final(control)?;
+        let count = blocks(parts).len();
+        if last.epoch != offer.epoch || last.compare_blocks != count as u64 {
+            return Err(ReceiveError::OutOfTurn("a FINAL of something else").into());
+        }
+        if let Some(landing) = self.landing.take() {
+            landing.revoke()?;
+        }
+        let ours = self.partial.digests_and_holes(parts)?;
+        let theirs = await_digests(count, control)?;
+        match ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).count() {
+            0 => Ok(ours),
+            blocks => Err(StoreError::Differs { blocks, of: count, path: self.partial.path().to_owned() }),
+        }
+    }
+
+    fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
+        if let Some(landing) = &mut self.landing {
+            return Ok(answer_rounds(landing.as_mut(), control, 0)?.0);
+        }
+        match control.receive("FINAL", None)? {
+            Message::Final(last) => Ok(last),
+            other => Err(otherwise(other)),
+        }
+    }
+}
+
+/// The digests of the source's blocks, which it computes at the same time as this side does its own.
+fn await_digests(count: usize, control: &mut ControlChannel) -> Result<Vec<Digest>, StoreError> {
+    let mut digests = Vec::new();
+    while digests.len() < count {
+        // That the source is alive, the connection's keepalive tells.
+        match control.receive("digests", None)? {
+            Message::Digests(more) if !more.is_empty() && digests.len() + more.len() <= count => {
+                digests.extend(more);
+            }
+            other => return Err(otherwise(other)),
+        }
+    }
+    Ok(digests)
+}
+
+fn otherwise(message: Message) -> StoreError {
+    StoreError::Transfer(match message {
+        Message::Abort(_, reason) => ReceiveError::SourceGaveUp(reason),
+        other => ReceiveError::OutOfTurn(other.name()),
+    })
+}

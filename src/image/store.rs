@@ -1,0 +1,368 @@
+//! Where an image is stored: the place that the operator named, and the file that grows beside it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::{MmapOptions, MmapRaw};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags};
+use rustix::io::Errno;
+
+use super::StoreError;
+use super::blocks::digests;
+use super::extents::gaps;
+use crate::digest::Digest;
+use crate::memory::{PAGE_BYTES, PAGE_LEN, RamLayout};
+use crate::wire::{FILE_NAME_MAX, ImageOffer, LaneOffer, Refusal};
+
+/// What stands behind the name of a file that is not whole yet.
+const PARTIAL: &str = ".partial";
+
+/// The place for an image that arrives.
+#[derive(Clone, Debug)]
+pub struct Store {
+    place: Place,
+    replace: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    File(PathBuf),
+    /// Under the name that the source gives the file, of which nothing but a plain name is believed.
+    Folder(PathBuf),
+}
+
+impl Store {
+    /// The file `into`, or a file in it if it is a folder. `replace` says whether a file that is there may be replaced.
+    ///
+    /// # Errors
+    /// [`StoreError::Into`] if there is no such folder, or something there that is not to be replaced.
+    pub fn new(into: &Path, replace: bool) -> Result<Self, StoreError> {
+        let unusable = |reason: &str| StoreError::Into { path: into.to_owned(), reason: reason.into() };
+        if into.is_dir() {
+            return Ok(Self { place: Place::Folder(into.to_owned()), replace });
+        }
+        if into.as_os_str().as_encoded_bytes().ends_with(b"/") || into.file_name().is_none() {
+            return Err(unusable("there is no such folder"));
+        }
+        match into.symlink_metadata() {
+            Ok(there) if !there.is_file() => return Err(unusable("what is there is not a regular file")),
+            Ok(_) if !replace => return Err(unusable("it is there already; --force replaces it")),
+            _ if !folder_of(into).is_dir() => return Err(unusable("its folder does not exist")),
+            _ => {}
+        }
+        Ok(Self { place: Place::File(into.to_owned()), replace })
+    }
+
+    /// Where to store a file that the source calls `name`.
+    fn target(&self, name: &str) -> Result<PathBuf, Refusal> {
+        match &self.place {
+            Place::File(path) => Ok(path.clone()),
+            Place::Folder(folder) => match plain_name(name) {
+                Some(name) => Ok(folder.join(name)),
+                None => Err(Refusal::Image(format!("{name:?} is not the plain name of a file"))),
+            },
+        }
+    }
+}
+
+/// The name, if it is one that cannot lead anywhere else and leaves room for the suffix of a partial file.
+fn plain_name(name: &str) -> Option<&str> {
+    let plain = !name.is_empty()
+        && name != "."
+        && name != ".."
+        && name.len() + PARTIAL.len() <= FILE_NAME_MAX
+        && !name.contains(|character: char| character == '/' || character.is_control());
+    plain.then_some(name)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A file that is not whole yet.
+#[derive(Debug)]
+pub(super) struct Partial {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+    replace: bool,
+    len_bytes: u64,
+    /// Whether it may hold something from an earlier attempt.
+    pub(super) held: bool,
+}
+
+impl Partial {
+    /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the room that there is.
+    pub(super) fn open(store: &Store, offer: &ImageOffer) -> Result<Self, StoreError> {
+        let target = store.target(&offer.name)?;
+        match target.symlink_metadata() {
+            Ok(there) if !there.is_file() => {
+                return Err(
+                    Refusal::Image(format!("{} is there and no regular file", target.display())).into()
+                );
+            }
+            Ok(_) if !store.replace => return Err(Refusal::FileExists(target.display().to_string()).into()),
+            _ => {}
+        }
+        let mut name = target.file_name().map(OsStr::to_owned).unwrap_or_default();
+        name.push(OsString::from(PARTIAL));
+        let path = target.with_file_name(name);
+        let failed = |what| refused(what, &path);
+        let mut options = OpenOptions::new();
+        // For its owner alone: memory holds secrets.
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW);
+        let file = options.open(&path).map_err(failed("open"))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => {
+                Refusal::Image(format!("another `sterna receive` is receiving {}", path.display()))
+            }
+            error => failed("lock")(error.into()),
+        })?;
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        if !metadata.is_file() {
+            return Err(Refusal::Image(format!("{} is no regular file", path.display())).into());
+        }
+        let held = metadata.len() > 0;
+        let partial = Self { file, path, target, replace: store.replace, len_bytes: offer.len_bytes, held };
+        partial
+            .check_file_system(offer, metadata.blocks() * 512)
+            .inspect_err(|_| partial.abandon_if_empty())?;
+        Ok(partial)
+    }
+
+    /// Refuses early what would fail late.
+    fn check_file_system(&self, offer: &ImageOffer, allocated_bytes: u64) -> Result<(), Refusal> {
+        let failed = |error: Errno| refused("look at the file system of", &self.path)(error.into());
+        let kind = rustix::fs::fstatfs(&self.file).map_err(failed)?.f_type;
+        let space = rustix::fs::fstatvfs(&self.file).map_err(failed)?;
+        let huge = kind == libc::HUGETLBFS_MAGIC;
+        if huge && !offer.len_bytes.is_multiple_of(space.f_bsize) {
+            let pages = space.f_bsize >> 10;
+            return Err(Refusal::Image(format!("its length is not in whole huge pages of {pages} KiB")));
+        }
+        let rdma = match &offer.content {
+            Some(content) if matches!(content.lanes, LaneOffer::Rdma { .. }) => Some(content),
+            _ => None,
+        };
+        if rdma.is_some() && !huge && kind != libc::TMPFS_MAGIC {
+            return Err(Refusal::Transport(format!(
+                "{} is on a disk, and Linux lets RDMA write only to files in memory (/dev/shm, hugetlbfs)",
+                self.path.display()
+            )));
+        }
+        // What RDMA writes to is pinned, holes and all.
+        let needed = rdma.map_or(offer.data_bytes, |content| content.parts.total_bytes());
+        let available_bytes = space.f_bavail.saturating_mul(space.f_frsize);
+        // A hugetlbfs without a size of its own tells nothing.
+        if space.f_blocks > 0 && needed > available_bytes.saturating_add(allocated_bytes) {
+            let needed_bytes = needed.saturating_sub(allocated_bytes);
+            return Err(Refusal::Space { needed_bytes, available_bytes });
+        }
+        Ok(())
+    }
+
+    /// Gives the file its length, in whole pages, makes holes where it must have some, and maps it.
+    pub(super) fn map(&mut self, parts: &RamLayout) -> Result<Arc<MmapRaw>, StoreError> {
+        let end = self.len_bytes.next_multiple_of(PAGE_BYTES);
+        self.set_len(end)?;
+        if self.held && !self.punch_all(gaps(parts, end))? {
+            // The file system cannot make holes: begin anew.
+            self.set_len(0)?;
+            self.set_len(end)?;
+            self.held = false;
+        }
+        let len = usize::try_from(end).unwrap_or(usize::MAX);
+        let mapping = MmapOptions::new().len(len).map_raw(&self.file);
+        Ok(Arc::new(mapping.map_err(|error| self.failed("map", error))?))
+    }
+
+    /// Makes the file one hole.
+    pub(super) fn clear(&self) -> Result<(), StoreError> {
+        self.set_len(0)?;
+        self.set_len(self.len_bytes)
+    }
+
+    /// The digests of what it holds.
+    pub(super) fn digests(&self, parts: &RamLayout) -> Result<Vec<Digest>, StoreError> {
+        digests(&self.file, parts, |_, _| Ok(())).map_err(|error| self.failed("read", error))
+    }
+
+    /// The same, and makes holes of pages that are zero: where RDMA writes, holes are filled beforehand.
+    pub(super) fn digests_and_holes(&self, parts: &RamLayout) -> Result<Vec<Digest>, StoreError> {
+        let look = |at: u64, block: &[u8]| {
+            let mut zeros = 0;
+            for (page, end) in block.chunks(PAGE_LEN).zip((at..).step_by(PAGE_LEN)) {
+                if page.iter().all(|&byte| byte == 0) {
+                    zeros += PAGE_BYTES;
+                    continue;
+                }
+                self.punch(end - zeros, zeros)?;
+                zeros = 0;
+            }
+            self.punch(at + block.len() as u64 - zeros, zeros).map(drop)
+        };
+        digests(&self.file, parts, look).map_err(|error| self.failed("read", error))
+    }
+
+    /// Ends the work on a file that is whole: its length to the byte, on the disk, under its name.
+    pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
+        self.set_len(self.len_bytes)?;
+        self.file.sync_all().map_err(|error| self.failed("write out", error))?;
+        self.rename().map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => Refusal::FileExists(self.target.display().to_string()).into(),
+            _ => self.failed("rename", error),
+        })?;
+        let folder = File::open(folder_of(&self.target));
+        folder.and_then(|folder| folder.sync_all()).map_err(|error| self.failed("write out", error))?;
+        Ok(self.target)
+    }
+
+    fn rename(&self) -> io::Result<()> {
+        if self.replace {
+            return fs::rename(&self.path, &self.target);
+        }
+        match rustix::fs::renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE) {
+            // A file system such as NFS cannot look and rename in one step.
+            Err(Errno::INVAL) if self.target.symlink_metadata().is_err() => {
+                fs::rename(&self.path, &self.target)
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// Removes the file if nothing arrived in it.
+    pub(super) fn abandon_if_empty(&self) {
+        if self.file.metadata().is_ok_and(|metadata| metadata.blocks() == 0)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!("{} stays: {error}", self.path.display());
+        }
+    }
+
+    /// Whether its file system has no room left.
+    pub(super) fn is_full(&self) -> bool {
+        rustix::fs::fstatvfs(&self.file)
+            .is_ok_and(|space| space.f_blocks > 0 && space.f_bavail.saturating_mul(space.f_frsize) < 1 << 20)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes holes; `false` if the file system cannot.
+    fn punch_all(&self, mut holes: impl Iterator<Item = std::ops::Range<u64>>) -> Result<bool, StoreError> {
+        holes
+            .try_fold(true, |all, hole| Ok(all && self.punch(hole.start, hole.end - hole.start)?))
+            .map_err(|error| self.failed("make holes in", error))
+    }
+
+    fn punch(&self, at: u64, len: u64) -> io::Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.file, mode, at, len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
+        self.file.set_len(len_bytes).map_err(|error| self.failed("set the length of", error))
+    }
+
+    fn failed(&self, what: &'static str, error: io::Error) -> StoreError {
+        StoreError::File { what, path: self.path.clone(), error }
+    }
+}
+
+/// What to answer a source when the system refuses before anything was sent.
+fn refused<'path>(what: &'static str, path: &'path Path) -> impl Fn(io::Error) -> Refusal + 'path {
+    move |error| Refusal::Image(format!("cannot {what} {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_names_a_file_and_never_a_path() {
+        let long = "x".repeat(248);
+        for name in ["", ".", "..", "/", "../x", "../../x", "/etc/passwd", "a/b", "a\0b", "a\nb", &long] {
+            assert_eq!(plain_name(name), None, "{name:?}");
+        }
+        for name in ["memory", "..memory", "a b.img", "möwe", &long[1..]] {
+            assert_eq!(plain_name(name), Some(name));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_received_into_is_said_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("there"), "x").unwrap();
+        std::os::unix::fs::symlink(path("there"), path("link")).unwrap();
+        assert!(Store::new(&path("new"), false).is_ok());
+        assert!(Store::new(folder.path(), false).is_ok());
+        assert!(Store::new(&path("there"), true).is_ok());
+        for (name, replace) in
+            [("there", false), ("link", true), ("none/new", false), ("new/", false), ("none/..", false)]
+        {
+            let error = Store::new(&path(name), replace).unwrap_err();
+            assert!(matches!(error, StoreError::Into { .. }), "{error}");
+        }
+        assert!(Store::new(Path::new("/dev/null"), true).is_err());
+    }
+
+    fn offer(name: &str) -> ImageOffer {
+        let epoch = crate::wire::Epoch([0; 16]);
+        ImageOffer { epoch, name: name.into(), len_bytes: 5000, data_bytes: 0, content: None }
+    }
+
+    #[test]
+    fn a_partial_file_is_one_receivers_alone_and_goes_if_nothing_arrived() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path(), false).unwrap();
+        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        let error = Partial::open(&store, &offer("tern")).unwrap_err();
+        assert!(matches!(error, StoreError::Refused(Refusal::Image(_))), "{error}");
+        assert!(partial.path().ends_with("tern.partial") && partial.path().exists());
+        partial.abandon_if_empty();
+        assert!(!folder.path().join("tern.partial").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_partial_file_is_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("other"), "untouched").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("other"), folder.path().join("tern.partial")).unwrap();
+        let store = Store::new(folder.path(), true).unwrap();
+        assert!(Partial::open(&store, &offer("tern")).is_err());
+        assert_eq!(fs::read(folder.path().join("other")).unwrap(), b"untouched");
+    }
+
+    #[test]
+    fn a_file_that_came_in_between_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path(), false).unwrap();
+        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        partial.clear().unwrap();
+        fs::write(folder.path().join("tern"), "another").unwrap();
+        assert!(matches!(partial.finish(), Err(StoreError::Refused(Refusal::FileExists(_)))));
+        assert_eq!(fs::read(folder.path().join("tern")).unwrap(), b"another");
+    }
+}

@@ -1,0 +1,145 @@
+use std::panic::resume_unwind;
+use std::thread;
+use std::time::Duration;
+
+use rayon::ThreadPool;
+
+use super::rounds::{Rounds, Sent};
+use super::{Cancel, MigrationFailure};
+use crate::control::{ControlChannel, ControlError, STEP_MAX};
+use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
+use crate::memory::GuestRam;
+use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
+use crate::wire::{Epoch, LaneOffer, Message, Refusal};
+
+/// A destination that has reserved everything, and the lanes to it.
+pub(crate) struct Link {
+    pub(crate) epoch: Epoch,
+    pub(crate) control: ControlChannel,
+    pub(crate) transport: Box<dyn Transport>,
+    /// Why this transport, for people.
+    pub(crate) reason: String,
+    pub(crate) ram: GuestRam,
+    /// A worker for each lane.
+    pub(crate) pool: ThreadPool,
+    pub(crate) lanes: u8,
+}
+
+impl Link {
+    /// Finds the destination, makes the `opening` that tells it what would come, and connects the lanes if it is willing.
+    pub(crate) fn make(
+        ram: GuestRam,
+        to: &str,
+        (choice, lanes): (TransportChoice, Option<u8>),
+        cancel: &Cancel,
+        opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+    ) -> Result<Self, MigrationFailure> {
+        let lanes = lanes.unwrap_or_else(default_lanes).clamp(1, 64);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(lanes.into())
+            .thread_name(|index| format!("lane-{index}"))
+            .build()
+            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
+        let mut control = ControlChannel::connect(to)?;
+        let mut offer = Offer::make(choice, &control, &ram, lanes)?;
+        let (epoch, ready) = loop {
+            let epoch = new_epoch()?;
+            control.send(&opening(epoch, offer.lanes())?)?;
+            match control.receive("READY", Some(STEP_MAX))? {
+                Message::Ready(ready) => break (epoch, ready),
+                Message::Refused(Refusal::Transport(reason))
+                    if choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
+                {
+                    offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+                }
+                other => return Err(unexpected("READY", epoch, other)),
+            }
+        };
+        let reason = offer.reason().to_owned();
+        let connected = cancel.check().and_then(|()| Ok(offer.connect(ready, &control, &ram)?));
+        let transport = connected.inspect_err(|error| {
+            // The destination has reserved everything and waits; it may also be gone.
+            let _ = control.send(&Message::Abort(epoch, error.to_string()));
+        })?;
+        Ok(Self { epoch, control, transport, reason, ram, pool, lanes })
+    }
+
+    /// Sends every page set in `dirty`, and tells the destination that the round is closed.
+    pub(crate) fn send_round(
+        &mut self,
+        number: u32,
+        (dirty, stripes): (&DirtyBitmap, &Stripes),
+        log: &dyn DirtyLog,
+        cancel: &Cancel,
+    ) -> Result<Sent, MigrationFailure> {
+        let Self { control, transport, ram, pool, .. } = self;
+        let rounds = Rounds { ram, log, stripes, pool, cancel };
+        let sent = match transport.parts() {
+            (lanes, None) => rounds.send(number, dirty, lanes)?,
+            (lanes, Some(supply)) => thread::scope(|scope| {
+                let supplying = scope.spawn(|| supply.supply(dirty, control));
+                let sent = {
+                    let _end = EndOnDrop(supply);
+                    rounds.send(number, dirty, lanes)
+                };
+                // Why lanes were not supplied explains more than that they were not.
+                supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+                sent
+            })?,
+        };
+        self.control.send(&Message::RoundClosed(number))?;
+        Ok(sent)
+    }
+
+    /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
+    pub(crate) fn explain(&mut self, cause: MigrationFailure) -> MigrationFailure {
+        match cause {
+            MigrationFailure::Transport(TransportError::PeerGaveUp(reason)) => {
+                MigrationFailure::DestinationFailed(reason)
+            }
+            MigrationFailure::Transport(_) | MigrationFailure::Control(_) => {
+                match self.control.receive("the destination's reason", Some(REASON_MAX)) {
+                    Ok(Message::Abort(epoch, reason)) if epoch == self.epoch => {
+                        MigrationFailure::DestinationFailed(reason)
+                    }
+                    _ => cause,
+                }
+            }
+            _ => cause,
+        }
+    }
+}
+
+/// Ends a supply also if the lanes panic: the scope waits for it.
+struct EndOnDrop<'supply>(&'supply dyn Supply);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
+const REASON_MAX: Duration = Duration::from_secs(1);
+
+/// More lanes than processors cannot help, and four fill most links.
+fn default_lanes() -> u8 {
+    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u8::try_from(processors.min(4)).unwrap_or(4)
+}
+
+pub(crate) fn new_epoch() -> Result<Epoch, MigrationFailure> {
+    let mut epoch = Epoch([0; 16]);
+    getrandom::fill(&mut epoch.0)
+        .map_err(|error| MigrationFailure::System { what: "random bytes", error: error.to_string() })?;
+    Ok(epoch)
+}
+
+/// Why the destination said something else than `expected`.
+pub(crate) fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
+    match got {
+        Message::Refused(refusal) => refusal.into(),
+        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
+        got => ControlError::Unexpected { expected, got: got.name() }.into(),
+    }
+}
