@@ -70,7 +70,7 @@ impl Hosts {
         assert_eq!(report["digest"], stored["digest"]);
         let arrived = if into.is_empty() { name } else { into };
         self.same(name, arrived);
-        assert!(!self.there(&format!("{arrived}.partial")).exists());
+        assert!(!self.there(&format!("{arrived}.sterna-partial")).exists());
         report
     }
 
@@ -206,7 +206,7 @@ fn a_file_that_is_there_is_replaced_only_when_told() {
     hosts.send("a", receiving.address, &[]).wait().expect_code(11).says("at the destination already");
     receiving.process.wait().expect_code(10);
     assert_eq!(fs::read(hosts.there("a")).unwrap(), b"old");
-    assert!(!hosts.there("a.partial").exists());
+    assert!(!hosts.there("a.sterna-partial").exists());
 
     let receiving = hosts.receive("", &["--force"]);
     hosts.send("a", receiving.address, &[]).wait().expect_code(0);
@@ -288,11 +288,11 @@ fn cut(hosts: &Hosts, kill_the_source: bool, between: impl FnOnce(&File)) -> Val
         hosts.receive("a", &[])
     };
     assert!(!hosts.there("a").exists());
-    between(&File::options().read(true).write(true).open(hosts.there("a.partial")).unwrap());
+    between(&File::options().read(true).write(true).open(hosts.there("a.sterna-partial")).unwrap());
     let report = hosts.send("a", receiving.address, &["--transport=tcp"]).wait().expect_code(0).json();
     receiving.process.wait().expect_code(0);
     hosts.same("a", "a");
-    assert!(!hosts.there("a.partial").exists());
+    assert!(!hosts.there("a.sterna-partial").exists());
     report
 }
 
@@ -326,10 +326,10 @@ fn what_was_damaged_between_two_attempts_is_healed() {
 fn a_partial_file_of_something_else_becomes_the_file_that_is_sent() {
     let hosts = Hosts::new();
     fs::write(hosts.here("a"), noise(9 * MIB, 1)).unwrap();
-    fs::write(hosts.there("a.partial"), noise(12 * MIB, 2)).unwrap();
+    fs::write(hosts.there("a.sterna-partial"), noise(12 * MIB, 2)).unwrap();
     assert_eq!(hosts.moves("a", "a")["bytes_resumed"], 0);
     fs::write(hosts.here("empty"), "").unwrap();
-    fs::write(hosts.there("empty.partial"), "something").unwrap();
+    fs::write(hosts.there("empty.sterna-partial"), "something").unwrap();
     hosts.moves("empty", "empty");
 }
 
@@ -348,7 +348,7 @@ fn a_file_that_changes_while_it_is_sent_is_an_error() {
         let address = slow(receiving.address);
         let sending = hosts.send("a", address, &["--transport=tcp", "--lanes=1"]);
         wait_until("something arrives", || {
-            fs::metadata(hosts.there("a.partial")).is_ok_and(|file| file.blocks() > 0)
+            fs::metadata(hosts.there("a.sterna-partial")).is_ok_and(|file| file.blocks() > 0)
         });
         change(&File::options().write(true).open(hosts.here("a")).unwrap());
         let ended = sending.wait().expect_code(10);
@@ -389,7 +389,7 @@ fn ctrl_c_ends_it_and_what_arrived_is_kept() {
     let receiving = hosts.receive("a", &[]);
     let sending = hosts.send("a", slow(receiving.address), &["--transport=tcp", "--lanes=1"]);
     wait_until("whole blocks arrive", || {
-        fs::metadata(hosts.there("a.partial")).is_ok_and(|file| file.blocks() * 512 > 6 * MIB)
+        fs::metadata(hosts.there("a.sterna-partial")).is_ok_and(|file| file.blocks() * 512 > 6 * MIB)
     });
     sending.signal(libc::SIGINT);
     sending.wait().expect_code(130).says("cancelled");
@@ -449,7 +449,7 @@ fn a_file_system_that_becomes_full_is_said_so_and_the_rest_is_sent_later() {
     fs::write(hosts.here("a"), noise(20 * MIB, 5)).unwrap();
     let receiving = hosts.destination.receive(&["--into", &into.display().to_string()]);
     let sending = hosts.send("a", slow(receiving.address), &["--transport=tcp", "--lanes=1"]);
-    let partial = small.0.path().join("a.partial");
+    let partial = small.0.path().join("a.sterna-partial");
     wait_until("something arrives", || fs::metadata(&partial).is_ok_and(|file| file.blocks() > 0));
     let _ = File::create(&other).unwrap().write_all(&noise(24 * MIB, 6));
     sending.wait().expect_code(10);
@@ -480,8 +480,13 @@ fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
     assert!(allocated_bytes(&hosts.there("a")) <= allocated_bytes(&hosts.here("a")) + MIB / 4);
 
     // Damaged, and resumed.
-    fs::rename(hosts.there("a"), hosts.there("a.partial")).unwrap();
-    File::options().write(true).open(hosts.there("a.partial")).unwrap().write_all_at(b"damage", MIB).unwrap();
+    fs::rename(hosts.there("a"), hosts.there("a.sterna-partial")).unwrap();
+    File::options()
+        .write(true)
+        .open(hosts.there("a.sterna-partial"))
+        .unwrap()
+        .write_all_at(b"damage", MIB)
+        .unwrap();
     let receiving = hosts.receive("a", &[&listen]);
     let report = hosts.send("a", receiving.address, &["--transport=rdma"]).wait().expect_code(0).json();
     assert_eq!(report["bytes_sent"], 2 * MIB, "{report}");

@@ -73,11 +73,13 @@ pub(crate) fn run(args: &SendArgs) -> ExitCode {
             }
             Exit::Done.into()
         }
-        Err(error) => fail(args, &error, signal.load(Ordering::Relaxed)),
+        Err(error) => {
+            fail(args, &error, progress.phase() == Phase::Verifying, signal.load(Ordering::Relaxed))
+        }
     }
 }
 
-fn fail(args: &SendArgs, error: &SendError, signal: i32) -> ExitCode {
+fn fail(args: &SendArgs, error: &SendError, verifying: bool, signal: i32) -> ExitCode {
     let exit = match error.cause {
         SendFailure::Transfer(MigrationFailure::Cancelled) if signal == SIGTERM => Exit::Terminated,
         SendFailure::Transfer(MigrationFailure::Cancelled) => Exit::Cancelled,
@@ -86,6 +88,12 @@ fn fail(args: &SendArgs, error: &SendError, signal: i32) -> ExitCode {
     };
     let data = if error.refused {
         "nothing was sent; the file is as it was".to_owned()
+    } else if verifying {
+        format!(
+            "perhaps stored at the destination already; if it is not there, this sends the rest: sterna send {} --to {}",
+            args.file.display(),
+            args.to
+        )
     } else {
         format!(
             "what arrived is kept at the destination; this sends the rest: sterna send {} --to {}",

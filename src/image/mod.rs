@@ -6,12 +6,12 @@
 //!
 //! | source ([`send`]) | destination ([`Receiver::receive_image`](crate::destination::Receiver::receive_image)) |
 //! |---|---|
-//! | OFFER: name, length, parts | opens `NAME.partial`, READY, digests of what it holds from an earlier attempt |
+//! | OFFER: name, length, parts | opens `NAME.sterna-partial`, READY, digests of what it holds from an earlier attempt |
 //! | sends the blocks that differ | idle, under RDMA |
 //! | FINAL; digests of all blocks, read anew | **revoke**, hash what is there, compare |
 //! | done | cut to length, sync, rename, STORED |
 //!
-//! A transfer that was cut leaves `NAME.partial`. It is never trusted: the next attempt sends whatever differs from its digests.
+//! A transfer that was cut leaves `NAME.sterna-partial`. It is never trusted: the next attempt sends whatever differs from its digests.
 
 mod blocks;
 mod error;

@@ -1,7 +1,9 @@
 //! The destination's side.
 
 use std::net::SocketAddr;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 
 use super::blocks::image_digest;
 use super::extents::BLOCK_BYTES;
@@ -114,7 +116,7 @@ impl Arriving {
         let parts = offer.content.as_ref().map_or(&none, |content| &content.parts);
         let arrived = self.take(offer, parts, control);
         // Nobody may write to the file any more, whatever came of it.
-        drop(self.landing.take());
+        let arrived = self.revoke().and(arrived);
         let stored = match arrived {
             Ok(digests) => {
                 self.partial.finish().map(|path| (path, image_digest(offer.len_bytes, parts, &digests)))
@@ -162,15 +164,25 @@ impl Arriving {
         if last.epoch != offer.epoch || last.compare_blocks != count as u64 {
             return Err(ReceiveError::OutOfTurn("a FINAL of something else").into());
         }
-        if let Some(landing) = self.landing.take() {
-            landing.revoke()?;
-        }
-        let ours = self.partial.digests_and_holes(parts)?;
-        let theirs = await_digests(count, control)?;
+        self.revoke()?;
+        // At the same time: the source sends its digests when it has them, and a connection that nobody reads counts as dead.
+        let (ours, theirs) = thread::scope(|scope| {
+            let theirs = scope.spawn(|| await_digests(count, control));
+            let ours = self.partial.digests_and_holes(parts);
+            (ours, theirs.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let (ours, theirs) = (ours?, theirs?);
         match ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).count() {
             0 => Ok(ours),
             blocks => Err(StoreError::Differs { blocks, of: count, path: self.partial.path().to_owned() }),
         }
+    }
+
+    /// Takes every remote access away. A file of which a device does not let go is given up, so that no later attempt shares its
+    /// pages.
+    fn revoke(&mut self) -> Result<(), StoreError> {
+        let revoked = self.landing.take().map_or(Ok(()), <dyn Landing>::revoke);
+        revoked.inspect_err(|_| self.partial.discard()).map_err(StoreError::from)
     }
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {

@@ -107,7 +107,8 @@ pub struct Report {
 
 /// Sends a file to the destination that listens at `to` (`HOST:PORT`), and returns once it is stored there.
 ///
-/// Only what the destination does not hold from an earlier attempt travels.
+/// Only what the destination does not hold from an earlier attempt travels. The file is mapped: if it is cut while it is sent, the
+/// process may be ended by SIGBUS, so this is not for a process that holds a guest.
 ///
 /// # Errors
 /// [`SendError`]; the file is as it was, and sending it again may succeed.
@@ -433,7 +434,7 @@ fn leave_out(
 /// What stands in the place of a guest's dirty log: nothing is recorded, for nobody should write to the file.
 ///
 /// Before a lane reads a stripe, its pages are read into memory at once: that is faster than page by page, and tells of a file
-/// that has become shorter by an error and no SIGBUS.
+/// that has become shorter by an error, and only in a narrow race by SIGBUS.
 #[derive(Debug)]
 struct StillFile<'transfer> {
     mapping: &'transfer MmapRaw,

@@ -1,7 +1,7 @@
 //! Where an image is stored: the place that the operator named, and the file that grows beside it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -18,8 +18,11 @@ use crate::digest::Digest;
 use crate::memory::{PAGE_BYTES, PAGE_LEN, RamLayout};
 use crate::wire::{FILE_NAME_MAX, ImageOffer, LaneOffer, Refusal};
 
-/// What stands behind the name of a file that is not whole yet.
-const PARTIAL: &str = ".partial";
+/// What stands behind the name of a file that is not whole yet. A name that nobody else gives, for such a file is overwritten.
+const PARTIAL: &str = ".sterna-partial";
+
+/// How often to open a partial file that another receiver ends its work on at the same moment.
+const OPEN_TRIES: usize = 8;
 
 /// The place for an image that arrives.
 #[derive(Clone, Debug)]
@@ -48,6 +51,9 @@ impl Store {
         if into.as_os_str().as_encoded_bytes().ends_with(b"/") || into.file_name().is_none() {
             return Err(unusable("there is no such folder"));
         }
+        if into.as_os_str().as_encoded_bytes().ends_with(PARTIAL.as_bytes()) {
+            return Err(unusable("such a name is that of a file which is not whole yet"));
+        }
         match into.symlink_metadata() {
             Ok(there) if !there.is_file() => return Err(unusable("what is there is not a regular file")),
             Ok(_) if !replace => return Err(unusable("it is there already; --force replaces it")),
@@ -75,6 +81,7 @@ fn plain_name(name: &str) -> Option<&str> {
         && name != "."
         && name != ".."
         && name.len() + PARTIAL.len() <= FILE_NAME_MAX
+        && !name.ends_with(PARTIAL)
         && !name.contains(|character: char| character == '/' || character.is_control());
     plain.then_some(name)
 }
@@ -102,39 +109,13 @@ impl Partial {
     /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the room that there is.
     pub(super) fn open(store: &Store, offer: &ImageOffer) -> Result<Self, StoreError> {
         let target = store.target(&offer.name)?;
-        match target.symlink_metadata() {
-            Ok(there) if !there.is_file() => {
-                return Err(
-                    Refusal::Image(format!("{} is there and no regular file", target.display())).into()
-                );
-            }
-            Ok(_) if !store.replace => return Err(Refusal::FileExists(target.display().to_string()).into()),
-            _ => {}
-        }
+        check_target(&target, store.replace)?;
         let mut name = target.file_name().map(OsStr::to_owned).unwrap_or_default();
         name.push(OsString::from(PARTIAL));
         let path = target.with_file_name(name);
-        let failed = |what| refused(what, &path);
-        let mut options = OpenOptions::new();
-        // For its owner alone: memory holds secrets.
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW);
-        let file = options.open(&path).map_err(failed("open"))?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            Errno::WOULDBLOCK => {
-                Refusal::Image(format!("another `sterna receive` is receiving {}", path.display()))
-            }
-            error => failed("lock")(error.into()),
-        })?;
-        let metadata = file.metadata().map_err(failed("look at"))?;
-        if !metadata.is_file() {
-            return Err(Refusal::Image(format!("{} is no regular file", path.display())).into());
-        }
+        let (file, metadata) = open_locked(&path)?;
+        // Again, now that nobody else can be about to give this file its name.
+        check_target(&target, store.replace)?;
         let held = metadata.len() > 0;
         let partial = Self { file, path, target, replace: store.replace, len_bytes: offer.len_bytes, held };
         partial
@@ -221,34 +202,55 @@ impl Partial {
     pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
         self.set_len(self.len_bytes)?;
         self.file.sync_all().map_err(|error| self.failed("write out", error))?;
+        let folder = File::open(folder_of(&self.target));
         self.rename().map_err(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Refusal::FileExists(self.target.display().to_string()).into(),
             _ => self.failed("rename", error),
         })?;
-        let folder = File::open(folder_of(&self.target));
-        folder.and_then(|folder| folder.sync_all()).map_err(|error| self.failed("write out", error))?;
+        // It has its name. That this may not outlive a power failure is no reason to call it missing.
+        if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
+            tracing::warn!(
+                "{} is stored, but its folder could not be written out: {error}",
+                self.target.display()
+            );
+        }
         Ok(self.target)
     }
 
     fn rename(&self) -> io::Result<()> {
+        if !is_at(&self.file.metadata()?, &self.path) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "somebody took it away meanwhile"));
+        }
         if self.replace {
             return fs::rename(&self.path, &self.target);
         }
         match rustix::fs::renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE) {
             // A file system such as NFS cannot look and rename in one step.
-            Err(Errno::INVAL) if self.target.symlink_metadata().is_err() => {
-                fs::rename(&self.path, &self.target)
-            }
+            Err(Errno::INVAL) => match self.target.symlink_metadata() {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(&self.path, &self.target),
+                Err(error) => Err(error),
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            },
             renamed => Ok(renamed?),
+        }
+    }
+
+    /// Removes the file although something arrived in it: a device may still write to its pages.
+    pub(super) fn discard(&self) {
+        self.remove();
+    }
+
+    fn remove(&self) {
+        let is_ours = self.file.metadata().is_ok_and(|metadata| is_at(&metadata, &self.path));
+        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("{} stays: {error}", self.path.display());
         }
     }
 
     /// Removes the file if nothing arrived in it.
     pub(super) fn abandon_if_empty(&self) {
-        if self.file.metadata().is_ok_and(|metadata| metadata.blocks() == 0)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!("{} stays: {error}", self.path.display());
+        if self.file.metadata().is_ok_and(|metadata| metadata.blocks() == 0) {
+            self.remove();
         }
     }
 
@@ -290,6 +292,59 @@ impl Partial {
     }
 }
 
+/// Refuses a target that is there and not to be replaced.
+fn check_target(target: &Path, replace: bool) -> Result<(), Refusal> {
+    match target.symlink_metadata() {
+        Ok(there) if !there.is_file() => {
+            Err(Refusal::Image(format!("{} is there and no regular file", target.display())))
+        }
+        Ok(_) if !replace => Err(Refusal::FileExists(target.display().to_string())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused("look at", target)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Opens or makes a partial file that is this user's and this receiver's alone.
+fn open_locked(path: &Path) -> Result<(File, Metadata), Refusal> {
+    let failed = |what| refused(what, path);
+    let user = fs::metadata("/proc/self").map_err(failed("tell whose is"))?.uid();
+    let mut options = OpenOptions::new();
+    // For its owner alone: memory holds secrets.
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    for _ in 0..OPEN_TRIES {
+        let file = options.open(path).map_err(failed("open"))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => {
+                Refusal::Image(format!("another `sterna receive` is receiving {}", path.display()))
+            }
+            error => failed("lock")(error.into()),
+        })?;
+        let metadata = file.metadata().map_err(failed("look at"))?;
+        if !metadata.is_file() || metadata.uid() != user || metadata.nlink() > 1 {
+            return Err(Refusal::Image(format!(
+                "{} is another user's, has a second name or is no regular file: remove it",
+                path.display()
+            )));
+        }
+        if !is_at(&metadata, path) {
+            // Renamed or removed by its last holder, between our opening and locking it.
+            continue;
+        }
+        if metadata.mode() & 0o077 != 0 {
+            // Others may have it open. A new file is nobody's but ours.
+            fs::remove_file(path).map_err(failed("remove"))?;
+            continue;
+        }
+        return Ok((file, metadata));
+    }
+    Err(Refusal::Image(format!("{} comes and goes; is another `sterna receive` at work?", path.display())))
+}
+
+/// Whether the file with this metadata is the one of that name.
+fn is_at(metadata: &Metadata, path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (metadata.dev(), metadata.ino()))
+}
+
 /// What to answer a source when the system refuses before anything was sent.
 fn refused<'path>(what: &'static str, path: &'path Path) -> impl Fn(io::Error) -> Refusal + 'path {
     move |error| Refusal::Image(format!("cannot {what} {}: {error}", path.display()))
@@ -297,12 +352,27 @@ fn refused<'path>(what: &'static str, path: &'path Path) -> impl Fn(io::Error) -
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
     fn a_peer_names_a_file_and_never_a_path() {
-        let long = "x".repeat(248);
-        for name in ["", ".", "..", "/", "../x", "../../x", "/etc/passwd", "a/b", "a\0b", "a\nb", &long] {
+        let long = "x".repeat(241);
+        for name in [
+            "",
+            ".",
+            "..",
+            "x.sterna-partial",
+            "/",
+            "../x",
+            "../../x",
+            "/etc/passwd",
+            "a/b",
+            "a\0b",
+            "a\nb",
+            &long,
+        ] {
             assert_eq!(plain_name(name), None, "{name:?}");
         }
         for name in ["memory", "..memory", "a b.img", "möwe", &long[1..]] {
@@ -340,16 +410,45 @@ mod tests {
         let partial = Partial::open(&store, &offer("tern")).unwrap();
         let error = Partial::open(&store, &offer("tern")).unwrap_err();
         assert!(matches!(error, StoreError::Refused(Refusal::Image(_))), "{error}");
-        assert!(partial.path().ends_with("tern.partial") && partial.path().exists());
+        assert!(partial.path().ends_with("tern.sterna-partial") && partial.path().exists());
         partial.abandon_if_empty();
-        assert!(!folder.path().join("tern.partial").exists());
+        assert!(!folder.path().join("tern.sterna-partial").exists());
+    }
+
+    #[test]
+    fn a_partial_file_is_believed_only_if_nobody_else_can_have_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path(), false).unwrap();
+        let path = folder.path().join("tern.sterna-partial");
+        fs::write(&path, "from before").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        assert!(Partial::open(&store, &offer("tern")).unwrap().held);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        assert!(!partial.held, "what others may have open is not gone on with");
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+        drop(partial);
+        fs::hard_link(&path, folder.path().join("second")).unwrap();
+        assert!(Partial::open(&store, &offer("tern")).is_err());
+    }
+
+    #[test]
+    fn what_was_taken_away_meanwhile_gets_no_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::new(folder.path(), false).unwrap();
+        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        fs::remove_file(partial.path()).unwrap();
+        fs::write(partial.path(), "another's").unwrap();
+        assert!(partial.finish().is_err());
+        assert!(!folder.path().join("tern").exists());
     }
 
     #[test]
     fn a_link_in_the_place_of_a_partial_file_is_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("other"), "untouched").unwrap();
-        std::os::unix::fs::symlink(folder.path().join("other"), folder.path().join("tern.partial")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("other"), folder.path().join("tern.sterna-partial"))
+            .unwrap();
         let store = Store::new(folder.path(), true).unwrap();
         assert!(Partial::open(&store, &offer("tern")).is_err());
         assert_eq!(fs::read(folder.path().join("other")).unwrap(), b"untouched");
