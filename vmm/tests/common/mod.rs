@@ -1,12 +1,11 @@
 //! What the tests share: machines of both kinds, waiting, and copying RAM as a migration would.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sterna_vmm::{
-    GuestRam, Machine, MachineConfig, MachineError, PAGE_BYTES, SharedMachine, Workload, new_kvm,
+    GuestRam, Machine, MachineConfig, MachineError, PAGE_BYTES, SharedMachine, Workload, host_cpu, new_kvm,
     new_synthetic,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
@@ -28,15 +27,13 @@ pub(crate) fn kinds() -> Vec<Constructor> {
     kinds
 }
 
-/// The real machine, if this host can run it.
+/// The real machine, if this host and this user can run it.
 pub(crate) fn kvm() -> Option<Constructor> {
-    if Path::new("/dev/kvm").exists() {
+    let Err(lack @ (MachineError::KvmMissing | MachineError::KvmPermission)) = host_cpu() else {
         return Some(new_kvm);
-    }
-    assert!(std::env::var_os("STERNA_LAB").is_none(), "a lab must have /dev/kvm");
-    eprintln!(
-        "skipped for the real machine: there is no /dev/kvm (`modprobe kvm_intel` or `modprobe kvm_amd`)"
-    );
+    };
+    assert!(std::env::var_os("STERNA_LAB").is_none(), "a lab must have KVM: {lack}");
+    eprintln!("skipped for the real machine: {lack}");
     None
 }
 
