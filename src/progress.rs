@@ -73,7 +73,7 @@ pub struct Report {
     pub transport: TransportKind,
     /// From the call to the destination's word that the guest runs.
     pub total_ms: f64,
-    /// Of that, until the first page could leave: connecting, reserving, registering.
+    /// Of that, until the first round began: connecting, and reserving at the destination. Memory is registered in the rounds.
     pub setup_ms: f64,
     /// From the pause to the destination's word that the guest runs.
     pub downtime_ms: f64,

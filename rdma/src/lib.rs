@@ -33,9 +33,10 @@
 //!     MemoryRegion, ProtectionDomain, QueuePair, RemoteKey, Transfer, WriteList,
 //! };
 //!
-//! # fn exchange(_: Endpoint) -> (Endpoint, u64, RemoteKey) { unimplemented!() }
-//! # fn guest_ram() -> Arc<dyn Mapping> { unimplemented!() }
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn example(
+//! #     exchange: impl Fn(Endpoint) -> (Endpoint, u64, RemoteKey),
+//! #     ram: Arc<dyn Mapping>,
+//! # ) -> Result<(), Box<dyn std::error::Error>> {
 //! let library = Library::load()?;
 //! let device = Device::open(&library, &library.devices()?[0].name)?;
 //! let port = &device.ports()?[0];
@@ -48,7 +49,6 @@
 //! let (peer, remote_address, remote_key) = exchange(queue_pair.local_endpoint());
 //! queue_pair.connect(&peer, &ConnectOptions::default())?;
 //!
-//! let ram: Arc<dyn Mapping> = guest_ram();
 //! let region = MemoryRegion::register(&domain, ram, 0, 1 << 20, Access::LocalRead)?;
 //! let mut list = WriteList::with_capacity(256);
 //! for page in 0..256 {

@@ -322,3 +322,144 @@ const FIRST_BEAT_MAX: Duration = Duration::from_secs(4);
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::dirty::DirtyLog;
+    use crate::guest::{GuestError, Heartbeat};
+    use crate::transport::TransportError;
+    use crate::wire::{LaneReady, SliceKey, SliceRange, Token};
+
+    const EPOCH: Epoch = Epoch([3; 16]);
+
+    /// What happened, in order: shared by a landing and a guest that write it down.
+    type Journal = Arc<Mutex<Vec<&'static str>>>;
+
+    #[derive(Debug)]
+    struct NotedLanding {
+        journal: Journal,
+        lets_go: bool,
+    }
+
+    impl Landing for NotedLanding {
+        fn ready(&self) -> LaneReady {
+            LaneReady::Tcp(Token::NONE)
+        }
+
+        fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
+            Ok(())
+        }
+
+        fn register(&mut self, _slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+            Ok(Vec::new())
+        }
+
+        fn await_round(&mut self, _round: u32) -> Result<(), TransportError> {
+            Ok(())
+        }
+
+        fn revoke(self: Box<Self>) -> Result<(), TransportError> {
+            self.journal.lock().unwrap().push("revoke");
+            let kept = || TransportError::Disagreement("the device does not let go".into());
+            self.lets_go.then_some(()).ok_or_else(kept)
+        }
+    }
+
+    struct NotedGuest(Journal);
+
+    impl Guest for NotedGuest {
+        fn name(&self) -> &str {
+            "tern"
+        }
+
+        fn details(&self) -> Result<Vec<u8>, GuestError> {
+            Ok(Vec::new())
+        }
+
+        fn ram(&self) -> Result<GuestRam, GuestError> {
+            let memory: GuestMemoryMmap<()> =
+                GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).map_err(GuestError::new)?;
+            GuestRam::from_vm_memory(&memory).map_err(GuestError::new)
+        }
+
+        fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+            Err(GuestError::new("not at a destination"))
+        }
+
+        fn pause(&self) -> Result<(), GuestError> {
+            Ok(())
+        }
+
+        fn resume(&self) -> Result<(), GuestError> {
+            self.0.lock().unwrap().push("run");
+            Ok(())
+        }
+
+        fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
+            Ok(())
+        }
+
+        fn save(&self) -> Result<Vec<u8>, GuestError> {
+            Ok(Vec::new())
+        }
+
+        fn load(&self, _state: &[u8]) -> Result<(), GuestError> {
+            self.0.lock().unwrap().push("load");
+            Ok(())
+        }
+
+        fn heartbeat(&self) -> Option<Heartbeat> {
+            None
+        }
+    }
+
+    /// The switch with a source that says GO to whatever it hears; what it did, in order, and how it ended.
+    fn switch(lets_go: bool) -> (Vec<&'static str>, Result<Instant, ReceiveError>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let source = thread::spawn(move || {
+            let mut control = ControlChannel::connect(&address).unwrap();
+            if control.receive("PREPARED", None).is_ok() {
+                control.send(&Message::Go(EPOCH)).unwrap();
+            }
+        });
+        let (mut stream, _) = listener.accept().unwrap();
+        read_preamble(&mut stream, HELLO_MAX).unwrap();
+        let mut control = ControlChannel::answer(stream).unwrap();
+        let journal = Journal::default();
+        let guest = NotedGuest(journal.clone());
+        let mut attempt = Attempt {
+            ram: guest.ram().unwrap(),
+            guest,
+            landing: Some(Box::new(NotedLanding { journal: journal.clone(), lets_go })),
+            epoch: EPOCH,
+            handover: DestinationHandover::new(EPOCH),
+            digests: Vec::new(),
+        };
+        let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
+        let result = attempt.switch(&mut control, &last);
+        drop(control);
+        source.join().unwrap();
+        let noted = journal.lock().unwrap().clone();
+        (noted, result)
+    }
+
+    #[test]
+    fn remote_access_is_taken_away_before_the_state_is_loaded_and_the_guest_runs() {
+        let (noted, result) = switch(true);
+        assert!(result.is_ok());
+        assert_eq!(noted, ["revoke", "load", "run"]);
+    }
+
+    #[test]
+    fn a_guest_that_a_device_may_still_write_to_is_not_run() {
+        let (noted, result) = switch(false);
+        assert!(matches!(result, Err(ReceiveError::Transport(_))));
+        assert_eq!(noted, ["revoke"]);
+    }
+}
