@@ -9,6 +9,7 @@ use crate::endpoint::{Endpoint, NUMBER_MAX};
 use crate::error::Error;
 use crate::gid::{Gid, GidError};
 use crate::library::Transport;
+use crate::memory_region::MemoryRegion;
 use crate::port::{LinkLayer, Mtu, Port};
 use crate::protection_domain::ProtectionDomain;
 use crate::sys;
@@ -111,8 +112,8 @@ impl ConnectOptions {
 /// Writes of one queue pair reach the peer's memory in the order they were posted. Posting takes `&mut self`: a
 /// queue pair belongs to one worker at a time, and can be sent to another thread.
 ///
-/// It keeps every region that it has posted from, until it is dropped. Dropping it ends the peer's access
-/// through it.
+/// It keeps every region that it has posted from, until that is [released](Self::release) or the queue pair
+/// dropped. Dropping it ends the peer's access through it.
 #[derive(Debug)]
 pub struct QueuePair {
     inner: sys::queue_pair::QueuePair,
@@ -301,6 +302,13 @@ impl QueuePair {
     /// [`PostError::Refused`] when as many are posted as the capacity allows.
     pub fn post_receive(&mut self, id: u64) -> Result<(), PostError> {
         self.inner.post_receive(id).map_err(refused)
+    }
+
+    /// Lets go of a region that was posted from, so that it can be deregistered while the queue pair lives. To be called
+    /// once everything posted from it has completed: what has not, when the region is deregistered, fails with
+    /// [`LocalProtection`](crate::CompletionStatus::LocalProtection).
+    pub fn release(&mut self, region: &MemoryRegion) {
+        self.inner.release(region.region());
     }
 
     /// Destroys the queue pair, as dropping it does, for who must know that it worked: the peer has no access through it any

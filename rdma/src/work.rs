@@ -92,6 +92,11 @@ impl WriteList {
         Ok(())
     }
 
+    /// Has the success of the write pushed last reported, with this id; nothing in an empty list.
+    pub fn signal_last(&mut self, id: u64) {
+        self.requests.signal_last(id);
+    }
+
     /// How many writes it holds.
     pub fn len(&self) -> usize {
         self.requests.len()

@@ -228,6 +228,27 @@ fn memory_stays_mapped_until_the_last_queue_pair_that_used_it_is_gone() {
 }
 
 #[test]
+fn a_region_that_is_released_can_be_deregistered_while_the_queue_pair_goes_on() {
+    let Some(device) = device_or_skip() else { return };
+    let (mut source, destination) = connected(&device, PeerAccess::Write);
+    let to = destination.register(&Memory::new(PAGE_BYTES), Access::RemoteWrite);
+    let mut list = WriteList::with_capacity(2);
+    for round in 0..3 {
+        let memory = Memory::new(PAGE_BYTES);
+        let unmapped = memory.unmapped();
+        let from = source.register(&memory, Access::LocalRead);
+        drop(memory);
+        list.push(Transfer { signalled: false, ..page(0, &from, &to) }).expect("the list has room");
+        list.signal_last(round);
+        source.queue_pair.post_writes(&mut list).expect("the list is posted");
+        source.succeed(1);
+        source.queue_pair.release(&from);
+        MemoryRegion::deregister(from).expect("nobody else holds it");
+        assert!(unmapped.load(Ordering::SeqCst), "round {round}");
+    }
+}
+
+#[test]
 fn requests_that_cannot_be_are_refused_before_the_device_sees_them() {
     let Some(device) = device_or_skip() else { return };
     let (mut source, mut destination) = connected(&device, PeerAccess::Write);

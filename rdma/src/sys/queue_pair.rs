@@ -25,8 +25,8 @@ pub(crate) struct QueuePair {
     domain: Arc<Domain>,
     _send_completions: Arc<Completions>,
     _receive_completions: Arc<Completions>,
-    /// Every region that a request of this queue pair has named, by its address in this process: the device may
-    /// be reading it until the queue pair is destroyed.
+    /// Every region that a request of this queue pair has named and that was not released, by its address in this
+    /// process: the device may be reading it until the queue pair is destroyed.
     regions: HashMap<*const Region, Arc<Region>>,
     destroyed: bool,
 }
@@ -161,7 +161,12 @@ impl QueuePair {
         posted(result)
     }
 
-    /// Holds a region until the queue pair is destroyed.
+    /// Lets go of a region.
+    pub(crate) fn release(&mut self, region: &Region) {
+        self.regions.remove(&ptr::from_ref(region));
+    }
+
+    /// Holds a region until it is released or the queue pair is destroyed.
     fn keep(&mut self, region: &Arc<Region>) {
         self.regions.entry(Arc::as_ptr(region)).or_insert_with(|| Arc::clone(region));
     }

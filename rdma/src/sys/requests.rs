@@ -90,6 +90,15 @@ impl Requests {
         }
     }
 
+    /// Has the completion of the request pushed last reported.
+    pub(crate) fn signal_last(&mut self, id: u64) {
+        let Some(last) = self.len.checked_sub(1) else { return };
+        // SAFETY: the index is below the capacity, and no other reference into the requests exists.
+        let request = unsafe { &mut *self.requests.as_ptr().wrapping_add(last) };
+        request.wr_id = id;
+        request.send_flags = IBV_SEND_SIGNALED;
+    }
+
     /// The regions that the requests read, in order, a region possibly more than once.
     pub(super) fn regions(&self) -> &[Arc<Region>] {
         &self.regions
