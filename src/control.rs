@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
@@ -75,6 +75,7 @@ pub struct ControlChannel {
     stream: TcpStream,
     peer: SocketAddr,
     local: SocketAddr,
+    round_trip: Duration,
 }
 
 impl ControlChannel {
@@ -98,8 +99,10 @@ impl ControlChannel {
 
     fn open(stream: TcpStream) -> Result<Self, ControlError> {
         let mut channel = Self::over(stream)?;
+        let began = Instant::now();
         channel.send_preamble()?;
         read_preamble(&mut channel.stream, STEP_MAX)?;
+        channel.round_trip = began.elapsed();
         Ok(channel)
     }
 
@@ -114,7 +117,7 @@ impl ControlChannel {
         tune(&stream).map_err(ControlError::Io)?;
         let peer = stream.peer_addr().map_err(ControlError::Io)?;
         let local = stream.local_addr().map_err(ControlError::Io)?;
-        Ok(Self { stream, peer, local })
+        Ok(Self { stream, peer, local, round_trip: Duration::ZERO })
     }
 
     fn send_preamble(&mut self) -> Result<(), ControlError> {
@@ -135,6 +138,12 @@ impl ControlChannel {
             IpAddr::V6(address) => address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4),
             address => address,
         }
+    }
+
+    /// How long the other side took to answer the greeting; zero at the side that was greeted.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     /// Sends a message.

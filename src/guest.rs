@@ -53,7 +53,7 @@ pub trait Guest: Send + Sync {
     /// Lets a paused or loaded guest run.
     ///
     /// # Errors
-    /// The VMM's own; the guest counts as paused.
+    /// The VMM's own. It means that no vCPU has run: of a loaded guest the source is told so, and runs it on.
     fn resume(&self) -> Result<(), GuestError>;
 
     /// Slows the vCPUs by so many percent, 0 to 99; 0 takes effect at once.

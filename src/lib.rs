@@ -36,6 +36,7 @@
 //! | [`transport`] | how pages travel: RDMA, TCP |
 //! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
+//! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
 //! | [`handover`] | who owns the VM |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
 //! | [`progress`] | what a migration tells, and its report |
@@ -54,6 +55,7 @@ pub mod image;
 pub mod memory;
 pub mod preflight;
 pub mod progress;
+pub mod sampling;
 pub mod source;
 pub mod transport;
 pub mod wire;

@@ -1,7 +1,11 @@
 //! What a migration tells while it runs, and what it reports at its end.
 
+use std::num::NonZeroU64;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use crate::convergence::{Downtime, Limits};
 use crate::transport::TransportKind;
 
 /// Told what happens, as it happens, on the migrating thread: return soon.
@@ -39,10 +43,33 @@ pub enum Event {
         /// How long the guest would stand still if it were paused now.
         predicted_downtime_ms: f64,
     },
+    /// As it looks, the rounds will not come down to the downtime limit. Told once, after the second round at the earliest.
+    NotConverging {
+        /// Why not.
+        why: String,
+        /// What would help, any of it.
+        help: String,
+        /// What the guest wrote of new pages in the last round, in MB/s.
+        dirty_rate_mbps: f64,
+        /// What the link carries, in MB/s.
+        bandwidth_mbps: f64,
+    },
     /// The guest is slowed, because the rounds do not get smaller.
     Throttled {
         /// By how much.
         percent: u8,
+    },
+    /// More downtime is allowed, because the rounds do not get smaller.
+    Relaxed {
+        /// So much, in milliseconds.
+        downtime_limit_ms: f64,
+    },
+    /// The operator has changed the limits; from this round on they are these.
+    LimitsChanged(LimitsReport),
+    /// The switch begins although the downtime limit will not be kept.
+    Stopping {
+        /// How long the guest is expected to stand still, in milliseconds.
+        predicted_downtime_ms: f64,
     },
     /// The guest is paused for the switch.
     Paused,
@@ -53,8 +80,43 @@ pub enum Event {
     },
 }
 
+/// The limits of a migration, in the units of the command line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitsReport {
+    /// How long the guest may stand still, in milliseconds.
+    pub downtime_limit_ms: f64,
+    /// How far relaxing may raise that, in milliseconds.
+    pub downtime_max_ms: f64,
+    /// How fast pages may be sent, in MB/s; `None` is as fast as the link carries them.
+    pub bandwidth_limit_mbps: Option<f64>,
+    /// How many rounds there may be.
+    pub max_rounds: u32,
+    /// How long it may take until the switch begins, in seconds.
+    pub timeout_s: Option<f64>,
+    /// How far the guest may be slowed, in percent.
+    pub throttle_max_percent: u8,
+    /// The policies, in order, with commas.
+    pub if_stuck: String,
+}
+
+impl From<&Limits> for LimitsReport {
+    fn from(limits: &Limits) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+        let mbps = |rate: NonZeroU64| rate.get() as f64 / 1e6;
+        Self {
+            downtime_limit_ms: ms(limits.downtime),
+            downtime_max_ms: ms(limits.downtime_relaxed_max()),
+            bandwidth_limit_mbps: limits.bandwidth_max.map(mbps),
+            max_rounds: limits.rounds_max,
+            timeout_s: limits.timeout.map(|timeout| timeout.as_secs_f64()),
+            throttle_max_percent: limits.throttle_max_percent,
+            if_stuck: limits.if_stuck.to_string(),
+        }
+    }
+}
+
 /// What one round was like.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoundReport {
     /// Pages sent.
     pub pages: u64,
@@ -62,8 +124,71 @@ pub struct RoundReport {
     pub bytes: u64,
     /// How long it took, up to the last fence.
     pub ms: f64,
-    /// How fast the guest wrote new pages meanwhile, in MB/s (10⁶ bytes); 0 in the last round, where it is paused.
+    /// Bytes of pages over the time in which lanes were sending, all lanes together, in MB/s (10⁶ bytes).
+    pub bandwidth_mbps: f64,
+    /// How fast the guest wrote new pages meanwhile, in MB/s; 0 in the last round, where it is paused.
     pub dirty_rate_mbps: f64,
+    /// How long the harvest of the dirty log after it took; 0 in the last round, whose harvest comes before it.
+    pub harvest_ms: f64,
+    /// How far the guest was slowed meanwhile, in percent.
+    pub throttle_percent: u8,
+    /// How often the guest beat meanwhile, in beats a second; `None` if it gives no heartbeat, or gave too few to tell.
+    pub heartbeats_per_second: Option<f64>,
+    /// Each lane.
+    pub lanes: Vec<LaneReport>,
+}
+
+/// What one lane did in a round.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaneReport {
+    /// Bytes of pages sent.
+    pub bytes: u64,
+    /// How long it was sending, without waiting for memory to be registered or looking for pages that are not zero.
+    pub busy_ms: f64,
+}
+
+/// Where the time went in which nobody ran the guest, in milliseconds: as it was predicted, or as it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DowntimeReport {
+    /// Stopping the vCPUs.
+    pub pause_ms: f64,
+    /// Saving their state and that of devices.
+    pub save_ms: f64,
+    /// The last harvest of the dirty log.
+    pub harvest_ms: f64,
+    /// Sending the last pages.
+    pub send_ms: f64,
+    /// Comparing all of RAM, if that was asked for; never predicted.
+    pub compare_ms: f64,
+    /// Sending the state, and the answer to it.
+    pub transfer_ms: f64,
+    /// Taking remote access away at the destination.
+    pub revoke_ms: f64,
+    /// Loading the state there.
+    pub load_ms: f64,
+    /// From GO to the word that the guest runs.
+    pub start_ms: f64,
+    /// All of it without comparing.
+    pub total_ms: f64,
+}
+
+impl From<Downtime> for DowntimeReport {
+    fn from(downtime: Downtime) -> Self {
+        let total_ms = ms(downtime.total());
+        let Downtime { pause, save, harvest, send, transfer, revoke, load, start } = downtime;
+        Self {
+            pause_ms: ms(pause),
+            save_ms: ms(save),
+            harvest_ms: ms(harvest),
+            send_ms: ms(send),
+            compare_ms: 0.0,
+            transfer_ms: ms(transfer),
+            revoke_ms: ms(revoke),
+            load_ms: ms(load),
+            start_ms: ms(start),
+            total_ms,
+        }
+    }
 }
 
 /// The whole migration.
@@ -75,6 +200,8 @@ pub struct Report {
     pub total_ms: f64,
     /// Of that, until the first round began: connecting, and reserving at the destination. Memory is registered in the rounds.
     pub setup_ms: f64,
+    /// From the call until a lane had taken the first run of pages, its memory registered; `None` if no page travelled.
+    pub first_byte_ms: Option<f64>,
     /// From the pause to the destination's word that the guest runs.
     pub downtime_ms: f64,
     /// Of that, comparing all of RAM, if that was asked for.
@@ -82,6 +209,14 @@ pub struct Report {
     /// From the guest's last heartbeat at the source to its first at the destination, less the flight of one message;
     /// `None` if the guest gives none.
     pub guest_downtime_ms: Option<f64>,
+    /// The downtime that was predicted when the switch was decided, by parts.
+    pub predicted: DowntimeReport,
+    /// The downtime as it was, by parts.
+    pub measured: DowntimeReport,
+    /// How often the guest beat in a second before the first round; `None` if it gives no heartbeat, or gave too few to tell.
+    pub heartbeats_per_second: Option<f64>,
+    /// The limits at the end, as they were asked for.
+    pub limits: LimitsReport,
     /// Every round, the first with all of RAM, the last while the guest was paused.
     pub rounds: Vec<RoundReport>,
     /// Bytes of pages sent, all rounds.
@@ -94,4 +229,9 @@ pub struct Report {
     pub throughput_mbps: f64,
     /// Pages that both ends compared at the switch and found equal.
     pub verified_pages: u64,
+}
+
+/// A time as reports and events have it.
+pub(crate) fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

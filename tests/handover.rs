@@ -3,6 +3,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -91,20 +92,32 @@ fn what_the_vmm_writes_while_it_saves_arrives() {
 fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_full_speed() {
     let guest = TestGuest::started_at(0);
     guest.busy.store(true, Ordering::Relaxed);
-    // Next to nothing may be left for the switch, which an idle guest without its busy device keeps to.
-    let limits = Limits { downtime: Duration::from_micros(15_500), rounds_max: 1000, ..Limits::default() };
-    let options = Options { limits, ..options() };
+    // What its device writes takes three times as long to send as the guest may stand still.
+    let limits = Limits {
+        downtime: Duration::from_millis(60),
+        bandwidth_max: NonZeroU64::new(50_000_000),
+        rounds_max: 1000,
+        ..Limits::default()
+    };
+    let options = Options { tuning: limits.into(), ..options() };
     let slowed = Mutex::new(Vec::new());
     let watch = Watch(|event: &Event| {
         if let Event::Throttled { percent } = event {
             slowed.lock().expect("nobody panicked").push((*percent, guest.machine.status().throttle_percent));
-            if *percent >= 60 {
+            if *percent >= 40 {
                 guest.busy.store(false, Ordering::Relaxed);
             }
         }
     });
     let (report, arrived) = attempt(&guest, &TestHost::default(), &options, &watch).succeeded();
-    assert_eq!(slowed.lock().expect("nobody panicked")[..3], [(20, 20), (40, 40), (60, 60)]);
+    let slowed = slowed.into_inner().expect("nobody panicked");
+    let mut last = 0;
+    for (percent, in_the_machine) in slowed {
+        assert!((last + 10..=last + 20).contains(&percent), "from {last} to {percent} %");
+        assert_eq!(in_the_machine, percent);
+        last = percent;
+    }
+    assert!(last >= 40);
     assert!(report.rounds.len() > 4, "{report:?}");
     assert_eq!(report.verified_pages, (16 << 20) / 4096);
     assert_eq!(arrived.unused_word(), guest.unused_word());
@@ -155,17 +168,16 @@ fn a_destination_that_cannot_load_the_state_says_so_and_the_source_resumes() {
 }
 
 #[test]
-fn a_destination_that_took_the_guest_and_is_silent_leaves_the_source_in_doubt_and_paused() {
+fn a_destination_that_cannot_start_the_guest_hands_it_back() {
     let guest = TestGuest::started();
     let host = TestHost { faults: vec![Fault::Resume], ..TestHost::default() };
     let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
     assert!(matches!(destination, ReceiveError::Start(_)), "{destination}");
-    assert_eq!(source.guest, GuestIs::InDoubt);
-    assert!(source.to_string().contains("in doubt"), "{source}");
-    assert_eq!(guest.machine.status().phase, Phase::Paused, "it may run there, for all that is known here");
-    let beats = guest.machine.heartbeat().count;
-    thread::sleep(Duration::from_millis(200));
-    assert_eq!(guest.machine.heartbeat().count, beats);
+    let MigrationFailure::DestinationFailed(reason) = &source.cause else { panic!("{source}") };
+    assert!(reason.contains("could not start the guest"), "{reason}");
+    assert_eq!(source.guest, GuestIs::RunningAtSource);
+    guest.runs_whole();
+    moves_at_last(&guest);
 }
 
 #[test]

@@ -9,9 +9,13 @@ use std::net::IpAddr;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{BUSY, ENDLESS, Host, Process, Receiving, in_a_lab, machine_word, runs_on, wait_until};
+use common::{
+    BUSY, ENDLESS, Host, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
+};
 use serde_json::Value;
 use sterna::transport::rdma::RdmaReach;
+use sterna::wire::Message;
+use sterna_rdma::RemoteKey;
 
 /// A device, for the time of a test.
 struct Device {
@@ -59,6 +63,13 @@ fn kernel_objects() -> String {
     String::from_utf8(output.stdout).expect("plain text")
 }
 
+/// How much memory a process has pinned for devices.
+fn pinned_kib(process: &Process) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).expect("the kernel counts it");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
 /// The kernel frees some objects a little after their process has ended.
 #[track_caller]
 fn objects_come_down_to(before: &str) {
@@ -89,7 +100,8 @@ fn rdma_is_taken_by_itself_where_a_device_reaches_the_peer() {
 fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_number_of_lanes() {
     let Some(_device) = device_or_skip() else { return };
     let guest = ["--machine=synthetic", "--memory=32M", "--cpus=4", "--working-set=8M", BUSY];
-    let limits = ["--downtime-limit=20", "--max-rounds=1000"];
+    // The working set would take 160 ms, and slowed it is still too fast for a while.
+    let limits = ["--downtime-limit=60", "--bandwidth-limit=50", "--max-rounds=1000"];
     for lanes in ["--lanes=1", "--lanes=2", "--lanes=4", "--lanes=8"] {
         let report = demo(&[&guest[..], &limits, &[lanes]].concat());
         assert_eq!(report["verified_pages"], (32 << 20) / 4096);
@@ -97,20 +109,22 @@ fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_
     }
 }
 
-/// Words that start a program with 8 MiB of lockable memory, without the capability that knows no limit.
-const LITTLE_LOCKED_MEMORY: [&str; 5] =
-    ["prlimit", "--memlock=8388608", "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"];
+/// A host whose programs may lock so much memory, without the capability that knows no limit.
+fn host_that_may_lock(bytes: u64) -> Host {
+    let memlock = format!("--memlock={bytes}");
+    Host::under(&["prlimit", &memlock, "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"])
+}
 
 #[test]
-fn a_limit_on_locked_memory_is_told_and_tcp_does_without() {
+fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
     let Some(device) = device_or_skip() else { return };
-    let limited = || Host::under(&LITTLE_LOCKED_MEMORY);
+    let limited = || host_that_may_lock(2 << 20);
     for (source, destination) in [(limited(), Host::new()), (Host::new(), limited())] {
         let running = source.run("tern", &["--memory=32M"]);
         let receiving = device.receive(&destination, &[]);
         let by_rdma = source.migrate("tern", receiving.address, &["--transport=rdma"]).wait().expect_code(11);
         by_rdma
-            .says("RDMA needs 32 MiB of locked memory, and the limit here is 8 MiB")
+            .says("RDMA needs 4 MiB of locked memory to be of use here, and may lock 1.8 MiB")
             .says("ulimit -l unlimited");
         runs_on(&source, "tern");
 
@@ -124,12 +138,79 @@ fn a_limit_on_locked_memory_is_told_and_tcp_does_without() {
 }
 
 #[test]
-fn ten_migrations_in_a_row_leave_nothing_with_the_device() {
+fn a_guest_larger_than_the_limit_on_locked_memory_moves_by_rdma_a_part_at_a_time() {
+    let Some(device) = device_or_skip() else { return };
+    let limited = || host_that_may_lock(16 << 20);
+    let lanes = ["--transport=rdma", "--compare", "--downtime-limit=2000"];
+    for (source, destination, lanes_count) in [
+        (limited(), Host::new(), "--lanes=1"),
+        (Host::new(), limited(), "--lanes=2"),
+        (limited(), limited(), "--lanes=8"),
+    ] {
+        let running = source.run("tern", &["--memory=64M", "--cpus=2", BUSY]);
+        let receiving = device.receive(&destination, &[]);
+        let arguments = [&lanes[..], &[lanes_count]].concat();
+        let ended = source.migrate("tern", receiving.address, &arguments).wait().expect_code(0);
+        ended.says("at most 14 MiB pinned");
+        assert_eq!(ended.json()["verified_pages"], (64 << 20) / 4096);
+        running.wait().expect_code(0);
+        runs_on(&destination, "tern");
+        destination.checks_clean("tern");
+    }
+}
+
+#[test]
+fn either_end_may_be_told_to_pin_less() {
+    let Some(device) = device_or_skip() else { return };
+    for (here, there) in [(&["--pin-limit=8M"][..], &[][..]), (&[], &["--pin-limit=8M"])] {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &["--memory=64M"]);
+        let receiving = device.receive(&destination, there);
+        let arguments = [&["--transport=rdma", "--compare"][..], here].concat();
+        let ended = source.migrate("tern", receiving.address, &arguments).wait().expect_code(0);
+        ended.says("at most 8 MiB pinned");
+        running.wait().expect_code(0);
+        destination.checks_clean("tern");
+    }
+}
+
+/// The first slice arrives, the writes into the second are refused by the destination's device.
+#[test]
+fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_again() {
+    let Some(device) = device_or_skip() else { return };
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=96M"]);
+    let receiving = device.receive(&destination, &[]);
+    let mut keys_seen = 0;
+    let between = go_between(device.address, receiving.address, move |message| {
+        let Message::SliceKeys(keys) = message else { return };
+        for key in keys {
+            keys_seen += 1;
+            if keys_seen == 2 {
+                key.key = RemoteKey::from_raw(!key.key.to_raw());
+            }
+        }
+    });
+    let cut = source.migrate("tern", between, &["--transport=rdma"]).wait().expect_code(10);
+    cut.says("an RDMA write failed on lane").says("where: the guest runs on at the source");
+    runs_on(&source, "tern");
+
+    // By its own message: the destination has given the attempt up, and listens again.
+    let ended =
+        source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    assert_eq!(ended.json()["transport"], "rdma");
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn fifty_migrations_in_a_row_leave_nothing_behind() {
     let Some(device) = device_or_skip() else { return };
     let before = kernel_objects();
     let mut host = Host::new();
     let mut holder: Process = host.run("tern", &[]);
-    for _ in 0..10 {
+    for _ in 0..50 {
         let next = Host::new();
         let receiving = device.receive(&next, &[]);
         let ended = host.migrate("tern", receiving.address, &["--transport=rdma"]).wait().expect_code(0);
@@ -137,6 +218,7 @@ fn ten_migrations_in_a_row_leave_nothing_with_the_device() {
         holder.wait().expect_code(0);
         // The process that holds the guest now lives on.
         objects_come_down_to(&before);
+        assert_eq!(pinned_kib(&receiving.process), 0);
         (host, holder) = (next, receiving.process);
     }
     runs_on(&host, "tern");
@@ -144,22 +226,31 @@ fn ten_migrations_in_a_row_leave_nothing_with_the_device() {
 }
 
 #[test]
-fn migrations_that_are_cancelled_leave_nothing_with_the_device() {
+fn fifty_migrations_that_are_cancelled_leave_nothing_behind() {
     let Some(device) = device_or_skip() else { return };
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &[BUSY]);
     let receiving = device.receive(&destination, &[]);
     let before = kernel_objects();
-    for _ in 0..5 {
+    let open_files = |process: &Process| {
+        std::fs::read_dir(format!("/proc/{}/fd", process.id())).expect("it lives").count()
+    };
+    let mut files_before = None;
+    for _ in 0..50 {
         let migrating =
             source.migrate("tern", receiving.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
         migrating.says("round 1:");
         assert_ne!(kernel_objects(), before, "the kernel counts what is made");
+        assert_ne!(pinned_kib(&running), 0, "the kernel counts what is pinned");
         migrating.signal(libc::SIGINT);
         migrating.wait().expect_code(130);
         runs_on(&source, "tern");
         // Both processes live on.
         objects_come_down_to(&before);
+        assert_eq!((pinned_kib(&running), pinned_kib(&receiving.process)), (0, 0));
+        let files = [open_files(&running), open_files(&receiving.process)];
+        // The first attempt opens what is kept, such as the library.
+        assert_eq!(*files_before.get_or_insert(files), files, "no descriptor is left open");
     }
     let ended =
         source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);

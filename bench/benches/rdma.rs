@@ -33,11 +33,18 @@ fn main() {
 
     let name = format!("RDMA on {}, {} MiB", device.name(), bytes >> 20);
     let mut stage = Stage::new(&mut criterion, name, bytes, "writes of 1 MiB", || {
-        ends.write(Shape { write_bytes: 1 << 20, apart: false, writes_per_list: 4 })
+        ends.write(Shape { write_bytes: 1 << 20, apart: false, writes_per_list: 4, writes_per_signal: 4 })
     });
-    let page = Shape { write_bytes: PAGE_LEN, apart: true, writes_per_list: 32 };
-    stage.beside("scattered pages, lists of 32", || ends.write(page));
-    stage.beside("scattered pages, lists of 1", || ends.write(Shape { writes_per_list: 1, ..page }));
+    let page = Shape { write_bytes: PAGE_LEN, apart: true, writes_per_list: 128, writes_per_signal: 256 };
+    stage.beside("scattered pages, lists of 128, a signal every 256", || ends.write(page));
+    for (name, writes_per_list, writes_per_signal) in [
+        ("the same, lists of 64, a signal every 128", 64, 128),
+        ("the same, lists of 32, a signal every 128", 32, 128),
+        ("the same, lists of 32, a signal each", 32, 32),
+        ("the same, lists of 1, a signal each", 1, 1),
+    ] {
+        stage.beside(name, || ends.write(Shape { writes_per_list, writes_per_signal, ..page }));
+    }
     drop(stage);
     criterion.final_summary();
 }
@@ -59,8 +66,10 @@ struct Shape {
     write_bytes: usize,
     /// Whether as many bytes are left out after each write.
     apart: bool,
-    /// One doorbell and one signal a list, as a lane does it.
+    /// A doorbell a list.
     writes_per_list: usize,
+    /// A multiple of that.
+    writes_per_signal: usize,
 }
 
 /// What a lane lets be on its way.
@@ -97,17 +106,18 @@ impl Ends {
         Ok(Self { source, _destination: destination, completions, from, to, bytes })
     }
 
-    /// One pass: returns once all of it is acknowledged.
+    /// One pass, posted as a lane does it: returns once all of it is acknowledged.
     fn write(&mut self, shape: Shape) -> u64 {
         let writes = self.bytes / shape.write_bytes;
-        let list_bytes = shape.write_bytes * shape.writes_per_list;
+        let signal_bytes = shape.write_bytes * shape.writes_per_signal;
         // A queue pair of the default capacity takes 1,024 requests.
-        let lists_max = (WINDOW_BYTES / list_bytes).min(1024 / shape.writes_per_list).max(1);
+        let signals_max = (WINDOW_BYTES / signal_bytes).min(1024 / shape.writes_per_signal).max(1);
         let stride = if shape.apart { 2 * shape.write_bytes } else { shape.write_bytes };
         let mut list = WriteList::with_capacity(shape.writes_per_list);
-        let mut lists_in_flight = 0;
+        let mut signals_in_flight = 0;
         for index in 0..writes {
-            let signalled = index + 1 == writes || list.len() + 1 == list.capacity();
+            let last = index + 1 == writes;
+            let signalled = last || (index + 1).is_multiple_of(shape.writes_per_signal);
             list.push(Transfer {
                 region: &self.from,
                 offset_bytes: index * stride,
@@ -118,16 +128,16 @@ impl Ends {
                 signalled,
             })
             .expect("the list has room and the write is in the region");
-            if signalled {
-                while lists_in_flight >= lists_max {
-                    lists_in_flight -= self.reap();
+            if list.is_full() || last {
+                while signals_in_flight >= signals_max {
+                    signals_in_flight -= self.reap();
                 }
                 self.source.post_writes(&mut list).expect("the window is within the capacity");
-                lists_in_flight += 1;
+                signals_in_flight += usize::from(signalled);
             }
         }
-        while lists_in_flight > 0 {
-            lists_in_flight -= self.reap();
+        while signals_in_flight > 0 {
+            signals_in_flight -= self.reap();
         }
         writes as u64
     }

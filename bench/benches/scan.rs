@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 
 use criterion::Criterion;
-use sterna::dirty::{DirtyBitmap, DirtyLog, SoftwareLog, Stripes};
-use sterna::memory::{PAGE_BYTES, PAGE_LEN, RamLayout, RegionLayout, Runs};
+use sterna::dirty::{DirtyBitmap, SoftwareBitmap, SoftwareLog, Stripes};
+use sterna::memory::{PAGE_BYTES, PAGE_LEN, Runs};
 use sterna_bench::dirty::Pattern;
 use sterna_bench::{Stage, all_sizes, criterion, measuring, plain_read, ram};
 use vm_memory::bitmap::AtomicBitmap;
@@ -47,9 +47,8 @@ fn patterns() -> Vec<Pattern> {
 
 fn scan(criterion: &mut Criterion, ram_bytes: u64, pattern: Pattern) {
     let bitmap = pattern.bitmap(ram_bytes);
-    let words = bitmap.words(0);
-    let layout = RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: ram_bytes }] };
-    let (all, eighth) = (Stripes::new(&layout, 1), Stripes::new(&layout, 8));
+    let words = bitmap.regions()[0].words();
+    let (all, eighth) = (Stripes::new(1), Stripes::new(8));
 
     let name = format!("scan, {} GiB, {pattern}", ram_bytes / GIB);
     let mut stage = Stage::new(criterion, name, size_of_val(words), "plain read", || plain_read(words));
@@ -75,12 +74,8 @@ fn scan(criterion: &mut Criterion, ram_bytes: u64, pattern: Pattern) {
 /// What the worker of the first lane does with the bitmap in a round.
 fn lane(stripes: &Stripes, bitmap: &DirtyBitmap) -> u64 {
     let mut sum = 0;
-    for stripe in stripes.of_lane(0) {
-        let words = stripe.words(bitmap.words(stripe.region));
-        if words.iter().all(|&word| word == 0) {
-            continue;
-        }
-        sum = Runs::new(words).fold(sum, taken);
+    for stripe in stripes.of_lane(0, bitmap) {
+        sum = stripe.runs().fold(sum, taken);
     }
     sum
 }
@@ -124,18 +119,13 @@ fn atomic(words: &[u64]) -> AtomicBitmap {
 /// What every harvest pays for the pages that the VMM itself wrote, when it wrote none.
 fn software_log(criterion: &mut Criterion) {
     let ram_bytes = if measuring() { 64 * GIB } else { GIB };
-    let memory = ram::untouched::<AtomicBitmap>(usize::try_from(ram_bytes).expect("a 64-bit machine"));
+    let memory = ram::untouched::<SoftwareBitmap>(usize::try_from(ram_bytes).expect("a 64-bit machine"));
     let log = SoftwareLog::new(&memory);
     let mut bits = Pattern::random(0).bitmap(ram_bytes);
     let limit = Pattern::random(0).bitmap(ram_bytes);
-    let words = limit.words(0);
+    let words = limit.regions()[0].words();
 
     let name = format!("software log, {} GiB, 0 %", ram_bytes / GIB);
-    Stage::new(criterion, name, size_of_val(words), "plain read", || plain_read(words)).beside(
-        "harvest",
-        || {
-            log.harvest(0, bits.words_mut(0)).expect("the region is there");
-            bits.words(0)[0]
-        },
-    );
+    Stage::new(criterion, name, size_of_val(words), "plain read", || plain_read(words))
+        .beside("harvest", || bits.harvest(&log).expect("the region is there"));
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use sterna::dirty::DirtyBitmap;
+use sterna::dirty::{DirtyBitmap, DirtyRegion};
 use sterna::memory::{RamLayout, RegionLayout};
 
 /// How many pages are dirty, and how they lie.
@@ -32,18 +32,21 @@ impl Pattern {
     pub fn bitmap(self, ram_bytes: u64) -> DirtyBitmap {
         let regions = vec![RegionLayout { guest_address: 0, len_bytes: ram_bytes }];
         let mut bitmap = DirtyBitmap::new(&RamLayout { regions });
+        // Written in any case: memory that never was is one page of zeros, which any cache holds.
+        bitmap.fill();
+        if self.per_mille < 1000 {
+            bitmap.clear();
+        }
         match self.per_mille {
-            // Touched all the same: memory that was never written is one page of zeros, which any cache holds.
-            0 => bitmap.clear(),
-            1000.. => bitmap.fill(),
-            _ => self.fill(bitmap.words_mut(0)),
+            0 | 1000.. => {}
+            _ => self.fill(&mut bitmap.regions_mut()[0]),
         }
         bitmap
     }
 
     /// Walks through the pages, from clean to dirty and back with the chances that make the density and the mean length
     /// of a run what they should be.
-    fn fill(self, words: &mut [u64]) {
+    fn fill(self, region: &mut DirtyRegion) {
         const ONE: u64 = 1 << 32;
         let begins = if self.clustered {
             ONE * self.per_mille / (1000 - self.per_mille) / 64
@@ -53,11 +56,12 @@ impl Pattern {
         let goes_on = if self.clustered { ONE / 64 * 63 } else { begins };
         let mut random = Random::default();
         let mut dirty = false;
-        for word in words {
-            *word = (0..64).fold(0, |bits, page| {
+        for word in 0..region.words().len() {
+            let bits = (0..64).fold(0, |bits, page| {
                 dirty = random.next() >> 32 < if dirty { goes_on } else { begins };
                 bits | u64::from(dirty) << page
             });
+            region.mark_word(word, bits);
         }
     }
 }
@@ -107,7 +111,7 @@ mod tests {
         for per_mille in [1, 10, 100, 500] {
             for pattern in [Pattern::random(per_mille), Pattern::clustered(per_mille)] {
                 let bitmap = pattern.bitmap(PAGES * 4096);
-                let (pages, runs) = (bitmap.count(), Runs::new(bitmap.words(0)).count() as u64);
+                let (pages, runs) = (bitmap.count(), Runs::new(bitmap.regions()[0].words()).count() as u64);
                 let expected = PAGES * per_mille / 1000;
                 assert!((expected / 2..expected * 2).contains(&pages), "{pattern}: {pages} of {expected}");
                 let mean = pages / runs;

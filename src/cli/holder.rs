@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use sterna::progress::{Event, Observer};
-use sterna::source::{Cancel, GuestIs, MigrationError, MigrationFailure, migrate};
+use sterna::progress::{Event, LimitsReport, Observer};
+use sterna::sampling::sample;
+use sterna::source::{Cancel, GuestIs, MigrationError, MigrationFailure, Options, Tuning, migrate};
 use sterna_vmm::Phase;
 
 use super::exit::Exit;
 use super::machine::MachineGuest;
-use super::protocol::{Answer, Checked, Failure, Move, Request, Status};
+use super::protocol::{Answer, Checked, Failure, Move, Request, Status, Tune};
 use super::socket::{read_line, write_line};
 
 /// Why a process does not hold its guest any more.
@@ -40,7 +41,9 @@ enum Work {
     /// Nothing is under way.
     Idle,
     /// It is being moved.
-    Migrating(Cancel),
+    Migrating(Cancel, Tuning),
+    /// Its writes are watched.
+    Sampling,
     /// It checks its own memory.
     Checking,
     /// It was handed over and nobody knows whether it arrived.
@@ -90,6 +93,8 @@ impl Holder {
                 }
                 answer
             }
+            Ok(Request::Tune(tune)) => self.tune(&tune),
+            Ok(Request::DirtyRate { longest_ms }) => self.dirty_rate(longest_ms),
             Ok(Request::Cancel) => self.cancel(),
             Ok(Request::Check) => self.check(),
             Ok(Request::Stop) => match self.begin(Work::Gone) {
@@ -125,7 +130,7 @@ impl Holder {
             },
             memory_bytes: machine.config().memory_bytes,
             vcpus: machine.config().vcpus,
-            migrating: matches!(*self.work(), Work::Migrating(_)),
+            migrating: matches!(*self.work(), Work::Migrating(..)),
             heartbeats: beat.count,
             heartbeat_regressions: beat.regressions,
             passes: status.passes,
@@ -134,13 +139,16 @@ impl Holder {
     }
 
     fn migrate(&self, request: &Move, observer: &dyn Observer) -> Answer {
-        let options = request.options();
-        if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone())) {
+        let options = match request.options() {
+            Ok(options) => Options { switch_cost: self.guest.switch_cost(), ..options },
+            Err(error) => return failed(Exit::Usage, error.to_string(), "the guest is as it was"),
+        };
+        if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone(), options.tuning.clone())) {
             return refusal;
         }
         let result = migrate(&self.guest, &request.to, &options, observer);
         let (work, answer) = match result {
-            Ok(report) => (Work::Gone, Answer::Moved(report)),
+            Ok(report) => (Work::Gone, Answer::Moved(Box::new(report))),
             Err(error) => {
                 let work = if error.guest == GuestIs::InDoubt { Work::InDoubt } else { Work::Idle };
                 (work, failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string()))
@@ -152,11 +160,35 @@ impl Holder {
 
     fn cancel(&self) -> Answer {
         match &*self.work() {
-            Work::Migrating(cancel) => {
+            Work::Migrating(cancel, _) => {
                 cancel.cancel();
                 Answer::Done
             }
             _ => failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was"),
+        }
+    }
+
+    fn tune(&self, tune: &Tune) -> Answer {
+        let Work::Migrating(_, tuning) = &*self.work() else {
+            return failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was");
+        };
+        let mut applied = Ok(());
+        let limits = tuning.change(|limits| applied = tune.apply_to(limits));
+        match applied {
+            Ok(()) => Answer::Limits(LimitsReport::from(&limits)),
+            Err(error) => failed(Exit::Usage, error.to_string(), "the limits are as they were"),
+        }
+    }
+
+    fn dirty_rate(&self, longest_ms: u64) -> Answer {
+        if let Err(refusal) = self.begin(Work::Sampling) {
+            return refusal;
+        }
+        let sampled = sample(&self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
+        *self.work() = Work::Idle;
+        match sampled {
+            Ok(sampled) => Answer::Sampled(sampled.into()),
+            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here"),
         }
     }
 
@@ -192,7 +224,7 @@ impl Work {
     fn refuse(&self) -> Answer {
         match self {
             Self::Idle => failed(Exit::Failed, "nothing is under way", "the guest runs here"),
-            Self::Migrating(_) => {
+            Self::Migrating(..) => {
                 failed(Exit::Failed, "the guest is migrating", "the guest runs at the source")
             }
             Self::InDoubt => failed(
@@ -201,6 +233,9 @@ impl Work {
                 "in doubt: the guest is paused here, and perhaps running at the destination: look there; if it runs, \
                  end this process",
             ),
+            Self::Sampling => {
+                failed(Exit::Failed, "the guest's writes are being watched", "the guest runs here")
+            }
             Self::Checking => failed(Exit::Failed, "the guest is checking its memory", "the guest runs here"),
             Self::Gone => {
                 failed(Exit::Failed, "the guest has moved away or was stopped", "the guest is not here")
@@ -226,6 +261,9 @@ fn exit_of(error: &MigrationError) -> Exit {
 /// Passes events on to whoever asked for the migration, as long as they listen: nobody who stopped reading, with Ctrl-S or
 /// for good, may hold a migration up.
 struct Progress<'stream>(Mutex<Option<&'stream UnixStream>>);
+
+/// How long a guest's writes may be watched at a time: nothing else can be done with it meanwhile.
+const WATCHED_MAX: Duration = Duration::from_secs(60);
 
 /// How long a listener may take to make room for a line.
 const LISTENER_MAX: Duration = Duration::from_millis(100);

@@ -1,8 +1,10 @@
 //! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
 
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sterna::convergence::SwitchCost;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
 use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
 use sterna::memory::GuestRam;
@@ -22,6 +24,47 @@ pub(crate) struct MachineGuest {
     pub(crate) machine: SharedMachine,
     /// Its control socket, which holds the name from the first moment on.
     pub(crate) socket: Listener,
+    cost: Mutex<SwitchCost>,
+}
+
+impl MachineGuest {
+    pub(crate) fn new(name: String, machine: SharedMachine, socket: Listener) -> Self {
+        Self { name, machine, socket, cost: Mutex::default() }
+    }
+
+    /// Pauses, saves and resumes a guest that has just been started, so that it is known how long that takes.
+    pub(crate) fn rehearse(&self) -> Result<(), MachineError> {
+        self.timed(|cost| &mut cost.pause, || self.machine.pause())?;
+        let saved = self.timed(|cost| &mut cost.save, || self.machine.save());
+        self.machine.resume()?;
+        let state = saved?;
+        let mut cost = self.cost();
+        // Nobody has loaded it yet; it is as much work.
+        (cost.state_bytes, cost.load) = (state.len() as u64, cost.save);
+        Ok(())
+    }
+
+    /// What its switch costs, as far as it was ever paused, saved or loaded here.
+    pub(crate) fn switch_cost(&self) -> SwitchCost {
+        *self.cost()
+    }
+
+    fn timed<T, E>(
+        &self,
+        part: fn(&mut SwitchCost) -> &mut Duration,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let began = Instant::now();
+        let result = work();
+        if result.is_ok() {
+            *part(&mut self.cost()) = began.elapsed();
+        }
+        result
+    }
+
+    fn cost(&self) -> MutexGuard<'_, SwitchCost> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a destination needs to make the same machine.
@@ -69,7 +112,7 @@ impl Guest for MachineGuest {
     }
 
     fn pause(&self) -> Result<(), GuestError> {
-        self.machine.pause().map_err(GuestError::new)
+        self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)
     }
 
     fn resume(&self) -> Result<(), GuestError> {
@@ -81,11 +124,16 @@ impl Guest for MachineGuest {
     }
 
     fn save(&self) -> Result<Vec<u8>, GuestError> {
-        self.machine.save().map_err(GuestError::new)
+        let state = self.timed(|cost| &mut cost.save, || self.machine.save()).map_err(GuestError::new)?;
+        self.cost().state_bytes = state.len() as u64;
+        Ok(state)
     }
 
     fn load(&self, state: &[u8]) -> Result<(), GuestError> {
-        self.machine.load(state).map_err(GuestError::new)
+        self.timed(|cost| &mut cost.load, || self.machine.load(state)).map_err(GuestError::new)?;
+        let mut cost = self.cost();
+        (cost.state_bytes, cost.save) = (state.len() as u64, cost.load);
+        Ok(())
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
@@ -138,7 +186,7 @@ impl GuestHost for MachineHost {
             }
         }
         let machine = new_machine(details.kind, details.config).map_err(incompatible)?;
-        Ok(MachineGuest { name, machine, socket })
+        Ok(MachineGuest::new(name, machine, socket))
     }
 }
 

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
-use clap::Args;
+use clap::{Args, CommandFactory, Parser};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use sterna::convergence::IfStuck;
 use sterna::progress::{Event, Report};
 
 use super::exit::Exit;
-use super::protocol::{Answer, Failure, Move, Request, Transport};
+use super::lanes::LaneArgs;
+use super::protocol::{Answer, Failure, Move, Request, Tune};
 use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
 
@@ -21,8 +23,11 @@ pub(crate) struct MigrateArgs {
     #[arg(value_parser = socket::parse_name)]
     name: String,
     /// Where to: a host on which `sterna receive` runs
-    #[arg(long, value_name = "HOST[:PORT]")]
-    to: String,
+    #[arg(long, value_name = "HOST[:PORT]", required_unless_present = "set")]
+    to: Option<String>,
+    /// Change a limit of a migration that is under way, by the name of its option; may be given more than once
+    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with = "to")]
+    set: Vec<String>,
     #[command(flatten)]
     how: MoveArgs,
     /// Have both ends compare all memory at the switch; the guest stands still meanwhile
@@ -36,44 +41,97 @@ pub(crate) struct MigrateArgs {
 /// How a migration is to be done.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MoveArgs {
-    /// How the pages travel
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) transport: Transport,
-    /// How many lanes (queue pairs or TCP streams) [default: by the number of processors]
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) lanes: Option<u8>,
-    /// How long the guest may stand still at the switch, in ms
-    #[arg(long, default_value_t = 300, value_name = "MS")]
-    pub(crate) downtime_limit: u64,
-    /// Give up after so many rounds
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1000), value_name = "N")]
-    pub(crate) max_rounds: u32,
-    /// Slow the guest by up to so many percent when the rounds do not get smaller; 0 never does
-    #[arg(long, default_value_t = 99, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
-    pub(crate) throttle_max: u8,
+    #[command(flatten)]
+    pub(crate) lanes: LaneArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
+}
+
+/// When to switch, and what to do when it does not come to that. What is not given is as the library has it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LimitArgs {
+    /// How long the guest may stand still at the switch, in ms [default: 300]
+    #[arg(long, value_name = "MS")]
+    downtime_limit: Option<u64>,
+    /// How far `--if-stuck relax` may raise that, in ms [default: 5 times the limit]
+    #[arg(long, value_name = "MS")]
+    downtime_max: Option<u64>,
+    /// Send no faster than this, in MB/s; 0 is as fast as the link carries [default: 0]
+    #[arg(long, value_name = "MB/S")]
+    bandwidth_limit: Option<u64>,
+    /// Send no more rounds than this while the guest runs [default: 100]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
+    max_rounds: Option<u32>,
+    /// Switch or give up, as --if-stuck has it, after this time; 0 is none [default: 0]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Slow the guest by up to so many percent; 0 never does [default: 99]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
+    throttle_max: Option<u8>,
+    /// What to do, in this order, when the rounds do not come down to the downtime limit: `throttle` slows the guest, `relax`
+    /// allows more downtime, `stop` switches all the same, `abort` gives up. Without the last two it goes on until rounds or
+    /// time are over, and gives up then [default: throttle]
+    #[arg(long, value_parser = parse_if_stuck, value_name = "POLICY,...")]
+    if_stuck: Option<String>,
+}
+
+/// The options of [`LimitArgs`] alone, to read `--set` by.
+#[derive(Debug, Parser)]
+struct OnlyLimits {
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+fn parse_if_stuck(text: &str) -> Result<String, String> {
+    text.parse::<IfStuck>().map(|chain| chain.to_string()).map_err(|error| error.to_string())
+}
+
+impl LimitArgs {
+    pub(crate) fn tune(&self) -> Tune {
+        Tune {
+            downtime_limit_ms: self.downtime_limit,
+            downtime_max_ms: self.downtime_max,
+            bandwidth_limit_mbps: self.bandwidth_limit,
+            max_rounds: self.max_rounds,
+            timeout_s: self.timeout,
+            throttle_max_percent: self.throttle_max,
+            if_stuck: self.if_stuck.clone(),
+        }
+    }
+
+    /// Those of `--set downtime-limit=50 ...`.
+    fn of_settings(settings: &[String]) -> Result<Self, String> {
+        // A bare `--` would end the options, and be no error.
+        let words =
+            settings.iter().map(|setting| format!("--{}", if setting.is_empty() { "=" } else { setting }));
+        let parsed = OnlyLimits::try_parse_from(["set".to_owned()].into_iter().chain(words));
+        parsed.map(|only| only.limits).map_err(|error| {
+            let names: Vec<_> = OnlyLimits::command()
+                .get_arguments()
+                .filter_map(|argument| argument.get_long())
+                .filter(|&name| name != "help")
+                .map(str::to_owned)
+                .collect();
+            let first = error.to_string().lines().next().unwrap_or_default().replace("error: ", "");
+            format!("--set takes LIMIT=VALUE, LIMIT one of {}: {first}", names.join(", "))
+        })
+    }
 }
 
 impl MoveArgs {
     pub(crate) fn request(&self, to: String, compare: bool) -> Move {
-        Move {
-            to,
-            transport: self.transport,
-            lanes: self.lanes,
-            downtime_limit_ms: self.downtime_limit,
-            rounds_max: self.max_rounds,
-            throttle_max_percent: self.throttle_max,
-            compare,
-        }
+        Move { to, lanes: self.lanes.clone(), limits: self.limits.tune(), compare }
     }
 }
 
 pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
-    let request = args.how.request(with_port(&args.to), args.compare);
+    let Some(to) = &args.to else { return set(args) };
+    let request = args.how.request(with_port(to), args.compare);
     let signal = cancel_on_signal(&args.name);
     let result = move_guest(&args.name, request, &mut output::progress);
     match result {
         Ok(report) => {
-            println!("{} runs at {} now", args.name, args.to);
+            println!("{} runs at {to} now", args.name);
             output::print_lines(&output::summary(&report));
             if args.json {
                 println!("{}", serde_json::Value::Object(output::json(&report, 0)));
@@ -90,6 +148,27 @@ pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
             }
             code
         }
+    }
+}
+
+/// `--set`: changes the limits of a migration that is under way.
+fn set(args: &MigrateArgs) -> ExitCode {
+    let limits = match LimitArgs::of_settings(&args.set) {
+        Ok(limits) => limits,
+        Err(what) => return output::error(Exit::Usage, what),
+    };
+    match ask(&args.name, &Request::Tune(limits.tune())) {
+        Ok(Answer::Limits(limits)) => {
+            if args.json {
+                println!("{}", serde_json::json!({ "status": "set", "limits": limits }));
+            } else {
+                println!("{}: {}", args.name, output::limits(&limits));
+            }
+            Exit::Done.into()
+        }
+        Ok(Answer::Failed(failure)) => output::failed(&failure),
+        Ok(other) => output::error(Exit::Failed, format!("{} answered {other:?}", args.name)),
+        Err(error) => output::error(Exit::Failed, error),
     }
 }
 
@@ -110,7 +189,7 @@ pub(crate) fn move_guest(
     loop {
         match client.answer() {
             Ok(Answer::Progress(event)) => progress(&event),
-            Ok(Answer::Moved(report)) => return Ok(report),
+            Ok(Answer::Moved(report)) => return Ok(*report),
             Ok(Answer::Failed(failure)) => return Err(failure),
             Ok(_) => {}
             Err(error) => {
@@ -160,6 +239,30 @@ fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_set_by_the_names_and_within_the_bounds_of_their_options() {
+        let set = |settings: &[&str]| {
+            LimitArgs::of_settings(&settings.iter().map(|&setting| setting.to_owned()).collect::<Vec<_>>())
+        };
+        let tune = set(&["downtime-limit=50", "bandwidth-limit=0", "if-stuck=relax, stop"]).unwrap().tune();
+        let expected = Tune {
+            downtime_limit_ms: Some(50),
+            bandwidth_limit_mbps: Some(0),
+            if_stuck: Some("relax,stop".into()),
+            ..Tune::default()
+        };
+        assert_eq!(tune, expected);
+        for wrong in
+            ["downtime-limit", "downtime-limit=soon", "throttle-max=100", "lanes=2", "if-stuck=wait", "=", ""]
+        {
+            let error = set(&[wrong]).unwrap_err();
+            assert!(
+                error.contains("one of downtime-limit, downtime-max, bandwidth-limit"),
+                "{wrong}: {error}"
+            );
+        }
+    }
 
     #[test]
     fn a_port_is_added_where_none_is_given() {

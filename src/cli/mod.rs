@@ -4,17 +4,21 @@
 //! |---|---|
 //! | `run`, `receive` | the two that hold a guest: a fresh one, and one that arrives |
 //! | `migrate` | asks the process that holds a guest to move it, and shows how that goes |
+//! | `dirty_rate` | samples a guest's writes, and predicts how it would move |
 //! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
 //! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
 //! | `holder`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
+//! | `lanes` | how pages travel: the same options for guests and files |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
 
 mod check;
 mod demo;
+mod dirty_rate;
 mod exit;
 mod holder;
+mod lanes;
 mod machine;
 mod migrate;
 mod output;
@@ -51,6 +55,8 @@ enum Command {
     Receive(receive::ReceiveArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// Sample how fast a guest writes its memory, and say whether and how it would move
+    DirtyRate(dirty_rate::DirtyRateArgs),
     /// Move a memory image or any large file to another host
     Send(send::SendArgs),
     /// Show it: two processes on this machine, and a guest that moves from one to the other
@@ -74,6 +80,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Migrate(args) => migrate::run(&args),
+        Command::DirtyRate(args) => dirty_rate::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(&args),

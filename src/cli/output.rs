@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
-use sterna::progress::{Event, Report};
+use sterna::progress::{DowntimeReport, Event, LimitsReport, Report};
 use sterna::transport::TransportKind;
 
 use super::exit::Exit;
@@ -49,12 +49,35 @@ pub(crate) fn progress(event: &Event) {
         Event::Throttled { percent } => {
             eprintln!("  rounds do not get smaller: guest slowed by {percent} %");
         }
+        Event::NotConverging { why, help, .. } => {
+            eprintln!("  warning: {why}; it would take {help}");
+        }
+        Event::Relaxed { downtime_limit_ms } => {
+            eprintln!("  rounds do not get smaller: {downtime_limit_ms:.0} ms of downtime allowed");
+        }
+        Event::LimitsChanged(changed) => eprintln!("  limits changed: {}", limits(changed)),
+        Event::Stopping { predicted_downtime_ms } => {
+            eprintln!("  switching all the same, with a downtime of about {predicted_downtime_ms:.0} ms");
+        }
         Event::Paused => eprintln!("  guest paused for the switch"),
         Event::Switched { downtime_ms } => {
             eprintln!("  guest runs at the destination after {downtime_ms:.0} ms");
         }
         _ => {}
     }
+}
+
+/// The limits of a migration, in a line.
+pub(crate) fn limits(limits: &LimitsReport) -> String {
+    let LimitsReport {
+        downtime_limit_ms, downtime_max_ms, max_rounds, throttle_max_percent, if_stuck, ..
+    } = limits;
+    let bandwidth = limits.bandwidth_limit_mbps.map_or("no".into(), |limit| format!("{limit:.0} MB/s"));
+    let timeout = limits.timeout_s.map_or("no".into(), |limit| format!("{limit:.0} s"));
+    format!(
+        "downtime-limit {downtime_limit_ms:.0} ms, downtime-max {downtime_max_ms:.0} ms, bandwidth-limit {bandwidth}, \
+         max-rounds {max_rounds}, timeout {timeout}, throttle-max {throttle_max_percent} %, if-stuck {if_stuck}"
+    )
 }
 
 /// The summary of a migration for people, as lines of a label and a text.
@@ -70,6 +93,7 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
         ("transport", transport_name(report.transport).to_owned()),
         ("total time", format!("{:.0} ms, {:.0} ms of it to set up", report.total_ms, report.setup_ms)),
         ("downtime", downtime),
+        ("of that", parts(report)),
         ("rounds", report.rounds.len().to_string()),
         (
             "moved",
@@ -88,6 +112,17 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
     lines
 }
 
+/// Where the downtime went, and what was predicted.
+fn parts(report: &Report) -> String {
+    let DowntimeReport { pause_ms, save_ms, harvest_ms, send_ms, revoke_ms, load_ms, .. } = report.measured;
+    let rest_ms = report.measured.transfer_ms + report.measured.start_ms;
+    format!(
+        "pause {pause_ms:.1}, save {save_ms:.1}, harvest {harvest_ms:.1}, send {send_ms:.1}, revoke {revoke_ms:.1}, \
+         load {load_ms:.1}, messages and start {rest_ms:.1} ms; {:.1} ms were predicted",
+        report.predicted.total_ms
+    )
+}
+
 /// Prints lines of a label and a text, aligned.
 pub(crate) fn print_lines(lines: &[(&'static str, String)]) {
     for (label, text) in lines {
@@ -102,9 +137,15 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         "transport": report.transport,
         "total_ms": report.total_ms,
         "setup_ms": report.setup_ms,
+        "first_byte_ms": report.first_byte_ms,
         "downtime_ms": report.downtime_ms,
         "compare_ms": report.compare_ms,
         "guest_downtime_ms": report.guest_downtime_ms,
+        "predicted_downtime_ms": report.predicted.total_ms,
+        "downtime_predicted": report.predicted,
+        "downtime_measured": report.measured,
+        "heartbeats_per_second": report.heartbeats_per_second,
+        "limits": report.limits,
         "rounds": report.rounds.len(),
         "bytes_sent": report.bytes_sent,
         "pages_sent": report.pages_sent,

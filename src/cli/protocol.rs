@@ -1,13 +1,17 @@
 //! What is said over a control socket: one JSON object a line, a request first, then answers.
 
+use std::num::NonZeroU64;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
-use sterna::convergence::Limits;
-use sterna::progress::{Event, Report};
-use sterna::source::Options;
-use sterna::transport::TransportChoice;
+use sterna::convergence::{DirtySample, IfStuck, IfStuckError, Limits};
+use sterna::progress::{Event, LimitsReport, Report};
+use sterna::sampling::Sampled;
+use sterna::source::{Options, Tuning};
 use sterna_vmm::MachineKind;
 
 use super::exit::Exit;
+use super::lanes::LaneArgs;
 
 /// What the holder of a guest may be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +21,10 @@ pub(crate) enum Request {
     Status,
     /// Move it. Answered by events, then by a report or a failure.
     Migrate(Move),
+    /// Change the limits of a migration that is under way.
+    Tune(Tune),
+    /// Watch what it writes, for this long at the longest.
+    DirtyRate { longest_ms: u64 },
     /// End a migration that is under way.
     Cancel,
     /// Let the guest check its own memory.
@@ -29,35 +37,23 @@ pub(crate) enum Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Move {
     pub(crate) to: String,
-    pub(crate) transport: Transport,
-    pub(crate) lanes: Option<u8>,
-    pub(crate) downtime_limit_ms: u64,
-    pub(crate) rounds_max: u32,
-    pub(crate) throttle_max_percent: u8,
+    pub(crate) lanes: LaneArgs,
+    pub(crate) limits: Tune,
     pub(crate) compare: bool,
 }
 
-/// The transports that can be asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Transport {
-    /// RDMA where a device reaches the peer, else TCP
-    #[default]
-    Auto,
-    /// TCP
-    Tcp,
-    /// RDMA, or fail
-    Rdma,
-}
-
-impl From<Transport> for TransportChoice {
-    fn from(transport: Transport) -> Self {
-        match transport {
-            Transport::Auto => Self::Auto,
-            Transport::Tcp => Self::Tcp,
-            Transport::Rdma => Self::Rdma,
-        }
-    }
+/// Limits that are given; the others stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tune {
+    pub(crate) downtime_limit_ms: Option<u64>,
+    pub(crate) downtime_max_ms: Option<u64>,
+    /// 0 is none.
+    pub(crate) bandwidth_limit_mbps: Option<u64>,
+    pub(crate) max_rounds: Option<u32>,
+    /// 0 is none.
+    pub(crate) timeout_s: Option<u64>,
+    pub(crate) throttle_max_percent: Option<u8>,
+    pub(crate) if_stuck: Option<String>,
 }
 
 /// What the holder answers.
@@ -69,9 +65,13 @@ pub(crate) enum Answer {
     /// During `migrate`.
     Progress(Event),
     /// The end of a `migrate` that succeeded.
-    Moved(Report),
+    Moved(Box<Report>),
+    /// To `dirty-rate`.
+    Sampled(Samples),
     /// To `check`.
     Checked(Checked),
+    /// To `tune`: the limits now.
+    Limits(LimitsReport),
     /// To `cancel` and `stop`.
     Done,
     /// Not done.
@@ -95,6 +95,25 @@ pub(crate) struct Status {
     pub(crate) throttle_percent: u8,
 }
 
+/// What was seen of a guest's writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Samples {
+    pub(crate) ram_bytes: u64,
+    pub(crate) touched_bytes: u64,
+    pub(crate) harvest_ms: f64,
+    pub(crate) heartbeats_per_second: Option<f64>,
+    pub(crate) heartbeats_per_second_watched: Option<f64>,
+    pub(crate) samples: Vec<Sample>,
+}
+
+/// How much it wrote in one interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    pub(crate) ms: f64,
+    pub(crate) dirty_bytes: u64,
+    pub(crate) mbps: f64,
+}
+
 /// What a guest found of its own memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checked {
@@ -112,17 +131,72 @@ pub(crate) struct Failure {
 }
 
 impl Move {
-    pub(crate) fn options(&self) -> Options {
-        Options {
-            transport: self.transport.into(),
-            lanes: self.lanes,
-            limits: Limits {
-                downtime: std::time::Duration::from_millis(self.downtime_limit_ms),
-                rounds_max: self.rounds_max,
-                throttle_max_percent: self.throttle_max_percent,
-            },
+    pub(crate) fn options(&self) -> Result<Options, IfStuckError> {
+        let mut limits = Limits::default();
+        self.limits.apply_to(&mut limits)?;
+        Ok(Options {
+            transport: self.lanes.transport.into(),
+            lanes: self.lanes.lanes,
+            rdma: self.lanes.tuning(),
+            tuning: Tuning::new(limits),
             compare: self.compare,
             ..Options::default()
+        })
+    }
+}
+
+impl From<Sampled> for Samples {
+    fn from(sampled: Sampled) -> Self {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let sample = |sample: &DirtySample| {
+            #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+            let mbps = sample.dirty_bytes as f64 / 1e3 / ms(sample.interval).max(1e-3);
+            Sample { ms: ms(sample.interval), dirty_bytes: sample.dirty_bytes, mbps }
+        };
+        Self {
+            ram_bytes: sampled.ram_bytes,
+            touched_bytes: sampled.touched_bytes,
+            harvest_ms: ms(sampled.harvest),
+            heartbeats_per_second: sampled.heartbeats_per_second,
+            heartbeats_per_second_watched: sampled.heartbeats_per_second_watched,
+            samples: sampled.samples.iter().map(sample).collect(),
         }
+    }
+}
+
+impl Samples {
+    pub(crate) fn to_sampled(&self) -> Sampled {
+        let time = |ms: f64| Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
+        let sample =
+            |sample: &Sample| DirtySample { interval: time(sample.ms), dirty_bytes: sample.dirty_bytes };
+        Sampled {
+            ram_bytes: self.ram_bytes,
+            touched_bytes: self.touched_bytes,
+            samples: self.samples.iter().map(sample).collect(),
+            harvest: time(self.harvest_ms),
+            heartbeats_per_second: self.heartbeats_per_second,
+            heartbeats_per_second_watched: self.heartbeats_per_second_watched,
+        }
+    }
+}
+
+impl Tune {
+    /// Changes what is given; nothing if something given cannot be.
+    pub(crate) fn apply_to(&self, limits: &mut Limits) -> Result<(), IfStuckError> {
+        let if_stuck: Option<IfStuck> = self.if_stuck.as_deref().map(str::parse).transpose()?;
+        let given = |millis: Option<u64>| millis.map(Duration::from_millis);
+        limits.downtime = given(self.downtime_limit_ms).unwrap_or(limits.downtime);
+        limits.downtime_max = given(self.downtime_max_ms).or(limits.downtime_max);
+        if let Some(megabytes) = self.bandwidth_limit_mbps {
+            limits.bandwidth_max = NonZeroU64::new(megabytes.saturating_mul(1_000_000));
+        }
+        limits.rounds_max = self.max_rounds.unwrap_or(limits.rounds_max);
+        if let Some(seconds) = self.timeout_s {
+            limits.timeout = (seconds > 0).then_some(Duration::from_secs(seconds));
+        }
+        let throttle_max_percent = self.throttle_max_percent.map(|percent| percent.min(99));
+        limits.throttle_max_percent = throttle_max_percent.unwrap_or(limits.throttle_max_percent);
+        limits.if_stuck = if_stuck.unwrap_or_else(|| limits.if_stuck.clone());
+        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use sterna::destination::{Arrival, ReceiveError, Receiver};
+use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
 
@@ -31,6 +31,9 @@ pub(crate) struct ReceiveArgs {
     /// Take no guest with more RAM than this
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
+    /// Pin at most so much memory for RDMA; the rest takes turns [default: what `ulimit -l` allows]
+    #[arg(long, value_name = "SIZE")]
+    pin_limit: Option<Size>,
     /// Wait for a file instead, which `sterna send` brings: its path here, or a folder in which it keeps its name
     #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max"])]
     into: Option<PathBuf>,
@@ -57,6 +60,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Err(error) => return output::error(Exit::Refused, error),
     };
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
+        .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
         Ok(opened) => opened,
@@ -74,7 +78,6 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     let arrival = loop {
         match receiver.receive(&host) {
             Ok(arrival) => break arrival,
-            Err(error @ ReceiveError::Start(_)) => return output::error(Exit::Lost, error),
             Err(error) if args.once => return output::error(Exit::Failed, error),
             Err(error) => eprintln!("a guest did not arrive: {error}"),
         }

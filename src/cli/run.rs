@@ -137,6 +137,10 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Err(error) => return output::error(Exit::Refused, error),
     };
     let name = args.name.clone();
+    let guest = MachineGuest::new(name.clone(), machine, socket);
+    if let Err(error) = guest.rehearse() {
+        return output::error(Exit::Failed, error);
+    }
     if args.json {
         println!(
             "{}",
@@ -145,7 +149,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     } else {
         println!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
-    let ended = hold(MachineGuest { name: name.clone(), machine, socket });
+    let ended = hold(guest);
     say_end(&name, &ended, args.json);
     Exit::Done.into()
 }

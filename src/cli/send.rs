@@ -18,9 +18,9 @@ use sterna::image::{self, Options, Phase, Progress, Report, SendError, SendFailu
 use sterna::source::{Cancel, MigrationFailure};
 
 use super::exit::Exit;
+use super::lanes::LaneArgs;
 use super::migrate::with_port;
 use super::output::{print_lines, transport_name};
-use super::protocol::Transport;
 use super::size::Size;
 
 /// For `--help`.
@@ -41,19 +41,20 @@ pub(crate) struct SendArgs {
     /// Where to: a host on which `sterna receive --into PATH` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
-    /// How the pages travel
-    #[arg(long, value_enum, default_value_t)]
-    transport: Transport,
-    /// How many lanes (queue pairs or TCP streams) [default: by the number of processors]
-    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
-    lanes: Option<u8>,
+    #[command(flatten)]
+    lanes: LaneArgs,
     /// Print the report as JSON, one object, as the last line
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &SendArgs) -> ExitCode {
-    let options = Options { transport: args.transport.into(), lanes: args.lanes, cancel: Cancel::default() };
+    let options = Options {
+        transport: args.lanes.transport.into(),
+        lanes: args.lanes.lanes,
+        rdma: args.lanes.tuning(),
+        cancel: Cancel::default(),
+    };
     let signal = cancel_on_signal(&options.cancel);
     let progress = Progress::default();
     let result = thread::scope(|scope| {

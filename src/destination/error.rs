@@ -9,7 +9,7 @@ use crate::memory::MemoryError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
 
-/// Why a guest did not arrive. But for [`ReceiveError::Start`], it is at the source.
+/// Why a guest did not arrive: it is at the source.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum ReceiveError {
@@ -47,8 +47,8 @@ pub enum ReceiveError {
         /// Its first page in that region.
         first_page: u64,
     },
-    /// The guest is this host's, and could not be started: it runs nowhere.
-    #[error("the guest was handed over and this host could not start it; it runs nowhere: {0}")]
+    /// The guest was handed over, and none of its vCPUs could be started.
+    #[error("this host could not start the guest, and hands it back: {0}")]
     Start(#[source] GuestError),
     /// The control channel.
     #[error(transparent)]

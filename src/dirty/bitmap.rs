@@ -1,88 +1,179 @@
+use std::ops::Range;
+
+use super::stripes::STRIPE_WORDS;
+use super::{DirtyError, DirtyLog};
 use crate::memory::RamLayout;
 
-/// One bit a page for all of guest RAM, region by region, in the layout of `KVM_GET_DIRTY_LOG`: the only bitmap there is.
+/// Which pages of guest RAM are dirty, region by region: the only bitmap there is.
 ///
-/// It is made once for a migration and reused every round. Bits past a region's last page are never set.
+/// It is made once for a migration and reused every round.
 #[derive(Clone, Debug)]
 pub struct DirtyBitmap {
-    regions: Vec<Region>,
-}
-
-#[derive(Clone, Debug)]
-struct Region {
-    pages: u64,
-    words: Vec<u64>,
+    regions: Vec<DirtyRegion>,
 }
 
 impl DirtyBitmap {
     /// An empty bitmap for the layout.
     #[must_use]
     pub fn new(layout: &RamLayout) -> Self {
-        let regions = layout
-            .regions
-            .iter()
-            .map(|region| Region {
-                pages: region.pages(),
-                words: vec![
-                    0;
-                    usize::try_from(region.pages().div_ceil(64))
-                        .expect("RAM that is mapped here fits usize")
-                ],
-            })
-            .collect();
-        Self { regions }
+        Self { regions: layout.regions.iter().map(|region| DirtyRegion::new(region.pages())).collect() }
     }
 
-    /// How many regions it covers.
+    /// The bits of each region of guest RAM, in order.
     #[must_use]
-    pub fn regions(&self) -> usize {
-        self.regions.len()
+    pub fn regions(&self) -> &[DirtyRegion] {
+        &self.regions
     }
 
-    /// The words of one region.
-    ///
-    /// # Panics
-    /// If there is no such region.
-    #[must_use]
-    pub fn words(&self, region: usize) -> &[u64] {
-        &self.regions[region].words
+    /// The same, to be changed.
+    pub fn regions_mut(&mut self) -> &mut [DirtyRegion] {
+        &mut self.regions
     }
 
-    /// The words of one region, to be filled by a harvest.
+    /// Adds the pages written since the last harvest; returns how many are dirty then.
     ///
-    /// # Panics
-    /// If there is no such region.
-    pub fn words_mut(&mut self, region: usize) -> &mut [u64] {
-        &mut self.regions[region].words
+    /// # Errors
+    /// As for [`DirtyLog::harvest`].
+    pub fn harvest(&mut self, log: &dyn DirtyLog) -> Result<u64, DirtyError> {
+        for (region, dirty) in self.regions.iter_mut().enumerate() {
+            log.harvest(region, dirty)?;
+        }
+        Ok(self.count())
     }
 
     /// Marks every page dirty: the first round.
     pub fn fill(&mut self) {
         for region in &mut self.regions {
-            region.words.fill(u64::MAX);
-            let tail = region.pages % 64;
-            if let Some(last) = region.words.last_mut().filter(|_| tail != 0) {
-                *last = (1 << tail) - 1;
-            }
+            region.mark(0..region.pages);
         }
     }
 
     /// Marks every page clean.
     pub fn clear(&mut self) {
-        for region in &mut self.regions {
-            region.words.fill(0);
-        }
+        self.regions.iter_mut().for_each(DirtyRegion::clear);
     }
 
     /// How many pages are dirty.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.regions.iter().flat_map(|region| &region.words).map(|word| u64::from(word.count_ones())).sum()
+        self.regions.iter().map(DirtyRegion::count).sum()
+    }
+}
+
+/// One bit a page of a region, in the layout of `KVM_GET_DIRTY_LOG`, and above it a bit a word.
+///
+/// The upper level is what makes a round cheap in which little is dirty: neither scanning nor clearing looks at a word that is
+/// zero, which is most of what either would do. It is a 64th of the words.
+#[derive(Clone, Debug)]
+pub struct DirtyRegion {
+    pages: u64,
+    words: Vec<u64>,
+    /// For each stripe, which of its words are not zero.
+    nonzero: Vec<u64>,
+    count: u64,
+}
+
+impl DirtyRegion {
+    fn new(pages: u64) -> Self {
+        let words = usize::try_from(pages.div_ceil(64)).expect("RAM that is mapped here fits usize");
+        let stripes = words.div_ceil(STRIPE_WORDS);
+        Self { pages, words: vec![0; words], nonzero: vec![0; stripes], count: 0 }
+    }
+
+    /// How many pages the region has.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The bits, bit 0 of word 0 being the region's first page. Bits past the last page are never set.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// For each stripe, which of its words are not zero.
+    pub(super) fn nonzero(&self) -> &[u64] {
+        &self.nonzero
+    }
+
+    /// How many pages are dirty.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Marks pages dirty. What lies past the region's end is left out.
+    pub fn mark(&mut self, pages: Range<u64>) {
+        self.edit(pages, |word, bits| word | bits);
+    }
+
+    /// Marks pages clean.
+    pub fn unmark(&mut self, pages: Range<u64>) {
+        self.edit(pages, |word, bits| word & !bits);
+    }
+
+    /// Marks the pages dirty that are set in `bits`, the region's word `word`. What lies past the region's end is left out.
+    pub fn mark_word(&mut self, word: usize, bits: u64) {
+        if let Some(ours) = self.words.get(word) {
+            let pages_left = self.pages - word as u64 * 64;
+            self.set(word, ours | bits & u64::MAX >> 64u64.saturating_sub(pages_left));
+        }
+    }
+
+    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word `first_word`.
+    pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
+        let (blocks, rest) = words.as_chunks::<16>();
+        for (index, block) in blocks.iter().enumerate() {
+            // One test for 16 words, of which a processor reads several at once, and most are zero.
+            if block.iter().fold(0, |any, word| any | word) != 0 {
+                self.mark_some(first_word + index * 16, block);
+            }
+        }
+        self.mark_some(first_word + blocks.len() * 16, rest);
+    }
+
+    fn mark_some(&mut self, first_word: usize, words: &[u64]) {
+        for (index, &word) in (first_word..).zip(words) {
+            if word != 0 {
+                self.mark_word(index, word);
+            }
+        }
+    }
+
+    fn edit(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
+        let (mut first, end) = (pages.start, pages.end.min(self.pages));
+        while first < end {
+            let stop = end.min((first / 64 + 1) * 64);
+            let word = usize::try_from(first / 64).expect("it is less than the number of words");
+            let bits = u64::MAX << (first % 64) & u64::MAX >> (63 - (stop - 1) % 64);
+            self.set(word, change(self.words[word], bits));
+            first = stop;
+        }
+    }
+
+    fn set(&mut self, word: usize, bits: u64) {
+        let (stripe, bit) = (&mut self.nonzero[word / STRIPE_WORDS], 1 << (word % STRIPE_WORDS));
+        *stripe = if bits == 0 { *stripe & !bit } else { *stripe | bit };
+        let before = std::mem::replace(&mut self.words[word], bits);
+        self.count = self.count + u64::from(bits.count_ones()) - u64::from(before.count_ones());
+    }
+
+    fn clear(&mut self) {
+        for (words, nonzero) in self.words.chunks_mut(STRIPE_WORDS).zip(&mut self.nonzero) {
+            if *nonzero != 0 {
+                words.fill(0);
+                *nonzero = 0;
+            }
+        }
+        self.count = 0;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::memory::RegionLayout;
 
@@ -94,8 +185,72 @@ mod tests {
         assert_eq!(bitmap.count(), 0);
         bitmap.fill();
         assert_eq!(bitmap.count(), 195);
-        assert_eq!(bitmap.words(1), [u64::MAX, u64::MAX, 3]);
+        assert_eq!(bitmap.regions()[1].words(), [u64::MAX, u64::MAX, 3]);
         bitmap.clear();
         assert_eq!(bitmap.count(), 0);
+        assert_eq!(bitmap.regions()[1].words(), [0; 3]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Change {
+        Mark(Range<u64>),
+        Unmark(Range<u64>),
+        MarkWords(usize, Vec<u64>),
+        Clear,
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let pages = || (0..6000u64, 0..3000u64).prop_map(|(first, count)| first..first + count);
+        let word = prop_oneof![4 => Just(0), 1 => Just(u64::MAX), 1 => any::<u64>()];
+        let words = (0..90usize, prop::collection::vec(word, 0..60));
+        prop_oneof![
+            4 => pages().prop_map(Change::Mark),
+            4 => pages().prop_map(Change::Unmark),
+            4 => words.prop_map(|(first, words)| Change::MarkWords(first, words)),
+            1 => Just(Change::Clear),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is done to it, a region has the bits and the count of a list of pages to which the same is done.
+        #[test]
+        fn bits_and_count_are_those_of_a_list_of_pages(
+            pages in 1..5000u64,
+            changes in prop::collection::vec(change(), 0..12),
+        ) {
+            let mut region = DirtyRegion::new(pages);
+            let mut list = vec![false; 12_000];
+            for change in changes {
+                match change {
+                    Change::Mark(pages) => {
+                        region.mark(pages.clone());
+                        pages.for_each(|page| list[usize::try_from(page).unwrap()] = true);
+                    }
+                    Change::Unmark(pages) => {
+                        region.unmark(pages.clone());
+                        pages.for_each(|page| list[usize::try_from(page).unwrap()] = false);
+                    }
+                    Change::MarkWords(first_word, words) => {
+                        region.mark_words(first_word, &words);
+                        for bit in 0..words.len() * 64 {
+                            list[first_word * 64 + bit] |= words[bit / 64] >> (bit % 64) & 1 == 1;
+                        }
+                    }
+                    Change::Clear => {
+                        region.clear();
+                        list.fill(false);
+                    }
+                }
+                list[usize::try_from(pages).unwrap()..].fill(false);
+            }
+            list.truncate(usize::try_from(pages).unwrap());
+            let word = |pages: &[bool]| pages.iter().rev().fold(0, |word, &page| word << 1 | u64::from(page));
+            prop_assert_eq!(region.words(), list.chunks(64).map(word).collect::<Vec<_>>());
+            for (index, word) in region.words().iter().enumerate() {
+                let bit = region.nonzero()[index / STRIPE_WORDS] >> (index % STRIPE_WORDS) & 1;
+                prop_assert_eq!(bit == 1, *word != 0);
+            }
+            prop_assert_eq!(region.count(), list.iter().filter(|&&page| page).count() as u64);
+        }
     }
 }

@@ -15,7 +15,7 @@ use kvm_bindings::{
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
-use super::{DirtyError, DirtyLog};
+use super::{DirtyError, DirtyLog, DirtyRegion};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 
 // Linux, Documentation/virt/kvm/api.rst.
@@ -37,52 +37,171 @@ pub struct KvmSlot {
     pub host_address: u64,
 }
 
-impl KvmSlot {
-    fn pages(&self) -> u64 {
-        self.len_bytes / PAGE_BYTES
-    }
-}
-
 /// KVM's dirty log: what the vCPUs write.
 ///
 /// With manual protection, `KVM_GET_DIRTY_LOG` only reads and `KVM_CLEAR_DIRTY_LOG` write-protects, in parts, just before
 /// the pages are read; "initially set" spares the kernel a walk over all of RAM at the start. Both ioctls take one lock
 /// per VM in the kernel, so calling them from several threads overlaps them with sending and speeds up nothing else.
+///
+/// `KVM_GET_DIRTY_LOG` copies the bitmap of a whole slot. A VMM with much RAM therefore does well to have slots of some tens
+/// of GiB, of which a bitmap is a few MiB: the copy is still in the processor's cache when it is OR-ed into the guest's
+/// bits, clean words of which are not even looked at, and others who want the lock wait less.
 #[derive(Debug)]
 pub struct KvmLog {
-    vm: OwnedFd,
-    slots: Vec<KvmSlot>,
-    /// Keeps mapped what the slots name.
-    #[expect(dead_code, reason = "held for its ownership")]
-    ram: GuestRam,
-    /// What the kernel fills before it is OR-ed into the caller's bits; kept from round to round.
+    slots: Slots,
+    /// What the kernel fills before it is OR-ed into the caller's bits, as long as the largest slot's: from round to round.
     scratch: Mutex<Vec<u64>>,
 }
 
 impl KvmLog {
-    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), with one slot for each region of guest RAM, in
-    /// the same order. The VMM must have set the slots without flags.
+    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), whose slots are those of the guest's RAM: in the
+    /// order of its regions, one or several for each, of a multiple of 64 pages save for a region's last. The VMM must
+    /// have set the slots without flags.
     ///
     /// # Errors
-    /// [`DirtyError::Slot`] if a slot is not where its region is.
+    /// [`DirtyError::Slot`] if a slot is not where it should be.
     pub fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
-        let fits = |(slot, region): (&KvmSlot, &RamRegion)| {
-            let RegionLayout { guest_address, len_bytes } = region.layout();
-            (slot.guest_address, slot.len_bytes, slot.host_address)
-                == (guest_address, len_bytes, region.host_address())
+        let slots = Slots::new(vm, slots, ram)?;
+        let words = slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0);
+        Ok(Self { slots, scratch: Mutex::new(vec![0; words]) })
+    }
+
+    fn slots(&self, region: usize, first_page: u64, words: usize) -> Result<&[RegionSlot], DirtyError> {
+        let slots = self.slots.regions.get(region).filter(|slots| {
+            let pages: u64 = slots.iter().map(|slot| slot.pages).sum();
+            first_page.is_multiple_of(64) && first_page / 64 + words as u64 <= pages.div_ceil(64)
+        });
+        slots.map(Vec::as_slice).ok_or(DirtyError::OutOfRange { region, first_page, words })
+    }
+
+    /// Writes the bits of a slot to the beginning of `log`.
+    fn get(&self, slot: &RegionSlot, log: &mut [u64]) -> Result<(), DirtyError> {
+        let log = &mut log[..slot.words()];
+        let request = kvm_dirty_log {
+            slot: slot.kvm.slot,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: log.as_mut_ptr().cast() },
         };
-        if slots.len() != ram.regions().len() {
-            return Err(DirtyError::Slot { slot: None });
+        // SAFETY: `log` has a bit for each page of the slot, rounded up to whole words as the kernel writes them.
+        let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_GET_DIRTY_LOG(), &request) };
+        check(result, "KVM_GET_DIRTY_LOG", &slot.kvm)
+    }
+
+    /// Write-protects the pages of a slot that are set in `bits`; `first_page` is counted from the slot's start.
+    fn clear(&self, slot: &RegionSlot, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        // A multiple of 64, except where the range ends with the slot.
+        let pages = (bits.len() as u64 * 64).min(slot.pages - first_page);
+        let request = kvm_clear_dirty_log {
+            slot: slot.kvm.slot,
+            // More than 16 TiB at once the kernel refuses.
+            num_pages: u32::try_from(pages).unwrap_or(u32::MAX),
+            first_page,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
+                dirty_bitmap: bits.as_ptr().cast_mut().cast(),
+            },
+        };
+        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it.
+        let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
+        check(result, "KVM_CLEAR_DIRTY_LOG", &slot.kvm)
+    }
+}
+
+impl DirtyLog for KvmLog {
+    fn start(&self) -> Result<(), DirtyError> {
+        let capability = kvm_enable_cap {
+            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+            args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
+            ..Default::default()
+        };
+        // SAFETY: the structure is as the kernel wants it, and it is only read.
+        let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_ENABLE_CAP(), &capability) };
+        if result < 0 {
+            return Err(DirtyError::NoManualProtect(io::Error::last_os_error()));
         }
-        if let Some((wrong, _)) = slots.iter().zip(ram.regions()).find(|&pair| !fits(pair)) {
-            return Err(DirtyError::Slot { slot: Some(wrong.slot) });
+        self.slots.watch().inspect_err(|_| {
+            // The error being returned matters more than one of the clean-up.
+            let _ = self.stop();
+        })
+    }
+
+    fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+        let mut log = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        for slot in self.slots(region, 0, dirty.words().len())? {
+            self.get(slot, &mut log)?;
+            dirty.mark_words(word_of(slot.first_page), &log[..slot.words()]);
         }
-        Ok(Self { vm, slots, ram: ram.clone(), scratch: Mutex::default() })
+        Ok(())
+    }
+
+    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        let end = first_page + bits.len() as u64 * 64;
+        for slot in self.slots(region, first_page, bits.len())? {
+            let (from, to) = (first_page.max(slot.first_page), end.min(slot.first_page + slot.pages));
+            if from < to {
+                let bits = &bits[word_of(from - first_page)..word_of((to - first_page).next_multiple_of(64))];
+                self.clear(slot, from - slot.first_page, bits)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), DirtyError> {
+        self.slots.forget()
+    }
+}
+
+/// The memory slots of a VM that are its guest's RAM.
+#[derive(Debug)]
+pub(super) struct Slots {
+    pub(super) vm: OwnedFd,
+    /// The slots of each region, ascending and without gaps.
+    pub(super) regions: Vec<Vec<RegionSlot>>,
+    /// Keeps mapped what the slots name.
+    #[expect(dead_code, reason = "held for its ownership")]
+    ram: GuestRam,
+}
+
+/// A slot in its region.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RegionSlot {
+    pub(super) kvm: KvmSlot,
+    /// Its first page, counted from the region's start: a multiple of 64.
+    pub(super) first_page: u64,
+    pub(super) pages: u64,
+}
+
+impl RegionSlot {
+    /// The words of its bitmap.
+    fn words(&self) -> usize {
+        usize::try_from(self.pages.div_ceil(64)).expect("RAM that is mapped here fits usize")
+    }
+}
+
+impl Slots {
+    /// As for [`KvmLog::new`].
+    pub(super) fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
+        let mut slots = slots.into_iter();
+        let regions = ram.regions().iter().map(|region| slots_of(region, &mut slots));
+        let regions = regions.collect::<Result<Vec<_>, _>>()?;
+        match slots.next() {
+            Some(KvmSlot { slot, .. }) => Err(DirtyError::Slot { slot: Some(slot) }),
+            None => Ok(Self { vm, regions, ram: ram.clone() }),
+        }
+    }
+
+    /// Has KVM record what is written to them.
+    pub(super) fn watch(&self) -> Result<(), DirtyError> {
+        self.set_flags(KVM_MEM_LOG_DIRTY_PAGES)
+    }
+
+    /// Has KVM record nothing.
+    pub(super) fn forget(&self) -> Result<(), DirtyError> {
+        self.set_flags(0)
     }
 
     fn set_flags(&self, flags: u32) -> Result<(), DirtyError> {
         let mut result = Ok(());
-        for slot in &self.slots {
+        for RegionSlot { kvm: slot, .. } in self.regions.iter().flatten() {
             let region = kvm_userspace_memory_region {
                 slot: slot.slot,
                 flags,
@@ -98,83 +217,35 @@ impl KvmLog {
         }
         result
     }
-
-    fn slot(&self, region: usize, first_page: u64, words: usize) -> Result<&KvmSlot, DirtyError> {
-        self.slots
-            .get(region)
-            .filter(|slot| {
-                first_page.is_multiple_of(64)
-                    && first_page / 64 + words as u64 <= slot.pages().div_ceil(64)
-                    && words > 0
-            })
-            .ok_or(DirtyError::OutOfRange { region, first_page, words })
-    }
 }
 
-impl DirtyLog for KvmLog {
-    fn start(&self) -> Result<(), DirtyError> {
-        let capability = kvm_enable_cap {
-            cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-            args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
-            ..Default::default()
-        };
-        // SAFETY: the structure is as the kernel wants it, and it is only read.
-        let result = unsafe { ioctl_with_ref(&self.vm, KVM_ENABLE_CAP(), &capability) };
-        if result < 0 {
-            return Err(DirtyError::NoManualProtect(io::Error::last_os_error()));
+/// Takes the slots of a region from the front of those that are left.
+fn slots_of(
+    region: &RamRegion,
+    slots: &mut impl Iterator<Item = KvmSlot>,
+) -> Result<Vec<RegionSlot>, DirtyError> {
+    let RegionLayout { guest_address, len_bytes } = region.layout();
+    let mut found = Vec::new();
+    let mut start = 0;
+    while start < len_bytes {
+        let kvm = slots.next().ok_or(DirtyError::Slot { slot: None })?;
+        let end = start.saturating_add(kvm.len_bytes);
+        let whole_words = kvm.len_bytes > 0 && kvm.len_bytes.is_multiple_of(64 * PAGE_BYTES);
+        let in_place = kvm.guest_address == guest_address + start
+            && kvm.host_address == region.host_address() + start
+            && (end == len_bytes || end < len_bytes && whole_words);
+        if !in_place {
+            return Err(DirtyError::Slot { slot: Some(kvm.slot) });
         }
-        self.set_flags(KVM_MEM_LOG_DIRTY_PAGES).inspect_err(|_| {
-            // The error being returned matters more than one of the clean-up.
-            let _ = self.stop();
-        })
+        found.push(RegionSlot { kvm, first_page: start / PAGE_BYTES, pages: kvm.len_bytes / PAGE_BYTES });
+        start = end;
     }
+    Ok(found)
+}
 
-    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError> {
-        let slot = self.slot(region, 0, bits.len())?;
-        if bits.len() as u64 != slot.pages().div_ceil(64) {
-            return Err(DirtyError::OutOfRange { region, first_page: 0, words: bits.len() });
-        }
-        // The ioctl overwrites what it is given, and what is set there already must stay.
-        let mut log = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        log.resize(bits.len(), 0);
-        let request = kvm_dirty_log {
-            slot: slot.slot,
-            padding1: 0,
-            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: log.as_mut_ptr().cast() },
-        };
-        // SAFETY: `log` has a bit for each page of the slot, rounded up to whole words as the kernel writes them.
-        let result = unsafe { ioctl_with_ref(&self.vm, KVM_GET_DIRTY_LOG(), &request) };
-        check(result, "KVM_GET_DIRTY_LOG", slot)?;
-        for (bits, log) in bits.iter_mut().zip(log.iter()) {
-            *bits |= *log;
-        }
-        Ok(())
-    }
-
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
-        let slot = self.slot(region, first_page, bits.len())?;
-        // A multiple of 64, except where the range ends with the slot.
-        let pages = (bits.len() as u64 * 64).min(slot.pages() - first_page);
-        let request = kvm_clear_dirty_log {
-            slot: slot.slot,
-            num_pages: u32::try_from(pages).map_err(|_| DirtyError::OutOfRange {
-                region,
-                first_page,
-                words: bits.len(),
-            })?,
-            first_page,
-            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
-                dirty_bitmap: bits.as_ptr().cast_mut().cast(),
-            },
-        };
-        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it.
-        let result = unsafe { ioctl_with_ref(&self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
-        check(result, "KVM_CLEAR_DIRTY_LOG", slot)
-    }
-
-    fn stop(&self) -> Result<(), DirtyError> {
-        self.set_flags(0)
-    }
+/// The word of a page that is a multiple of 64.
+fn word_of(page: u64) -> usize {
+    usize::try_from(page / 64).expect("it is within a bitmap that is in memory")
 }
 
 fn check(result: libc::c_int, call: &'static str, slot: &KvmSlot) -> Result<(), DirtyError> {

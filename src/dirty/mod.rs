@@ -23,9 +23,10 @@ use std::io;
 
 use thiserror::Error;
 
-pub use bitmap::DirtyBitmap;
+pub use bitmap::{DirtyBitmap, DirtyRegion};
 pub use kvm::{KvmLog, KvmSlot};
-pub use software::{EitherLog, SoftwareLog};
+pub use software::{EitherLog, SoftwareLog, WrittenPages};
+pub use sterna_bitmap::SoftwareBitmap;
 pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
 
 /// A record of written pages that can be read while the guest runs.
@@ -39,15 +40,15 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if recording cannot begin; then it has not.
     fn start(&self) -> Result<(), DirtyError>;
 
-    /// Sets in `bits` the pages of `region` written since they were last rearmed or, for what needs no rearming, last
-    /// harvested. Bits already set stay set. Bit 0 of word 0 is the region's first page.
+    /// Marks in `dirty`, the bits of `region`, the pages written since they were last rearmed or, for what needs no
+    /// rearming, last harvested. What is marked already stays so.
     ///
     /// # Errors
     /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so all pages count as dirty.
-    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError>;
+    fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError>;
 
-    /// Watches the pages set in `bits` again. `first_page` is a multiple of 64 and `bits` covers whole stripes or ends at
-    /// the region's end, as `KVM_CLEAR_DIRTY_LOG` wants it.
+    /// Watches the pages set in `bits` again. `first_page` is a multiple of 64, as `KVM_CLEAR_DIRTY_LOG` wants
+    /// it.
     ///
     /// # Errors
     /// [`DirtyError`] if the kernel refuses.
@@ -81,10 +82,10 @@ pub enum DirtyError {
     NoManualProtect(#[source] io::Error),
     /// The VMM's memory slots are not its guest's RAM.
     #[error(
-        "the memory slots are not those of the guest's RAM, one for each region in the same order; the first wrong one: {slot:?}"
+        "the memory slots are not those of the guest's RAM, region by region in the same order, each of whole 256 KiB save for a region's last; the first wrong one: {slot:?}"
     )]
     Slot {
-        /// The first that is wrong; `None` if their number is.
+        /// The first that is wrong; `None` if there are too few.
         slot: Option<u32>,
     },
     /// The pages that are to be read next are not to be had.

@@ -1,39 +1,72 @@
-use vm_memory::bitmap::AtomicBitmap;
+use std::fmt::Debug;
+
+use sterna_bitmap::SoftwareBitmap;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use super::{DirtyError, DirtyLog};
+use super::{DirtyError, DirtyLog, DirtyRegion};
 
 /// What the VMM's own threads write through `vm-memory`, whose bitmap marks each page they touch.
 ///
 /// That bitmap is always on; starting only forgets what it has so far.
 #[derive(Clone, Debug)]
-pub struct SoftwareLog {
-    memory: GuestMemoryMmap<AtomicBitmap>,
+pub struct SoftwareLog<B> {
+    memory: GuestMemoryMmap<B>,
 }
 
-impl SoftwareLog {
+/// A bitmap of `vm-memory` that a [`SoftwareLog`] can empty while others mark.
+///
+/// [`SoftwareBitmap`] does that for next to nothing while it is clean. `AtomicBitmap` can only by allocating as much again
+/// and exchanging every word: 1 ms for 64 GiB of RAM, every round and in the downtime.
+pub trait WrittenPages: Bitmap {
+    /// Moves the marks over to `dirty`, the bits of the same region.
+    fn take(&self, dirty: &mut DirtyRegion);
+
+    /// Forgets all marks.
+    fn forget(&self);
+}
+
+impl WrittenPages for SoftwareBitmap {
+    fn take(&self, dirty: &mut DirtyRegion) {
+        self.take(|word, bits| dirty.mark_word(word, bits));
+    }
+
+    fn forget(&self) {
+        self.reset();
+    }
+}
+
+impl WrittenPages for AtomicBitmap {
+    fn take(&self, dirty: &mut DirtyRegion) {
+        dirty.mark_words(0, &self.get_and_reset());
+    }
+
+    fn forget(&self) {
+        self.reset();
+    }
+}
+
+impl<B: WrittenPages> SoftwareLog<B> {
     /// The log of a guest whose regions are those of its [`GuestRam`](crate::memory::GuestRam), in the same order.
     #[must_use]
-    pub fn new(memory: &GuestMemoryMmap<AtomicBitmap>) -> Self {
+    pub fn new(memory: &GuestMemoryMmap<B>) -> Self {
         Self { memory: memory.clone() }
     }
 }
 
-impl DirtyLog for SoftwareLog {
+impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
     fn start(&self) -> Result<(), DirtyError> {
         for region in self.memory.iter() {
-            (**region).bitmap().reset();
+            (**region).bitmap().forget();
         }
         Ok(())
     }
 
-    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError> {
-        let out_of_range = DirtyError::OutOfRange { region, first_page: 0, words: bits.len() };
+    fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+        let out_of_range = DirtyError::OutOfRange { region, first_page: 0, words: dirty.words().len() };
         let region = self.memory.iter().nth(region).ok_or(out_of_range)?;
         // Consumed here and not at `rearm`: this comes before any page is read, which is all that the discipline asks.
-        for (bits, written) in bits.iter_mut().zip((**region).bitmap().get_and_reset()) {
-            *bits |= written;
-        }
+        (**region).bitmap().take(dirty);
         Ok(())
     }
 
@@ -56,9 +89,9 @@ impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
         self.1.start()
     }
 
-    fn harvest(&self, region: usize, bits: &mut [u64]) -> Result<(), DirtyError> {
-        self.0.harvest(region, bits)?;
-        self.1.harvest(region, bits)
+    fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+        self.0.harvest(region, dirty)?;
+        self.1.harvest(region, dirty)
     }
 
     fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
@@ -73,24 +106,42 @@ impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::bitmap::NewBitmap;
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::dirty::DirtyBitmap;
+    use crate::memory::GuestRam;
 
-    #[test]
-    fn each_write_is_harvested_once_and_earlier_bits_stay() {
-        let memory: GuestMemoryMmap<AtomicBitmap> =
+    fn each_write_is_harvested_once_and_earlier_bits_stay<
+        B: WrittenPages + NewBitmap + Send + Sync + Debug + 'static,
+    >() {
+        let memory: GuestMemoryMmap<B> =
             GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 100 * 4096)]).unwrap();
         let log = SoftwareLog::new(&memory);
         memory.write_obj(1u8, GuestAddress(0)).unwrap();
         log.start().unwrap();
         memory.write_obj(1u8, GuestAddress(70 * 4096 - 1)).unwrap();
         memory.write_obj(1u8, GuestAddress(70 * 4096)).unwrap();
-        let mut bits = [1 << 8, 0];
-        log.harvest(0, &mut bits).unwrap();
-        assert_eq!(bits, [1 << 8, 0b11 << 5]);
-        log.harvest(0, &mut bits).unwrap();
-        assert_eq!(bits, [1 << 8, 0b11 << 5]);
-        assert!(matches!(log.harvest(1, &mut bits), Err(DirtyError::OutOfRange { .. })));
+        let mut dirty = DirtyBitmap::new(&GuestRam::from_vm_memory(&memory).unwrap().layout());
+        dirty.regions_mut()[0].mark(8..9);
+        for _ in 0..2 {
+            assert_eq!(dirty.harvest(&log).unwrap(), 3);
+            assert_eq!(dirty.regions()[0].words(), [1 << 8, 0b11 << 5]);
+        }
+        dirty.clear();
+        assert_eq!(dirty.harvest(&log).unwrap(), 0);
+        let beyond = log.harvest(1, &mut dirty.regions_mut()[0]);
+        assert!(matches!(beyond, Err(DirtyError::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn our_bitmap_is_harvested() {
+        each_write_is_harvested_once_and_earlier_bits_stay::<SoftwareBitmap>();
+    }
+
+    #[test]
+    fn an_atomic_bitmap_is_harvested() {
+        each_write_is_harvested_once_and_earlier_bits_stay::<AtomicBitmap>();
     }
 }

@@ -1,8 +1,8 @@
-use super::HandoverError;
+use super::{HandoverError, Mark};
 use crate::wire::Epoch;
 
 /// Where the destination is in taking a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationState {
     /// Pages arrive.
     Receiving,
@@ -10,16 +10,26 @@ pub enum DestinationState {
     Revoking,
     /// Nobody else can write; memory is compared and state loaded.
     Loading,
+    /// PREPARED is being recorded.
+    Preparing,
     /// Ready to run, and waiting for GO.
     Prepared,
-    /// It runs here.
+    /// GO has come; RUNNING is being recorded.
+    CommittingToRun,
+    /// The first vCPU is being started.
+    Starting,
+    /// It runs here, or has run here.
     Running,
+    /// Given up; REFUSED is being recorded.
+    Refusing,
+    /// Given up, but REFUSED could not be recorded yet.
+    Unwilling,
     /// Given up: this epoch did not run here and never will.
     Refused,
 }
 
 /// What happened at the destination.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
     /// FINAL, and the last fence on every lane.
     Final(Epoch),
@@ -27,33 +37,49 @@ pub enum DestinationEvent {
     Revoked,
     /// Memory was found equal and the state is loaded.
     Loaded,
+    /// This record is in the journal, to stay.
+    Recorded(Mark),
+    /// This record is not in the journal, or nobody knows.
+    NotRecorded(Mark),
     /// The source gives the guest away.
     Go(Epoch),
-    /// Anything failed, the link was lost, or the source cancelled.
+    /// The vCPUs run.
+    Started,
+    /// They could not be started, and none has run.
+    NotStarted,
+    /// The source asks what became of this epoch.
+    Asked(Epoch),
+    /// Anything failed, the wait was too long, or the source gave up.
     Failed,
+    /// The operator says that the source's host is fenced: it runs nothing, and will not run this guest.
+    Fenced,
 }
 
-/// What the destination must do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the destination must do next, before anything else is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationAction {
     /// Take every remote access away.
     Revoke,
     /// Compare memory and load the state.
     Load,
-    /// Tell the source that all is in place.
+    /// Write this to the journal, durably; report [`DestinationEvent::Recorded`] or [`DestinationEvent::NotRecorded`].
+    Record(Mark),
+    /// Tell the source that all is in place (still).
     SendPrepared,
-    /// Start the first vCPU, then send RUNNING.
+    /// Start the first vCPU; report [`DestinationEvent::Started`] or [`DestinationEvent::NotStarted`].
     Run,
     /// Say RUNNING (again).
     SendRunning,
-    /// Free the guest; tell the source, if it can be reached, that this epoch never ran.
+    /// Free the guest; then tell the source, if it can be reached, that this epoch never ran.
+    Refuse,
+    /// Free the guest, and tell nobody: the journal does not say it yet.
     Discard,
-    /// Leave the guest running: it is this side's alone.
+    /// Go on: a guest that runs is this side's alone.
     Continue,
 }
 
 /// The destination's half of the handover of one attempt.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DestinationHandover {
     epoch: Epoch,
     state: DestinationState,
@@ -64,6 +90,28 @@ impl DestinationHandover {
     #[must_use]
     pub fn new(epoch: Epoch) -> Self {
         Self { epoch, state: DestinationState::Receiving }
+    }
+
+    /// What the last record of the destination's journal leaves to do after a crash, which took the guest's memory with it.
+    ///
+    /// # Errors
+    /// [`HandoverError::OtherSide`] for a record that no destination writes.
+    pub fn recover(epoch: Epoch, last: Mark) -> Result<(Self, DestinationAction), HandoverError> {
+        use {DestinationAction as Do, DestinationState as S};
+        let (state, action) = match last {
+            // RUNNING would be there if it had ever run.
+            Mark::Prepared => (S::Refusing, Do::Record(Mark::Refused)),
+            Mark::Running => (S::Running, Do::Continue),
+            Mark::Refused => (S::Refused, Do::Continue),
+            Mark::Committed | Mark::Done => return Err(HandoverError::OtherSide(last)),
+        };
+        Ok((Self { epoch, state }, action))
+    }
+
+    /// The attempt.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The state now.
@@ -78,7 +126,7 @@ impl DestinationHandover {
     /// [`HandoverError`] if the event may not happen now; nothing changes.
     pub fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
         use {DestinationAction as Do, DestinationEvent as E, DestinationState as S};
-        if let E::Final(got) | E::Go(got) = event
+        if let E::Final(got) | E::Go(got) | E::Asked(got) = event
             && got != self.epoch
         {
             return Err(HandoverError::OtherEpoch { ours: self.epoch, got });
@@ -86,14 +134,27 @@ impl DestinationHandover {
         let (state, action) = match (self.state, event) {
             (S::Receiving, E::Final(_)) => (S::Revoking, Do::Revoke),
             (S::Revoking, E::Revoked) => (S::Loading, Do::Load),
-            (S::Loading, E::Loaded) => (S::Prepared, Do::SendPrepared),
-            (S::Prepared, E::Go(_)) => (S::Running, Do::Run),
+            (S::Loading, E::Loaded) => (S::Preparing, Do::Record(Mark::Prepared)),
+            (S::Preparing, E::Recorded(Mark::Prepared)) => (S::Prepared, Do::SendPrepared),
+            // PREPARED was never sent, so GO was not either, and nobody will ask.
+            (S::Receiving | S::Revoking | S::Loading, E::Failed)
+            | (S::Preparing, E::NotRecorded(Mark::Prepared)) => (S::Refused, Do::Refuse),
+            (S::Prepared, E::Asked(_)) => (S::Prepared, Do::SendPrepared),
+            (S::Prepared, E::Go(_) | E::Fenced) => (S::CommittingToRun, Do::Record(Mark::Running)),
+            (S::CommittingToRun, E::Recorded(Mark::Running)) => (S::Starting, Do::Run),
+            (S::Starting, E::Started) => (S::Running, Do::SendRunning),
             // GO may be repeated, the guest is not started twice.
-            (S::Running, E::Go(_)) => (S::Running, Do::SendRunning),
+            (S::Running, E::Go(_) | E::Asked(_)) => (S::Running, Do::SendRunning),
             (S::Running, E::Failed) => (S::Running, Do::Continue),
+            (S::Prepared, E::Failed)
+            | (S::CommittingToRun, E::NotRecorded(Mark::Running))
+            | (S::Starting, E::NotStarted)
+            | (S::Unwilling, E::Go(_) | E::Asked(_) | E::Failed) => (S::Refusing, Do::Record(Mark::Refused)),
+            (S::Refusing, E::Recorded(Mark::Refused)) => (S::Refused, Do::Refuse),
+            (S::Refusing, E::NotRecorded(Mark::Refused)) => (S::Unwilling, Do::Discard),
             // A late GO finds that this side has given up for good.
-            (S::Refused, E::Go(_) | E::Failed) => (S::Refused, Do::Discard),
-            (S::Receiving | S::Revoking | S::Loading | S::Prepared, E::Failed) => (S::Refused, Do::Discard),
+            (S::Refused, E::Go(_) | E::Asked(_)) => (S::Refused, Do::Refuse),
+            (S::Refused, E::Failed) => (S::Refused, Do::Continue),
             (state, event) => {
                 return Err(HandoverError::OutOfTurn { event: event.name(), state: state.name() });
             }
@@ -109,8 +170,13 @@ impl DestinationState {
             Self::Receiving => "receiving",
             Self::Revoking => "revoking remote access",
             Self::Loading => "loading",
+            Self::Preparing => "recording PREPARED",
             Self::Prepared => "prepared",
+            Self::CommittingToRun => "recording RUNNING",
+            Self::Starting => "starting",
             Self::Running => "running at the destination",
+            Self::Refusing => "recording REFUSED",
+            Self::Unwilling => "given up without a record",
             Self::Refused => "refused",
         }
     }
@@ -122,8 +188,14 @@ impl DestinationEvent {
             Self::Final(_) => "FINAL",
             Self::Revoked => "revoked",
             Self::Loaded => "loaded",
+            Self::Recorded(_) => "recorded",
+            Self::NotRecorded(_) => "not recorded",
             Self::Go(_) => "GO",
+            Self::Started => "started",
+            Self::NotStarted => "not started",
+            Self::Asked(_) => "a question",
             Self::Failed => "failure",
+            Self::Fenced => "the other host is fenced",
         }
     }
 }
@@ -133,12 +205,18 @@ mod tests {
     use super::*;
 
     const EPOCH: Epoch = Epoch([1; 16]);
-    const ORDER: [DestinationEvent; 4] = [
+    const GO: DestinationEvent = DestinationEvent::Go(EPOCH);
+    const ASKED: DestinationEvent = DestinationEvent::Asked(EPOCH);
+    const ORDER: [DestinationEvent; 7] = [
         DestinationEvent::Final(EPOCH),
         DestinationEvent::Revoked,
         DestinationEvent::Loaded,
-        DestinationEvent::Go(EPOCH),
+        DestinationEvent::Recorded(Mark::Prepared),
+        GO,
+        DestinationEvent::Recorded(Mark::Running),
+        DestinationEvent::Started,
     ];
+    const PREPARED: usize = 4;
 
     fn after(steps: usize) -> DestinationHandover {
         let mut handover = DestinationHandover::new(EPOCH);
@@ -149,30 +227,58 @@ mod tests {
     }
 
     #[test]
-    fn it_runs_only_on_go_and_only_once() {
-        for steps in 0..3 {
-            assert!(after(steps).on(DestinationEvent::Go(EPOCH)).is_err(), "GO after {steps} steps");
+    fn it_runs_only_on_go_only_once_and_only_after_that_is_recorded() {
+        for steps in 0..PREPARED {
+            assert!(after(steps).on(GO).is_err(), "GO after {steps} steps");
         }
-        let mut handover = after(3);
-        assert_eq!(handover.on(DestinationEvent::Go(EPOCH)), Ok(DestinationAction::Run));
-        assert_eq!(handover.on(DestinationEvent::Go(EPOCH)), Ok(DestinationAction::SendRunning));
+        let mut handover = after(PREPARED);
+        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(Mark::Running)));
+        assert_eq!(handover.on(DestinationEvent::Recorded(Mark::Running)), Ok(DestinationAction::Run));
+        assert_eq!(handover.on(DestinationEvent::Started), Ok(DestinationAction::SendRunning));
+        assert_eq!(handover.on(GO), Ok(DestinationAction::SendRunning));
+        assert_eq!(handover.on(ASKED), Ok(DestinationAction::SendRunning));
         assert_eq!(handover.on(DestinationEvent::Failed), Ok(DestinationAction::Continue));
         assert_eq!(handover.state(), DestinationState::Running);
     }
 
     #[test]
     fn what_was_given_up_never_runs() {
-        for steps in 0..=3 {
+        for steps in 0..PREPARED - 1 {
             let mut handover = after(steps);
-            assert_eq!(handover.on(DestinationEvent::Failed), Ok(DestinationAction::Discard));
-            assert_eq!(handover.on(DestinationEvent::Go(EPOCH)), Ok(DestinationAction::Discard));
+            assert_eq!(handover.on(DestinationEvent::Failed), Ok(DestinationAction::Refuse));
+            assert_eq!(handover.on(GO), Ok(DestinationAction::Refuse));
             assert_eq!(handover.state(), DestinationState::Refused);
         }
     }
 
     #[test]
+    fn once_prepared_it_gives_up_only_by_recording_that_first() {
+        let given_up = [
+            (PREPARED, DestinationEvent::Failed),
+            (PREPARED + 1, DestinationEvent::NotRecorded(Mark::Running)),
+            (PREPARED + 2, DestinationEvent::NotStarted),
+        ];
+        for (steps, event) in given_up {
+            let mut handover = after(steps);
+            assert_eq!(handover.on(event), Ok(DestinationAction::Record(Mark::Refused)), "{event:?}");
+            let unrecorded = DestinationEvent::NotRecorded(Mark::Refused);
+            assert_eq!(handover.on(unrecorded), Ok(DestinationAction::Discard));
+            assert_eq!(handover.on(ASKED), Ok(DestinationAction::Record(Mark::Refused)), "it tries again");
+            assert_eq!(handover.on(DestinationEvent::Recorded(Mark::Refused)), Ok(DestinationAction::Refuse));
+            assert_eq!(handover.on(GO), Ok(DestinationAction::Refuse));
+        }
+    }
+
+    #[test]
+    fn a_question_does_not_end_the_wait_for_go() {
+        let mut handover = after(PREPARED);
+        assert_eq!(handover.on(ASKED), Ok(DestinationAction::SendPrepared));
+        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(Mark::Running)));
+    }
+
+    #[test]
     fn go_of_another_attempt_is_refused() {
-        let mut handover = after(3);
+        let mut handover = after(PREPARED);
         assert!(matches!(
             handover.on(DestinationEvent::Go(Epoch([2; 16]))),
             Err(HandoverError::OtherEpoch { .. })
@@ -181,8 +287,33 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_not_loaded_before_remote_access_is_revoked() {
-        assert!(after(1).on(DestinationEvent::Loaded).is_err());
-        assert!(after(0).on(DestinationEvent::Revoked).is_err());
+    fn steps_cannot_be_skipped() {
+        for steps in 0..ORDER.len() {
+            for &skipped in &ORDER[steps + 1..] {
+                let mut handover = after(steps);
+                assert!(handover.on(skipped).is_err(), "{steps} → {skipped:?}");
+                assert_eq!(handover, after(steps));
+            }
+        }
+    }
+
+    #[test]
+    fn an_operators_word_counts_only_when_the_guest_is_ready() {
+        for steps in (0..=ORDER.len()).filter(|&steps| steps != PREPARED) {
+            assert!(after(steps).on(DestinationEvent::Fenced).is_err(), "after {steps} steps");
+        }
+        let go = after(PREPARED).on(DestinationEvent::Fenced);
+        assert_eq!(go, Ok(DestinationAction::Record(Mark::Running)));
+    }
+
+    #[test]
+    fn after_a_crash_it_knows_what_its_journal_says() {
+        let recovered = |last| DestinationHandover::recover(EPOCH, last).map(|(_, action)| action);
+        assert_eq!(recovered(Mark::Prepared), Ok(DestinationAction::Record(Mark::Refused)));
+        let (mut ran, _) = DestinationHandover::recover(EPOCH, Mark::Running).unwrap();
+        assert_eq!(ran.on(ASKED), Ok(DestinationAction::SendRunning), "also if it runs no more");
+        let (mut refused, _) = DestinationHandover::recover(EPOCH, Mark::Refused).unwrap();
+        assert_eq!(refused.on(ASKED), Ok(DestinationAction::Refuse));
+        assert!(recovered(Mark::Committed).is_err());
     }
 }

@@ -1,8 +1,8 @@
-use super::HandoverError;
+use super::{HandoverError, Mark};
 use crate::wire::Epoch;
 
 /// Where the source is in giving its guest away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceState {
     /// The guest runs here.
     Running,
@@ -10,54 +10,75 @@ pub enum SourceState {
     Paused,
     /// FINAL is sent.
     AwaitingPrepared,
-    /// The destination is prepared. The last state in which the source may change its mind.
-    Committed,
-    /// GO was attempted: the guest may run at the destination.
+    /// The destination is prepared; COMMITTED is being recorded. The last state in which the source may change its mind.
+    Committing,
+    /// COMMITTED is recorded, GO attempted: the guest may run at the destination.
     AwaitingRunning,
-    /// The destination runs it.
-    Released,
-    /// The attempt is over and the guest is here.
-    Kept,
     /// GO was attempted and nothing came back. The guest stays paused.
     InDoubt,
+    /// The guest never ran there and never will; that is being recorded.
+    TakingBack,
+    /// The attempt is over and the guest is here.
+    Kept,
+    /// The destination runs it; that is being recorded.
+    Releasing,
+    /// The destination runs it.
+    Released,
 }
 
 /// What happened at the source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceEvent {
     /// The vCPUs are about to be paused.
     Pausing,
     /// FINAL was sent.
     FinalSent,
-    /// The destination says it is prepared.
+    /// The destination says that it is prepared, first or still.
     Prepared(Epoch),
-    /// GO is about to be sent. Reported *before* the first byte leaves, since a failed send may have arrived.
-    GoAttempted,
-    /// The destination says that it runs the guest.
+    /// This record is in the journal, to stay.
+    Recorded(Mark),
+    /// This record is not in the journal, or nobody knows.
+    NotRecorded(Mark),
+    /// The destination says that it runs the guest, or has run it.
     Running(Epoch),
     /// The destination says that it did not run the guest of this epoch, and never will.
     Refused(Epoch),
-    /// Anything failed, the link was lost, or the operator cancelled.
+    /// Anything failed, the link was lost, an answer says nothing, or the operator cancelled.
     Failed,
+    /// The operator says that the destination's host is fenced: it runs nothing, and will not run this guest.
+    Fenced,
 }
 
-/// What the source must do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the source must do next, before anything else is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceAction {
     /// Go on.
     Continue,
-    /// Report [`SourceEvent::GoAttempted`], then send GO.
+    /// Write this to the journal, durably; report [`SourceEvent::Recorded`] or [`SourceEvent::NotRecorded`].
+    Record(Mark),
+    /// Send GO. Whether that succeeds or fails, it may have arrived.
     SendGo,
     /// Let the guest run here (again).
     Resume,
     /// Destroy the guest: it runs at the destination.
     Release,
-    /// Keep the guest paused and tell the operator.
-    Hold,
+    /// Keep the guest paused, and ask the destination what became of this epoch: again and again, over new connections.
+    Ask,
+}
+
+/// What a VMM that outlived its migration says of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GuestHere {
+    /// It runs.
+    Running,
+    /// It is paused, and has been since the migration paused it.
+    Paused,
+    /// It is not there: it ended with its process, or with its host.
+    Gone,
 }
 
 /// The source's half of the handover of one attempt.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceHandover {
     epoch: Epoch,
     state: SourceState,
@@ -68,6 +89,34 @@ impl SourceHandover {
     #[must_use]
     pub fn new(epoch: Epoch) -> Self {
         Self { epoch, state: SourceState::Running }
+    }
+
+    /// What the last record of the source's journal leaves to do after a crash. Without a record there is nothing: no guest
+    /// was given away.
+    ///
+    /// # Errors
+    /// [`HandoverError::OtherSide`] for a record that no source writes.
+    pub fn recover(
+        epoch: Epoch,
+        last: Mark,
+        guest: GuestHere,
+    ) -> Result<(Self, SourceAction), HandoverError> {
+        use {SourceAction as Do, SourceState as S};
+        let (state, action) = match (last, guest) {
+            // A guest is let run only when it was not given away, whatever a failing disk has kept of that.
+            (Mark::Committed, GuestHere::Running) => (S::TakingBack, Do::Record(Mark::Refused)),
+            (Mark::Committed, GuestHere::Paused | GuestHere::Gone) => (S::InDoubt, Do::Ask),
+            (Mark::Refused, _) => (S::Kept, Do::Resume),
+            (Mark::Done, _) => (S::Released, Do::Release),
+            (Mark::Prepared | Mark::Running, _) => return Err(HandoverError::OtherSide(last)),
+        };
+        Ok((Self { epoch, state }, action))
+    }
+
+    /// The attempt.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// The state now.
@@ -90,13 +139,28 @@ impl SourceHandover {
         let (state, action) = match (self.state, event) {
             (S::Running, E::Pausing) => (S::Paused, Do::Continue),
             (S::Paused, E::FinalSent) => (S::AwaitingPrepared, Do::Continue),
-            (S::AwaitingPrepared, E::Prepared(_)) => (S::Committed, Do::SendGo),
-            (S::Committed, E::GoAttempted) => (S::AwaitingRunning, Do::Continue),
-            (S::AwaitingRunning | S::InDoubt, E::Running(_)) => (S::Released, Do::Release),
-            // Before GO was attempted the guest is the source's, whatever happened.
-            (S::Running | S::Paused | S::AwaitingPrepared | S::Committed, E::Failed | E::Refused(_))
-            | (S::AwaitingRunning | S::InDoubt, E::Refused(_)) => (S::Kept, Do::Resume),
-            (S::AwaitingRunning | S::InDoubt, E::Failed) => (S::InDoubt, Do::Hold),
+            (S::AwaitingPrepared, E::Prepared(_)) => (S::Committing, Do::Record(Mark::Committed)),
+            // Nothing was promised to anybody yet.
+            (S::Running | S::Paused | S::AwaitingPrepared, E::Failed | E::Refused(_)) => {
+                (S::Kept, Do::Resume)
+            }
+            (S::Committing, E::Recorded(Mark::Committed)) => (S::AwaitingRunning, Do::SendGo),
+            // It may be in the journal all the same.
+            (S::Committing, E::NotRecorded(Mark::Committed)) => (S::TakingBack, Do::Record(Mark::Refused)),
+            (S::AwaitingRunning | S::InDoubt, E::Running(_)) => (S::Releasing, Do::Record(Mark::Done)),
+            (S::AwaitingRunning | S::InDoubt, E::Refused(_)) | (S::InDoubt, E::Fenced) => {
+                (S::TakingBack, Do::Record(Mark::Refused))
+            }
+            // GO was lost, and the guest has stood still since.
+            (state @ (S::AwaitingRunning | S::InDoubt), E::Prepared(_)) => (state, Do::SendGo),
+            (S::AwaitingRunning | S::InDoubt, E::Failed) => (S::InDoubt, Do::Ask),
+            // The destination's word stands, whether or not this side can write it down.
+            (S::TakingBack, E::Recorded(Mark::Refused) | E::NotRecorded(Mark::Refused)) => {
+                (S::Kept, Do::Resume)
+            }
+            (S::Releasing, E::Recorded(Mark::Done) | E::NotRecorded(Mark::Done)) => {
+                (S::Released, Do::Release)
+            }
             (state, event) => {
                 return Err(HandoverError::OutOfTurn { event: event.name(), state: state.name() });
             }
@@ -112,11 +176,13 @@ impl SourceState {
             Self::Running => "running at the source",
             Self::Paused => "paused at the source",
             Self::AwaitingPrepared => "awaiting PREPARED",
-            Self::Committed => "committed",
+            Self::Committing => "recording COMMITTED",
             Self::AwaitingRunning => "awaiting RUNNING",
-            Self::Released => "released",
-            Self::Kept => "kept at the source",
             Self::InDoubt => "in doubt",
+            Self::TakingBack => "taking back",
+            Self::Kept => "kept at the source",
+            Self::Releasing => "releasing",
+            Self::Released => "released",
         }
     }
 }
@@ -127,10 +193,12 @@ impl SourceEvent {
             Self::Pausing => "pausing",
             Self::FinalSent => "FINAL sent",
             Self::Prepared(_) => "PREPARED",
-            Self::GoAttempted => "GO attempted",
+            Self::Recorded(_) => "recorded",
+            Self::NotRecorded(_) => "not recorded",
             Self::Running(_) => "RUNNING",
             Self::Refused(_) => "REFUSED",
             Self::Failed => "failure",
+            Self::Fenced => "the other host is fenced",
         }
     }
 }
@@ -140,13 +208,16 @@ mod tests {
     use super::*;
 
     const EPOCH: Epoch = Epoch([1; 16]);
-    const ORDER: [SourceEvent; 5] = [
+    const ORDER: [SourceEvent; 6] = [
         SourceEvent::Pausing,
         SourceEvent::FinalSent,
         SourceEvent::Prepared(EPOCH),
-        SourceEvent::GoAttempted,
+        SourceEvent::Recorded(Mark::Committed),
         SourceEvent::Running(EPOCH),
+        SourceEvent::Recorded(Mark::Done),
     ];
+    /// GO may leave after so many steps.
+    const GO: usize = 4;
 
     fn after(steps: usize) -> SourceHandover {
         let mut handover = SourceHandover::new(EPOCH);
@@ -157,48 +228,88 @@ mod tests {
     }
 
     #[test]
-    fn in_order_it_ends_with_the_guest_released() {
-        assert_eq!(after(2).on(ORDER[2]), Ok(SourceAction::SendGo));
-        let mut handover = after(4);
-        assert_eq!(handover.on(ORDER[4]), Ok(SourceAction::Release));
-        assert_eq!(handover.state(), SourceState::Released);
+    fn in_order_it_commits_gives_the_guest_away_and_releases_it() {
+        assert_eq!(after(2).on(ORDER[2]), Ok(SourceAction::Record(Mark::Committed)));
+        assert_eq!(after(3).on(ORDER[3]), Ok(SourceAction::SendGo));
+        assert_eq!(after(4).on(ORDER[4]), Ok(SourceAction::Record(Mark::Done)));
+        for done in [SourceEvent::Recorded(Mark::Done), SourceEvent::NotRecorded(Mark::Done)] {
+            assert_eq!(after(5).on(done), Ok(SourceAction::Release));
+        }
     }
 
     #[test]
-    fn a_failure_resumes_the_guest_until_go_is_attempted_and_never_after() {
-        for steps in 0..=3 {
+    fn a_failure_resumes_the_guest_until_it_is_committed_and_never_after() {
+        for steps in 0..GO - 1 {
             assert_eq!(after(steps).on(SourceEvent::Failed), Ok(SourceAction::Resume), "after {steps} steps");
         }
-        let mut handover = after(4);
+        let mut handover = after(GO);
         for _ in 0..3 {
-            assert_eq!(handover.on(SourceEvent::Failed), Ok(SourceAction::Hold));
+            assert_eq!(handover.on(SourceEvent::Failed), Ok(SourceAction::Ask));
         }
         assert_eq!(handover.state(), SourceState::InDoubt);
-        assert!(after(5).on(SourceEvent::Failed).is_err(), "a released guest does not come back");
+        assert!(after(6).on(SourceEvent::Failed).is_err(), "a released guest does not come back");
+    }
+
+    #[test]
+    fn without_committed_in_the_journal_go_does_not_leave() {
+        let mut handover = after(3);
+        assert_eq!(
+            handover.on(SourceEvent::NotRecorded(Mark::Committed)),
+            Ok(SourceAction::Record(Mark::Refused))
+        );
+        assert_eq!(handover.on(SourceEvent::NotRecorded(Mark::Refused)), Ok(SourceAction::Resume));
     }
 
     #[test]
     fn only_the_destinations_word_of_this_epoch_settles_a_doubt() {
         let other = Epoch([2; 16]);
-        let mut handover = after(4);
+        let mut handover = after(GO);
         handover.on(SourceEvent::Failed).unwrap();
         for event in [SourceEvent::Refused(other), SourceEvent::Running(other), SourceEvent::Prepared(other)]
         {
             assert_eq!(handover.on(event), Err(HandoverError::OtherEpoch { ours: EPOCH, got: other }));
         }
-        assert_eq!(handover.clone().on(SourceEvent::Refused(EPOCH)), Ok(SourceAction::Resume));
-        assert_eq!(handover.on(SourceEvent::Running(EPOCH)), Ok(SourceAction::Release));
+        assert_eq!(handover.clone().on(SourceEvent::Prepared(EPOCH)), Ok(SourceAction::SendGo));
+        assert_eq!(handover.clone().on(SourceEvent::Refused(EPOCH)), Ok(SourceAction::Record(Mark::Refused)));
+        assert_eq!(handover.on(SourceEvent::Running(EPOCH)), Ok(SourceAction::Record(Mark::Done)));
+    }
+
+    #[test]
+    fn an_operators_word_counts_only_in_doubt() {
+        for steps in 0..=6 {
+            assert!(after(steps).on(SourceEvent::Fenced).is_err(), "after {steps} steps");
+        }
+        let mut handover = after(GO);
+        handover.on(SourceEvent::Failed).unwrap();
+        assert_eq!(handover.on(SourceEvent::Fenced), Ok(SourceAction::Record(Mark::Refused)));
     }
 
     #[test]
     fn steps_cannot_be_skipped() {
-        for (steps, skipped) in [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (0, 4)] {
-            let mut handover = after(steps);
-            assert!(
-                matches!(handover.on(ORDER[skipped]), Err(HandoverError::OutOfTurn { .. })),
-                "{steps} → {skipped}"
-            );
-            assert_eq!(handover.state(), after(steps).state());
+        for steps in 0..ORDER.len() {
+            for &skipped in &ORDER[steps + 1..] {
+                let mut handover = after(steps);
+                assert!(
+                    matches!(handover.on(skipped), Err(HandoverError::OutOfTurn { .. })),
+                    "{steps} → {skipped:?}"
+                );
+                assert_eq!(handover, after(steps));
+            }
         }
+    }
+
+    #[test]
+    fn after_a_crash_it_knows_what_its_journal_says() {
+        let recovered = |last, guest| SourceHandover::recover(EPOCH, last, guest).map(|(_, action)| action);
+        assert_eq!(recovered(Mark::Committed, GuestHere::Paused), Ok(SourceAction::Ask));
+        assert_eq!(recovered(Mark::Committed, GuestHere::Gone), Ok(SourceAction::Ask));
+        assert_eq!(
+            recovered(Mark::Committed, GuestHere::Running),
+            Ok(SourceAction::Record(Mark::Refused)),
+            "or GO could leave for a guest that runs here"
+        );
+        assert_eq!(recovered(Mark::Refused, GuestHere::Paused), Ok(SourceAction::Resume));
+        assert_eq!(recovered(Mark::Done, GuestHere::Paused), Ok(SourceAction::Release));
+        assert!(recovered(Mark::Running, GuestHere::Paused).is_err());
     }
 }

@@ -86,7 +86,7 @@ impl Content {
             // An extent outside of all parts is new: the file changed, which is found out at the end.
             let Some((region, start)) = region_of(&self.parts, extent.start) else { continue };
             let last = (extent.end - 1 - start).min(self.parts.regions[region].len_bytes - 1) / PAGE_BYTES;
-            set_pages(pages.words_mut(region), (extent.start - start) / PAGE_BYTES..last + 1);
+            pages.regions_mut()[region].mark((extent.start - start) / PAGE_BYTES..last + 1);
         }
         Ok(pages)
     }
@@ -105,15 +105,6 @@ pub(super) fn region_of(parts: &RamLayout, at: u64) -> Option<(usize, u64)> {
     let after = parts.regions.partition_point(|region| region.guest_address <= at);
     let region = parts.regions.get(after.checked_sub(1)?)?;
     (at - region.guest_address < region.len_bytes).then_some((after - 1, region.guest_address))
-}
-
-/// Sets the bits of pages.
-pub(super) fn set_pages(words: &mut [u64], pages: Range<u64>) {
-    for page in pages {
-        if let Some(word) = usize::try_from(page / 64).ok().and_then(|index| words.get_mut(index)) {
-            *word |= 1 << (page % 64);
-        }
-    }
 }
 
 /// The holes around and between the parts, up to `end`.
@@ -151,8 +142,8 @@ mod tests {
         assert_eq!(content.data_bytes, 4096 + 4096 + 904);
         let pages = content.data_pages(&file, len_bytes).unwrap();
         assert_eq!(pages.count(), 3);
-        assert_eq!(pages.words(0)[4], 1, "1 MiB into the part");
-        assert_eq!(pages.words(1)[4], 2, "the last page of the file");
+        assert_eq!(pages.regions()[0].words()[4], 1, "1 MiB into the part");
+        assert_eq!(pages.regions()[1].words()[4], 2, "the last page of the file");
         let between: Vec<_> = gaps(&content.parts, len_bytes).collect();
         assert_eq!(between, [0..2 * MIB, 6 * MIB..20 * MIB]);
     }

@@ -92,7 +92,7 @@ impl Receiver {
         }
         let ram = GuestRam::from_mapping(&partial.map(&content.parts)?, &content.parts)
             .map_err(ReceiveError::from)?;
-        let mut landing = land(&content.lanes, control, &ram)
+        let mut landing = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
         control.send(&Message::Ready(landing.ready()))?;
         landing.connect(&self.listener)?;

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::blocks::{digests, image_digest};
-use super::extents::{BLOCK_BYTES, Content, region_of, set_pages};
+use super::extents::{BLOCK_BYTES, Content, region_of};
 use super::{ImageDigest, SendError, SendFailure};
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
-use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
+use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
-use crate::source::{Cancel, Link, MigrationFailure, mbps, ms, new_epoch, unexpected};
+use crate::source::{Brakes, Cancel, Link, MigrationFailure, Pace, mbps, ms, new_epoch, unexpected};
+use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
 use crate::wire::{DIGESTS_MAX, Epoch, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
 
@@ -28,6 +29,8 @@ pub struct Options {
     pub transport: TransportChoice,
     /// Over how many lanes; `None` chooses by the number of processors.
     pub lanes: Option<u8>,
+    /// How RDMA lanes post their writes, and how much memory they may have pinned.
+    pub rdma: RdmaTuning,
     /// Ends the transfer when asked to.
     pub cancel: Cancel,
 }
@@ -260,7 +263,7 @@ impl<'transfer> Transfer<'transfer> {
             let mapping = Arc::new(mapping.map_err(|error| source.failed("map", error))?);
             let ram = GuestRam::from_mapping(&mapping, parts).map_err(MigrationFailure::from)?;
             let opening = |epoch, lanes| Ok(source.offer(epoch, Some(lanes)));
-            let how = (options.transport, options.lanes);
+            let how = (options.transport, options.lanes, options.rdma);
             Way::Lanes(Box::new(Link::make(ram, to, how, &options.cancel, opening)?), mapping)
         };
         let mut transfer = Self { source, options, progress, way };
@@ -318,12 +321,13 @@ impl<'transfer> Transfer<'transfer> {
         progress.total_bytes.store((fresh.count() + wrong.count()) * PAGE_BYTES, Ordering::Relaxed);
         progress.enter(Phase::Sending);
         let log = StillFile { mapping, parts: &source.content.parts, progress };
-        let stripes = Stripes::new(&source.content.parts, link.lanes.into());
+        let stripes = Stripes::new(link.lanes.into());
         let began = Instant::now();
         for pages in [&fresh, &wrong] {
             if sent.rounds == 0 || pages.count() > 0 {
                 sent.rounds += 1;
-                let round = link.send_round(sent.rounds, (pages, &stripes), &log, &self.options.cancel)?;
+                let brakes = Brakes { pace: &Pace::default(), check: &|| self.options.cancel.check() };
+                let round = link.send_round(sent.rounds, (pages, &stripes), Some(&log), brakes)?;
                 sent.bytes += round.pages * PAGE_BYTES;
             }
         }
@@ -419,14 +423,10 @@ fn leave_out(
         if ours != theirs && is_fresh {
             continue;
         }
-        // Blocks begin at multiples of 512 pages, so their words are theirs alone.
-        let words = fresh.words_mut(block.region);
-        let first = usize::try_from(block.first_page / 64).unwrap_or(words.len());
-        let count = usize::try_from(block.pages.div_ceil(64)).unwrap_or(0);
-        words.iter_mut().skip(first).take(count).for_each(|word| *word = 0);
+        let pages = block.first_page..block.first_page + block.pages;
+        fresh.regions_mut()[block.region].unmark(pages.clone());
         if ours != theirs {
-            let pages = block.first_page..block.first_page + block.pages;
-            set_pages(wrong.words_mut(block.region), pages);
+            wrong.regions_mut()[block.region].mark(pages);
         }
     }
 }
@@ -447,7 +447,7 @@ impl DirtyLog for StillFile<'_> {
         Ok(())
     }
 
-    fn harvest(&self, _region: usize, _bits: &mut [u64]) -> Result<(), DirtyError> {
+    fn harvest(&self, _region: usize, _dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
         Ok(())
     }
 

@@ -1,4 +1,5 @@
 use std::fmt;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -67,13 +68,14 @@ pub enum MigrationFailure {
     /// The destination gave up, and says that it has not run the guest of this attempt and never will.
     #[error("the destination gave up: {0}")]
     DestinationFailed(String),
-    /// The guest writes faster than its pages can be sent.
-    #[error(
-        "the guest writes {dirty_rate_mbps:.0} MB/s and {throughput_mbps:.0} MB/s can be sent: after {rounds} rounds \
-         the downtime would still be {predicted_downtime_ms:.0} ms; allow more downtime, a faster link or more throttling"
-    )]
+    /// The rounds did not come down to the downtime limit.
+    #[error("given up after {rounds} rounds: {why}; it would take {help}")]
     NotConverging {
-        /// What the guest wrote in the last round.
+        /// Why not.
+        why: String,
+        /// What would help, any of it.
+        help: String,
+        /// What the guest wrote of new pages in the last round.
         dirty_rate_mbps: f64,
         /// What the link carried.
         throughput_mbps: f64,
@@ -81,6 +83,12 @@ pub enum MigrationFailure {
         rounds: u32,
         /// What a switch would cost now.
         predicted_downtime_ms: f64,
+    },
+    /// The time allowed ran out in the middle of a round.
+    #[error("the migration was to take {} s and was still in its rounds: allow more time, or a switch at its end", timeout.as_secs_f64())]
+    TimedOut {
+        /// The time allowed.
+        timeout: Duration,
     },
     /// The operator cancelled.
     #[error("cancelled")]

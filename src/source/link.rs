@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use rayon::ThreadPool;
 
-use super::rounds::{Rounds, Sent};
+use super::rounds::{Brakes, Rounds, Sent};
 use super::{Cancel, MigrationFailure};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
+use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::{Epoch, LaneOffer, Message, Refusal};
 
@@ -30,7 +31,7 @@ impl Link {
     pub(crate) fn make(
         ram: GuestRam,
         to: &str,
-        (choice, lanes): (TransportChoice, Option<u8>),
+        (choice, lanes, tuning): (TransportChoice, Option<u8>, RdmaTuning),
         cancel: &Cancel,
         opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<Self, MigrationFailure> {
@@ -41,7 +42,7 @@ impl Link {
             .build()
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
         let mut control = ControlChannel::connect(to)?;
-        let mut offer = Offer::make(choice, &control, &ram, lanes)?;
+        let mut offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
         let (epoch, ready) = loop {
             let epoch = new_epoch()?;
             control.send(&opening(epoch, offer.lanes())?)?;
@@ -64,23 +65,23 @@ impl Link {
         Ok(Self { epoch, control, transport, reason, ram, pool, lanes })
     }
 
-    /// Sends every page set in `dirty`, and tells the destination that the round is closed.
+    /// Sends every page set in `dirty`, watching it again for `log`, and tells the destination that the round is closed.
     pub(crate) fn send_round(
         &mut self,
         number: u32,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
-        log: &dyn DirtyLog,
-        cancel: &Cancel,
+        log: Option<&dyn DirtyLog>,
+        brakes: Brakes<'_>,
     ) -> Result<Sent, MigrationFailure> {
         let Self { control, transport, ram, pool, .. } = self;
-        let rounds = Rounds { ram, log, stripes, pool, cancel };
+        let rounds = |supply| Rounds { ram, log, stripes, pool, brakes, supply };
         let sent = match transport.parts() {
-            (lanes, None) => rounds.send(number, dirty, lanes)?,
+            (lanes, None) => rounds(None).send(number, dirty, lanes)?,
             (lanes, Some(supply)) => thread::scope(|scope| {
                 let supplying = scope.spawn(|| supply.supply(dirty, control));
                 let sent = {
                     let _end = EndOnDrop(supply);
-                    rounds.send(number, dirty, lanes)
+                    rounds(Some(supply)).send(number, dirty, lanes)
                 };
                 // Why lanes were not supplied explains more than that they were not.
                 supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -89,6 +90,11 @@ impl Link {
         };
         self.control.send(&Message::RoundClosed(number))?;
         Ok(sent)
+    }
+
+    /// How long the destination is expected to need to take remote access away.
+    pub(crate) fn revoke_expected(&self) -> Duration {
+        revoke_expected(self.transport.kind(), self.transport.registered_bytes())
     }
 
     /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
@@ -116,6 +122,17 @@ struct EndOnDrop<'supply>(&'supply dyn Supply);
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.end();
+    }
+}
+
+/// TCP only closes its connections. RDMA also unpins RAM: so many bytes a second, an assumption.
+pub(crate) fn revoke_expected(kind: TransportKind, registered_bytes: u64) -> Duration {
+    const UNPINNED_PER_SECOND: u64 = 32 << 30;
+    match kind {
+        TransportKind::Tcp => Duration::ZERO,
+        TransportKind::Rdma => {
+            Duration::from_millis(1) + Duration::from_millis(registered_bytes * 1000 / UNPINNED_PER_SECOND)
+        }
     }
 }
 

@@ -1,30 +1,56 @@
 //! One round: from bitmap words to lanes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use super::{Cancel, MigrationFailure};
+use super::MigrationFailure;
+use super::metered::MeteredLane;
+use super::tuning::Pace;
+use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
-use crate::memory::{GuestRam, PageRun, Runs};
-use crate::transport::Lane;
+use crate::memory::{GuestRam, PageRun};
+use crate::transport::{Lane, Supply};
 
 /// What a round sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) pages: u64,
     /// Pages that were zero or never touched, and so not sent.
     pub(crate) zero_pages: u64,
+    pub(crate) lanes: Vec<LaneLoad>,
+    /// When a lane had taken the first page.
+    pub(crate) first_page: Option<Instant>,
+}
+
+/// What may hold a round up, or end it.
+#[derive(Clone, Copy)]
+pub(crate) struct Brakes<'migration> {
+    pub(crate) pace: &'migration Pace,
+    /// Asked before every stripe, and while a lane waits for its pace.
+    pub(crate) check: &'migration (dyn Fn() -> Result<(), MigrationFailure> + Sync),
 }
 
 /// What is the same in every round.
 pub(super) struct Rounds<'migration> {
     pub(super) ram: &'migration GuestRam,
-    pub(super) log: &'migration dyn DirtyLog,
+    /// None in the round after which nothing is harvested: the guest is paused, nobody writes.
+    pub(super) log: Option<&'migration dyn DirtyLog>,
     pub(super) stripes: &'migration Stripes,
     pub(super) pool: &'migration ThreadPool,
-    pub(super) cancel: &'migration Cancel,
+    pub(super) brakes: Brakes<'migration>,
+    /// What works beside the lanes.
+    pub(super) supply: Option<&'migration dyn Supply>,
+}
+
+/// Pages of one lane in one round.
+#[derive(Clone, Copy, Default)]
+struct Pages {
+    sent: u64,
+    zero: u64,
 }
 
 impl Rounds<'_> {
@@ -37,61 +63,88 @@ impl Rounds<'_> {
         dirty: &DirtyBitmap,
         lanes: &mut [Box<dyn Lane>],
     ) -> Result<Sent, MigrationFailure> {
-        let first = round == 1;
         // Set by the first lane that fails, so that the others do not send the rest of the round for nothing.
         let stop = AtomicBool::new(false);
-        self.pool.install(|| {
+        let cause = Mutex::new(None);
+        let lanes = self.pool.install(|| {
             lanes
                 .par_iter_mut()
                 .with_max_len(1)
                 .enumerate()
                 .map(|(index, lane)| {
-                    let mut sent = Sent::default();
-                    let mut send_all = || {
-                        for stripe in self.stripes.of_lane(index) {
-                            self.cancel.check()?;
-                            if stop.load(Ordering::Relaxed) {
-                                return Ok(());
-                            }
-                            self.send_stripe(stripe, dirty, lane.as_mut(), first, &mut sent)?;
+                    let result = self.send_lane(round, dirty, (index, lane.as_mut()), &stop);
+                    result.map_err(|error| {
+                        stop.store(true, Ordering::Relaxed);
+                        // What comes after the first is what the others make of it.
+                        cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        // Lanes that wait for memory to be registered wait for nothing now.
+                        if let Some(supply) = self.supply {
+                            supply.end();
                         }
-                        Ok(lane.fence(round)?)
-                    };
-                    let result: Result<(), MigrationFailure> = send_all();
-                    result.inspect_err(|_| stop.store(true, Ordering::Relaxed)).map(|()| sent)
+                    })
                 })
-                .try_reduce(Sent::default, |a, b| {
-                    Ok(Sent { pages: a.pages + b.pages, zero_pages: a.zero_pages + b.zero_pages })
-                })
+                .collect::<Result<Vec<_>, ()>>()
+        });
+        let lanes = match (lanes, cause.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+            (Ok(lanes), None) => lanes,
+            (_, cause) => return Err(cause.unwrap_or(MigrationFailure::Cancelled)),
+        };
+        let sum = |of: fn(&Pages) -> u64| lanes.iter().map(|(pages, ..)| of(pages)).sum();
+        Ok(Sent {
+            pages: sum(|pages| pages.sent),
+            zero_pages: sum(|pages| pages.zero),
+            lanes: lanes.iter().map(|(_, load, _)| *load).collect(),
+            first_page: lanes.iter().filter_map(|(.., first_page)| *first_page).min(),
         })
+    }
+
+    fn send_lane(
+        &self,
+        round: u32,
+        dirty: &DirtyBitmap,
+        (index, lane): (usize, &mut dyn Lane),
+        stop: &AtomicBool,
+    ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
+        let first = round == 1;
+        let mut lane = MeteredLane::new(lane, self.brakes, Instant::now());
+        let mut pages = Pages::default();
+        for stripe in self.stripes.of_lane(index, dirty) {
+            (self.brakes.check)()?;
+            if stop.load(Ordering::Relaxed) {
+                return Ok((pages, LaneLoad::default(), None));
+            }
+            self.send_stripe(stripe, &mut lane, first, &mut pages)?;
+            lane.end_stripe(Instant::now());
+        }
+        let (load, first_page) = lane.fence(round)?;
+        Ok((pages, load, first_page))
     }
 
     fn send_stripe(
         &self,
-        stripe: Stripe,
-        dirty: &DirtyBitmap,
-        lane: &mut dyn Lane,
+        stripe: Stripe<'_>,
+        lane: &mut MeteredLane<'_>,
         first: bool,
-        sent: &mut Sent,
+        pages: &mut Pages,
     ) -> Result<(), MigrationFailure> {
-        let words = stripe.words(dirty.words(stripe.region));
-        if words.iter().all(|&word| word == 0) {
-            return Ok(());
-        }
-        // Before any page of it is read, so that a write from here on is seen by the next harvest.
-        self.log.rearm(stripe.region, stripe.first_page, words)?;
-        for (first_page, pages) in Runs::new(words) {
-            let run = PageRun { region: stripe.region, first_page: stripe.first_page + first_page, pages };
-            let sent_pages =
-                if first { self.send_touched(run, lane)? } else { lane.write(run).map(|()| run.pages)? };
-            sent.pages += sent_pages;
-            sent.zero_pages += run.pages - sent_pages;
+        for part in stripe.parts() {
+            if let Some(log) = self.log {
+                // Before any page of it is read, so that a write from here on is seen by the next harvest.
+                log.rearm(part.region, part.first_page, part.words)?;
+            }
+            for (first_page, count) in part.runs() {
+                let run =
+                    PageRun { region: part.region, first_page: part.first_page + first_page, pages: count };
+                let sent = if first { self.send_touched(run, lane)? } else { send_all(lane, run)? };
+                pages.sent += sent;
+                pages.zero += run.pages - sent;
+            }
         }
         Ok(())
     }
 
     /// Sends the pages of a run that are not zero; returns how many.
-    fn send_touched(&self, run: PageRun, lane: &mut dyn Lane) -> Result<u64, MigrationFailure> {
+    fn send_touched(&self, run: PageRun, lane: &mut MeteredLane<'_>) -> Result<u64, MigrationFailure> {
         let mut pages_sent = 0;
         for touched in self.ram.regions()[run.region].touched(run)? {
             let mut next = PageRun { pages: 0, ..touched };
@@ -100,16 +153,17 @@ impl Rounds<'_> {
                     next.pages += 1;
                     continue;
                 }
-                pages_sent += send_some(lane, next)?;
+                pages_sent += send_all(lane, next)?;
                 next = PageRun { first_page: page + 1, pages: 0, ..next };
             }
-            pages_sent += send_some(lane, next)?;
+            pages_sent += send_all(lane, next)?;
         }
         Ok(pages_sent)
     }
 }
 
-fn send_some(lane: &mut dyn Lane, run: PageRun) -> Result<u64, MigrationFailure> {
+/// Sends the pages of a run, which may be none; returns how many.
+fn send_all(lane: &mut MeteredLane<'_>, run: PageRun) -> Result<u64, MigrationFailure> {
     if run.pages > 0 {
         lane.write(run)?;
     }
@@ -118,13 +172,13 @@ fn send_some(lane: &mut dyn Lane, run: PageRun) -> Result<u64, MigrationFailure>
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
+    use std::time::Duration;
 
-    use vm_memory::bitmap::AtomicBitmap;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::dirty::{DirtyError, SoftwareLog};
+    use crate::dirty::{DirtyError, DirtyRegion, SoftwareBitmap, SoftwareLog};
     use crate::transport::TransportError;
 
     /// What happened, in order: shared by a log and a lane that write it down.
@@ -143,6 +197,10 @@ mod tests {
             self.0.lock().unwrap().push(format!("fence {round}"));
             Ok(())
         }
+
+        fn waited(&self) -> Duration {
+            Duration::ZERO
+        }
     }
 
     #[derive(Debug)]
@@ -153,7 +211,7 @@ mod tests {
             Ok(())
         }
 
-        fn harvest(&self, _region: usize, _bits: &mut [u64]) -> Result<(), DirtyError> {
+        fn harvest(&self, _region: usize, _dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
             Ok(())
         }
 
@@ -167,19 +225,24 @@ mod tests {
         }
     }
 
-    fn memory() -> GuestMemoryMmap<AtomicBitmap> {
+    fn memory() -> GuestMemoryMmap<SoftwareBitmap> {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 100 * 4096)]).unwrap()
     }
 
-    fn send(round: u32, dirty: &DirtyBitmap, memory: &GuestMemoryMmap<AtomicBitmap>) -> (Sent, Vec<String>) {
+    fn send(
+        round: u32,
+        dirty: &DirtyBitmap,
+        memory: &GuestMemoryMmap<SoftwareBitmap>,
+    ) -> (Sent, Vec<String>) {
         let journal = Journal::default();
         let ram = GuestRam::from_vm_memory(memory).unwrap();
         let rounds = Rounds {
             ram: &ram,
-            log: &NotedLog(journal.clone()),
-            stripes: &Stripes::new(&ram.layout(), 1),
+            log: Some(&NotedLog(journal.clone())),
+            stripes: &Stripes::new(1),
             pool: &rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(),
-            cancel: &Cancel::default(),
+            brakes: Brakes { pace: &Pace::default(), check: &|| Ok(()) },
+            supply: None,
         };
         let mut lanes: Vec<Box<dyn Lane>> = vec![Box::new(NotedLane(journal.clone()))];
         let sent = rounds.send(round, dirty, &mut lanes).unwrap();
@@ -195,9 +258,10 @@ mod tests {
         memory.write_obj(1u8, GuestAddress(3 * 4096)).unwrap();
         memory.write_obj(1u8, GuestAddress(4 * 4096)).unwrap();
         memory.write_obj(1u8, GuestAddress(90 * 4096)).unwrap();
-        SoftwareLog::new(&memory).harvest(0, dirty.words_mut(0)).unwrap();
+        assert_eq!(dirty.harvest(&SoftwareLog::new(&memory)).unwrap(), 3);
         let (sent, notes) = send(2, &dirty, &memory);
-        assert_eq!(sent, Sent { pages: 3, zero_pages: 0 });
+        assert_eq!((sent.pages, sent.zero_pages), (3, 0));
+        assert_eq!(sent.lanes.iter().map(|lane| lane.bytes).collect::<Vec<_>>(), [3 * 4096]);
         assert_eq!(notes, ["rearm 0 [18, 4000000]", "write 3+2", "write 90+1", "fence 2"]);
     }
 
@@ -210,10 +274,10 @@ mod tests {
         memory.write_obj(1u8, GuestAddress(7 * 4096)).unwrap();
         memory.write_obj(1u8, GuestAddress(100 * 4096 - 1)).unwrap();
         let (sent, notes) = send(1, &dirty, &memory);
-        assert_eq!(sent, Sent { pages: 2, zero_pages: 98 });
+        assert_eq!((sent.pages, sent.zero_pages), (2, 98));
         assert_eq!(notes[1..], ["write 7+1", "write 99+1", "fence 1"]);
         let (sent, notes) = send(2, &dirty, &memory);
-        assert_eq!(sent, Sent { pages: 100, zero_pages: 0 });
+        assert_eq!((sent.pages, sent.zero_pages), (100, 0));
         assert_eq!(notes[1..], ["write 0+100", "fence 2"]);
     }
 }

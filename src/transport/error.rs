@@ -20,17 +20,18 @@ pub enum TransportError {
         /// Why each that there is was passed over.
         reason: String,
     },
-    /// Guest RAM may not be pinned.
+    /// Too little memory may be pinned.
     #[error(
-        "RDMA needs {} MiB of locked memory, and the limit here is {} MiB: raise it with `ulimit -l unlimited` \
-         (systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1), or use --transport tcp",
+        "RDMA needs {} MiB of locked memory to be of use here, and may lock {:.1} MiB: raise the limit with \
+         `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1) or --pin-limit, or use \
+         --transport tcp",
         needed_bytes.div_ceil(1 << 20),
-        limit_bytes >> 20
+        *limit_bytes as f64 / 1_048_576.0
     )]
     LockedMemory {
-        /// What the guest needs.
+        /// The least that makes sense.
         needed_bytes: u64,
-        /// What `RLIMIT_MEMLOCK` allows.
+        /// What `RLIMIT_MEMLOCK`, or the operator's own limit, allows.
         limit_bytes: u64,
     },
     /// The verbs layer failed.

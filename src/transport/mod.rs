@@ -14,6 +14,7 @@ pub mod tcp;
 
 use std::fmt::Debug;
 use std::net::TcpListener;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,9 @@ pub trait Transport: Send + Debug {
 
     /// The device or the addresses used, for people.
     fn via(&self) -> String;
+
+    /// How much RAM the destination has registered now, and must deregister at the switch.
+    fn registered_bytes(&self) -> u64;
 
     /// Begins a round: the lanes, each for one worker, and what must run beside them while they send, if anything must.
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>);
@@ -74,6 +78,9 @@ pub trait Lane: Send + Debug {
     /// # Errors
     /// [`TransportError`]; the attempt is over.
     fn fence(&mut self, round: u32) -> Result<(), TransportError>;
+
+    /// How long it has waited so far for what a [`Supply`] had not ready: time in which the link was not to blame.
+    fn waited(&self) -> Duration;
 }
 
 /// The destination's end of all lanes.
@@ -90,8 +97,15 @@ pub trait Landing: Send + Debug {
     /// Lets the source write to these slices of RAM, which must lie in the guest.
     ///
     /// # Errors
-    /// [`TransportError`] if a slice is outside of RAM or cannot be registered.
+    /// [`TransportError`] if a slice is outside of RAM or cannot be registered, or if that would be more at once than
+    /// [`ready`](Self::ready) said.
     fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError>;
+
+    /// Takes these slices back: the source has nothing on its way to them and will ask anew before it has.
+    ///
+    /// # Errors
+    /// [`TransportError`] if one is not registered, or if the device would not let go.
+    fn release(&mut self, slices: &[SliceRange]) -> Result<(), TransportError>;
 
     /// Returns once the fences of `round` are seen on every lane.
     ///

@@ -1,4 +1,4 @@
-use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach};
+use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach, RdmaTuning};
 use super::tcp::{TcpLanding, TcpTransport};
 use super::{Landing, Transport, TransportError, TransportKind};
 use crate::control::ControlChannel;
@@ -41,12 +41,13 @@ impl Offer {
         control: &ControlChannel,
         ram: &GuestRam,
         lanes: u8,
+        tuning: RdmaTuning,
     ) -> Result<Self, TransportError> {
-        let rdma = || {
-            let reach = RdmaReach::find(control.local_ip(), choice == TransportChoice::Rdma)?;
-            RdmaOffer::make(reach, ram, lanes)
-        };
         let any_device = choice == TransportChoice::Rdma;
+        let rdma = || {
+            let reach = RdmaReach::find(control.local_ip(), any_device)?;
+            RdmaOffer::make(reach, ram, lanes, tuning, any_device)
+        };
         let offered = |offer, reason: &str| Self {
             kind: OfferKind::Rdma(offer),
             reason: reason.to_owned(),
@@ -111,13 +112,16 @@ impl Offer {
             (OfferKind::Tcp(lanes), LaneReady::Tcp(token)) => {
                 Ok(Box::new(TcpTransport::connect(control.peer_address(), lanes, token, ram)?))
             }
-            (OfferKind::Rdma(offer), LaneReady::Rdma(endpoints)) => Ok(Box::new(offer.connect(&endpoints)?)),
+            (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
+                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes)?))
+            }
             _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
         }
     }
 }
 
-/// Makes the destination's end for the lanes that a source offers.
+/// Makes the destination's end for the lanes that a source offers. RDMA has at most `pin_max_bytes` of RAM registered at
+/// once; `None`: as much as this process may lock.
 ///
 /// # Errors
 /// [`TransportError`] if this host has no such transport, or may not pin so much memory.
@@ -125,12 +129,13 @@ pub fn land(
     offer: &LaneOffer,
     control: &ControlChannel,
     ram: &GuestRam,
+    pin_max_bytes: Option<u64>,
 ) -> Result<Box<dyn Landing>, TransportError> {
     match offer {
         LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram)?)),
         LaneOffer::Rdma { endpoints, any_device } => {
             let reach = RdmaReach::find(control.local_ip(), *any_device)?;
-            Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints)?))
+            Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints, pin_max_bytes, *any_device)?))
         }
     }
 }

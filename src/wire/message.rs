@@ -28,7 +28,7 @@ const DETAILS_MAX: usize = 256 << 10;
 const TEXT_MAX: usize = 4 << 10;
 
 /// One attempt to migrate. Every attempt has another, so that what is late from an earlier one is known as such.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Epoch(pub [u8; 16]);
 
 impl fmt::Debug for Epoch {
@@ -50,6 +50,8 @@ pub enum Message {
     RegisterSlices(Vec<SliceRange>),
     /// Destination: the keys for the slices, in the order asked.
     SliceKeys(Vec<SliceKey>),
+    /// Source: nothing is on its way to these slices and nothing more will be, until they are registered anew. Not answered.
+    ReleaseSlices(Vec<SliceRange>),
     /// Source: every lane has fenced this round.
     RoundClosed(u32),
     /// Source: digests of consecutive blocks of RAM, while paused.
@@ -163,8 +165,13 @@ impl ImageOffer {
 pub enum LaneReady {
     /// Connections that show this token are expected, on the address of the control channel.
     Tcp(Token),
-    /// Queue pairs, connected to those offered, in the same order.
-    Rdma(Vec<Endpoint>),
+    /// Queue pairs, one a lane.
+    Rdma {
+        /// The destination's ends, connected to those offered, in the same order.
+        endpoints: Vec<Endpoint>,
+        /// How much RAM the destination can have registered at once; `None` if all of it.
+        pin_max_bytes: Option<u64>,
+    },
 }
 
 /// A part of a RAM region that is registered as a whole.
@@ -206,7 +213,9 @@ pub struct Final {
 pub struct Completion {
     /// Pages whose digests were compared and found equal.
     pub verified_pages: u64,
-    /// How long that took.
+    /// How long taking remote access away took, in microseconds.
+    pub revoke_us: u64,
+    /// How long comparing took.
     pub verify_us: u64,
     /// How long loading the state took.
     pub load_us: u64,
@@ -286,6 +295,7 @@ impl Message {
             Self::Abort(..) => 13,
             Self::OfferImage(_) => 14,
             Self::Stored(_) => 15,
+            Self::ReleaseSlices(_) => 16,
         }
     }
 
@@ -313,7 +323,7 @@ impl Message {
             Self::Hello(body) => postcard::to_stdvec(body),
             Self::Ready(body) => postcard::to_stdvec(body),
             Self::Refused(body) => postcard::to_stdvec(body),
-            Self::RegisterSlices(body) => postcard::to_stdvec(body),
+            Self::RegisterSlices(body) | Self::ReleaseSlices(body) => postcard::to_stdvec(body),
             Self::SliceKeys(body) => postcard::to_stdvec(body),
             Self::RoundClosed(body) => postcard::to_stdvec(body),
             Self::Digests(body) => postcard::to_stdvec(body),
@@ -359,6 +369,7 @@ impl Message {
             13 => parse(what, body).map(|(epoch, text)| Self::Abort(epoch, text))?,
             14 => Self::OfferImage(parse(what, body)?),
             15 => Self::Stored(parse(what, body)?),
+            16 => Self::ReleaseSlices(parse(what, body)?),
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -374,8 +385,10 @@ impl Message {
                 hello.lanes.check_bounds()
             }
             Self::OfferImage(offer) => offer.check_bounds(),
-            Self::Ready(LaneReady::Rdma(endpoints)) => lanes_bound(endpoints.len()),
-            Self::RegisterSlices(slices) => bound("a list of slices", slices.len(), SLICES_MAX),
+            Self::Ready(LaneReady::Rdma { endpoints, .. }) => lanes_bound(endpoints.len()),
+            Self::RegisterSlices(slices) | Self::ReleaseSlices(slices) => {
+                bound("a list of slices", slices.len(), SLICES_MAX)
+            }
             Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
             Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
             Self::Final(last) => bound("saved state", last.state.len(), STATE_MAX),
@@ -402,6 +415,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         13 => ("Abort", TEXT_MAX + 64),
         14 => ("OfferImage", 64 << 10),
         15 => ("Stored", 16),
+        16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
         _ => return None,
     })
 }
@@ -469,7 +483,7 @@ mod tests {
             Message::Final(Final { epoch: EPOCH, round: 4, compare_blocks: 8, state: vec![0; STATE_MAX] }),
             Message::Prepared(
                 EPOCH,
-                Completion { verified_pages: u64::MAX, verify_us: u64::MAX, load_us: 1 },
+                Completion { verified_pages: u64::MAX, revoke_us: u64::MAX, verify_us: u64::MAX, load_us: 1 },
             ),
             Message::Go(EPOCH),
             Message::Running(EPOCH),
@@ -477,6 +491,7 @@ mod tests {
             Message::Abort(EPOCH, "cancelled".into()),
             Message::OfferImage(image()),
             Message::Stored(EPOCH),
+            Message::ReleaseSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
         ]
     }
 
@@ -488,7 +503,7 @@ mod tests {
             assert!(body.len() <= Message::body_max(kind).unwrap());
             assert_eq!(Message::decode(kind, &body).unwrap(), message);
         }
-        assert_eq!(Message::body_max(16), Err(WireError::Kind(16)));
+        assert_eq!(Message::body_max(17), Err(WireError::Kind(17)));
     }
 
     #[test]

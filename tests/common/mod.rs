@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 #![allow(unused_imports, reason = "likewise")]
 
+mod go_between;
 #[cfg(feature = "cli")]
 mod host;
 mod machine;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use sterna::preflight::{self, KvmAccess};
 use sterna_vmm::MachineKind;
 
+pub(crate) use go_between::go_between;
 #[cfg(feature = "cli")]
 pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
 pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};

@@ -12,7 +12,7 @@ use crate::guest::layout::{self, WorkingSet, page_numbers, pages_of};
 use crate::guest::{journal, pattern};
 use crate::heart::Heart;
 use crate::machine::{GuestCheck, GuestRam, MachineConfig, PAGE_BYTES, VcpuStatus, Workload};
-use crate::memory::{guest_ram, read_page};
+use crate::memory::{guest_ram, populate, read_page};
 
 /// RAM, and what the VMM knows of the guest in it.
 #[derive(Debug)]
@@ -50,6 +50,7 @@ impl Board {
             let share = self.working_set.share(vcpu);
             self.control(vcpu).prepare(&share, workload, self.config.vcpus, tsc_khz)?;
             if workload.prefill {
+                share.into_iter().for_each(|run| populate(&self.memory, run));
                 page_numbers(&share).try_for_each(|page| self.prefill(page))?;
             }
         }

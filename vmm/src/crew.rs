@@ -130,6 +130,11 @@ impl Crew {
         self.alive()
     }
 
+    /// Makes threads that are yet to be started stand still at once.
+    pub(crate) fn hold(&self) {
+        self.order(|orders| orders.pause = true);
+    }
+
     pub(crate) fn resume(&self) {
         self.order(|orders| orders.pause = orders.failed.is_some());
     }

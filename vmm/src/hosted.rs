@@ -74,6 +74,8 @@ impl<E: Engine> Hosted<E> {
 
     /// Starts the threads; they run at once.
     fn go(&self, life: &mut Life) -> Result<(), MachineError> {
+        // All or none: if one cannot be started, none has run.
+        self.crew.hold();
         for vcpu in self.board.vcpus() {
             let work = self.engine.work(vcpu, Arc::clone(&self.board), Arc::clone(&self.crew));
             if let Err(error) = self.crew.spawn(format!("vcpu {vcpu}"), work) {
@@ -82,6 +84,7 @@ impl<E: Engine> Hosted<E> {
                 return Err(error);
             }
         }
+        self.crew.resume();
         *life = Life::Running;
         Ok(())
     }

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sterna_bitmap::SoftwareBitmap;
 use vm_memory::GuestMemoryMmap;
-use vm_memory::bitmap::AtomicBitmap;
 
 use crate::cpu::CpuDescription;
 use crate::error::MachineError;
 
-/// The guest RAM of every machine here: one region per memory slot, each a shared mapping of one memfd.
+/// The guest RAM of every machine here: a region on each side of the hole below 4 GiB, shared mappings of one memfd.
 ///
 /// The bitmap tells what the VMM itself wrote since the bitmap was last read; what the vCPUs of a KVM machine
 /// write is in KVM's own log and never here.
-pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+pub type GuestRam = GuestMemoryMmap<SoftwareBitmap>;
 
 /// The size of the pages in which memory is counted everywhere in this crate, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
@@ -106,7 +106,7 @@ pub enum DirtyTracking<'machine> {
     Kvm {
         /// The VM file descriptor.
         vm: BorrowedFd<'machine>,
-        /// The slots of RAM, by ascending guest address, one for each region of [`Machine::memory`].
+        /// The slots of RAM, by ascending guest address: each region of [`Machine::memory`] in parts of 64 GiB.
         slots: Vec<MemorySlot>,
     },
     /// The software bitmap alone.

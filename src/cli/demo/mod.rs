@@ -13,9 +13,10 @@ use sterna_vmm::MachineKind;
 
 use self::processes::{Holders, start_receiver, start_runner};
 use super::exit::Exit;
+use super::lanes::Transport;
 use super::migrate::{MoveArgs, move_guest};
 use super::output;
-use super::protocol::{Answer, Checked, Failure, Request, Status, Transport};
+use super::protocol::{Answer, Checked, Failure, Request, Status};
 use super::run::{GuestArgs, MachineChoice};
 use super::size::Size;
 use super::socket::ask;
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
 }
 
 fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
-    let address = args.address.unwrap_or_else(|| default_address(args.how.transport));
+    let address = args.address.unwrap_or_else(|| default_address(args.how.lanes.transport));
     let mut holders = Holders::new()?;
     let to = start_receiver(&mut holders, address)?;
     eprintln!("destination: process {} listens at {to}", holders.destination_id());
@@ -198,6 +199,8 @@ fn arrived(what: String) -> Failure {
 /// For the tests of the demo's judgement.
 #[cfg(test)]
 mod tests {
+    use sterna::convergence::Limits;
+    use sterna::progress::{DowntimeReport, LimitsReport};
     use sterna::transport::TransportKind;
 
     use super::*;
@@ -220,9 +223,14 @@ mod tests {
             transport: TransportKind::Tcp,
             total_ms: 1.0,
             setup_ms: 1.0,
+            first_byte_ms: Some(1.0),
             downtime_ms: 1.0,
             compare_ms: 0.0,
             guest_downtime_ms: None,
+            predicted: DowntimeReport::default(),
+            measured: DowntimeReport::default(),
+            heartbeats_per_second: None,
+            limits: LimitsReport::from(&Limits::default()),
             rounds: Vec::new(),
             bytes_sent: 0,
             pages_sent: 0,

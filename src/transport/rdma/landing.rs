@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,11 +10,10 @@ use sterna_rdma::{
     PeerAccess, ProtectionDomain, QueuePair,
 };
 
-use super::pinning::{check_memlock, register};
+use super::pinning::{pin_budget, register};
 use super::reach::RdmaReach;
-use super::slices::range_of;
 use super::{FENCES, STALL_MAX};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, PAGE_BYTES, RegionLayout};
 use crate::transport::{Landing, TransportError};
 use crate::wire::{LaneReady, SliceKey, SliceRange};
 
@@ -24,6 +23,8 @@ pub(crate) struct RdmaLanding {
     lanes: Vec<LandingLane>,
     completions: Arc<CompletionQueue>,
     regions: HashMap<SliceRange, Arc<MemoryRegion>>,
+    /// How much RAM may be registered at once; `None`: all of it.
+    pin_max_bytes: Option<u64>,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
 }
@@ -35,13 +36,16 @@ struct LandingLane {
 }
 
 impl RdmaLanding {
-    /// Makes a queue pair for each one offered and connects it.
+    /// Makes a queue pair for each one offered and connects it. Registers at most `pin_max_bytes` at once, if that is said, and
+    /// no more than this process may lock.
     pub(crate) fn make(
         reach: &RdmaReach,
         ram: &GuestRam,
         offered: &[Endpoint],
+        pin_max_bytes: Option<u64>,
+        by_name: bool,
     ) -> Result<Self, TransportError> {
-        check_memlock(ram)?;
+        let pin_max_bytes = pin_budget(ram, pin_max_bytes, by_name)?;
         let domain = ProtectionDomain::new(&reach.device)?;
         let lanes = u32::try_from(offered.len()).unwrap_or(u32::MAX);
         let completions = CompletionQueue::new(&reach.device, lanes.saturating_mul(FENCES + 1))?;
@@ -61,7 +65,7 @@ impl RdmaLanding {
             Ok(LandingLane { queue_pair, fenced: None })
         };
         let lanes = offered.iter().map(lane).collect::<Result<_, TransportError>>()?;
-        Ok(Self { lanes, completions, regions: HashMap::new(), domain, ram: ram.clone() })
+        Ok(Self { lanes, completions, regions: HashMap::new(), pin_max_bytes, domain, ram: ram.clone() })
     }
 
     /// Notes a fence, and posts a receive for the next in its place.
@@ -80,7 +84,8 @@ impl RdmaLanding {
 
 impl Landing for RdmaLanding {
     fn ready(&self) -> LaneReady {
-        LaneReady::Rdma(self.lanes.iter().map(|lane| lane.queue_pair.local_endpoint()).collect())
+        let endpoints = self.lanes.iter().map(|lane| lane.queue_pair.local_endpoint()).collect();
+        LaneReady::Rdma { endpoints, pin_max_bytes: self.pin_max_bytes }
     }
 
     fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
@@ -89,25 +94,40 @@ impl Landing for RdmaLanding {
 
     fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
         let layout = self.ram.layout();
-        if let Some(wrong) = slices
-            .iter()
-            .find(|slice| range_of(&layout, slice.region.into(), slice.first_page) != Some(**slice))
-        {
-            return Err(TransportError::Disagreement(format!("there is no slice {wrong:?}")));
-        }
-        let new: HashSet<_> =
-            slices.iter().filter(|slice| !self.regions.contains_key(slice)).copied().collect();
-        let (domain, ram) = (&self.domain, &self.ram);
-        let registered = new
-            .into_par_iter()
-            .map(|slice| Ok((slice, register(domain, ram, slice, Access::RemoteWrite)?)))
-            .collect::<Result<Vec<_>, TransportError>>()?;
-        self.regions.extend(registered);
-        let key = |slice| {
-            let region: &Arc<MemoryRegion> = &self.regions[slice];
-            SliceKey { address: region.address(), key: region.remote_key() }
+        let is_in_ram = |slice: &SliceRange| {
+            let pages = layout.regions.get(usize::from(slice.region)).map_or(0, RegionLayout::pages);
+            slice.pages > 0 && slice.first_page.checked_add(slice.pages).is_some_and(|end| end <= pages)
         };
-        Ok(slices.iter().map(key).collect())
+        if let Some(wrong) =
+            slices.iter().find(|&slice| !is_in_ram(slice) || self.regions.contains_key(slice))
+        {
+            return Err(TransportError::Disagreement(format!("{wrong:?} cannot be registered (again)")));
+        }
+        // Slices that overlap would be pinned twice, so this bounds what a source can ask for, in any shape.
+        let pages = self.regions.keys().chain(slices).map(|slice| slice.pages).sum::<u64>();
+        if pages * PAGE_BYTES > self.pin_max_bytes.unwrap_or(layout.total_bytes()) {
+            return Err(TransportError::Disagreement("more slices than may be registered at once".into()));
+        }
+        let (domain, ram) = (&self.domain, &self.ram);
+        let registered = slices
+            .into_par_iter()
+            .map(|&slice| Ok((slice, register(domain, ram, slice, Access::RemoteWrite)?)))
+            .collect::<Result<Vec<_>, TransportError>>()?;
+        let key = |(_, region): &(_, Arc<MemoryRegion>)| SliceKey {
+            address: region.address(),
+            key: region.remote_key(),
+        };
+        let keys = registered.iter().map(key).collect();
+        self.regions.extend(registered);
+        Ok(keys)
+    }
+
+    fn release(&mut self, slices: &[SliceRange]) -> Result<(), TransportError> {
+        for slice in slices {
+            let unknown = || TransportError::Disagreement(format!("{slice:?} is not registered"));
+            MemoryRegion::deregister(self.regions.remove(slice).ok_or_else(unknown)?)?;
+        }
+        Ok(())
     }
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {

@@ -1,14 +1,15 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, WriteList};
 
-use super::slices::{SLICE_PAGES, Slices};
-use super::{LIST_BYTES, LIST_WRITES, STALL_MAX, WINDOW_BYTES, WRITE_PAGES_MAX};
-use crate::memory::PageRun;
+use super::slices::{Slice, Slices};
+use super::{RdmaTuning, STALL_MAX};
+use crate::memory::{PAGE_BYTES, PageRun};
 use crate::transport::{Lane, TransportError};
+use crate::wire::SliceRange;
 
 /// A queue pair that writes pages.
 pub(super) struct RdmaLane {
@@ -17,7 +18,13 @@ pub(super) struct RdmaLane {
     queue_pair: QueuePair,
     completions: Arc<CompletionQueue>,
     slices: Arc<Slices>,
-    /// The list being filled.
+    tuning: RdmaTuning,
+    /// The slice written from last.
+    current: Option<Held>,
+    /// Slices that writes on their way come from.
+    held: Vec<Held>,
+    /// The list being filled. It is posted before the next write that does not fit, so what was posted without a signal is
+    /// always followed by something that can bear one.
     list: WriteList,
     list_bytes: u64,
     /// What was posted since the last signal.
@@ -26,6 +33,16 @@ pub(super) struct RdmaLane {
     in_flight: VecDeque<Batch>,
     in_flight_total: Batch,
     next_id: u64,
+    /// For slices to be registered, with nothing on its way.
+    waited: Duration,
+}
+
+/// A slice that the registrar must not take away.
+struct Held {
+    range: SliceRange,
+    slice: Arc<Slice>,
+    /// The signal after which nothing is on its way from it any more.
+    last_id: u64,
 }
 
 /// Requests and bytes that one completion accounts for.
@@ -42,43 +59,79 @@ impl RdmaLane {
         queue_pair: QueuePair,
         completions: Arc<CompletionQueue>,
         slices: Arc<Slices>,
+        tuning: RdmaTuning,
     ) -> Self {
         Self {
             index,
             queue_pair,
             completions,
             slices,
-            list: WriteList::with_capacity(LIST_WRITES),
+            tuning,
+            current: None,
+            held: Vec::new(),
+            list: WriteList::with_capacity(usize::try_from(tuning.list_writes).unwrap_or(1)),
             list_bytes: 0,
             unsignalled: Batch::default(),
             in_flight: VecDeque::new(),
             in_flight_total: Batch::default(),
             next_id: 0,
+            waited: Duration::ZERO,
         }
     }
 
-    /// Adds one write to the list, and posts the list if that fills it.
-    fn push(&mut self, part: PageRun) -> Result<(), TransportError> {
-        let (slice, offset) = self.slices.of_page(part.region, part.first_page)?;
+    /// Adds one write, of pages of `range`, to the list; posts the list first if it is full.
+    fn push(&mut self, part: PageRun, range: SliceRange) -> Result<(), TransportError> {
+        if self.current.as_ref().is_none_or(|held| held.range != range) {
+            self.change_slice(range)?;
+        }
         let bytes = part.len_bytes();
-        let signalled = self.list.len() + 1 == self.list.capacity() || self.list_bytes + bytes >= LIST_BYTES;
+        if self.list.is_full() || self.list_bytes + bytes > RdmaTuning::LIST_MAX_BYTES {
+            self.post(false)?;
+        }
+        let Some(Held { slice, .. }) = &self.current else { return Ok(()) };
+        let offset = (part.first_page - range.first_page) * PAGE_BYTES;
         let overflow = || TransportError::Disagreement(format!("{part:?} does not fit this machine"));
-        self.list
-            .push(Transfer {
-                region: &slice.local,
-                offset_bytes: usize::try_from(offset).map_err(|_| overflow())?,
-                len_bytes: usize::try_from(bytes).map_err(|_| overflow())?,
-                remote_address: slice.remote_address.wrapping_add(offset),
-                remote_key: slice.remote_key,
-                id: self.next_id,
-                signalled,
-            })
-            .map_err(|error| self.not_posted(error.into()))?;
+        let pushed = self.list.push(Transfer {
+            region: &slice.local,
+            offset_bytes: usize::try_from(offset).map_err(|_| overflow())?,
+            len_bytes: usize::try_from(bytes).map_err(|_| overflow())?,
+            remote_address: slice.remote_address.wrapping_add(offset),
+            remote_key: slice.remote_key,
+            id: 0,
+            signalled: false,
+        });
+        pushed.map_err(|error| self.not_posted(error.into()))?;
         self.list_bytes += bytes;
-        if signalled { self.post(true) } else { Ok(()) }
+        Ok(())
     }
 
-    /// Posts the list, once there is room for it.
+    /// Makes another slice the current one, waiting for it if it is not registered.
+    fn change_slice(&mut self, range: SliceRange) -> Result<(), TransportError> {
+        if let Some(held) = self.current.take() {
+            // Whatever is written from it is covered by the next signal.
+            self.held.push(Held { last_id: self.next_id, ..held });
+        }
+        let again = self.held.iter().position(|held| held.range == range);
+        let slice = match again.map(|index| self.held.swap_remove(index).slice) {
+            Some(slice) => slice,
+            None => match self.slices.acquire(range) {
+                Some(slice) => slice,
+                None => {
+                    // With nothing held, so that there is room for it. And what is in the list need not wait as well.
+                    self.post(true)?;
+                    self.drain()?;
+                    let began = Instant::now();
+                    let slice = self.slices.await_slice(range)?;
+                    self.waited += began.elapsed();
+                    slice
+                }
+            },
+        };
+        self.current = Some(Held { range, slice, last_id: 0 });
+        Ok(())
+    }
+
+    /// Posts the list, once there is room for it; with a signal if one is due, or if `signalled` asks for it.
     fn post(&mut self, signalled: bool) -> Result<(), TransportError> {
         let (requests, bytes) = (self.list.len() as u64, self.list_bytes);
         if requests == 0 {
@@ -86,6 +139,12 @@ impl RdmaLane {
         }
         // One request is kept free for the fence.
         self.make_room(requests + 1, bytes)?;
+        let signalled = signalled
+            || self.unsignalled.requests + requests >= self.tuning.signal_writes.into()
+            || self.unsignalled.bytes + bytes >= RdmaTuning::LIST_MAX_BYTES;
+        if signalled {
+            self.list.signal_last(self.next_id);
+        }
         self.list_bytes = 0;
         let posted = self.queue_pair.post_writes(&mut self.list);
         posted.map_err(|error| self.not_posted(error))?;
@@ -107,13 +166,23 @@ impl RdmaLane {
 
     /// Waits until so many more requests and bytes may be on their way.
     fn make_room(&mut self, requests: u64, bytes: u64) -> Result<(), TransportError> {
-        let requests_max = u64::from(self.queue_pair.capacity().send_work_requests);
+        let requests_max = u64::from(self.tuning.window_writes);
         while !self.in_flight.is_empty()
             && (self.in_flight_total.requests + requests > requests_max
-                || self.in_flight_total.bytes + bytes > WINDOW_BYTES)
+                || self.in_flight_total.bytes + bytes > self.tuning.window_bytes)
         {
             self.reap()?;
         }
+        Ok(())
+    }
+
+    /// Waits for all that is on its way, and holds no slice after.
+    fn drain(&mut self) -> Result<(), TransportError> {
+        while !self.in_flight.is_empty() {
+            self.reap()?;
+        }
+        self.held.extend(self.current.take());
+        self.let_go(u64::MAX);
         Ok(())
     }
 
@@ -133,8 +202,24 @@ impl RdmaLane {
                 self.in_flight_total.bytes -= batch.bytes;
                 self.in_flight.pop_front();
             }
+            self.let_go(completion.id);
         }
         Ok(())
+    }
+
+    /// Lets go of the slices from which nothing is on its way once this signal has completed.
+    fn let_go(&mut self, id: u64) {
+        let before = self.held.len();
+        self.held.retain(|held| {
+            let done = held.last_id <= id;
+            if done {
+                self.queue_pair.release(&held.slice.local);
+            }
+            !done
+        });
+        if self.held.len() < before {
+            self.slices.released();
+        }
     }
 
     fn not_posted(&self, error: PostError) -> TransportError {
@@ -144,10 +229,13 @@ impl RdmaLane {
 
 impl Lane for RdmaLane {
     fn write(&mut self, mut run: PageRun) -> Result<(), TransportError> {
+        let pages_max = self.tuning.write_max_bytes / PAGE_BYTES;
         while run.pages > 0 {
-            let in_slice = SLICE_PAGES - run.first_page % SLICE_PAGES;
-            let pages = run.pages.min(WRITE_PAGES_MAX).min(in_slice);
-            self.push(PageRun { pages, ..run })?;
+            let outside = || TransportError::Disagreement(format!("{run:?} is in no slice of guest RAM"));
+            let range = self.slices.range_of(run.region, run.first_page).ok_or_else(outside)?;
+            let in_slice = range.first_page + range.pages - run.first_page;
+            let pages = run.pages.min(pages_max).min(in_slice);
+            self.push(PageRun { pages, ..run }, range)?;
             run.first_page += pages;
             run.pages -= pages;
         }
@@ -159,10 +247,11 @@ impl Lane for RdmaLane {
         let posted = self.queue_pair.post_write_immediate(round, self.next_id);
         posted.map_err(|error| self.not_posted(error))?;
         self.posted(1, 0, true);
-        while !self.in_flight.is_empty() {
-            self.reap()?;
-        }
-        Ok(())
+        self.drain()
+    }
+
+    fn waited(&self) -> Duration {
+        self.waited
     }
 }
 

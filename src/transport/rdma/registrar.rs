@@ -2,7 +2,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_rdma::{Access, ProtectionDomain};
+use rayon::prelude::*;
+use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
 use super::pinning::register;
 use super::slices::{Slice, Slices};
@@ -12,8 +13,11 @@ use crate::memory::{GuestRam, PAGE_BYTES, PageRun};
 use crate::transport::{Supply, TransportError};
 use crate::wire::{Message, SliceKey, SliceRange};
 
-/// How many slices are asked for ahead: the destination registers one while this side registers another.
-const ASKED_AHEAD: usize = 2;
+/// How many slices are asked for at a time, and registered in parallel at either end.
+const BATCH_SLICES: usize = 4;
+
+/// How many batches are asked for ahead: the destination registers one while this side registers another.
+const BATCHES_AHEAD: usize = 2;
 
 /// Registers slices at both ends ahead of the lanes that write from and to them.
 ///
@@ -35,9 +39,13 @@ impl Registrar {
         self.slices.begin();
     }
 
+    pub(super) fn registered_bytes(&self) -> u64 {
+        self.slices.registered_bytes()
+    }
+
     /// The slices that the lanes will need in a round.
     fn plan(&self, dirty: &DirtyBitmap) -> Result<VecDeque<SliceRange>, TransportError> {
-        let mut planned = self.slices.missing(dirty);
+        let mut planned = self.slices.plan(dirty);
         let mut holes = Vec::new();
         for range in &planned {
             let region = usize::from(range.region);
@@ -55,24 +63,48 @@ impl Registrar {
         mut planned: VecDeque<SliceRange>,
         control: &mut ControlChannel,
     ) -> Result<(), TransportError> {
-        let mut asked = VecDeque::with_capacity(ASKED_AHEAD);
+        let mut asked = VecDeque::with_capacity(BATCHES_AHEAD);
+        // The first slice alone, so that the first page leaves soon.
+        let mut slices_max = 1;
         loop {
-            while asked.len() < ASKED_AHEAD {
-                // With something asked for already, only what is known to be needed is asked for besides.
-                let next = match asked.is_empty() {
-                    true => self.slices.next(&mut planned),
-                    false => self.slices.next_at_once(&mut planned),
-                };
-                let Some(range) = next.filter(|range| !asked.contains(range)) else { break };
-                control.send(&Message::RegisterSlices(vec![range]))?;
-                asked.push_back(range);
+            while asked.len() < BATCHES_AHEAD {
+                let batch = self.slices.next(&mut planned, slices_max, asked.is_empty());
+                self.evict(batch.evicted, control)?;
+                if batch.ranges.is_empty() {
+                    break;
+                }
+                slices_max = BATCH_SLICES;
+                control.send(&Message::RegisterSlices(batch.ranges.clone()))?;
+                asked.push_back(batch.ranges);
             }
             // Also when the round is over: the answers to what was asked are on their way.
-            let Some(range) = asked.pop_front() else { return Ok(()) };
-            let local = register(&self.domain, &self.ram, range, Access::LocalRead)?;
-            let SliceKey { address, key } = await_key(range, control)?;
-            self.slices.set(range, Slice { local, remote_address: address, remote_key: key });
+            let Some(ranges) = asked.pop_front() else { return Ok(()) };
+            let register = |&range| register(&self.domain, &self.ram, range, Access::LocalRead);
+            let local = ranges.par_iter().map(register).collect::<Result<Vec<_>, TransportError>>()?;
+            let keys = await_keys(&ranges, control)?;
+            for ((range, local), SliceKey { address, key }) in ranges.into_iter().zip(local).zip(keys) {
+                self.slices.set(range, Slice { local, remote_address: address, remote_key: key });
+            }
         }
+    }
+
+    /// Unpins slices at both ends.
+    fn evict(
+        &self,
+        evicted: Vec<(SliceRange, Arc<Slice>)>,
+        control: &mut ControlChannel,
+    ) -> Result<(), TransportError> {
+        let mut ranges = Vec::with_capacity(evicted.len());
+        for (range, slice) in evicted {
+            // No lane holds it, and its queue pair let go of it before the lane did.
+            let slice = Arc::into_inner(slice).ok_or(sterna_rdma::Error::RegionInUse)?;
+            MemoryRegion::deregister(slice.local)?;
+            ranges.push(range);
+        }
+        if !ranges.is_empty() {
+            control.send(&Message::ReleaseSlices(ranges))?;
+        }
+        Ok(())
     }
 }
 
@@ -90,14 +122,15 @@ impl Supply for Registrar {
     }
 }
 
-fn await_key(range: SliceRange, control: &mut ControlChannel) -> Result<SliceKey, TransportError> {
+fn await_keys(ranges: &[SliceRange], control: &mut ControlChannel) -> Result<Vec<SliceKey>, TransportError> {
+    let pages: u64 = ranges.iter().map(|range| range.pages).sum();
     // Fresh memory is zeroed as it is pinned; 16 MiB/s is slow for that.
-    let limit = STEP_MAX + Duration::from_secs((range.pages * PAGE_BYTES) >> 24);
+    let limit = STEP_MAX + Duration::from_secs((pages * PAGE_BYTES) >> 24);
     match control.receive("keys", Some(limit))? {
-        Message::SliceKeys(keys) => match keys[..] {
-            [key] => Ok(key),
-            _ => Err(TransportError::Disagreement("another number of keys than was asked for".into())),
-        },
+        Message::SliceKeys(keys) if keys.len() == ranges.len() => Ok(keys),
+        Message::SliceKeys(_) => {
+            Err(TransportError::Disagreement("another number of keys than was asked for".into()))
+        }
         Message::Abort(_, reason) => Err(TransportError::PeerGaveUp(reason)),
         other => Err(ControlError::Unexpected { expected: "keys", got: other.name() }.into()),
     }

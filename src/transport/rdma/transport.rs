@@ -5,12 +5,12 @@ use sterna_rdma::{
     Capacity, CompletionQueue, ConnectOptions, Endpoint, PeerAccess, ProtectionDomain, QueuePair,
 };
 
-use super::WINDOW_REQUESTS;
+use super::RdmaTuning;
 use super::lane::RdmaLane;
-use super::pinning::check_memlock;
+use super::pinning::pin_budget;
 use super::reach::RdmaReach;
 use super::registrar::Registrar;
-use super::slices::Slices;
+use super::slices::{SLICE_BYTES_MIN, Slices};
 use crate::memory::GuestRam;
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
 
@@ -20,14 +20,24 @@ pub(crate) struct RdmaOffer {
     domain: Arc<ProtectionDomain>,
     ends: Vec<(QueuePair, Arc<CompletionQueue>)>,
     ram: GuestRam,
+    tuning: RdmaTuning,
+    /// How much RAM may be registered at once at this end; `None`: all of it.
+    pin_max_bytes: Option<u64>,
 }
 
 impl RdmaOffer {
     /// Makes the queue pairs of `lanes` lanes.
-    pub(crate) fn make(reach: RdmaReach, ram: &GuestRam, lanes: u8) -> Result<Self, TransportError> {
-        check_memlock(ram)?;
+    pub(crate) fn make(
+        reach: RdmaReach,
+        ram: &GuestRam,
+        lanes: u8,
+        tuning: RdmaTuning,
+        by_name: bool,
+    ) -> Result<Self, TransportError> {
+        let pin_max_bytes = pin_budget(ram, tuning.pin_max_bytes, by_name)?;
         let domain = ProtectionDomain::new(&reach.device)?;
-        let requests = WINDOW_REQUESTS.min(reach.device.limits().work_requests);
+        let tuning = tuning.within(reach.device.limits().work_requests);
+        let requests = tuning.window_writes;
         let capacity = Capacity {
             send_work_requests: requests,
             receive_work_requests: 1,
@@ -40,7 +50,7 @@ impl RdmaOffer {
             Ok((queue_pair, completions))
         };
         let ends = (0..lanes).map(end).collect::<Result<_, TransportError>>()?;
-        Ok(Self { reach, domain, ends, ram: ram.clone() })
+        Ok(Self { reach, domain, ends, ram: ram.clone(), tuning, pin_max_bytes })
     }
 
     /// What the destination needs to connect its ends.
@@ -48,22 +58,35 @@ impl RdmaOffer {
         self.ends.iter().map(|(queue_pair, _)| queue_pair.local_endpoint()).collect()
     }
 
-    /// Connects to the destination's ends, which are connected to these already.
-    pub(crate) fn connect(self, peers: &[Endpoint]) -> Result<RdmaTransport, TransportError> {
+    /// Connects to the destination's ends, which are connected to these already. The destination may have so much RAM
+    /// registered at once.
+    pub(crate) fn connect(
+        self,
+        peers: &[Endpoint],
+        pin_max_bytes: Option<u64>,
+    ) -> Result<RdmaTransport, TransportError> {
         if peers.len() != self.ends.len() {
             let (offered, answered) = (self.ends.len(), peers.len());
             return Err(TransportError::Disagreement(format!(
                 "{offered} lanes offered, {answered} answered"
             )));
         }
-        let slices = Arc::new(Slices::new(self.ram.layout()));
+        let budget_bytes = [self.pin_max_bytes, pin_max_bytes].into_iter().flatten().min();
+        if let Some(limit_bytes) = budget_bytes.filter(|&bytes| bytes < SLICE_BYTES_MIN) {
+            return Err(TransportError::LockedMemory { needed_bytes: SLICE_BYTES_MIN, limit_bytes });
+        }
+        let slices = Arc::new(Slices::new(self.ram.layout(), peers.len(), budget_bytes));
         let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(peers.len());
         for ((index, peer), (mut queue_pair, completions)) in peers.iter().enumerate().zip(self.ends) {
             queue_pair.connect(peer, &ConnectOptions::default())?;
-            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone())));
+            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone(), self.tuning)));
         }
         let registrar = Registrar::new(slices, self.domain, self.ram);
-        Ok(RdmaTransport { via: self.reach.describe(), lanes, registrar })
+        let mut via = format!("{} on {}", count(lanes.len(), "queue pair"), self.reach.describe());
+        if let Some(bytes) = budget_bytes {
+            via += &format!(", at most {} MiB pinned", bytes >> 20);
+        }
+        Ok(RdmaTransport { via, lanes, registrar })
     }
 }
 
@@ -87,7 +110,11 @@ impl Transport for RdmaTransport {
     }
 
     fn via(&self) -> String {
-        format!("{} on {}", count(self.lanes.len(), "queue pair"), self.via)
+        self.via.clone()
+    }
+
+    fn registered_bytes(&self) -> u64 {
+        self.registrar.registered_bytes()
     }
 
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {

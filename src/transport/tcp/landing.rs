@@ -105,6 +105,10 @@ impl Landing for TcpLanding {
         Err(TransportError::Disagreement("keys were asked for, which TCP lanes do not have".into()))
     }
 
+    fn release(&mut self, _slices: &[SliceRange]) -> Result<(), TransportError> {
+        Err(TransportError::Disagreement("keys were given back, which TCP lanes do not have".into()))
+    }
+
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
         self.fences.wait(round)
     }

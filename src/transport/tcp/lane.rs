@@ -2,6 +2,7 @@ use std::fmt;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
@@ -49,6 +50,10 @@ impl Transport for TcpTransport {
 
     fn via(&self) -> String {
         format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
+    }
+
+    fn registered_bytes(&self) -> u64 {
+        0
     }
 
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
@@ -118,6 +123,11 @@ impl Lane for TcpLane {
             )));
         }
         Ok(())
+    }
+
+    /// Nothing has to be made ready.
+    fn waited(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

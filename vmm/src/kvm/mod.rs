@@ -29,6 +29,10 @@ use state::KvmState;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
+/// The largest slot of RAM, in bytes. KVM's dirty log is read a slot at a time, under a lock of the whole VM; of 64 GiB it has
+/// 2 MiB of bits, which a processor's cache still holds.
+const SLOT_BYTES_MAX: usize = 64 << 30;
+
 /// Makes a machine on /dev/kvm. Its RAM is untouched.
 ///
 /// # Errors
@@ -69,7 +73,7 @@ impl KvmEngine {
         vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("create the timer"))?;
-        let slots = memory_slots(board);
+        let slots = memory_slots(&regions(&board.memory));
         slots.iter().try_for_each(|slot| host::set_slot(&vm, slot))?;
 
         let cpuid = host::guest_cpuid(kvm)?;
@@ -146,14 +150,21 @@ impl Engine for KvmEngine {
     }
 }
 
-fn memory_slots(board: &Board) -> Vec<MemorySlot> {
+/// The slots of RAM: each region in parts of [`SLOT_BYTES_MAX`].
+fn memory_slots(regions: &[(u64, u64, u64)]) -> Vec<MemorySlot> {
+    let parts = regions.iter().flat_map(|&(guest_address, len_bytes, host_address)| {
+        (0..len_bytes).step_by(SLOT_BYTES_MAX).map(move |start| {
+            let len_bytes = (len_bytes - start).min(SLOT_BYTES_MAX as u64);
+            (guest_address + start, len_bytes, host_address + start)
+        })
+    });
     let slot_of = |(slot, (guest_address, len_bytes, host_address))| MemorySlot {
         slot,
         guest_address,
         len_bytes,
         host_address,
     };
-    (0..).zip(regions(&board.memory)).map(slot_of).collect()
+    (0..).zip(parts).map(slot_of).collect()
 }
 
 /// Says of a refused call what it was for.
@@ -163,3 +174,21 @@ fn refused(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
 
 /// The serial port takes eight ports.
 const PORTS_SERIAL: std::ops::Range<u16> = PORT_SERIAL..PORT_SERIAL + 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_cover_the_regions_in_parts_and_in_order() {
+        const GIB: u64 = 1 << 30;
+        let slots = memory_slots(&[(0, 3 * GIB, 7 * GIB), (4 * GIB, 130 * GIB, 1000 * GIB)]);
+        let parts: Vec<_> = slots
+            .iter()
+            .map(|slot| {
+                [slot.slot.into(), slot.guest_address / GIB, slot.len_bytes / GIB, slot.host_address / GIB]
+            })
+            .collect();
+        assert_eq!(parts, [[0, 0, 3, 7], [1, 4, 64, 1000], [2, 68, 64, 1064], [3, 132, 2, 1128]]);
+    }
+}

@@ -118,10 +118,10 @@ pub(crate) fn copy_ram(from: &dyn Machine, to: &dyn Machine) {
 pub(crate) fn take_software_dirty(memory: &GuestRam) -> Vec<u64> {
     let mut pages = Vec::new();
     for region in memory.iter() {
-        for (index, word) in (0..).zip(region.get_mmap().bitmap().get_and_reset()) {
-            let base = region.start_addr().0 / PAGE_BYTES + index * 64;
+        region.get_mmap().bitmap().take(|index, word| {
+            let base = region.start_addr().0 / PAGE_BYTES + index as u64 * 64;
             pages.extend((0..64).filter(|bit| word >> bit & 1 == 1).map(|bit| base + bit));
-        }
+        });
     }
     pages
 }

@@ -1,0 +1,137 @@
+//! The figures, each a table.
+
+use super::BenchError;
+use super::migration::Demo;
+
+/// How well a bandwidth limit is kept: at the link's, at a fourth and at four times of it, beside no limit.
+///
+/// # Errors
+/// [`BenchError`] if a migration fails.
+pub fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+    println!("bandwidth limit kept: an idle guest, pages a second over the limit");
+    let mut limits = vec![0, link_mbps / 4, link_mbps, link_mbps * 4];
+    limits.dedup();
+    for limit in limits {
+        let how = [format!("--bandwidth-limit={limit}"), "--dirty-rate=0".into()];
+        let Some(migration) = demo.migrate(&how)? else { continue };
+        let sent = migration.throughput_mbps();
+        match limit {
+            0 => println!("  no limit    {sent:>7.1} MB/s"),
+            _ => println!("  {limit:>4} MB/s   {sent:>7.1} MB/s  {:>6.3}", sent / limit as f64),
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Guests at 0.5, 0.7 and 0.85 of the link, with 50 ms of downtime allowed and nothing done to help them.
+///
+/// The ideal is all of RAM, and of what is sent the share that is written anew, and of that again: RAM ÷ (1 − rate ÷ link).
+///
+/// # Errors
+/// [`BenchError`] if a migration fails otherwise than by not converging.
+pub fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+    println!("guests at shares of the link, 50 ms allowed, no throttling");
+    println!("  asked  wrote  rounds   total s  downtime ms  bytes sent / ideal");
+    for percent in [50, 70, 85] {
+        let how = [
+            format!("--bandwidth-limit={link_mbps}"),
+            format!("--dirty-rate={}", link_mbps * percent / 100),
+            "--downtime-limit=50".into(),
+            "--throttle-max=0".into(),
+            "--if-stuck=abort".into(),
+        ];
+        let asked = percent as f64 / 100.0;
+        let Some(migration) = demo.migrate(&how)? else {
+            println!("  {asked:>5.2}  did not converge");
+            continue;
+        };
+        let share = migration.dirty_rate_mbps() / link_mbps as f64;
+        let first_bytes = migration.per_round.first().map_or(0, |round| round.bytes) as f64;
+        println!(
+            "  {asked:>5.2}  {share:>5.2}  {:>6}  {:>8.2}  {:>11.1}  {:>18.3}",
+            migration.per_round.len(),
+            migration.total_ms / 1e3,
+            migration.downtime_ms,
+            migration.bytes_sent as f64 * (1.0 - share) / first_bytes,
+        );
+    }
+    println!();
+    Ok(())
+}
+
+/// How often the guest beats in each round, as a share of how often before.
+///
+/// # Errors
+/// [`BenchError`] if the migration fails otherwise than by not converging.
+pub fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+    println!("the guest's heartbeat in each round, that before as 1 (a guest at 0.5 of the link)");
+    let how = [
+        format!("--bandwidth-limit={link_mbps}"),
+        format!("--dirty-rate={}", link_mbps / 2),
+        "--downtime-limit=50".into(),
+    ];
+    if let Some(migration) = demo.migrate(&how)? {
+        for (number, round) in (1..).zip(migration.running()) {
+            let share = round.heartbeats_per_second.zip(migration.heartbeats_per_second);
+            let share = share.map_or("too few beats".into(), |(now, before)| format!("{:.3}", now / before));
+            println!("  round {number:>2}, {:>5.0} ms  {share}", round.ms);
+        }
+    }
+    println!();
+    Ok(())
+}
+
+/// Predicted against measured downtime of thirty migrations: ten rates from none to 1.2 of the link, three limits.
+///
+/// # Errors
+/// [`BenchError`] if a migration fails otherwise than by not converging.
+pub fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+    println!("predicted and measured downtime, ms");
+    println!(
+        "  rate  limit  rounds  slowed  predicted  measured  error      send  other, predicted and measured"
+    );
+    let mut errors = Vec::new();
+    for limit_ms in [50, 100, 300] {
+        for tenths in [0, 1, 2, 3, 4, 5, 6, 7, 9, 12] {
+            let rate = link_mbps * tenths / 10;
+            let how = [
+                format!("--bandwidth-limit={link_mbps}"),
+                format!("--dirty-rate={rate}"),
+                format!("--downtime-limit={limit_ms}"),
+            ];
+            let Some(migration) = demo.migrate(&how)? else {
+                println!("  {rate:>4}  {limit_ms:>5}  did not converge");
+                continue;
+            };
+            let (predicted, measured) = (migration.downtime_predicted, migration.downtime_measured);
+            let error = predicted.total_ms / measured.total_ms - 1.0;
+            errors.push(error.abs());
+            println!(
+                "  {rate:>4}  {limit_ms:>5}  {:>6}  {:>4} %  {:>9.1}  {:>8.1}  {:>+4.0} %  {:>4.1} {:>4.1}  {:>3.1} {:>3.1}",
+                migration.per_round.len(),
+                migration.per_round.last().map_or(0, |round| round.throttle_percent),
+                predicted.total_ms,
+                measured.total_ms,
+                error * 100.0,
+                predicted.send_ms,
+                measured.send_ms,
+                predicted.total_ms - predicted.send_ms,
+                measured.total_ms - measured.send_ms,
+            );
+        }
+    }
+    errors.sort_by(f64::total_cmp);
+    let percentile = |percent: usize| errors.get((errors.len() * percent / 100).min(errors.len() - 1));
+    if let (Some(half), Some(nine_tenths), Some(largest)) = (percentile(50), percentile(90), errors.last()) {
+        println!(
+            "  of {} migrations: half within {:.0} %, nine tenths within {:.0} %, all within {:.0} %",
+            errors.len(),
+            half * 100.0,
+            nine_tenths * 100.0,
+            largest * 100.0
+        );
+    }
+    println!();
+    Ok(())
+}

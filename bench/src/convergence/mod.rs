@@ -1,0 +1,123 @@
+//! Whether migrations converge, and whether what they predict comes true: whole migrations by the `sterna` command, over a
+//! link that a bandwidth limit makes. The limit of each figure is the link, in the same run.
+//!
+//! | figure | held against |
+//! |---|---|
+//! | [`pace`](figures::pace) | pages a second against the bandwidth limit, and against no limit |
+//! | [`prediction`](figures::prediction) | predicted against measured downtime, over guests of many rates |
+//! | [`shares`](figures::shares) | guests at 0.5, 0.7 and 0.85 of the link: do they converge by themselves, and at what cost against the ideal |
+//! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
+
+pub mod figures;
+mod migration;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+
+use clap::{Parser, ValueEnum};
+use thiserror::Error;
+
+use self::migration::Demo;
+
+/// What to measure, and with what.
+#[derive(Debug, Parser)]
+#[command(
+    about = "Whether migrations converge, and whether what they predict comes true",
+    max_term_width = 110
+)]
+pub struct Args {
+    /// The figures to take [default: all]
+    #[arg(value_enum)]
+    figures: Vec<Figure>,
+    /// The `sterna` command [default: the one beside this program]
+    #[arg(long)]
+    sterna: Option<PathBuf>,
+    /// What the link carries, in MB/s
+    #[arg(long, default_value_t = 100)]
+    link: u64,
+    /// RAM of the guests, all of which they write
+    #[arg(long, default_value = "64M")]
+    memory: String,
+    /// What runs the guests: kvm or synthetic
+    #[arg(long, default_value = "auto")]
+    machine: String,
+    /// How pages travel: tcp or rdma
+    #[arg(long, default_value = "tcp")]
+    transport: String,
+}
+
+/// One figure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Figure {
+    /// How well a bandwidth limit is kept
+    Pace,
+    /// Predicted against measured downtime
+    Prediction,
+    /// Guests at shares of the link's bandwidth
+    Shares,
+    /// The guest's heartbeat, round by round
+    Slowdown,
+}
+
+/// Why nothing was measured.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// The command is not there.
+    #[error("cannot run {program}: {error}; `cargo build --release` makes it, or name it with --sterna")]
+    Start {
+        /// The command.
+        program: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A migration failed that should have succeeded.
+    #[error("`sterna {arguments}` ended with {status}: {said}")]
+    Failed {
+        /// What it was asked for.
+        arguments: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said last.
+        said: String,
+    },
+    /// The report was not what this program knows.
+    #[error("`sterna` reported something else than was expected: {0}")]
+    Report(#[from] serde_json::Error),
+}
+
+/// Takes the figures and prints them.
+///
+/// # Errors
+/// [`BenchError`] at the first migration that fails where it should not.
+pub fn run(args: &Args) -> Result<(), BenchError> {
+    let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
+    let demo = Demo {
+        program: args.sterna.clone().unwrap_or_else(beside),
+        common: vec![
+            format!("--memory={}", args.memory),
+            format!("--machine={}", args.machine),
+            format!("--transport={}", args.transport),
+            "--no-compare".into(),
+        ],
+    };
+    let wanted = |figure| args.figures.is_empty() || args.figures.contains(&figure);
+    println!(
+        "{} guests of {}, a link of {} MB/s over {}\n",
+        args.machine, args.memory, args.link, args.transport
+    );
+    if wanted(Figure::Pace) {
+        figures::pace(&demo, args.link)?;
+    }
+    if wanted(Figure::Shares) {
+        figures::shares(&demo, args.link)?;
+    }
+    if wanted(Figure::Slowdown) {
+        figures::slowdown(&demo, args.link)?;
+    }
+    if wanted(Figure::Prediction) {
+        figures::prediction(&demo, args.link)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! The comparison: everything in one run on one machine, interleaved and repeated, so that its ratios mean something.
+//!
+//! | file | |
+//! |---|---|
+//! | `limit` | `ib_write_bw`: how fast the device can write |
+//! | `tcp` | `iperf3`: how fast TCP is |
+//! | `qemu` | QEMU's migrations: the guest as a boot sector, the QMP client, a run |
+//! | `ours` | the `sterna` command; the engine between two guests in this process |
+//! | `memory` | the zero test beside a plain read |
+//! | `record`, `ratios`, `table` | what was measured; the figures that have an aim; how both are shown |
+//! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | what these share |
+
+mod compare;
+mod cpu;
+mod device;
+mod failure;
+mod limit;
+mod memory;
+mod migration;
+mod ours;
+mod process;
+mod profile;
+mod qemu;
+mod ratios;
+mod record;
+mod setup;
+mod statistics;
+mod table;
+mod tcp;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use sterna::transport::TransportChoice;
+
+use self::failure::Failure;
+use self::limit::Shape;
+use self::migration::Load;
+use self::ratios::names;
+use self::record::Record;
+use self::setup::Setup;
+use self::statistics::Spread;
+
+/// For `--help`.
+const HELP: &str = "\
+Needs perftest, iperf3 and qemu-system-x86 (Debian's names); what is missing is named in the table, and the rest measured.
+Where this machine has no RDMA device:
+  cargo build --release --workspace
+  STERNA_LAB_MEMORY=6G STERNA_LAB_TIMEOUT=7200 ci/lab uml target/release/sterna-bench peers
+A guest of SIZE takes twice that, and some 600 MiB more.";
+
+#[derive(Debug, Args)]
+#[command(after_help = HELP)]
+pub(crate) struct PeersArgs {
+    /// RAM of the guests, from 192M to 3G
+    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = parse_size)]
+    memory: u64,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "N")]
+    repeat: u8,
+    /// A first impression: fewer shapes of the limit, shorter measurements
+    #[arg(long)]
+    quick: bool,
+    /// How long a migration may take to converge, in seconds; that of an idle guest may take twice as long
+    #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "S")]
+    patience: u64,
+    /// How long a guest may stand still, in ms
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "MS")]
+    downtime_limit: u32,
+    /// How far the limit may drift between its measurements, in percent
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "PERCENT")]
+    drift_max: u8,
+    /// Streams, where there are many
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=64), value_name = "N")]
+    streams: u8,
+    /// Measure these parts only, beside the limit
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,…")]
+    only: Vec<Part>,
+    /// Leave QEMU out
+    #[arg(long)]
+    without_qemu: bool,
+    /// The RDMA device [default: the first with an active port]
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
+    /// The sterna command to measure [default: the one beside this program]
+    #[arg(long, value_name = "PATH")]
+    sterna: Option<PathBuf>,
+    /// Write the tables to this file as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What can be left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Lanes, iperf3, the zero test, own CPU, the guest of zeros
+    Speeds,
+    /// Migrations of the idle guest
+    Idle,
+    /// Migrations of the busy guest
+    Loop,
+    /// The time to the first byte
+    FirstByte,
+}
+
+/// `192M` to `3G`: the boot sector reaches no further, and the loop does not fit into less.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size from 192M to 3G");
+    let (number, shift) = match text.strip_suffix(['M', 'm']) {
+        Some(number) => (number, 20),
+        None => (text.strip_suffix(['G', 'g']).ok_or_else(wrong)?, 30),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+    if (192 << 20..=3 << 30).contains(&bytes) { Ok(bytes) } else { Err(wrong()) }
+}
+
+pub(crate) fn run(args: &PeersArgs) -> ExitCode {
+    let setup = match Setup::find(args) {
+        Ok(setup) => setup,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut comparison =
+        Comparison { args, setup, record: Record::default(), limits: Vec::new(), diverged: Vec::new() };
+    let outcome = comparison.run();
+    let ratios = ratios::ratios(&comparison.record, args.memory, args.downtime_limit);
+    if let Err(error) = &outcome {
+        eprintln!("error: {error}");
+    } else {
+        println!("{}", table::markdown(&ratios, &comparison.record));
+    }
+    if let Some(path) = &args.json {
+        let mut json = table::json(&ratios, &comparison.record);
+        json["error"] = outcome.as_ref().err().cloned().into();
+        json["limits"] = comparison.limits.into();
+        if let Err(error) = fs::write(path, format!("{json:#}\n")) {
+            eprintln!("error: {} cannot be written: {error}", path.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+struct Comparison<'args> {
+    args: &'args PeersArgs,
+    setup: Setup,
+    record: Record,
+    /// Every measurement of the limit, in MB/s.
+    limits: Vec<f64>,
+    /// What did not converge: once is enough to know, and takes long.
+    diverged: Vec<(Load, By)>,
+}
+
+impl Comparison<'_> {
+    fn run(&mut self) -> Result<(), String> {
+        eprintln!("looking for the limit of {}", self.setup.device.name);
+        let shape = limit::best(&self.setup.device, self.args.quick).map_err(|failure| failure.to_string());
+        let mut before = self.limit(&shape)?;
+        for repetition in 0..usize::from(self.args.repeat) {
+            self.record.begin(repetition);
+            eprintln!("repetition {} of {}", repetition + 1, self.args.repeat);
+            if self.wants(Part::Speeds) {
+                self.speeds();
+            }
+            let mut migrations = self.migrations();
+            // What comes first and what last changes, so that no order favours anyone.
+            if repetition % 2 == 1 {
+                migrations.reverse();
+            }
+            for migration in migrations {
+                self.migrate(migration);
+            }
+            if self.wants(Part::FirstByte) {
+                self.first_bytes();
+            }
+            let after = self.limit(&shape)?;
+            // The limit of a repetition is that before and after it.
+            let around = before.clone().and_then(|before| Ok(f64::midpoint(before, after.clone()?)));
+            let fits_mb = around.clone().map(|limit| limit * f64::from(self.args.downtime_limit) / 1e3);
+            self.record.note(names::LIMIT, "MB/s", around);
+            self.record.note(names::FITS, "MB", fits_mb);
+            before = after;
+        }
+        if let Ok(shape) = &shape {
+            println!("The best shape: `ib_write_bw {shape}` on {}\n", self.setup.device.name);
+        }
+        Ok(())
+    }
+
+    fn wants(&self, part: Part) -> bool {
+        self.args.only.is_empty() || self.args.only.contains(&part)
+    }
+
+    /// Measures the limit; fails if it has drifted too far.
+    fn limit(&mut self, shape: &Result<Shape, String>) -> Result<Result<f64, String>, String> {
+        let bytes = if self.args.quick { 1 << 30 } else { 2 << 30 };
+        let speed = shape.clone().and_then(|shape| {
+            limit::speed(&self.setup.device, shape, bytes).map_err(|failure| failure.to_string())
+        });
+        match &speed {
+            Ok(speed) => {
+                eprintln!("  the limit: {speed:.0} MB/s");
+                self.limits.push(*speed);
+            }
+            Err(failure) => eprintln!("  the limit: {failure}"),
+        }
+        let drift = Spread::of(&self.limits).map_or(0.0, Spread::drift);
+        if drift > f64::from(self.args.drift_max) / 100.0 {
+            return Err(format!(
+                "the limit drifted by {:.0} % between its measurements ({:.0?} MB/s), so the ratios would mean nothing: \
+                 something else used this machine. Run it again with nothing beside it, or see --drift-max",
+                drift * 100.0,
+                self.limits
+            ));
+        }
+        Ok(speed)
+    }
+
+    /// What is no migration, the limits and those that are held against them one after the other.
+    fn speeds(&mut self) {
+        let bytes = if self.args.quick { 512 << 20 } else { 2 << 30 };
+        let (setup, streams) = (self.setup.clone(), self.args.streams);
+        let lanes = ours::lanes(&setup, TransportChoice::Rdma, None);
+        let queue_pairs = lanes.as_ref().map_or(1, |lanes| lanes.lanes.into());
+        self.note(names::LANES, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
+        self.note(names::LANES_PAGES, "MB/s", lanes.as_ref().map(|lanes| lanes.every_second_page));
+        let pages = limit::speed(&setup.device, limit::pages(queue_pairs), bytes);
+        self.note(names::LIMIT_PAGES, "MB/s", pages);
+        let address = setup.device.address;
+        for (count, plain, ours) in
+            [(1, names::TCP_ONE, names::TCP_LANES_ONE), (streams, names::TCP_MANY, names::TCP_LANES_MANY)]
+        {
+            self.note(plain, "MB/s", tcp::speed(address, count, bytes));
+            let lanes = ours::lanes(&setup, TransportChoice::Tcp, Some(count));
+            self.note(ours, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
+        }
+        let memory = memory::zero_test();
+        self.note(names::READ, "MB/s", Ok::<_, Failure>(memory.read));
+        self.note(names::ZERO_TEST, "MB/s", Ok::<_, Failure>(memory.zero_test));
+        self.note(names::OWN_CPU, "s/GiB", ours::own_cpu_s_per_gib(&setup));
+        self.note(names::ZEROS, "MB", ours::zeros_mb(&setup));
+    }
+
+    fn note<E: ToString>(&mut self, name: &str, unit: &'static str, outcome: Result<f64, E>) {
+        let outcome = outcome.map_err(|failure| failure.to_string());
+        match &outcome {
+            Ok(value) => eprintln!("  {name}: {value:.3} {unit}"),
+            Err(failure) => eprintln!("  {name}: {failure}"),
+        }
+        self.record.note(name, unit, outcome);
+    }
+
+    /// All migrations of a repetition, ours among the others.
+    fn migrations(&self) -> Vec<(Load, By)> {
+        let mut all = Vec::new();
+        for (load, part) in [(Load::Idle, Part::Idle), (Load::Loop, Part::Loop)] {
+            if !self.wants(part) {
+                continue;
+            }
+            all.push((load, By::SternaRdma));
+            let qemu = qemu::Way::ALL.iter().filter(|_| !self.args.without_qemu);
+            all.extend(qemu.map(|&way| (load, By::Qemu(way))));
+            all.push((load, By::SternaTcp));
+            if load == Load::Loop {
+                all.push((load, By::SternaRdmaUnthrottled));
+            }
+        }
+        all
+    }
+
+    fn migrate(&mut self, (load, by): (Load, By)) {
+        if self.diverged.contains(&(load, by)) {
+            return;
+        }
+        let setup = &self.setup;
+        let (name, outcome) = match (by, load) {
+            (By::Qemu(way), load) => (way.name(), qemu::migrate(setup, way, load)),
+            (By::SternaTcp, Load::Idle) => (names::OURS_TCP, ours::migrate(setup, "tcp")),
+            (By::SternaTcp, Load::Loop) => (names::OURS_TCP, ours::busy(setup, TransportChoice::Tcp, true)),
+            (By::SternaRdmaUnthrottled, _) => {
+                ("sterna rdma, never slowing the guest", ours::busy(setup, TransportChoice::Rdma, false))
+            }
+            (By::SternaRdma, Load::Idle) => (names::OURS_RDMA, ours::migrate(setup, "rdma")),
+            (By::SternaRdma, Load::Loop) => {
+                (names::OURS_RDMA, ours::busy(setup, TransportChoice::Rdma, true))
+            }
+        };
+        if let Err(Failure::NotConverged(_) | Failure::NotEnded(_)) = outcome {
+            self.diverged.push((load, by));
+        }
+        self.record.migration(load, name, outcome);
+    }
+
+    fn first_bytes(&mut self) {
+        for gib in [1, 2, 4, 8] {
+            let first_byte = ours::first_byte_ms(&self.setup, gib << 30);
+            self.note(&names::first_byte(gib), "ms", first_byte);
+        }
+    }
+}
+
+/// Who moves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    SternaRdma,
+    SternaRdmaUnthrottled,
+    SternaTcp,
+    Qemu(qemu::Way),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_bounds() {
+        assert_eq!(parse_size("256M"), Ok(256 << 20));
+        assert_eq!(parse_size("3G"), Ok(3 << 30));
+        for text in ["", "M", "1", "191M", "4G", "-1G", "99999999999999999999G", "18446744073709551615G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}

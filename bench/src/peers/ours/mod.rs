@@ -1,0 +1,8 @@
+//! Sterna itself: its command as an operator uses it, and its engine between two guests in this process.
+
+mod command;
+mod engine;
+mod guest;
+
+pub(crate) use command::{first_byte_ms, migrate};
+pub(crate) use engine::{busy, lanes, own_cpu_s_per_gib, zeros_mb};

@@ -1,0 +1,286 @@
+//! QEMU, with the same guest at both ends, driven over QMP.
+
+mod boot;
+mod qmp;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub(crate) use self::qmp::QmpError;
+use super::compare::equal_files;
+use super::cpu::CpuTime;
+use super::failure::Failure;
+use super::migration::{Load, Migration};
+use super::process::{Running, free_port};
+use super::setup::Setup;
+use qmp::Qmp;
+
+/// How QEMU moves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Tcp,
+    /// TCP with four channels.
+    Multifd,
+    /// Memory registered piece by piece.
+    Rdma,
+    /// All memory registered before.
+    RdmaPinAll,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 4] = [Self::Tcp, Self::Multifd, Self::Rdma, Self::RdmaPinAll];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "QEMU tcp",
+            Self::Multifd => "QEMU tcp, multifd 4",
+            Self::Rdma => "QEMU rdma",
+            Self::RdmaPinAll => "QEMU rdma-pin-all",
+        }
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Tcp | Self::Multifd => "tcp",
+            Self::Rdma | Self::RdmaPinAll => "rdma",
+        }
+    }
+
+    fn capability(self) -> Option<&'static str> {
+        match self {
+            Self::Tcp | Self::Rdma => None,
+            Self::Multifd => Some("multifd"),
+            Self::RdmaPinAll => Some("rdma-pin-all"),
+        }
+    }
+}
+
+/// Moves a guest from one QEMU to another, and compares all of its RAM.
+pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, Failure> {
+    let folder = Folder::make(setup, load)?;
+    let mut source = Machine::start(setup, &folder, "source", &[])?;
+    source.until_touched()?;
+    let guest_mbps = match load {
+        Load::Idle => None,
+        Load::Loop => Some(source.speed_of_loop(load_bytes(load))?),
+    };
+    // It stays paused once the guest has arrived, so that RAM can be compared.
+    let mut destination = Machine::start(setup, &folder, "destination", &["-S", "-incoming", "defer"])?;
+    let address = setup.device.address;
+    let uri = format!("{}:{}:{}", way.scheme(), address, free_port(address)?);
+    for machine in [&mut destination, &mut source] {
+        machine.prepare(way, setup.downtime_ms)?;
+    }
+    destination.qmp.execute("migrate-incoming", &json!({ "uri": uri }))?;
+
+    let patience = match load {
+        Load::Idle => setup.patience * 2,
+        Load::Loop => setup.patience,
+    };
+    let (machine_before, own_before) = cpu_times(&source, &destination)?;
+    let began = Instant::now();
+    source.qmp.execute("migrate", &json!({ "uri": uri }))?;
+    let ended = source.until_migrated(began + patience);
+    let wall = began.elapsed();
+    if let Err(Failure::Qmp(QmpError::Late(_))) = ended {
+        // Whether it heeds this or not, both processes end now.
+        let _ = source.qmp.execute("migrate_cancel", &json!({}));
+        return Err(match load {
+            Load::Idle => Failure::NotEnded(patience),
+            Load::Loop => Failure::NotConverged(patience),
+        });
+    }
+    let report = ended?;
+    let (machine_after, own_after) = cpu_times(&source, &destination)?;
+    destination.until_arrived()?;
+    compare(way, &folder)?;
+    let number = |value: &Value, what| {
+        value.as_f64().ok_or_else(|| QmpError::Words(format!("query-migrate without {what}: {report}")))
+    };
+    Ok(Migration {
+        total_ms: number(&report["total-time"], "total-time")?,
+        wall_ms: wall.as_secs_f64() * 1e3,
+        setup_ms: report["setup-time"].as_f64(),
+        downtime_ms: number(&report["downtime"], "downtime")?,
+        moved_mb: number(&report["ram"]["transferred"], "ram.transferred")? / 1e6,
+        machine_cpu: machine_after.since(machine_before),
+        own_cpu: own_after.since(own_before),
+        guest_mbps,
+        throttle_percent: 0,
+    })
+}
+
+/// Of the whole machine, and of both processes.
+fn cpu_times(source: &Machine, destination: &Machine) -> Result<(CpuTime, CpuTime), Failure> {
+    let of = |machine: &Machine| CpuTime::of_process(machine.running.id());
+    Ok((CpuTime::of_machine()?, of(source)?.and(of(destination)?)))
+}
+
+fn load_bytes(load: Load) -> u32 {
+    match load {
+        Load::Idle => 0,
+        Load::Loop => u32::try_from(super::migration::LOOP_BYTES).unwrap_or(u32::MAX),
+    }
+}
+
+/// The guest's RAM at both ends and its boot sector, in memory.
+struct Folder {
+    folder: TempDir,
+    disk: PathBuf,
+    ram_bytes: u64,
+}
+
+impl Folder {
+    fn make(setup: &Setup, load: Load) -> Result<Self, Failure> {
+        let folder = setup.folder("qemu")?;
+        let disk = folder.path().join("disk");
+        let ram_end = u32::try_from(setup.ram_bytes).map_err(|_| Failure::System {
+            doing: "boot so large a guest".into(),
+            error: std::io::ErrorKind::InvalidInput.into(),
+        })?;
+        let loop_bytes = (load == Load::Loop).then(|| load_bytes(load));
+        let write = || {
+            let file = File::create(&disk)?;
+            file.write_all_at(&boot::sector(ram_end, loop_bytes), 0)?;
+            file.set_len(FLOPPY_BYTES)
+        };
+        write().map_err(Failure::system("write a boot sector"))?;
+        Ok(Self { folder, disk, ram_bytes: setup.ram_bytes })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn ram(&self, end: &str) -> PathBuf {
+        self.path(&format!("{end}.ram"))
+    }
+}
+
+const FLOPPY_BYTES: u64 = 1_474_560;
+
+/// One QEMU.
+struct Machine {
+    running: Running,
+    qmp: Qmp,
+    ram: File,
+}
+
+impl Machine {
+    fn start(setup: &Setup, folder: &Folder, end: &str, more: &[&str]) -> Result<Self, Failure> {
+        let (socket, ram_path) = (folder.path(&format!("{end}.qmp")), folder.ram(end));
+        let ram = File::create_new(&ram_path)
+            .and_then(|_| File::options().read(true).open(&ram_path))
+            .map_err(Failure::system("make a file for RAM"))?;
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(["-no-user-config", "-nodefaults", "-display", "none", "-vga", "none"]);
+        command.args(["-machine", "pc,memory-backend=ram", "-accel", "tcg,tb-size=32"]);
+        command.args(["-m", &format!("{}M", folder.ram_bytes >> 20), "-object"]);
+        command.arg(format!(
+            "memory-backend-file,id=ram,share=on,prealloc={},size={},mem-path={}",
+            if end == "source" { "on" } else { "off" },
+            folder.ram_bytes,
+            ram_path.display()
+        ));
+        command.arg("-drive");
+        command.arg(format!("if=floppy,format=raw,readonly=on,file={}", folder.disk.display()));
+        command
+            .args(["-boot", "order=a", "-qmp"])
+            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+        command.args(more);
+        let mut running = Running::start(&mut command, "qemu-system-x86_64", "qemu-system-x86")?;
+        let qmp = running.until("open its QMP socket", setup.start_max, |_| {
+            Ok(socket.exists().then(|| Qmp::connect(&socket)).and_then(Result::ok))
+        })?;
+        Ok(Self { running, qmp, ram })
+    }
+
+    /// Waits until the guest has touched all of its RAM.
+    fn until_touched(&mut self) -> Result<(), Failure> {
+        let ram = &self.ram;
+        self.running.until("touch the guest's RAM", Duration::from_secs(180), |_| {
+            Ok((word(ram, boot::PHASE)? == boot::TOUCHED).then_some(()))
+        })
+    }
+
+    /// How fast the guest writes pages, in MB/s, before anything else happens.
+    fn speed_of_loop(&self, bytes: u32) -> Result<f64, Failure> {
+        let (before, began) = (word(&self.ram, boot::PASSES)?, Instant::now());
+        thread::sleep(Duration::from_secs(1));
+        let passes = word(&self.ram, boot::PASSES)?.wrapping_sub(before);
+        Ok(f64::from(passes) * f64::from(bytes) / 1e6 / began.elapsed().as_secs_f64())
+    }
+
+    /// The same limits as Sterna's, and no other.
+    fn prepare(&mut self, way: Way, downtime_ms: u32) -> Result<(), Failure> {
+        let on = |capability: &str| json!({ "capability": capability, "state": true });
+        let mut capabilities = vec![on("events")];
+        capabilities.extend(way.capability().map(on));
+        self.qmp.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities }))?;
+        let mut parameters = json!({ "max-bandwidth": 1_u64 << 40, "downtime-limit": downtime_ms });
+        if way == Way::Multifd {
+            parameters["multifd-channels"] = 4.into();
+        }
+        self.qmp.execute("migrate-set-parameters", &parameters)?;
+        Ok(())
+    }
+
+    /// Waits for the end of the migration; returns its report.
+    fn until_migrated(&mut self, deadline: Instant) -> Result<Value, Failure> {
+        loop {
+            let event = self.qmp.event("MIGRATION", deadline)?;
+            match event.data["status"].as_str() {
+                Some("completed") => return self.report(),
+                Some(status @ ("failed" | "cancelled")) => {
+                    let report = self.qmp.execute("query-migrate", &json!({}))?;
+                    let why = report["error-desc"].as_str().unwrap_or(status).to_owned();
+                    let said = super::process::quote(&self.running.said());
+                    return Err(QmpError::Migration(format!("{why}; {said}")).into());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The report of a migration that is complete. QEMU says so a moment before it has added up the times.
+    fn report(&mut self) -> Result<Value, Failure> {
+        let qmp = &mut self.qmp;
+        self.running.until("report", Duration::from_secs(20), |_| {
+            let report = qmp.execute("query-migrate", &json!({}))?;
+            Ok((report["total-time"].as_u64() > Some(0)).then_some(report))
+        })
+    }
+
+    /// Waits until the guest is there, paused.
+    fn until_arrived(&mut self) -> Result<(), Failure> {
+        let qmp = &mut self.qmp;
+        self.running.until("receive the guest", Duration::from_secs(20), |_| {
+            let status = qmp.execute("query-status", &json!({}))?;
+            Ok((status["status"] == "paused").then_some(()))
+        })
+    }
+}
+
+/// A word of the guest's RAM.
+fn word(ram: &File, address: u32) -> Result<u32, Failure> {
+    let mut bytes = [0; 4];
+    // QEMU gives the file its length.
+    match ram.read_exact_at(&mut bytes, address.into()) {
+        Ok(()) => Ok(u32::from_le_bytes(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(0),
+        Err(error) => Err(Failure::System { doing: "read the guest's RAM".into(), error }),
+    }
+}
+
+/// Compares RAM. The guest is paused at both ends.
+fn compare(way: Way, folder: &Folder) -> Result<(), Failure> {
+    let open = |end| File::open(folder.ram(end)).map_err(Failure::system("open the guest's RAM"));
+    equal_files(&open("source")?, &open("destination")?, &format!("the memory that {} moved", way.name()))
+}

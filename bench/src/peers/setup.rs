@@ -1,0 +1,63 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::PeersArgs;
+use super::device::RdmaDevice;
+use super::failure::Failure;
+
+/// What all measurements share.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) device: RdmaDevice,
+    /// The command whose migrations are measured.
+    pub(crate) sterna: PathBuf,
+    pub(crate) ram_bytes: u64,
+    /// How long a migration may take to converge.
+    pub(crate) patience: Duration,
+    /// How long a guest may stand still.
+    pub(crate) downtime_ms: u32,
+    /// How long a program may take to start.
+    pub(crate) start_max: Duration,
+    pub(crate) quick: bool,
+}
+
+impl Setup {
+    pub(crate) fn find(args: &PeersArgs) -> Result<Self, Failure> {
+        let sterna = match &args.sterna {
+            Some(path) => path.clone(),
+            None => beside_this_program()?,
+        };
+        if !sterna.is_file() {
+            return Err(Failure::Sterna(format!(
+                "{} is not there: `cargo build --release` makes it, or name another with --sterna",
+                sterna.display()
+            )));
+        }
+        Ok(Self {
+            device: RdmaDevice::find(args.device.as_deref())?,
+            sterna,
+            ram_bytes: args.memory,
+            patience: Duration::from_secs(args.patience),
+            downtime_ms: args.downtime_limit,
+            start_max: Duration::from_secs(60),
+            quick: args.quick,
+        })
+    }
+
+    /// A folder in memory, gone when dropped.
+    pub(crate) fn folder(&self, what: &str) -> Result<TempDir, Failure> {
+        let memory = Path::new("/dev/shm");
+        tempfile::Builder::new()
+            .prefix(&format!("sterna-bench-{what}-"))
+            .tempdir_in(memory)
+            .map_err(Failure::system("make a folder in /dev/shm"))
+    }
+}
+
+fn beside_this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map(|program| program.with_file_name("sterna"))
+        .map_err(Failure::system("find this program"))
+}

@@ -1,0 +1,59 @@
+//! What is made of repeated measurements.
+
+/// Where the values of repetitions lie.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl Spread {
+    /// `None` without values, or with one that is no number.
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
+        if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+            return None;
+        }
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = match sorted.len() % 2 {
+            0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
+            _ => sorted[middle],
+        };
+        Some(Self { median, min: sorted[0], max: sorted[sorted.len() - 1] })
+    }
+
+    /// From the least to the greatest, as a share of the median.
+    pub(crate) fn drift(self) -> f64 {
+        (self.max - self.min) / self.median
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two_middles() {
+        let median = |values: &[f64]| Spread::of(values).map(|spread| spread.median);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[7.0]), Some(7.0));
+        assert_eq!(Spread::of(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+    }
+
+    #[test]
+    fn nothing_is_made_of_nothing_or_of_no_numbers() {
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[1.0, f64::NAN]), None);
+        assert_eq!(Spread::of(&[f64::INFINITY]), None);
+    }
+
+    #[test]
+    fn drift_is_the_whole_spread() {
+        let drift = Spread::of(&[100.0, 95.0, 105.0]).unwrap().drift();
+        assert!((drift - 0.1).abs() < 1e-9, "{drift}");
+        assert!(Spread::of(&[5.0]).unwrap().drift() < 1e-9);
+    }
+}

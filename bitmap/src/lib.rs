@@ -1,0 +1,137 @@
+//! Which pages of guest RAM a VMM and its device threads wrote: a bitmap for [`vm-memory`](vm_memory).
+//!
+//! `vm-memory`'s own `AtomicBitmap` can be emptied only by allocating as much again and exchanging every word. A live
+//! migration asks every round, and nearly all words are zero. Here a *summary* has a bit for each word, so that
+//! [`take`](SoftwareBitmap::take) looks at one word for every 16 MiB of RAM and at those that were written, and allocates
+//! nothing.
+//!
+//! Marking and taking go on at the same time. A write that was marked before `take` is called is given out by it or by one
+//! before it, never lost; and who is given a page sees what was written there before it was marked. The unit tests have
+//! [loom](https://docs.rs/loom) try all the interleavings: `cargo test -p sterna-bitmap`.
+
+mod marks;
+
+use std::sync::atomic::AtomicU64;
+
+use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
+
+use marks::Marks;
+
+/// The pages that are tracked, in bytes: those in which KVM's dirty log counts on x86-64.
+pub const PAGE_BYTES: usize = 4096;
+
+/// One bit for each page of a region, set by whoever writes the region through `vm-memory`.
+#[derive(Debug, Default)]
+pub struct SoftwareBitmap {
+    marks: Marks<AtomicU64>,
+    pages: usize,
+}
+
+impl SoftwareBitmap {
+    /// Empties the bitmap into `taken`, which is given the index and the bits of each word that is not zero. Bit 0 of word
+    /// 0 is the region's first page.
+    pub fn take(&self, taken: impl FnMut(usize, u64)) {
+        self.marks.take(taken);
+    }
+
+    /// Forgets all writes so far.
+    pub fn reset(&self) {
+        self.take(|_, _| {});
+    }
+}
+
+impl NewBitmap for SoftwareBitmap {
+    fn with_len(len_bytes: usize) -> Self {
+        let pages = len_bytes.div_ceil(PAGE_BYTES);
+        Self { marks: Marks::new(pages.div_ceil(64)), pages }
+    }
+}
+
+impl Bitmap for SoftwareBitmap {
+    fn mark_dirty(&self, offset: usize, len_bytes: usize) {
+        // What lies past the region's end is left out, as `AtomicBitmap` does.
+        let first = offset / PAGE_BYTES;
+        let end = offset.saturating_add(len_bytes).div_ceil(PAGE_BYTES).min(self.pages);
+        if len_bytes == 0 || first >= end {
+            return;
+        }
+        for word in first / 64..end.div_ceil(64) {
+            let from = first.saturating_sub(word * 64);
+            let to = (end - word * 64).min(64);
+            self.marks.mark(word, u64::MAX << from & u64::MAX >> (64 - to));
+        }
+    }
+
+    fn dirty_at(&self, offset: usize) -> bool {
+        let page = offset / PAGE_BYTES;
+        page < self.pages && self.marks.word(page / 64) >> (page % 64) & 1 == 1
+    }
+
+    fn slice_at(&self, offset: usize) -> RefSlice<'_, Self> {
+        RefSlice::new(self, offset)
+    }
+}
+
+impl<'bitmap> WithBitmapSlice<'bitmap> for SoftwareBitmap {
+    type S = RefSlice<'bitmap, Self>;
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::bitmap::AtomicBitmap;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+    use super::*;
+
+    fn taken(bitmap: &SoftwareBitmap, words: usize) -> Vec<u64> {
+        let mut bits = vec![0; words];
+        bitmap.take(|word, taken| {
+            assert_ne!(taken, 0);
+            bits[word] |= taken;
+        });
+        bits
+    }
+
+    #[test]
+    fn it_marks_what_an_atomic_bitmap_marks_and_gives_each_mark_out_once() {
+        // More than the 4,096 pages of one summary word, and no whole number of words.
+        const LEN_BYTES: usize = 5000 * PAGE_BYTES + 1;
+        let (ours, theirs) = (SoftwareBitmap::with_len(LEN_BYTES), AtomicBitmap::with_len(LEN_BYTES));
+        let ranges = [
+            (0, 1),
+            (PAGE_BYTES - 1, 2),
+            (63 * PAGE_BYTES, PAGE_BYTES + 1),
+            (64 * PAGE_BYTES, 64 * PAGE_BYTES),
+            (100 * PAGE_BYTES, 300 * PAGE_BYTES),
+            (4096 * PAGE_BYTES - 1, 1),
+            (5000 * PAGE_BYTES, 1),
+            (4999 * PAGE_BYTES, 1 << 30),
+            (5001 * PAGE_BYTES, 1),
+            (usize::MAX, usize::MAX),
+            (7 * PAGE_BYTES, 0),
+        ];
+        for (offset, len_bytes) in ranges {
+            ours.mark_dirty(offset, len_bytes);
+            theirs.mark_dirty(offset, len_bytes);
+            for page in 0..5002 {
+                assert_eq!(ours.dirty_at(page * PAGE_BYTES), theirs.dirty_at(page * PAGE_BYTES), "{page}");
+            }
+            let theirs = theirs.get_and_reset();
+            assert_eq!(taken(&ours, theirs.len()), theirs, "{len_bytes} bytes at {offset}");
+            assert_eq!(taken(&ours, theirs.len()), vec![0; theirs.len()]);
+        }
+    }
+
+    #[test]
+    fn writes_through_guest_memory_and_its_slices_are_marked() {
+        let memory: GuestMemoryMmap<SoftwareBitmap> =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 100 * PAGE_BYTES)]).unwrap();
+        memory.write_obj(1u64, GuestAddress(70 * PAGE_BYTES as u64 - 4)).unwrap();
+        memory.get_slice(GuestAddress(8 * PAGE_BYTES as u64), PAGE_BYTES).unwrap().copy_from(&[1u8; 8]);
+        let region = memory.iter().next().unwrap();
+        assert_eq!(taken((**region).bitmap(), 2), [1 << 8, 0b11 << 5]);
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        (**region).bitmap().reset();
+        assert_eq!(taken((**region).bitmap(), 2), [0, 0]);
+    }
+}

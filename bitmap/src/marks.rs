@@ -1,0 +1,182 @@
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Words of bits, and a summary with a bit for each word that may not be zero.
+///
+/// A word is marked before its summary bit, and taken after it. So a taker that finds the summary bit clear comes either
+/// before the mark's end or after somebody who took the word with the mark in it.
+#[derive(Debug)]
+pub(crate) struct Marks<W> {
+    words: Box<[W]>,
+    summary: Box<[W]>,
+}
+
+/// An atomic word: that of the standard library, or loom's.
+pub(crate) trait Word: Default + Debug {
+    fn load(&self, order: Ordering) -> u64;
+    fn swap(&self, value: u64, order: Ordering) -> u64;
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
+}
+
+impl<W: Word> Marks<W> {
+    pub(crate) fn new(words: usize) -> Self {
+        let zeros = |words| (0..words).map(|_| W::default()).collect();
+        Self { words: zeros(words), summary: zeros(words.div_ceil(64)) }
+    }
+
+    /// # Panics
+    /// If there is no such word.
+    pub(crate) fn word(&self, index: usize) -> u64 {
+        self.words[index].load(Ordering::Acquire)
+    }
+
+    /// # Panics
+    /// If there is no such word.
+    pub(crate) fn mark(&self, index: usize, bits: u64) {
+        let (summary, bit) = (&self.summary[index / 64], 1 << (index % 64));
+        // Released, so that a taker sees what was written before. Acquired, so that after a taker's exchange of this word
+        // its earlier exchange of the summary is seen: a bit that stands there still will be found by the next taker.
+        self.words[index].fetch_or(bits, Ordering::AcqRel);
+        if summary.load(Ordering::Relaxed) & bit == 0 {
+            summary.fetch_or(bit, Ordering::Release);
+        }
+    }
+
+    pub(crate) fn take(&self, mut taken: impl FnMut(usize, u64)) {
+        for (index, summary) in self.summary.iter().enumerate() {
+            // Only looked at, while it is zero: the line stays where the markers have it.
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut left = summary.swap(0, Ordering::AcqRel);
+            while left != 0 {
+                let word = index * 64 + left.trailing_zeros() as usize;
+                left &= left - 1;
+                let bits = self.words[word].swap(0, Ordering::AcqRel);
+                if bits != 0 {
+                    taken(word, bits);
+                }
+            }
+        }
+    }
+}
+
+impl<W> Default for Marks<W> {
+    fn default() -> Self {
+        Self { words: Box::default(), summary: Box::default() }
+    }
+}
+
+macro_rules! impl_word {
+    ($atomic:ty) => {
+        impl Word for $atomic {
+            fn load(&self, order: Ordering) -> u64 {
+                self.load(order)
+            }
+
+            fn swap(&self, value: u64, order: Ordering) -> u64 {
+                self.swap(value, order)
+            }
+
+            fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+                self.fetch_or(bits, order)
+            }
+        }
+    };
+}
+
+impl_word!(AtomicU64);
+#[cfg(test)]
+impl_word!(loom::sync::atomic::AtomicU64);
+
+#[cfg(test)]
+mod tests {
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU64;
+    use loom::thread;
+
+    use super::*;
+
+    /// Two words, and memory that each marker writes before it marks.
+    #[derive(Default)]
+    struct Guest {
+        marks: Marks<AtomicU64>,
+        written: [AtomicU64; 2],
+    }
+
+    impl Guest {
+        fn new() -> Arc<Self> {
+            Arc::new(Self { marks: Marks::new(2), ..Self::default() })
+        }
+
+        fn write(&self, page: usize, word: usize) {
+            self.written[page].store(1, Ordering::Relaxed);
+            self.marks.mark(word, 1 << page);
+        }
+
+        /// Takes the marks; whoever is given a page sees what was written to it.
+        fn take(&self) -> u64 {
+            let mut all = 0;
+            self.marks.take(|_, bits| {
+                assert_eq!(all & bits, 0);
+                all |= bits;
+            });
+            for (page, written) in self.written.iter().enumerate() {
+                if all >> page & 1 == 1 {
+                    assert_eq!(written.load(Ordering::Relaxed), 1);
+                }
+            }
+            all
+        }
+    }
+
+    /// Two writers, of pages of the same word or of two, and a harvest in their midst.
+    fn no_mark_is_lost(word_of_second: usize) {
+        loom::model(move || {
+            let guest = Guest::new();
+            let other = thread::spawn({
+                let guest = Arc::clone(&guest);
+                move || guest.write(1, word_of_second)
+            });
+            let harvest = thread::spawn({
+                let guest = Arc::clone(&guest);
+                move || guest.take()
+            });
+            guest.write(0, 0);
+            other.join().unwrap();
+            let first = harvest.join().unwrap();
+            let second = guest.take();
+            assert_eq!((first | second, first & second), (0b11, 0), "each mark is given out once");
+            assert_eq!(guest.take(), 0);
+        });
+    }
+
+    #[test]
+    fn no_mark_of_the_same_word_is_lost() {
+        no_mark_is_lost(0);
+    }
+
+    #[test]
+    fn no_mark_of_another_word_is_lost() {
+        no_mark_is_lost(1);
+    }
+
+    #[test]
+    fn what_is_marked_before_a_harvest_is_in_it_whoever_else_marks_the_word() {
+        loom::model(|| {
+            let guest = Guest::new();
+            let other = thread::spawn({
+                let guest = Arc::clone(&guest);
+                move || guest.write(0, 0)
+            });
+            let earlier = thread::spawn({
+                let guest = Arc::clone(&guest);
+                move || guest.take()
+            });
+            guest.write(1, 0);
+            let taken = earlier.join().unwrap() | guest.take();
+            assert_eq!(taken & 0b10, 0b10, "the other writer may not have come to its summary bit yet");
+            other.join().unwrap();
+        });
+    }
+}

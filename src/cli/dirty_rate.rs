@@ -1,0 +1,122 @@
+//! `sterna dirty-rate`: how fast a guest writes its memory, and whether and how it would move.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use sterna::convergence::{Decision, Forecast, Limits};
+
+use super::exit::Exit;
+use super::migrate::LimitArgs;
+use super::output;
+use super::protocol::{Answer, Request, Samples};
+use super::size::Size;
+use super::socket::{self, ask};
+
+#[derive(Debug, Args)]
+pub(crate) struct DirtyRateArgs {
+    /// Name of the guest
+    #[arg(value_parser = socket::parse_name)]
+    name: String,
+    /// What the link carries, in MB/s; may be given more than once [default: 110, 1100, 2800, 11000]
+    #[arg(long, value_name = "MB/S", value_parser = clap::value_parser!(u64).range(1..))]
+    bandwidth: Vec<u64>,
+    /// Watch the guest for this long, after half and less of it, in ms
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(16..=60_000))]
+    interval: u64,
+    #[command(flatten)]
+    limits: LimitArgs,
+    /// Print all of it as JSON, one object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Links of 1, 10, 25 and 100 Gb/s, as far as pages fill them.
+const LINKS_MBPS: [u64; 4] = [110, 1100, 2800, 11_000];
+
+pub(crate) fn run(args: &DirtyRateArgs) -> ExitCode {
+    let mut limits = Limits::default();
+    if let Err(error) = args.limits.tune().apply_to(&mut limits) {
+        return output::error(Exit::Usage, error);
+    }
+    let samples = match ask(&args.name, &Request::DirtyRate { longest_ms: args.interval }) {
+        Ok(Answer::Sampled(samples)) => samples,
+        Ok(Answer::Failed(failure)) => return output::failed(&failure),
+        Ok(other) => return output::error(Exit::Failed, format!("{} answered {other:?}", args.name)),
+        Err(error) => return output::error(Exit::Failed, error),
+    };
+    let links = if args.bandwidth.is_empty() { &LINKS_MBPS } else { &args.bandwidth[..] };
+    let forecasts: Vec<_> = links
+        .iter()
+        .map(|&mbps| {
+            #[expect(clippy::cast_precision_loss, reason = "a rate")]
+            let bandwidth = mbps as f64 * 1e6;
+            (mbps, Forecast::of(&samples.to_sampled().plan(bandwidth, limits.clone())))
+        })
+        .collect();
+    if args.json {
+        let forecasts: Vec<_> = forecasts.iter().map(|(mbps, forecast)| json(*mbps, forecast)).collect();
+        println!("{}", serde_json::json!({ "name": args.name, "sampled": samples, "forecasts": forecasts }));
+    } else {
+        print(&args.name, &samples, &forecasts);
+    }
+    Exit::Done.into()
+}
+
+fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
+    println!("{name} has {} of RAM, {} of it touched", Size(samples.ram_bytes), Size(samples.touched_bytes));
+    for sample in &samples.samples {
+        println!("  wrote {} in {:.0} ms: {:.0} MB/s", Size(sample.dirty_bytes), sample.ms, sample.mbps);
+    }
+    if let (Some(before), Some(watched)) =
+        (samples.heartbeats_per_second, samples.heartbeats_per_second_watched)
+    {
+        println!("  beats {before:.0} times a second, {watched:.0} while it is watched");
+    }
+    println!("To move it would take");
+    for (mbps, forecast) in forecasts {
+        println!(
+            "  at {mbps:>6} MB/s: {}, {:.1} s, {} sent, a downtime of {:.0} ms: {}",
+            match forecast.rounds.len() {
+                1 => "1 round".to_owned(),
+                rounds => format!("{rounds} rounds"),
+            },
+            forecast.total.as_secs_f64(),
+            Size(forecast.sent_bytes),
+            forecast.downtime.total().as_secs_f64() * 1e3,
+            verdict(forecast)
+        );
+    }
+}
+
+/// How it would end, in words.
+fn verdict(forecast: &Forecast) -> String {
+    let help = forecast.stuck.map_or(String::new(), |stuck| format!("; it would take {}", stuck.help));
+    match forecast.end {
+        Decision::Stop => format!("it would be stopped for that{help}"),
+        Decision::GiveUp => format!("it would not move{help}"),
+        _ if forecast.throttle_percent > 0 => {
+            format!("it would move, slowed by up to {} %", forecast.throttle_percent)
+        }
+        _ if forecast.stuck.is_some() => {
+            format!("it would move once {:.0} ms are allowed", forecast.allowed.as_secs_f64() * 1e3)
+        }
+        _ => "it would move by itself".into(),
+    }
+}
+
+fn json(mbps: u64, forecast: &Forecast) -> serde_json::Value {
+    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+    serde_json::json!({
+        "bandwidth_mbps": mbps,
+        "moves": forecast.end != Decision::GiveUp,
+        "by_itself": forecast.end == Decision::Switch && forecast.stuck.is_none(),
+        "rounds": forecast.rounds.len(),
+        "total_ms": ms(forecast.total),
+        "downtime_ms": ms(forecast.downtime.total()),
+        "downtime_allowed_ms": ms(forecast.allowed),
+        "throttle_percent": forecast.throttle_percent,
+        "bytes_sent": forecast.sent_bytes,
+        "why": forecast.stuck.map(|stuck| stuck.to_string()),
+        "help": forecast.stuck.map(|stuck| stuck.help.to_string()),
+    })
+}

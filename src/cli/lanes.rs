@@ -1,0 +1,73 @@
+//! How pages travel, on the command line: the same for guests and for files.
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use sterna::transport::TransportChoice;
+use sterna::transport::rdma::RdmaTuning;
+
+use super::size::Size;
+
+/// By which transport, over how many lanes, and how these behave.
+#[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize)]
+pub(crate) struct LaneArgs {
+    /// How the pages travel
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) transport: Transport,
+    /// How many lanes (queue pairs or TCP streams) [default: by the number of processors]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) lanes: Option<u8>,
+    /// Pin at most so much memory for RDMA at this end; the rest takes turns [default: what `ulimit -l` allows]
+    #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
+    pin_limit: Option<Size>,
+    /// The longest single write [default: 1M]
+    #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
+    rdma_write: Option<Size>,
+    /// How many writes are posted with one doorbell [default: 128]
+    #[arg(long, value_name = "N", help_heading = "RDMA")]
+    rdma_list: Option<u32>,
+    /// After how many writes one is signalled [default: 256]
+    #[arg(long, value_name = "N", help_heading = "RDMA")]
+    rdma_signal: Option<u32>,
+    /// How much may be on its way on a lane [default: 16M]
+    #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
+    rdma_window: Option<Size>,
+}
+
+impl LaneArgs {
+    pub(crate) fn tuning(&self) -> RdmaTuning {
+        let default = RdmaTuning::default();
+        let bytes = |size: Option<Size>, default: u64| size.map_or(default, |size| size.0);
+        RdmaTuning {
+            // The wire's unit is the page.
+            write_max_bytes: bytes(self.rdma_write, default.write_max_bytes) & !0xfff,
+            list_writes: self.rdma_list.unwrap_or(default.list_writes),
+            signal_writes: self.rdma_signal.unwrap_or(default.signal_writes),
+            window_bytes: bytes(self.rdma_window, default.window_bytes),
+            pin_max_bytes: self.pin_limit.map(|size| size.0),
+            ..default
+        }
+    }
+}
+
+/// The transports that can be asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    /// RDMA where a device reaches the peer, else TCP
+    #[default]
+    Auto,
+    /// TCP
+    Tcp,
+    /// RDMA, or fail
+    Rdma,
+}
+
+impl From<Transport> for TransportChoice {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Tcp => Self::Tcp,
+            Transport::Rdma => Self::Rdma,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+use std::time::Duration;
+
+use crate::memory::PAGE_BYTES;
+
+/// What one lane did in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Bytes of pages sent.
+    pub bytes: u64,
+    /// How long it was sending: without the time in which it waited for memory to be registered, or looked at pages and found
+    /// nothing to send for so long that what it had sent was gone.
+    pub busy: Duration,
+    /// Of that, how long the fence took that closed the round: at least one round trip, and what was still on its way.
+    pub fence: Duration,
+}
+
+/// What one round while the guest runs was like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Each lane.
+    pub lanes: Vec<LaneLoad>,
+    /// From its first page to the last fence.
+    pub duration: Duration,
+    /// How long the harvest after it took.
+    pub harvest: Duration,
+    /// Pages that were dirty again at its end.
+    pub dirty_pages: u64,
+}
+
+impl Round {
+    /// Bytes of pages sent.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.bytes).sum()
+    }
+
+    /// Bytes of pages that were dirty again at its end.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_pages * PAGE_BYTES
+    }
+
+    /// How long the lane that sent longest was sending.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.lanes.iter().map(|lane| lane.busy).max().unwrap_or_default()
+    }
+
+    /// How many bytes a second of new pages the guest wrote meanwhile.
+    #[must_use]
+    pub fn dirty_rate(&self) -> f64 {
+        rate(self.dirty_bytes(), self.duration + self.harvest).unwrap_or(0.0)
+    }
+}
+
+/// The rounds so far, and what was done about them: the ground of every decision.
+#[derive(Clone, Debug, Default)]
+pub struct Course {
+    /// What a message and its answer took before the first round.
+    round_trip: Duration,
+    rounds: Vec<Round>,
+    /// How far the guest is slowed now, in percent.
+    throttle_percent: u8,
+    pub(super) throttle_refused: bool,
+    /// The downtime allowed now, where that was relaxed.
+    relaxed: Option<Duration>,
+    /// The first round since the guest was last slowed, or the first at all.
+    regime: usize,
+    /// Rounds in a row that did not bring the switch nearer, since something was last done about it.
+    pub(super) stuck_rounds: u32,
+}
+
+impl Course {
+    /// No rounds yet, on a link on which a message and its answer take this long.
+    #[must_use]
+    pub fn new(round_trip: Duration) -> Self {
+        Self { round_trip, ..Self::default() }
+    }
+
+    /// Adds a round.
+    pub fn push(&mut self, round: Round) {
+        self.rounds.push(round);
+    }
+
+    /// Whether the last round was judged not to bring the switch nearer.
+    pub fn judged(&mut self, stuck: bool) {
+        self.stuck_rounds = if stuck { self.stuck_rounds + 1 } else { 0 };
+    }
+
+    /// The guest is slowed by this from here on.
+    pub fn throttled(&mut self, percent: u8) {
+        self.throttle_percent = percent;
+        self.regime = self.rounds.len();
+        self.stuck_rounds = 0;
+    }
+
+    /// The VMM cannot slow the guest further.
+    pub fn throttle_refused(&mut self) {
+        self.throttle_refused = true;
+    }
+
+    /// This much downtime is allowed from here on.
+    pub fn relaxed_to(&mut self, downtime: Duration) {
+        self.relaxed = Some(downtime);
+        self.stuck_rounds = 0;
+    }
+
+    /// The operator has changed the limits: what was relaxed counts no more.
+    pub fn limits_changed(&mut self) {
+        self.relaxed = None;
+        self.stuck_rounds = 0;
+    }
+
+    /// The rounds so far.
+    #[must_use]
+    pub fn rounds(&self) -> &[Round] {
+        &self.rounds
+    }
+
+    /// How far the guest is slowed now, in percent.
+    #[must_use]
+    pub fn throttle_percent(&self) -> u8 {
+        self.throttle_percent
+    }
+
+    /// The downtime that was allowed since the limits were last changed, if any was.
+    #[must_use]
+    pub fn relaxed(&self) -> Option<Duration> {
+        self.relaxed
+    }
+
+    /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to tell, or over
+    /// all if none was. A first round counts only for want of others: destinations are slower while their memory is fresh.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<f64> {
+        const TELLING: Duration = Duration::from_millis(10);
+        let over = |rounds: &mut dyn Iterator<Item = &Round>| {
+            let (bytes, time) = rounds.fold((0, Duration::ZERO), |(bytes, time), round| {
+                (bytes + round.sent_bytes(), time + round.busy())
+            });
+            rate(bytes, time)
+        };
+        let telling = |round: &&Round| round.busy() >= TELLING && round.sent_bytes() > 0;
+        let (first, later) = self.rounds.split_first()?;
+        over(&mut later.iter().rev().filter(telling).take(3))
+            .or_else(|| over(&mut std::iter::once(first).filter(telling)))
+            .or_else(|| over(&mut self.rounds.iter()))
+    }
+
+    /// How long a message and its answer take: as before the first round, or as the quickest fence since.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        let fences = self.rounds.iter().flat_map(|round| &round.lanes).map(|lane| lane.fence);
+        fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
+    }
+
+    /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The mean of the
+    /// last two rounds where both ran at the same throttle; `None` before the second round.
+    #[must_use]
+    pub fn shrink(&self) -> Option<f64> {
+        let dirty = |back: usize| {
+            let index = self.rounds.len().checked_sub(back + 1)?;
+            #[expect(clippy::cast_precision_loss, reason = "a share")]
+            Some(self.rounds[index].dirty_pages.max(1) as f64)
+        };
+        // The first round sends all of RAM: what it leaves is where the rest begins.
+        let share = dirty(0)? / dirty(1)?;
+        let same_regime = self.rounds.len() >= self.regime + 2;
+        match dirty(2) {
+            Some(before) if same_regime => Some((dirty(0)? / before).sqrt()),
+            _ => Some(share),
+        }
+    }
+
+    /// How many bytes a second of new pages the guest would write at full speed, as far as the last round tells.
+    #[must_use]
+    pub fn dirty_rate_unthrottled(&self) -> f64 {
+        let running_percent = 100 - self.throttle_percent.min(99);
+        self.rounds.last().map_or(0.0, Round::dirty_rate) * 100.0 / f64::from(running_percent)
+    }
+}
+
+/// Bytes a second, if there is anything to divide.
+pub(super) fn rate(bytes: u64, time: Duration) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let bytes = bytes as f64;
+    (bytes > 0.0 && !time.is_zero()).then(|| bytes / time.as_secs_f64())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::convergence) const MIB: u64 = 1 << 20;
+
+    /// A round of one lane that sent at 1 MiB a millisecond.
+    pub(in crate::convergence) fn round(sent_mib: u64, dirty_mib: u64) -> Round {
+        round_in(sent_mib, sent_mib, dirty_mib)
+    }
+
+    pub(in crate::convergence) fn round_in(sent_mib: u64, millis: u64, dirty_mib: u64) -> Round {
+        let busy = Duration::from_millis(millis);
+        let lane = LaneLoad { bytes: sent_mib * MIB, busy, fence: Duration::ZERO };
+        let dirty_pages = dirty_mib * MIB / PAGE_BYTES;
+        Round { lanes: vec![lane], duration: busy, harvest: Duration::ZERO, dirty_pages }
+    }
+
+    pub(in crate::convergence) fn course(rounds: &[Round]) -> Course {
+        Course { rounds: rounds.to_vec(), ..Course::default() }
+    }
+
+    fn mib_per_ms(bandwidth: Option<f64>) -> f64 {
+        bandwidth.unwrap() / 1e3 / 1_048_576.0
+    }
+
+    #[test]
+    fn bandwidth_is_that_of_the_latest_rounds_that_were_long_enough() {
+        let rounds = [
+            round_in(1000, 1000, 0),
+            round_in(10, 100, 0),
+            round_in(10, 100, 0),
+            round_in(10, 100, 0),
+            round_in(1, 1, 0),
+        ];
+        assert!((mib_per_ms(course(&rounds).bandwidth()) - 0.1).abs() < 0.001);
+        assert!((mib_per_ms(course(&rounds[..2]).bandwidth()) - 0.1).abs() < 0.001, "the first is no guide");
+        assert!((mib_per_ms(course(&rounds[..1]).bandwidth()) - 1.0).abs() < 0.001, "but better than none");
+        assert_eq!(course(&[]).bandwidth(), None);
+        assert_eq!(course(&[round_in(0, 5, 0)]).bandwidth(), None);
+    }
+
+    #[test]
+    fn time_in_which_a_lane_could_not_send_is_no_time_of_the_link() {
+        let lane = LaneLoad { bytes: 100 * MIB, busy: Duration::from_millis(50), fence: Duration::ZERO };
+        let round = Round { lanes: vec![lane; 2], duration: Duration::from_secs(9), ..Round::default() };
+        // Two lanes at once.
+        assert!((mib_per_ms(course(&[round]).bandwidth()) - 4.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn how_rounds_shrink_is_told_from_the_second_on_and_anew_once_the_guest_is_slowed() {
+        let rounds = [round(1000, 800), round(800, 400), round(400, 300)];
+        assert_eq!(course(&rounds[..1]).shrink(), None);
+        assert_eq!(course(&rounds[..2]).shrink(), Some(0.5));
+        assert_eq!(course(&rounds).shrink(), Some((3.0f64 / 8.0).sqrt()));
+        let mut slowed = course(&rounds[..2]);
+        slowed.throttled(50);
+        slowed.push(round(400, 300));
+        assert_eq!(slowed.shrink(), Some(0.75));
+        slowed.push(round(300, 100));
+        assert_eq!(slowed.shrink(), Some(0.5));
+    }
+
+    #[test]
+    fn a_slowed_guest_would_write_more_at_full_speed() {
+        let mut course = course(&[round(1000, 100)]);
+        let measured = course.dirty_rate_unthrottled();
+        course.throttled(75);
+        assert!((course.dirty_rate_unthrottled() / measured - 4.0).abs() < 1e-9);
+    }
+}

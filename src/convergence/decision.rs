@@ -1,0 +1,524 @@
+use std::fmt;
+use std::time::Duration;
+
+use super::course::Course;
+use super::limits::{Limits, Policy};
+use super::prediction::{Downtime, SAFETY};
+
+/// What to do after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Send what is dirty in another round.
+    AnotherRound,
+    /// Slow the guest to this many percent, then send another round.
+    Throttle(u8),
+    /// Allow this much downtime; if the switch fits it now, switch.
+    Relax(Duration),
+    /// Pause the guest and switch: that keeps the limit.
+    Switch,
+    /// Pause the guest and switch, whatever the downtime.
+    Stop,
+    /// Give up; the guest runs on.
+    GiveUp,
+}
+
+/// A round leaves at most this share of what the round before left, or the guest is too fast. Not 1: what is measured of
+/// short rounds scatters by some percent.
+const SHRINK_MAX: f64 = 0.97;
+
+/// The share of the bandwidth at which a guest that was slowed, or a faster link, is sure to converge.
+const SHRINK_AIM: f64 = 0.85;
+
+/// A throttle is to bring a guest down to this share of the bandwidth, and comes half of the way in one step ...
+const THROTTLE_AIM: f64 = 0.7;
+/// ... or these percent at least and at most.
+const THROTTLE_STEP_PERCENT: std::ops::RangeInclusive<f64> = 10.0..=20.0;
+
+/// Where a migration stands after a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Outlook<'migration> {
+    /// What is asked of it.
+    pub limits: &'migration Limits,
+    /// Its rounds.
+    pub course: &'migration Course,
+    /// What a switch would take now.
+    pub predicted: Downtime,
+    /// How long it has been going on.
+    pub elapsed: Duration,
+}
+
+impl Outlook<'_> {
+    /// The downtime allowed now.
+    #[must_use]
+    pub fn allowed(&self) -> Duration {
+        self.course.relaxed().unwrap_or_default().max(self.limits.downtime)
+    }
+
+    /// Whether a switch would keep the limit.
+    #[must_use]
+    pub fn fits(&self) -> bool {
+        safe(self.predicted.total()) <= self.allowed()
+    }
+
+    /// Decides what comes next.
+    #[must_use]
+    pub fn decide(&self) -> Decision {
+        if self.fits() {
+            return Decision::Switch;
+        }
+        if self.is_over() {
+            return self.last_word();
+        }
+        let acted = self.course.throttle_percent() > 0 || self.course.relaxed().is_some();
+        // One round alone may have been disturbed. Once it is known that the guest is too fast, one is enough.
+        let stuck_long_enough = self.course.stuck_rounds >= if acted { 1 } else { 2 };
+        let Some(stuck) = self.stuck().filter(|_| stuck_long_enough) else { return Decision::AnotherRound };
+        for policy in self.limits.if_stuck.policies() {
+            match policy {
+                Policy::Throttle => {
+                    let percent = self.next_throttle().filter(|_| stuck.why != Why::LimitTooLow);
+                    if let Some(percent) = percent {
+                        return Decision::Throttle(percent);
+                    }
+                }
+                Policy::Relax => {
+                    if let Some(downtime) = self.next_relaxed() {
+                        return Decision::Relax(downtime);
+                    }
+                }
+                Policy::Stop if self.course.stuck_rounds >= 2 => return Decision::Stop,
+                Policy::Abort if self.course.stuck_rounds >= 2 => return Decision::GiveUp,
+                Policy::Stop | Policy::Abort => {}
+            }
+        }
+        Decision::AnotherRound
+    }
+
+    /// Why this will not come to a switch within the limits, if it looks like that; not before the second round.
+    #[must_use]
+    pub fn stuck(&self) -> Option<Stuck> {
+        let shrink = self.course.shrink()?;
+        if self.fits() {
+            return None;
+        }
+        let Some(target_bytes) = self.target_bytes() else {
+            return Some(self.stuck_because(Why::LimitTooLow));
+        };
+        if shrink > SHRINK_MAX {
+            return Some(self.stuck_because(Why::GuestTooFast));
+        }
+        let (dirty_bytes, bandwidth) = (self.dirty_bytes(), self.course.bandwidth()?);
+        let rounds = (target_bytes / dirty_bytes).ln() / shrink.ln();
+        let seconds = (dirty_bytes - target_bytes) / (bandwidth * (1.0 - shrink));
+        let seconds_left =
+            self.limits.timeout.map(|timeout| timeout.saturating_sub(self.elapsed).as_secs_f64());
+        let too_slow =
+            rounds > f64::from(self.rounds_left()) || seconds_left.is_some_and(|left| seconds > left);
+        too_slow.then(|| self.stuck_because(Why::TooSlow))
+    }
+
+    /// Why this is given up: what [`stuck`](Self::stuck) says, or that the limits of rounds or time are reached.
+    #[must_use]
+    pub fn given_up(&self) -> Stuck {
+        self.stuck().unwrap_or_else(|| self.stuck_because(Why::TooSlow))
+    }
+
+    /// Whether no further round is allowed.
+    fn is_over(&self) -> bool {
+        self.rounds_left() == 0 || self.limits.timeout.is_some_and(|timeout| self.elapsed >= timeout)
+    }
+
+    fn rounds_left(&self) -> u32 {
+        let rounds = u32::try_from(self.course.rounds().len()).unwrap_or(u32::MAX);
+        self.limits.rounds_max.saturating_sub(rounds)
+    }
+
+    /// What is done when no further round is allowed.
+    fn last_word(&self) -> Decision {
+        let policies = self.limits.if_stuck.policies();
+        let needed = safe(self.predicted.total());
+        if policies.contains(&Policy::Relax) && needed <= self.limits.downtime_relaxed_max() {
+            return Decision::Relax(needed);
+        }
+        if self.limits.if_stuck.ends_with_stop() { Decision::Stop } else { Decision::GiveUp }
+    }
+
+    fn next_throttle(&self) -> Option<u8> {
+        let (now, max) = (self.course.throttle_percent(), self.limits.throttle_max_percent);
+        if now >= max || self.course.throttle_refused {
+            return None;
+        }
+        let wanted = throttle_for(self.course, THROTTLE_AIM);
+        let step = (wanted - f64::from(now)) / 2.0;
+        let step = step.clamp(*THROTTLE_STEP_PERCENT.start(), *THROTTLE_STEP_PERCENT.end());
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 20")]
+        Some(now.saturating_add(step.round() as u8).min(max))
+    }
+
+    /// Half as much again as now, if that is allowed.
+    fn next_relaxed(&self) -> Option<Duration> {
+        let (now, max) = (self.allowed(), self.limits.downtime_relaxed_max());
+        (now < max).then(|| (now * 3 / 2).max(now + Duration::from_millis(1)).min(max))
+    }
+
+    /// How much may be dirty for a switch to keep the limit; `None` if nothing may.
+    fn target_bytes(&self) -> Option<f64> {
+        let bandwidth = self.course.bandwidth()?;
+        let seconds = self.sending_seconds();
+        (seconds > 0.0).then_some(seconds * bandwidth)
+    }
+
+    /// How long sending may take for a switch to keep the limit.
+    fn sending_seconds(&self) -> f64 {
+        let fixed = self.predicted.without_pages(self.course).total();
+        self.allowed().as_secs_f64() / SAFETY - fixed.as_secs_f64()
+    }
+
+    /// Whether it is the limit that holds the link to so many bytes a second.
+    fn is_limited(&self, bandwidth: f64) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        self.limits.bandwidth_max.is_some_and(|most| bandwidth > 0.9 * most.get() as f64)
+    }
+
+    fn dirty_bytes(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        self.course.rounds().last().map_or(0.0, |round| round.dirty_bytes() as f64)
+    }
+
+    fn stuck_because(&self, why: Why) -> Stuck {
+        let dirty_rate = self.course.rounds().last().map_or(0.0, super::course::Round::dirty_rate);
+        let bandwidth = self.course.bandwidth().unwrap_or(0.0);
+        let fixed = self.predicted.without_pages(self.course).total();
+        let help = if why == Why::LimitTooLow {
+            Help { downtime: safe(fixed), bandwidth: None, limited: false, throttle_percent: None }
+        } else {
+            let faster = (dirty_rate / SHRINK_AIM).min(self.dirty_bytes() / self.sending_seconds().max(1e-3));
+            let throttle = throttle_for(self.course, SHRINK_AIM).ceil();
+            let throttle = Some(throttle).filter(|percent| (1.0..=99.0).contains(percent));
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 99")]
+            Help {
+                downtime: safe(self.predicted.total()),
+                bandwidth: Some(faster).filter(|&faster| faster > bandwidth),
+                limited: self.is_limited(bandwidth),
+                throttle_percent: throttle
+                    .map(|percent| percent as u8)
+                    .filter(|&percent| percent > self.course.throttle_percent()),
+            }
+        };
+        Stuck { why, dirty_rate, bandwidth, predicted: self.predicted.total(), fixed, help }
+    }
+}
+
+/// By how many percent the guest would have to be slowed to write this share of the bandwidth.
+fn throttle_for(course: &Course, share: f64) -> f64 {
+    let (bandwidth, dirty_rate) = (course.bandwidth().unwrap_or(0.0), course.dirty_rate_unthrottled());
+    100.0 * (1.0 - share * bandwidth / dirty_rate.max(1.0))
+}
+
+/// A prediction as it is held against a limit.
+fn safe(predicted: Duration) -> Duration {
+    predicted.mul_f64(SAFETY)
+}
+
+/// Why a migration will not come to a switch within its limits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Stuck {
+    /// In a word.
+    pub why: Why,
+    /// Bytes a second of new pages that the guest wrote in the last round.
+    pub dirty_rate: f64,
+    /// Bytes a second that the link carries.
+    pub bandwidth: f64,
+    /// What a switch would take now.
+    pub predicted: Duration,
+    /// What it would take with nothing left to send.
+    pub fixed: Duration,
+    /// What would change that; any of it.
+    pub help: Help,
+}
+
+/// Why, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A switch takes longer than is allowed, even with nothing left to send.
+    LimitTooLow,
+    /// The guest writes new pages as fast as they can be sent, or faster.
+    GuestTooFast,
+    /// Rounds get smaller, but not within the rounds or the time allowed.
+    TooSlow,
+}
+
+/// What would help.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Help {
+    /// To allow this much downtime.
+    pub downtime: Duration,
+    /// A link that carries so many bytes a second, or more: a guest that writes all of its working set in every round may
+    /// write it many times over, which does not show.
+    pub bandwidth: Option<f64>,
+    /// That the link could carry more: what holds it to its bandwidth is the limit.
+    pub limited: bool,
+    /// To slow the guest by so many percent, or more, for the same reason.
+    pub throttle_percent: Option<u8>,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { why, dirty_rate, bandwidth, predicted, fixed, .. } = self;
+        let ms = |duration: &Duration| duration.as_secs_f64() * 1e3;
+        let rates = format!(
+            "the guest writes {:.0} MB/s of new pages and {:.0} MB/s can be sent",
+            dirty_rate / 1e6,
+            bandwidth / 1e6
+        );
+        match why {
+            Why::LimitTooLow => {
+                write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed))
+            }
+            Why::GuestTooFast => {
+                write!(formatter, "{rates}: the downtime stays near {:.0} ms", ms(predicted))
+            }
+            Why::TooSlow => write!(
+                formatter,
+                "{rates}: the rounds and the time allowed do not bring the downtime below the limit, it would be {:.0} ms now",
+                ms(predicted)
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Help {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "a downtime limit of {:.0} ms", (self.downtime.as_secs_f64() * 1e3).ceil())?;
+        if let Some(bandwidth) = self.bandwidth {
+            let what = if self.limited { "bandwidth limit" } else { "link" };
+            write!(formatter, ", or a {what} of {:.0} MB/s at least", (bandwidth / 1e6).ceil())?;
+        }
+        if let Some(percent) = self.throttle_percent {
+            write!(formatter, ", or to slow the guest by {percent} % at least")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::course::Round;
+    use super::super::course::tests::round;
+    use super::super::prediction::SwitchCost;
+    use super::*;
+
+    const COST: SwitchCost = SwitchCost {
+        pause: Duration::ZERO,
+        save: Duration::ZERO,
+        state_bytes: 0,
+        load: Duration::from_millis(10),
+        start: Duration::ZERO,
+    };
+
+    /// A migration by rounds made up for a test.
+    struct Made {
+        limits: Limits,
+        course: Course,
+        elapsed: Duration,
+    }
+
+    impl Made {
+        fn new(downtime_ms: u64, if_stuck: &str) -> Self {
+            let limits = Limits {
+                downtime: Duration::from_millis(downtime_ms),
+                if_stuck: if_stuck.parse().unwrap(),
+                ..Limits::default()
+            };
+            Self { limits, course: Course::default(), elapsed: Duration::ZERO }
+        }
+
+        fn outlook(&self) -> Outlook<'_> {
+            let predicted = Downtime::predicted(&self.course, &COST, Duration::ZERO, None).unwrap();
+            Outlook { limits: &self.limits, course: &self.course, predicted, elapsed: self.elapsed }
+        }
+
+        fn after(&mut self, round: Round) -> Decision {
+            self.course.push(round);
+            let stuck = self.outlook().stuck().is_some();
+            self.course.judged(stuck);
+            let decision = self.outlook().decide();
+            match decision {
+                Decision::Throttle(percent) => self.course.throttled(percent),
+                Decision::Relax(downtime) => self.course.relaxed_to(downtime),
+                _ => {}
+            }
+            decision
+        }
+
+        /// Rounds of a guest that writes as much as is sent, until something else than another round is decided.
+        fn decisions_of_a_guest_too_fast(&mut self, rounds: usize) -> Vec<Decision> {
+            (0..rounds).map(|_| self.after(round(1000, 1000))).collect()
+        }
+    }
+
+    #[test]
+    fn it_switches_as_soon_as_the_rest_fits_the_limit_with_some_to_spare() {
+        // 1 MiB a millisecond, 10 ms besides: (250 + 10) · 1.15 = 299 ms.
+        assert_eq!(Made::new(300, "throttle").after(round(1000, 251)), Decision::AnotherRound);
+        assert_eq!(Made::new(300, "throttle").after(round(1000, 250)), Decision::Switch);
+        assert_eq!(Made::new(300, "throttle").after(round(0, 0)), Decision::Switch, "nothing to send at all");
+    }
+
+    #[test]
+    fn rounds_that_get_smaller_are_left_alone() {
+        for share in [50, 70, 85, 93] {
+            let mut made = Made::new(50, "throttle,abort");
+            let (mut sent, mut rounds) = (10_000, 0);
+            loop {
+                let dirty = sent * share / 100;
+                rounds += 1;
+                match made.after(round(sent, dirty)) {
+                    Decision::AnotherRound => sent = dirty,
+                    Decision::Switch => break,
+                    other => panic!("{other:?} in round {rounds} at {share} %"),
+                }
+            }
+            assert!(rounds < 100);
+        }
+    }
+
+    #[test]
+    fn after_two_rounds_it_is_known_that_the_guest_is_too_fast_and_what_would_help() {
+        let mut made = Made::new(50, "abort");
+        made.after(round(1000, 1000));
+        assert_eq!(made.outlook().stuck(), None);
+        made.after(round(1000, 990));
+        let stuck = made.outlook().stuck().unwrap();
+        assert_eq!(stuck.why, Why::GuestTooFast);
+        assert_eq!(stuck.help.downtime, Duration::from_millis(1150));
+        assert_eq!(stuck.help.throttle_percent, Some(15));
+        let text = format!("{stuck}; it would take {}", stuck.help);
+        for part in
+            ["1038 MB/s of new pages", "1049 MB/s can be sent", "near 1000 ms", "limit of 1150 ms", "by 15 %"]
+        {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+
+    #[test]
+    fn one_round_that_was_disturbed_changes_nothing() {
+        let mut made = Made::new(50, "throttle,abort");
+        for (sent, dirty) in [(10_000, 5000), (5000, 2500), (2500, 3500), (3500, 1200), (1200, 600)] {
+            assert_eq!(made.after(round(sent, dirty)), Decision::AnotherRound, "{sent} {dirty}");
+        }
+    }
+
+    #[test]
+    fn throttling_comes_in_small_steps_up_to_its_limit_and_then_the_next_policy_does() {
+        let mut made = Made::new(50, "throttle,abort");
+        made.limits.throttle_max_percent = 40;
+        let decisions = made.decisions_of_a_guest_too_fast(12);
+        assert_eq!(decisions[..2], [Decision::AnotherRound; 2], "it is made sure of first");
+        let mut last = 0;
+        let mut rest = decisions[2..].iter().peekable();
+        while let Some(Decision::Throttle(percent)) = rest.next_if(|it| matches!(it, Decision::Throttle(_))) {
+            assert!((last + 10..=last + 20).contains(percent) || *percent == 40, "{decisions:?}");
+            last = *percent;
+        }
+        assert_eq!(last, 40);
+        assert_eq!(rest.next(), Some(&Decision::AnotherRound));
+        assert_eq!(rest.next(), Some(&Decision::GiveUp));
+    }
+
+    #[test]
+    fn a_guest_that_cannot_be_slowed_further_is_not_waited_for() {
+        let mut made = Made::new(50, "throttle,stop");
+        made.decisions_of_a_guest_too_fast(2);
+        made.course.throttle_refused();
+        assert_eq!(made.after(round(1000, 1000)), Decision::Stop);
+        let mut never = Made::new(50, "throttle,stop");
+        never.limits.throttle_max_percent = 0;
+        assert_eq!(never.decisions_of_a_guest_too_fast(3)[2], Decision::Stop);
+    }
+
+    #[test]
+    fn the_downtime_is_relaxed_step_by_step_up_to_its_maximum() {
+        let mut made = Made::new(100, "relax,abort");
+        made.limits.downtime_max = Some(Duration::from_millis(300));
+        let relaxed = |ms| Decision::Relax(Duration::from_millis(ms));
+        let decisions = made.decisions_of_a_guest_too_fast(7);
+        let again = Decision::AnotherRound;
+        assert_eq!(
+            decisions,
+            [again, again, relaxed(150), relaxed(225), relaxed(300), again, Decision::GiveUp]
+        );
+        let mut enough = Made::new(100, "relax,abort");
+        let rounds =
+            [(1000, 180), (180, 180), (180, 180), (180, 180)].map(|(sent, dirty)| round(sent, dirty));
+        let decisions: Vec<_> = rounds.into_iter().map(|round| enough.after(round)).collect();
+        assert_eq!(decisions, [again, again, relaxed(150), relaxed(225)]);
+        assert!(enough.outlook().fits());
+    }
+
+    #[test]
+    fn stop_and_abort_wait_for_two_rounds_that_say_the_same() {
+        for (policy, decision) in [("stop", Decision::Stop), ("abort", Decision::GiveUp)] {
+            let decisions = Made::new(50, policy).decisions_of_a_guest_too_fast(3);
+            assert_eq!(decisions, [Decision::AnotherRound, Decision::AnotherRound, decision]);
+        }
+    }
+
+    #[test]
+    fn without_a_last_word_it_goes_on_until_the_rounds_are_over() {
+        let mut made = Made::new(50, "throttle");
+        made.limits.throttle_max_percent = 0;
+        let decisions = made.decisions_of_a_guest_too_fast(100);
+        assert!(decisions[..99].iter().all(|&decision| decision == Decision::AnotherRound));
+        assert_eq!(decisions[99], Decision::GiveUp);
+    }
+
+    #[test]
+    fn when_the_time_is_over_the_chain_has_the_last_word() {
+        for (chain, last) in [
+            ("throttle", Decision::GiveUp),
+            ("abort", Decision::GiveUp),
+            ("throttle,stop", Decision::Stop),
+            ("relax,stop", Decision::Relax(Duration::from_millis(242))),
+        ] {
+            let mut made = Made::new(50, chain);
+            made.limits.timeout = Some(Duration::from_secs(10));
+            assert_eq!(made.after(round(1000, 900)), Decision::AnotherRound);
+            made.elapsed = Duration::from_secs(10);
+            let decision = made.after(round(900, 200));
+            match (decision, last) {
+                (Decision::Relax(got), Decision::Relax(expected)) => {
+                    assert!(got.abs_diff(expected) < Duration::from_millis(1), "{got:?}");
+                }
+                _ => assert_eq!(decision, last, "{chain}"),
+            }
+        }
+    }
+
+    #[test]
+    fn rounds_that_would_get_small_too_late_are_stuck_too() {
+        let mut made = Made::new(50, "abort");
+        made.limits.timeout = Some(Duration::from_secs(4));
+        made.after(round(10_000, 9000));
+        made.elapsed = Duration::from_secs(1);
+        made.after(round(9000, 8000));
+        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::TooSlow));
+        made.limits.timeout = Some(Duration::from_secs(200));
+        assert_eq!(made.outlook().stuck(), None);
+        made.limits.rounds_max = 20;
+        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::TooSlow));
+    }
+
+    #[test]
+    fn a_limit_that_no_switch_can_keep_is_told_and_no_guest_is_slowed_for_it() {
+        let mut made = Made::new(10, "throttle,relax");
+        made.limits.downtime_max = Some(Duration::from_millis(12));
+        made.after(round(100, 10));
+        made.after(round(10, 1));
+        let stuck = made.outlook().stuck().unwrap();
+        assert_eq!(stuck.why, Why::LimitTooLow);
+        assert_eq!(stuck.help.downtime, Duration::from_micros(11_500));
+        assert_eq!(made.after(round(1, 0)), Decision::Relax(Duration::from_millis(12)));
+        assert!(made.outlook().fits());
+    }
+}

@@ -1,0 +1,331 @@
+use std::time::Duration;
+
+use super::course::{Course, LaneLoad, Round};
+use super::decision::{Decision, Outlook, Stuck};
+use super::limits::Limits;
+use super::prediction::{Downtime, SwitchCost};
+use crate::memory::PAGE_BYTES;
+
+/// How much a running guest wrote in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirtySample {
+    /// How long the guest was watched.
+    pub interval: Duration,
+    /// Bytes of the pages that it wrote meanwhile, each counted once.
+    pub dirty_bytes: u64,
+}
+
+/// How many bytes of pages a guest writes in a time, by a few samples: a line through them that never falls.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DirtyCurve {
+    /// Seconds and bytes, both ascending, beginning with nothing in no time.
+    points: Vec<(f64, f64)>,
+}
+
+impl DirtyCurve {
+    /// The line through these samples. Of samples as long as each other the largest counts.
+    #[must_use]
+    pub fn new(samples: &[DirtySample]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by_key(|sample| (sample.interval, sample.dirty_bytes));
+        let mut points = vec![(0.0, 0.0)];
+        for DirtySample { interval, dirty_bytes } in sorted {
+            #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+            let (seconds, bytes) = (interval.as_secs_f64(), dirty_bytes as f64);
+            let (last_seconds, last_bytes) = points[points.len() - 1];
+            if seconds > last_seconds {
+                points.push((seconds, bytes.max(last_bytes)));
+            } else if let [_, .., last] = &mut points[..] {
+                last.1 = bytes.max(last_bytes);
+            }
+        }
+        Self { points }
+    }
+
+    /// Bytes of the pages that the guest would write in so many seconds: past the last sample as fast as between the last two.
+    #[must_use]
+    pub fn bytes_in(&self, seconds: f64) -> f64 {
+        let Some(pair) =
+            self.points.windows(2).find(|pair| seconds <= pair[1].0).or(self.points.windows(2).last())
+        else {
+            return 0.0;
+        };
+        let ((from, low), (to, high)) = (pair[0], pair[1]);
+        low + (high - low) * (seconds - from) / (to - from)
+    }
+}
+
+/// A migration that might be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How much of its RAM the guest ever touched: what the first round sends, and the most that it will write in any.
+    pub touched_bytes: u64,
+    /// What the guest writes.
+    pub curve: DirtyCurve,
+    /// Bytes a second that the link would carry.
+    pub bandwidth: f64,
+    /// The link's round trip.
+    pub round_trip: Duration,
+    /// How long a harvest of the dirty log takes.
+    pub harvest: Duration,
+    /// What a switch costs besides.
+    pub cost: SwitchCost,
+    /// How long it takes to take remote access away.
+    pub revoke: Duration,
+    /// What would be asked of it.
+    pub limits: Limits,
+}
+
+/// How a migration would go.
+#[derive(Clone, Debug)]
+pub struct Forecast {
+    /// The rounds while the guest runs.
+    pub rounds: Vec<ForecastRound>,
+    /// How it would end: with [`Decision::Switch`], [`Decision::Stop`] or [`Decision::GiveUp`].
+    pub end: Decision,
+    /// How far the guest would have been slowed by then.
+    pub throttle_percent: u8,
+    /// How much downtime would have been allowed by then.
+    pub allowed: Duration,
+    /// How long the guest would stand still at the end.
+    pub downtime: Downtime,
+    /// All of it, downtime included, without setting up.
+    pub total: Duration,
+    /// Bytes of pages sent, those of the last round included.
+    pub sent_bytes: u64,
+    /// Why it would not come to a switch by itself, and what would help, as it would be told after the second round or
+    /// later; `None` if it would.
+    pub stuck: Option<Stuck>,
+}
+
+/// One round of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForecastRound {
+    /// Bytes of pages sent.
+    pub sent_bytes: u64,
+    /// How long that takes.
+    pub duration: Duration,
+    /// Bytes of pages dirty again at its end.
+    pub dirty_bytes: u64,
+}
+
+impl Forecast {
+    /// Plays a migration through, deciding after each round as a real one does. A guest slowed by `p` percent is taken to
+    /// write in a time what it would else in `1 - p` of it.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let (mut course, mut rounds) = (Course::new(plan.round_trip), Vec::new());
+        let (mut elapsed, mut stuck) = (Duration::ZERO, None);
+        let mut next_bytes = plan.touched_bytes;
+        loop {
+            let round = plan.round(next_bytes, course.throttle_percent());
+            elapsed = elapsed.saturating_add(round.duration + round.harvest);
+            rounds.push(ForecastRound {
+                sent_bytes: next_bytes,
+                duration: round.duration,
+                dirty_bytes: round.dirty_bytes(),
+            });
+            next_bytes = round.dirty_bytes();
+            course.push(round);
+            let downtime = Downtime::predicted(&course, &plan.cost, plan.revoke, None).unwrap_or_default();
+            let now_stuck = plan.outlook(&course, downtime, elapsed).stuck();
+            course.judged(now_stuck.is_some());
+            stuck = stuck.or(now_stuck);
+            let end = match plan.outlook(&course, downtime, elapsed).decide() {
+                Decision::AnotherRound => continue,
+                Decision::Throttle(percent) => {
+                    course.throttled(percent);
+                    continue;
+                }
+                Decision::Relax(allowed) => {
+                    course.relaxed_to(allowed);
+                    if !plan.outlook(&course, downtime, elapsed).fits() {
+                        continue;
+                    }
+                    Decision::Switch
+                }
+                end => end,
+            };
+            let allowed = plan.outlook(&course, downtime, elapsed).allowed();
+            let sent_bytes = rounds.iter().map(|round| round.sent_bytes).sum::<u64>() + next_bytes;
+            let total = elapsed.saturating_add(downtime.total());
+            let throttle_percent = course.throttle_percent();
+            return Self { rounds, end, throttle_percent, allowed, downtime, total, sent_bytes, stuck };
+        }
+    }
+}
+
+impl Plan {
+    fn outlook<'plan>(
+        &'plan self,
+        course: &'plan Course,
+        predicted: Downtime,
+        elapsed: Duration,
+    ) -> Outlook<'plan> {
+        Outlook { limits: &self.limits, course, predicted, elapsed }
+    }
+
+    /// A round that sends so many bytes of a guest slowed by so many percent.
+    fn round(&self, sent_bytes: u64, throttle_percent: u8) -> Round {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = sent_bytes as f64 / self.bandwidth.max(1.0);
+        let busy = Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST).min(LONGEST) + self.round_trip;
+        let running = f64::from(100 - throttle_percent.min(99)) / 100.0;
+        let dirty_bytes = self.curve.bytes_in((busy + self.harvest).as_secs_f64() * running);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "below RAM's size, not below 0"
+        )]
+        let dirty_bytes = (dirty_bytes as u64).min(self.touched_bytes);
+        let lane = LaneLoad { bytes: sent_bytes, busy, fence: self.round_trip };
+        let dirty_pages = dirty_bytes.div_ceil(PAGE_BYTES);
+        Round { lanes: vec![lane], duration: busy, harvest: self.harvest, dirty_pages }
+    }
+}
+
+/// A year: nobody waits for a round that takes longer.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::prediction::SAFETY;
+    use super::*;
+
+    const MB: u64 = 1_000_000;
+    const GB: u64 = 1000 * MB;
+
+    fn plan(samples: &[(u64, u64)], bandwidth_mbps: u64, if_stuck: &str) -> Plan {
+        let sample = |&(millis, megabytes): &(u64, u64)| DirtySample {
+            interval: Duration::from_millis(millis),
+            dirty_bytes: megabytes * MB,
+        };
+        Plan {
+            touched_bytes: 2 * GB,
+            curve: DirtyCurve::new(&samples.iter().map(sample).collect::<Vec<_>>()),
+            #[expect(clippy::cast_precision_loss, reason = "small")]
+            bandwidth: (bandwidth_mbps * MB) as f64,
+            round_trip: Duration::from_micros(100),
+            harvest: Duration::from_micros(200),
+            cost: SwitchCost::default(),
+            revoke: Duration::ZERO,
+            limits: Limits {
+                downtime: Duration::from_millis(50),
+                if_stuck: if_stuck.parse().unwrap(),
+                ..Limits::default()
+            },
+        }
+    }
+
+    #[test]
+    fn an_idle_guest_moves_in_one_round() {
+        let forecast = Forecast::of(&plan(&[(1000, 0)], 1000, "abort"));
+        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 1));
+        assert_eq!(forecast.sent_bytes, 2 * GB);
+        assert!(forecast.total > Duration::from_secs(2) && forecast.total < Duration::from_millis(2020));
+        assert!(forecast.stuck.is_none());
+    }
+
+    #[test]
+    fn a_guest_slower_than_the_link_moves_by_itself_and_one_faster_does_not() {
+        // It writes 100 MB/s, over a gigabyte.
+        let samples = [(100, 10), (1000, 100), (10_000, 1000), (20_000, 1000)];
+        for bandwidth in [1000, 200, 143, 118] {
+            let forecast = Forecast::of(&plan(&samples, bandwidth, "abort"));
+            assert_eq!(forecast.end, Decision::Switch, "{bandwidth}");
+            assert!(forecast.downtime.total().mul_f64(SAFETY) <= Duration::from_millis(50));
+            assert!(forecast.stuck.is_none());
+        }
+        let forecast = Forecast::of(&plan(&samples, 90, "abort"));
+        assert_eq!(forecast.end, Decision::GiveUp);
+        assert!(forecast.downtime.total() > Duration::from_secs(10));
+        assert!(forecast.stuck.is_some());
+        assert_eq!(Forecast::of(&plan(&samples, 90, "stop")).end, Decision::Stop);
+        let throttled = Forecast::of(&plan(&samples, 90, "throttle"));
+        assert_eq!(throttled.end, Decision::Switch);
+        assert!((10..60).contains(&throttled.throttle_percent), "{}", throttled.throttle_percent);
+    }
+
+    #[test]
+    fn a_small_working_set_is_sent_at_the_end_however_fast_it_is_written() {
+        let samples = [(1, 20), (10, 30), (1000, 30)];
+        let forecast = Forecast::of(&plan(&samples, 1000, "abort"));
+        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 1));
+        assert!(forecast.downtime.send > Duration::from_millis(29));
+    }
+
+    #[test]
+    fn the_line_goes_through_the_samples_and_on() {
+        let sample =
+            |millis, dirty_bytes| DirtySample { interval: Duration::from_millis(millis), dirty_bytes };
+        let curve =
+            DirtyCurve::new(&[sample(2000, 150), sample(1000, 100), sample(1000, 90), sample(3000, 140)]);
+        for (seconds, bytes) in
+            [(0.0, 0.0), (0.5, 50.0), (1.0, 100.0), (1.5, 125.0), (2.5, 150.0), (9.0, 150.0)]
+        {
+            assert_eq!(curve.bytes_in(seconds), bytes, "{seconds}");
+        }
+        assert_eq!(DirtyCurve::new(&[sample(1000, 100)]).bytes_in(7.0), 700.0);
+        assert_eq!(DirtyCurve::default().bytes_in(1.0), 0.0);
+        assert_eq!(DirtyCurve::new(&[]).bytes_in(1.0), 0.0);
+    }
+
+    proptest! {
+        #[test]
+        fn every_forecast_ends_and_keeps_what_it_says(
+            samples in proptest::collection::vec((0u64..100_000, 0u64..100_000), 0..6),
+            bandwidth_mbps in 1u64..100_000,
+            downtime_ms in 0u64..10_000,
+            chain in prop::sample::select(vec!["throttle", "relax", "stop", "abort", "relax,throttle,stop"]),
+        ) {
+            let mut plan = plan(&samples, bandwidth_mbps, chain);
+            plan.limits.downtime = Duration::from_millis(downtime_ms);
+            let forecast = Forecast::of(&plan);
+            prop_assert!(forecast.rounds.len() <= 100);
+            prop_assert!(forecast.sent_bytes >= plan.touched_bytes);
+            prop_assert!(forecast.allowed <= plan.limits.downtime_relaxed_max());
+            prop_assert!(forecast.total >= forecast.downtime.total());
+            match forecast.end {
+                Decision::Switch => {
+                    prop_assert!(forecast.downtime.total().mul_f64(SAFETY) <= forecast.allowed);
+                }
+                Decision::Stop => prop_assert!(plan.limits.if_stuck.ends_with_stop()),
+                Decision::GiveUp => prop_assert!(!plan.limits.if_stuck.ends_with_stop()),
+                other => prop_assert!(false, "{other:?} is no end"),
+            }
+        }
+
+        #[test]
+        fn a_line_never_falls(
+            samples in proptest::collection::vec((0u64..10_000, 0u64..10_000), 0..6),
+            seconds in proptest::collection::vec(0f64..100.0, 2),
+        ) {
+            let curve = plan(&samples, 1, "abort").curve;
+            let (early, late) = (seconds[0].min(seconds[1]), seconds[0].max(seconds[1]));
+            prop_assert!(curve.bytes_in(early) <= curve.bytes_in(late) + 1e-3);
+            prop_assert!(curve.bytes_in(early) >= 0.0);
+        }
+
+        #[test]
+        fn below_the_links_bandwidth_a_guest_moves_without_being_slowed(
+            share in 1u64..86,
+            bandwidth_mbps in 20u64..20_000,
+        ) {
+            // Bytes in a second, so that a small share of a small bandwidth is not rounded away.
+            let interval = Duration::from_secs(1);
+            let sample = DirtySample { interval, dirty_bytes: share * bandwidth_mbps * MB / 100 };
+            let mut plan = plan(&[], bandwidth_mbps, "throttle,abort");
+            plan.curve = DirtyCurve::new(&[sample]);
+            let forecast = Forecast::of(&plan);
+            prop_assert_eq!(forecast.end, Decision::Switch);
+            prop_assert_eq!(forecast.throttle_percent, 0);
+            #[expect(clippy::cast_precision_loss, reason = "a share")]
+            let ideal = plan.touched_bytes as f64 / (1.0 - share as f64 / 100.0);
+            #[expect(clippy::cast_precision_loss, reason = "a share")]
+            let ratio = forecast.sent_bytes as f64 / ideal;
+            prop_assert!(ratio <= 1.15, "{} of {}", ratio, ideal);
+        }
+    }
+}

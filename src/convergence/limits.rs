@@ -1,0 +1,205 @@
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// What the operator asks of a migration. All of it may be changed while the migration runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long the guest may stand still at the switch.
+    pub downtime: Duration,
+    /// How far [`Policy::Relax`] may raise that; `None` is [`Limits::RELAX_FACTOR`] times as far.
+    pub downtime_max: Option<Duration>,
+    /// How many rounds there may be while the guest runs.
+    pub rounds_max: u32,
+    /// How long it may all take until the switch begins; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// How far the guest may be slowed when the rounds do not get smaller, in percent; 0 forbids it.
+    pub throttle_max_percent: u8,
+    /// How many bytes of pages a second may be sent, over all lanes; `None` is as many as the link carries. It holds for the
+    /// last round too: what the rounds measured is then what the switch will find.
+    pub bandwidth_max: Option<NonZeroU64>,
+    /// What to do when the rounds do not come down to the downtime.
+    pub if_stuck: IfStuck,
+}
+
+impl Limits {
+    /// How far [`Policy::Relax`] raises the downtime unless told otherwise.
+    pub const RELAX_FACTOR: u32 = 5;
+
+    /// How far [`Policy::Relax`] may raise the downtime.
+    #[must_use]
+    pub fn downtime_relaxed_max(&self) -> Duration {
+        self.downtime_max.unwrap_or(self.downtime * Self::RELAX_FACTOR).max(self.downtime)
+    }
+}
+
+impl Default for Limits {
+    /// 300 ms, as other hypervisors have it. A hundred rounds: a guest at 0.85 of the bandwidth needs about fifty to come
+    /// from a minute's round to the last 50 ms, and they take six minutes together.
+    fn default() -> Self {
+        Self {
+            downtime: Duration::from_millis(300),
+            downtime_max: None,
+            rounds_max: 100,
+            timeout: None,
+            throttle_max_percent: 99,
+            bandwidth_max: None,
+            if_stuck: IfStuck::default(),
+        }
+    }
+}
+
+/// What can be done when the rounds do not come down to the downtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Slow the guest, step by step.
+    Throttle,
+    /// Allow more downtime, step by step.
+    Relax,
+    /// Switch now, whatever the downtime.
+    Stop,
+    /// Give up; the guest runs on where it is.
+    Abort,
+}
+
+impl Policy {
+    const ALL: [Self; 4] = [Self::Throttle, Self::Relax, Self::Stop, Self::Abort];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::Throttle => "throttle",
+            Self::Relax => "relax",
+            Self::Stop => "stop",
+            Self::Abort => "abort",
+        }
+    }
+
+    /// Whether nothing comes after it.
+    fn is_final(self) -> bool {
+        matches!(self, Self::Stop | Self::Abort)
+    }
+}
+
+/// Policies in the order in which they are tried, each when those before it are exhausted.
+///
+/// A chain without `stop` or `abort` at its end goes on with rounds, until there have been [`Limits::rounds_max`] of them or
+/// the time is over; then it gives up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IfStuck(Vec<Policy>);
+
+impl Default for IfStuck {
+    fn default() -> Self {
+        Self(vec![Policy::Throttle])
+    }
+}
+
+impl IfStuck {
+    /// A chain of policies.
+    ///
+    /// # Errors
+    /// [`IfStuckError`] if it is empty, has one twice, or has one behind `stop` or `abort`.
+    pub fn new(policies: &[Policy]) -> Result<Self, IfStuckError> {
+        if policies.is_empty() {
+            return Err(IfStuckError::Empty);
+        }
+        for (index, &policy) in policies.iter().enumerate() {
+            if policies[..index].contains(&policy) {
+                return Err(IfStuckError::Twice(policy.word()));
+            }
+            if policy.is_final() && index + 1 < policies.len() {
+                return Err(IfStuckError::AfterTheEnd(policy.word()));
+            }
+        }
+        Ok(Self(policies.to_vec()))
+    }
+
+    /// In order.
+    #[must_use]
+    pub fn policies(&self) -> &[Policy] {
+        &self.0
+    }
+
+    /// Whether it ends with a switch, whatever the downtime.
+    #[must_use]
+    pub fn ends_with_stop(&self) -> bool {
+        self.0.last() == Some(&Policy::Stop)
+    }
+
+    /// Whether a migration whose time is over can only be given up: no policy would have it switch instead.
+    #[must_use]
+    pub fn gives_up(&self) -> bool {
+        !self.0.contains(&Policy::Relax) && !self.ends_with_stop()
+    }
+}
+
+impl FromStr for IfStuck {
+    type Err = IfStuckError;
+
+    fn from_str(text: &str) -> Result<Self, IfStuckError> {
+        let policy = |word: &str| {
+            let word = word.trim();
+            let unknown = || IfStuckError::Unknown(word.chars().take(40).collect());
+            Policy::ALL.into_iter().find(|policy| policy.word() == word).ok_or_else(unknown)
+        };
+        Self::new(&text.split(',').map(policy).collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+impl fmt::Display for IfStuck {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.0.iter().map(|policy| policy.word()).collect();
+        formatter.write_str(&words.join(","))
+    }
+}
+
+/// What is wrong with a chain of policies.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IfStuckError {
+    /// There is none.
+    #[error("say at least one of throttle, relax, stop, abort")]
+    Empty,
+    /// A word that is no policy.
+    #[error("`{0}` is none of throttle, relax, stop, abort")]
+    Unknown(String),
+    /// A policy that is there already.
+    #[error("`{0}` is there twice")]
+    Twice(&'static str),
+    /// A policy behind one that ends the rounds.
+    #[error("nothing can come after `{0}`, which ends the rounds")]
+    AfterTheEnd(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_is_read_as_it_is_written() {
+        for text in ["throttle", "relax", "stop", "abort", "throttle,relax", "relax,throttle,stop"] {
+            assert_eq!(text.parse::<IfStuck>().unwrap().to_string(), text);
+        }
+        assert_eq!("throttle, abort".parse::<IfStuck>().unwrap().to_string(), "throttle,abort");
+        assert_eq!(IfStuck::default().to_string(), "throttle");
+    }
+
+    #[test]
+    fn a_chain_that_says_nothing_or_too_much_is_refused() {
+        let error = |text: &str| text.parse::<IfStuck>().unwrap_err();
+        assert_eq!(error("wait"), IfStuckError::Unknown("wait".into()));
+        assert_eq!(error(""), IfStuckError::Unknown(String::new()));
+        assert_eq!(error("relax,relax"), IfStuckError::Twice("relax"));
+        assert_eq!(error("abort,throttle"), IfStuckError::AfterTheEnd("abort"));
+        assert_eq!(error("stop,abort"), IfStuckError::AfterTheEnd("stop"));
+        assert_eq!(IfStuck::new(&[]), Err(IfStuckError::Empty));
+    }
+
+    #[test]
+    fn relaxing_never_lowers_the_limit() {
+        let limits = Limits { downtime_max: Some(Duration::from_millis(1)), ..Limits::default() };
+        assert_eq!(limits.downtime_relaxed_max(), limits.downtime);
+        assert_eq!(Limits::default().downtime_relaxed_max(), Duration::from_millis(1500));
+    }
+}

@@ -1,0 +1,178 @@
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use super::course::Course;
+use crate::memory::PAGE_BYTES;
+
+/// How far above a prediction the downtime may come out: a switch begins when the prediction, longer by this, keeps the
+/// limit. Nine of ten predictions are within 15 % (`bench/README.md`).
+pub const SAFETY: f64 = 1.15;
+
+/// What a switch costs and nobody can measure before there was one: a running guest cannot be paused, saved or loaded to try.
+///
+/// The default is what a small VMM takes, rounded up. A VMM whose devices take longer to save and to load says so in
+/// [`Options`](crate::source::Options).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SwitchCost {
+    /// Stopping the vCPUs.
+    pub pause: Duration,
+    /// Saving their state and that of devices.
+    pub save: Duration,
+    /// How long that state is.
+    pub state_bytes: u64,
+    /// Loading it at the destination.
+    pub load: Duration,
+    /// Starting the vCPUs there.
+    pub start: Duration,
+}
+
+impl Default for SwitchCost {
+    fn default() -> Self {
+        Self {
+            pause: Duration::from_micros(500),
+            save: Duration::from_micros(500),
+            state_bytes: 64 << 10,
+            load: Duration::from_micros(500),
+            start: Duration::from_micros(500),
+        }
+    }
+}
+
+/// A downtime as the sum of its parts: predicted, or measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Downtime {
+    /// Stopping the vCPUs.
+    pub pause: Duration,
+    /// Saving their state and that of devices.
+    pub save: Duration,
+    /// The last harvest.
+    pub harvest: Duration,
+    /// Sending the last pages, up to the last fence.
+    pub send: Duration,
+    /// Sending the state, and the answer to it, without what the destination does in between.
+    pub transfer: Duration,
+    /// Taking remote access away at the destination.
+    pub revoke: Duration,
+    /// Loading the state there.
+    pub load: Duration,
+    /// From GO to the word that the guest runs.
+    pub start: Duration,
+}
+
+impl Downtime {
+    /// All parts.
+    #[must_use]
+    pub fn total(&self) -> Duration {
+        let Self { pause, save, harvest, send, transfer, revoke, load, start } = *self;
+        pause + save + harvest + send + transfer + revoke + load + start
+    }
+
+    /// How long the guest would stand still if it were paused now: `None` before the first round.
+    ///
+    /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `revoke` are what cannot be. What the
+    /// guest writes until it stands still has to be sent too. `bandwidth_max` is the limit now, which the rounds may not know.
+    #[must_use]
+    pub fn predicted(
+        course: &Course,
+        cost: &SwitchCost,
+        revoke: Duration,
+        bandwidth_max: Option<NonZeroU64>,
+    ) -> Option<Self> {
+        let last = course.rounds().last()?;
+        let round_trip = course.round_trip();
+        let until_still = last.harvest + cost.pause;
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let left_bytes =
+            (last.dirty_pages * PAGE_BYTES) as f64 + last.dirty_rate() * until_still.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let most = bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
+        let bandwidth = course.bandwidth().map(|bandwidth| bandwidth.min(most));
+        let on_the_wire = |bytes: f64| match bandwidth {
+            Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
+            None if last.dirty_pages == 0 => Duration::ZERO,
+            None => FOREVER,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let state_bytes = cost.state_bytes as f64;
+        Some(Self {
+            pause: cost.pause,
+            save: cost.save,
+            harvest: last.harvest,
+            send: on_the_wire(left_bytes) + round_trip,
+            transfer: on_the_wire(state_bytes) + round_trip,
+            revoke,
+            load: cost.load,
+            start: cost.start + round_trip,
+        })
+    }
+
+    /// The same with nothing left to send: what no number of rounds can go below.
+    #[must_use]
+    pub fn without_pages(&self, course: &Course) -> Self {
+        Self { send: course.round_trip(), ..*self }
+    }
+}
+
+/// Longer than any limit, and still not too long to be added up.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+#[cfg(test)]
+mod tests {
+    use super::super::course::tests::{course, round, round_in};
+    use super::*;
+
+    const NOTHING: SwitchCost = SwitchCost {
+        pause: Duration::ZERO,
+        save: Duration::ZERO,
+        state_bytes: 0,
+        load: Duration::ZERO,
+        start: Duration::ZERO,
+    };
+
+    fn predicted(course: &Course, cost: &SwitchCost) -> Duration {
+        Downtime::predicted(course, cost, Duration::ZERO, None).unwrap().total()
+    }
+
+    #[test]
+    fn what_is_left_takes_as_long_as_the_link_says() {
+        let course = course(&[round(1000, 300), round(300, 90)]);
+        let all = predicted(&course, &NOTHING);
+        assert!((all.as_secs_f64() - 0.090).abs() < 1e-6, "{all:?}");
+    }
+
+    #[test]
+    fn every_part_counts() {
+        let mut last = round(300, 90);
+        last.harvest = Duration::from_millis(5);
+        last.lanes[0].fence = Duration::from_millis(2);
+        last.lanes[0].busy = Duration::from_millis(300);
+        let mut first = round(1000, 300);
+        first.lanes[0].fence = Duration::from_millis(7);
+        let mut course = Course::new(Duration::from_millis(3));
+        course.push(first);
+        course.push(last);
+        let cost = SwitchCost {
+            pause: Duration::from_millis(10),
+            save: Duration::from_millis(20),
+            state_bytes: 4 << 20,
+            load: Duration::from_millis(40),
+            start: Duration::from_millis(80),
+        };
+        let parts = Downtime::predicted(&course, &cost, Duration::from_millis(160), None).unwrap();
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        assert_eq!((parts.pause, parts.save, parts.load), (cost.pause, cost.save, cost.load));
+        assert_eq!(parts.harvest, Duration::from_millis(5));
+        // 90 MiB, and 15 ms at 90 MiB in 305 ms, at 1 MiB/ms; and a round trip of 2 ms.
+        assert!((ms(parts.send) - (90.0 + 15.0 * 90.0 / 305.0 + 2.0)).abs() < 1e-3, "{parts:?}");
+        assert!((ms(parts.transfer) - (4.0 + 2.0)).abs() < 1e-3, "{parts:?}");
+        assert_eq!((parts.revoke, parts.start), (Duration::from_millis(160), Duration::from_millis(82)));
+        assert!(parts.without_pages(&course).total() < parts.total() - Duration::from_millis(90));
+    }
+
+    #[test]
+    fn without_a_measured_bandwidth_only_an_empty_rest_has_a_prediction() {
+        assert_eq!(predicted(&course(&[round_in(0, 1, 0)]), &NOTHING), Duration::ZERO);
+        assert!(predicted(&course(&[round_in(0, 1, 1)]), &NOTHING) > Duration::from_secs(1 << 29));
+        assert_eq!(Downtime::predicted(&course(&[]), &NOTHING, Duration::ZERO, None), None);
+    }
+}

@@ -1,0 +1,162 @@
+//! How fast a running guest writes its memory: its dirty log, switched on for a moment. Nothing is sent.
+//!
+//! What comes of it is what a [`Forecast`](crate::convergence::Forecast) of a migration needs.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+use crate::convergence::{DirtyCurve, DirtySample, Plan, SwitchCost};
+use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
+use crate::guest::{Guest, GuestError};
+use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout};
+use crate::source::BeatAt;
+
+/// What was seen of a guest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// All of its RAM in bytes.
+    pub ram_bytes: u64,
+    /// How much of it was ever touched.
+    pub touched_bytes: u64,
+    /// How much it wrote in intervals of several lengths, the shortest first.
+    pub samples: Vec<DirtySample>,
+    /// How long a harvest of the dirty log took.
+    pub harvest: Duration,
+    /// How often it beat in a second before it was watched; `None` if it gives no heartbeat, or gave too few to tell.
+    pub heartbeats_per_second: Option<f64>,
+    /// The same while it was watched.
+    pub heartbeats_per_second_watched: Option<f64>,
+}
+
+/// Why a guest could not be sampled. It runs on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SamplingError {
+    /// The VMM.
+    #[error("the VMM failed: {0}")]
+    Guest(#[from] GuestError),
+    /// The dirty log.
+    #[error(transparent)]
+    Dirty(#[from] DirtyError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of it: about twice as long
+/// in all. Its writes are slower meanwhile, as they are in the rounds of a migration. No migration of it may be under way.
+///
+/// # Errors
+/// [`SamplingError`]. The dirty log is off again, if the kernel lets it be.
+pub fn sample(guest: &dyn Guest, longest: Duration) -> Result<Sampled, SamplingError> {
+    let (ram, log) = (guest.ram()?, guest.dirty_log()?);
+    let layout = ram.layout();
+    let mut watch = Watch {
+        log: &*log,
+        dirty: DirtyBitmap::new(&layout),
+        stripes: Stripes::new(1),
+        harvest: Duration::ZERO,
+    };
+    let beat = BeatAt::now(guest);
+    thread::sleep(longest / 4);
+    let heartbeats_per_second = beat.rate_until(BeatAt::now(guest));
+    watch.begin()?;
+    let beat = BeatAt::now(guest);
+    let samples = [16, 8, 4, 2, 1].map(|part| watch.sample(longest / part));
+    let heartbeats_per_second_watched = beat.rate_until(BeatAt::now(guest));
+    let samples = samples.into_iter().collect::<Result<_, _>>()?;
+    let (ram_bytes, touched_bytes, harvest) =
+        (layout.total_bytes(), touched_bytes(&ram, &layout)?, watch.harvest);
+    Ok(Sampled {
+        ram_bytes,
+        touched_bytes,
+        samples,
+        harvest,
+        heartbeats_per_second,
+        heartbeats_per_second_watched,
+    })
+}
+
+impl Sampled {
+    /// A migration of this guest over a link that carries so many bytes a second, within these limits.
+    #[must_use]
+    pub fn plan(&self, bandwidth: f64, limits: crate::convergence::Limits) -> Plan {
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let most = limits.bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
+        Plan {
+            touched_bytes: self.touched_bytes,
+            curve: DirtyCurve::new(&self.samples),
+            bandwidth: bandwidth.min(most),
+            round_trip: ROUND_TRIP,
+            harvest: self.harvest,
+            cost: SwitchCost::default(),
+            revoke: Duration::ZERO,
+            limits,
+        }
+    }
+}
+
+/// The round trip of a link that is not known yet: that within a data centre, with what it takes to wake a process.
+const ROUND_TRIP: Duration = Duration::from_micros(200);
+
+/// A dirty log that is on; off when this is dropped.
+struct Watch<'log> {
+    log: &'log dyn DirtyLog,
+    dirty: DirtyBitmap,
+    stripes: Stripes,
+    /// How long the latest harvest took.
+    harvest: Duration,
+}
+
+impl Watch<'_> {
+    fn begin(&mut self) -> Result<(), SamplingError> {
+        self.log.start()?;
+        // Logs may begin with all pages dirty; and while all of them are rearmed, those first in line are written again.
+        self.dirty.fill();
+        self.rearm()?;
+        self.harvest()?;
+        Ok(())
+    }
+
+    fn sample(&mut self, interval: Duration) -> Result<DirtySample, SamplingError> {
+        self.rearm()?;
+        let began = Instant::now();
+        thread::sleep(interval);
+        self.harvest()?;
+        Ok(DirtySample { interval: began.elapsed(), dirty_bytes: self.dirty.count() * PAGE_BYTES })
+    }
+
+    fn rearm(&mut self) -> Result<(), SamplingError> {
+        for part in self.stripes.of_lane(0, &self.dirty).flat_map(Stripe::parts) {
+            self.log.rearm(part.region, part.first_page, part.words)?;
+        }
+        Ok(())
+    }
+
+    fn harvest(&mut self) -> Result<(), SamplingError> {
+        self.dirty.clear();
+        let began = Instant::now();
+        self.dirty.harvest(self.log)?;
+        self.harvest = began.elapsed();
+        Ok(())
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.log.stop() {
+            tracing::warn!("the dirty log stays on: {error}");
+        }
+    }
+}
+
+fn touched_bytes(ram: &GuestRam, layout: &RamLayout) -> Result<u64, MemoryError> {
+    let mut pages = 0;
+    for (index, region) in ram.regions().iter().enumerate() {
+        let all = PageRun { region: index, first_page: 0, pages: layout.regions[index].pages() };
+        pages += region.touched(all)?.iter().map(|run| run.pages).sum::<u64>();
+    }
+    Ok(pages * PAGE_BYTES)
+}

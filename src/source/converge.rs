@@ -1,0 +1,158 @@
+//! Steps 2 and 3: all of RAM, then what was written meanwhile, until the rest fits the downtime.
+
+use std::time::Instant;
+
+use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
+use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round};
+use crate::memory::PAGE_BYTES;
+use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
+
+impl Attempt<'_> {
+    /// Steps 2 and 3: sends what is dirty until the rest fits the downtime, all of RAM to begin with.
+    pub(super) fn converge(&mut self) -> Result<(), MigrationFailure> {
+        loop {
+            let (began, beat) = (Instant::now(), BeatAt::now(self.guest));
+            let mut round = self.send_round(true)?;
+            let harvesting = Instant::now();
+            self.dirty.clear();
+            round.dirty_pages = self.dirty.harvest(&*self.log)?;
+            round.harvest = harvesting.elapsed();
+            round.duration = harvesting - began;
+            self.course.push(round);
+            self.take_limits();
+            self.predicted = self.predict();
+            self.tell_round(beat.rate_until(BeatAt::now(self.guest)));
+            self.judge();
+            match self.outlook().decide() {
+                Decision::AnotherRound => {}
+                Decision::Throttle(percent) => self.throttle(percent),
+                Decision::Relax(downtime) => {
+                    self.course.relaxed_to(downtime);
+                    self.observer.event(&Event::Relaxed { downtime_limit_ms: ms(downtime) });
+                    if self.outlook().fits() {
+                        return Ok(());
+                    }
+                }
+                Decision::Switch => return Ok(()),
+                Decision::Stop => {
+                    let predicted_downtime_ms = ms(self.predicted.total());
+                    self.observer.event(&Event::Stopping { predicted_downtime_ms });
+                    return Ok(());
+                }
+                Decision::GiveUp => return Err(self.not_converging()),
+            }
+        }
+    }
+
+    /// Sends what is dirty and closes the round; returns what the lanes did. `running` says whether the guest does: then the
+    /// time may run out on the way.
+    pub(super) fn send_round(&mut self, running: bool) -> Result<Round, MigrationFailure> {
+        let began = Instant::now();
+        let number = self.round_number() + 1;
+        let what = (&self.dirty, &self.stripes);
+        let (options, started) = (self.options, self.started);
+        let check = || {
+            options.cancel.check()?;
+            if running { options.tuning.check_time(started) } else { Ok(()) }
+        };
+        let brakes = Brakes { pace: options.tuning.pace(), check: &check };
+        let log = running.then_some(&*self.log);
+        let sent = self.link.send_round(number, what, log, brakes)?;
+        self.pages_zero += sent.zero_pages;
+        self.first_page = self.first_page.or(sent.first_page);
+        let round = Round { lanes: sent.lanes, duration: began.elapsed(), ..Round::default() };
+        let lane = |lane: &LaneLoad| LaneReport { bytes: lane.bytes, busy_ms: ms(lane.busy) };
+        self.rounds.push(RoundReport {
+            pages: sent.pages,
+            bytes: sent.pages * PAGE_BYTES,
+            ms: ms(round.duration),
+            bandwidth_mbps: mbps(round.sent_bytes(), round.busy()),
+            throttle_percent: self.course.throttle_percent(),
+            lanes: round.lanes.iter().map(lane).collect(),
+            ..RoundReport::default()
+        });
+        Ok(round)
+    }
+
+    /// Takes over what the operator has changed since the last round.
+    fn take_limits(&mut self) {
+        let limits = self.options.tuning.limits();
+        if limits == self.limits {
+            return;
+        }
+        self.observer.event(&Event::LimitsChanged(LimitsReport::from(&limits)));
+        self.limits = limits;
+        self.course.limits_changed();
+        if self.course.throttle_percent() > self.limits.throttle_max_percent {
+            self.throttle(self.limits.throttle_max_percent);
+        }
+    }
+
+    fn predict(&self) -> Downtime {
+        let revoke = self.link.revoke_expected();
+        let bandwidth_max = self.limits.bandwidth_max;
+        Downtime::predicted(&self.course, &self.options.switch_cost, revoke, bandwidth_max)
+            .unwrap_or_default()
+    }
+
+    fn outlook(&self) -> Outlook<'_> {
+        let (limits, course, predicted) = (&self.limits, &self.course, self.predicted);
+        Outlook { limits, course, predicted, elapsed: self.started.elapsed() }
+    }
+
+    /// Notes whether the round brought the switch nearer, and tells the operator when it looks as if nothing will.
+    fn judge(&mut self) {
+        let stuck = self.outlook().stuck();
+        self.course.judged(stuck.is_some());
+        let Some(stuck) = stuck.filter(|_| !self.warned) else { return };
+        self.warned = true;
+        self.observer.event(&Event::NotConverging {
+            why: stuck.to_string(),
+            help: stuck.help.to_string(),
+            dirty_rate_mbps: stuck.dirty_rate / 1e6,
+            bandwidth_mbps: stuck.bandwidth / 1e6,
+        });
+    }
+
+    pub(super) fn throttle(&mut self, percent: u8) {
+        match self.guest.throttle(percent) {
+            Ok(()) => {
+                self.course.throttled(percent);
+                self.observer.event(&Event::Throttled { percent });
+            }
+            Err(error) => {
+                self.course.throttle_refused();
+                tracing::warn!("the guest cannot be throttled to {percent} %: {error}");
+            }
+        }
+    }
+
+    /// Tells of the round that was sent last, and harvested if the guest runs.
+    pub(super) fn tell_round(&mut self, heartbeats_per_second: Option<f64>) {
+        let number = self.round_number();
+        let Some(report) = self.rounds.last_mut() else { return };
+        if let Some(round) = self.course.rounds().last().filter(|_| !self.paused) {
+            report.dirty_rate_mbps = round.dirty_rate() / 1e6;
+            report.harvest_ms = ms(round.harvest);
+            report.heartbeats_per_second = heartbeats_per_second;
+        }
+        let predicted_downtime_ms = ms(self.predicted.total());
+        self.observer.event(&Event::Round { number, round: report.clone(), predicted_downtime_ms });
+    }
+
+    pub(super) fn round_number(&self) -> u32 {
+        u32::try_from(self.rounds.len()).unwrap_or(u32::MAX)
+    }
+
+    fn not_converging(&self) -> MigrationFailure {
+        let stuck = self.outlook().given_up();
+        MigrationFailure::NotConverging {
+            why: stuck.to_string(),
+            help: stuck.help.to_string(),
+            dirty_rate_mbps: stuck.dirty_rate / 1e6,
+            throughput_mbps: stuck.bandwidth / 1e6,
+            rounds: self.round_number(),
+            predicted_downtime_ms: ms(stuck.predicted),
+        }
+    }
+}

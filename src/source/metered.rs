@@ -1,0 +1,125 @@
+//! A lane with a meter, for one round: what it sent, how long it was sending, and no faster than allowed.
+
+use std::time::{Duration, Instant};
+
+use super::MigrationFailure;
+use super::rounds::Brakes;
+use crate::convergence::LaneLoad;
+use crate::memory::{PAGE_BYTES, PageRun};
+use crate::transport::Lane;
+
+/// How long a lane may go on sending what it was given, from its buffers: that of TCP, 4 MiB, lasts so long at 1 Gb/s.
+const DRAINED_AFTER: Duration = Duration::from_millis(30);
+
+pub(super) struct MeteredLane<'round> {
+    lane: &'round mut dyn Lane,
+    brakes: Brakes<'round>,
+    meter: Meter,
+    /// What the lane had waited in all, before this round.
+    waited_before: Duration,
+    /// When the stripe began that is being sent. Clocks are read once a stripe: for each run of pages it would be felt.
+    stripe_began: Instant,
+    stripe_bytes: u64,
+    /// When the first page had been taken.
+    first_page: Option<Instant>,
+}
+
+impl<'round> MeteredLane<'round> {
+    pub(super) fn new(lane: &'round mut dyn Lane, brakes: Brakes<'round>, now: Instant) -> Self {
+        let waited_before = lane.waited();
+        let meter = Meter::new(now);
+        Self { lane, brakes, meter, waited_before, stripe_began: now, stripe_bytes: 0, first_page: None }
+    }
+
+    pub(super) fn write(&mut self, run: PageRun) -> Result<(), MigrationFailure> {
+        match self.brakes.pace.portion_bytes() {
+            None => self.lane.write(run)?,
+            Some(portion_bytes) => {
+                for part in run.split(portion_bytes / PAGE_BYTES) {
+                    self.brakes.pace.take(part.len_bytes(), self.brakes.check)?;
+                    self.lane.write(part)?;
+                }
+            }
+        }
+        self.stripe_bytes += run.len_bytes();
+        self.first_page.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// The stripe is done; what comes is the next.
+    pub(super) fn end_stripe(&mut self, now: Instant) {
+        if self.stripe_bytes > 0 {
+            self.meter.sends(self.stripe_began);
+            self.meter.sent(now, self.stripe_bytes);
+        }
+        (self.stripe_began, self.stripe_bytes) = (now, 0);
+    }
+
+    /// Closes the round; what the lane did in it, and when its first page had been taken.
+    pub(super) fn fence(mut self, round: u32) -> Result<(LaneLoad, Option<Instant>), MigrationFailure> {
+        let began = Instant::now();
+        self.meter.sends(began);
+        self.lane.fence(round)?;
+        let load = self.meter.load(began, Instant::now(), self.lane.waited() - self.waited_before);
+        Ok((load, self.first_page))
+    }
+}
+
+/// Adds up what a lane sends and the time that it takes.
+#[derive(Debug)]
+struct Meter {
+    began: Instant,
+    /// When the lane was last given something.
+    last: Instant,
+    bytes: u64,
+    idle: Duration,
+}
+
+impl Meter {
+    fn new(now: Instant) -> Self {
+        Self { began: now, last: now, bytes: 0, idle: Duration::ZERO }
+    }
+
+    /// Something is about to be sent.
+    fn sends(&mut self, now: Instant) {
+        // Before the first write there is nothing in any buffer.
+        let drained_after = if self.bytes == 0 { Duration::ZERO } else { DRAINED_AFTER };
+        self.idle += (now - self.last).saturating_sub(drained_after);
+    }
+
+    fn sent(&mut self, now: Instant, bytes: u64) {
+        self.last = now;
+        self.bytes += bytes;
+    }
+
+    /// The whole, with a fence that took from `fence_began` to `now`, less what the lane `waited` for others.
+    fn load(&self, fence_began: Instant, now: Instant, waited: Duration) -> LaneLoad {
+        LaneLoad {
+            bytes: self.bytes,
+            busy: (now - self.began).saturating_sub(self.idle + waited),
+            fence: now - fence_began,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lane_is_busy_while_it_sends_or_what_it_sent_may_still_be_leaving() {
+        let at = |millis| Duration::from_millis(millis);
+        let began = Instant::now();
+        let mut meter = Meter::new(began);
+        // 50 ms of looking for something to send; 10 ms of sending, 20 ms of looking, 10 ms of sending; 100 ms of looking.
+        for (from, to) in [(50, 60), (80, 90)] {
+            meter.sends(began + at(from));
+            meter.sent(began + at(to), 1000);
+        }
+        meter.sends(began + at(190));
+        let load = meter.load(began + at(190), began + at(195), Duration::ZERO);
+        assert_eq!(load, LaneLoad { bytes: 2000, busy: at(10 + 20 + 10 + 30 + 5), fence: at(5) });
+        let waited = meter.load(began + at(190), began + at(195), at(9));
+        assert_eq!(waited.busy, load.busy - at(9));
+    }
+}

@@ -1,0 +1,168 @@
+//! Steps 4 and 5: the guest is paused here, given away, and runs there; or it is taken back.
+
+use std::time::{Duration, Instant};
+
+use super::{Attempt, MigrationFailure, mbps, ms, unexpected};
+use crate::control::STEP_MAX;
+use crate::convergence::Downtime;
+use crate::digest;
+use crate::handover::{Mark, SourceAction, SourceEvent};
+use crate::progress::{DowntimeReport, Event, LimitsReport, Report, RoundReport};
+use crate::wire::{Completion, DIGESTS_MAX, Final, Message};
+
+/// What the switch took.
+pub(super) struct Switched {
+    /// All of it.
+    downtime: Duration,
+    /// Of that, comparing all of RAM.
+    compare: Duration,
+    /// The rest, by parts.
+    parts: Downtime,
+    completion: Completion,
+    /// When the guest last beat here, counted back from the moment GO left.
+    last_beat_before_go: Option<(u64, Duration)>,
+}
+
+impl Attempt<'_> {
+    /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
+    pub(super) fn switch(&mut self) -> Result<Switched, MigrationFailure> {
+        self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
+        let mut clock = Laps::new();
+        let mut parts = Downtime::default();
+        self.guest.pause()?;
+        self.paused = true;
+        parts.pause = clock.lap();
+        self.observer.event(&Event::Paused);
+        // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
+        let state = self.guest.save()?;
+        parts.save = clock.lap();
+        self.dirty.harvest(&*self.log)?;
+        parts.harvest = clock.lap();
+        self.send_round(false)?;
+        self.tell_round(None);
+        parts.send = clock.lap();
+        let compare_blocks = if self.options.compare { self.send_digests()? } else { 0 };
+        let compare = clock.lap();
+        let round = self.round_number();
+        let epoch = self.link.epoch;
+        self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
+        self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
+        let completion = self.await_prepared()?;
+        let [verify, revoke, load] =
+            [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
+        (parts.revoke, parts.load) = (revoke, load);
+        parts.transfer = clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
+        let beat = self.guest.heartbeat().filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
+        // From this line on the guest may run there, whatever becomes of the send.
+        let recorded = self.record(Mark::Committed);
+        self.advance(recorded, SourceAction::SendGo)?;
+        self.link.control.send(&Message::Go(epoch))?;
+        self.await_running()?;
+        parts.start = clock.lap();
+        let compare = compare + verify;
+        Ok(Switched { downtime: clock.total(), compare, parts, completion, last_beat_before_go: beat })
+    }
+
+    /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
+    pub(super) fn complete(&mut self, setup: Duration, switched: &Switched) -> Report {
+        let total = self.started.elapsed();
+        self.observer.event(&Event::Switched { downtime_ms: ms(switched.downtime) });
+        let guest_downtime = switched.last_beat_before_go.and_then(|(count, age)| {
+            match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
+                Ok(Message::Alive(epoch, there, after_go_us))
+                    if epoch == self.link.epoch && there > count =>
+                {
+                    Some(age + Duration::from_micros(after_go_us))
+                }
+                _ => None,
+            }
+        });
+        let sum = |of: fn(&RoundReport) -> u64| self.rounds.iter().map(of).sum();
+        let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
+        let sending_ms: f64 = self.rounds.iter().map(|round| round.ms).sum();
+        Report {
+            transport: self.link.transport.kind(),
+            total_ms: ms(total),
+            setup_ms: ms(setup),
+            first_byte_ms: self.first_page.map(|first_page| ms(first_page - self.started)),
+            downtime_ms: ms(switched.downtime),
+            compare_ms: ms(switched.compare),
+            guest_downtime_ms: guest_downtime.map(ms),
+            predicted: self.predicted.into(),
+            measured: DowntimeReport { compare_ms: ms(switched.compare), ..switched.parts.into() },
+            heartbeats_per_second: self.heartbeats_per_second,
+            limits: LimitsReport::from(&self.limits),
+            rounds: self.rounds.clone(),
+            bytes_sent,
+            pages_sent,
+            pages_zero: self.pages_zero,
+            throughput_mbps: mbps(bytes_sent, Duration::from_secs_f64(sending_ms / 1e3)),
+            verified_pages: switched.completion.verified_pages,
+        }
+    }
+
+    /// Hashes all of RAM and sends the digests; returns how many there are.
+    fn send_digests(&mut self) -> Result<u64, MigrationFailure> {
+        let blocks = digest::blocks(&self.link.ram.layout());
+        let digests = self.link.pool.install(|| digest::digests(&self.link.ram, &blocks))?;
+        for part in digests.chunks(DIGESTS_MAX) {
+            self.link.control.send(&Message::Digests(part.to_vec()))?;
+        }
+        Ok(digests.len() as u64)
+    }
+
+    fn await_prepared(&mut self) -> Result<Completion, MigrationFailure> {
+        // The destination may hash all of its RAM in this time; 16 MiB/s is slow for that.
+        let hashing = Duration::from_secs(self.link.ram.layout().total_bytes() >> 24);
+        // And it deregisters all of it; 1 GiB/s is slow for that.
+        let revoking = Duration::from_secs(self.link.ram.layout().total_bytes() >> 30);
+        let limit = STEP_MAX + revoking + if self.options.compare { hashing } else { Duration::ZERO };
+        match self.link.control.receive("PREPARED", Some(limit))? {
+            Message::Prepared(epoch, completion) => {
+                // The last moment in which it can be called off.
+                self.options.cancel.check()?;
+                self.advance(SourceEvent::Prepared(epoch), SourceAction::Record(Mark::Committed))?;
+                Ok(completion)
+            }
+            other => Err(unexpected("PREPARED", self.link.epoch, other)),
+        }
+    }
+
+    fn await_running(&mut self) -> Result<(), MigrationFailure> {
+        match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
+            Message::Running(epoch) => {
+                self.advance(SourceEvent::Running(epoch), SourceAction::Record(Mark::Done))?;
+                let recorded = self.record(Mark::Done);
+                self.advance(recorded, SourceAction::Release)
+            }
+            other => Err(unexpected("RUNNING", self.link.epoch, other)),
+        }
+    }
+}
+
+/// A clock of steps that follow one another.
+struct Laps {
+    began: Instant,
+    last: Instant,
+}
+
+impl Laps {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { began: now, last: now }
+    }
+
+    /// The time since the last lap.
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now - std::mem::replace(&mut self.last, now)
+    }
+
+    /// The time of all laps.
+    fn total(&self) -> Duration {
+        self.last - self.began
+    }
+}
+
+/// How long to wait for word of the guest's first heartbeat at the destination.
+const ALIVE_MAX: Duration = Duration::from_secs(5);

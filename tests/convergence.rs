@@ -1,0 +1,234 @@
+//! Guests that write faster than the link carries, and what the operator asked for then: each ends as asked, with the guest
+//! where the exit code says. And limits that are changed on the way, and what is known before anything is sent.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, moves_away_from, runs_on};
+
+/// Rounds that never get smaller: the guest writes all of its 8 MiB many times while they are sent once, in 0.2 s.
+const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=8M", BUSY];
+/// What goes for its migration unless a test says otherwise.
+const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=40", "--downtime-limit=60"];
+
+/// A guest that is too fast for the link of its migration.
+struct UnderWay {
+    source: Host,
+    running: Process,
+    destination: Host,
+    receiving: Receiving,
+    migrating: Process,
+}
+
+impl UnderWay {
+    fn new(how: &[&str]) -> Self {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &TOO_FAST);
+        let receiving = destination.receive(&[]);
+        let of_option = |word: &str, given: &&str| word.split('=').next() == given.split('=').next();
+        let mut all = SLOW_LINK.to_vec();
+        all.retain(|word| !how.iter().any(|given| of_option(word, given)));
+        all.extend(how);
+        let migrating = source.migrate("tern", receiving.address, &all);
+        Self { source, running, destination, receiving, migrating }
+    }
+
+    /// The migration has succeeded: the guest is there, whole and at full speed, and not here.
+    #[track_caller]
+    fn moves(self) -> Ended {
+        let ended = self.migrating.wait().expect_code(0);
+        self.running.wait().expect_code(0);
+        assert!(!self.source.socket("tern").exists());
+        self.receiving.process.event("arrived");
+        runs_on(&self.destination, "tern");
+        self.destination.checks_clean("tern");
+        ended
+    }
+
+    /// The migration has failed: the guest is here, whole and at full speed, and not there.
+    #[track_caller]
+    fn stays(self, code: i32) -> Ended {
+        let ended = self.migrating.wait().expect_code(code);
+        let report = ended.json();
+        assert_eq!(report["status"], "failed", "{report}");
+        assert!(report["guest"].as_str().expect("it says where").contains("at the source"), "{report}");
+        runs_on(&self.source, "tern");
+        self.source.checks_clean("tern");
+        assert!(!self.destination.socket("tern").exists());
+        moves_away_from(&self.source, self.running, "tern", &["--compare"]);
+        ended
+    }
+}
+
+#[test]
+fn stop_switches_whatever_the_downtime() {
+    let ended = UnderWay::new(&["--if-stuck=stop", "--compare"]).moves();
+    ended.says("switching all the same, with a downtime of about");
+    let report = ended.json();
+    assert_eq!(report["verified_pages"], (16 << 20) / 4096);
+    assert!(report["predicted_downtime_ms"].as_f64() > Some(60.0), "{report}");
+    assert!(report["downtime_measured"]["send_ms"].as_f64() > Some(60.0), "{report}");
+}
+
+#[test]
+fn abort_gives_up_and_says_what_would_help() {
+    let ended = UnderWay::new(&["--if-stuck=abort"]).stays(10);
+    for text in [
+        "error: given up after 3 rounds",
+        "MB/s can be sent",
+        "a downtime limit of",
+        "or a bandwidth limit of",
+    ] {
+        ended.says(text);
+    }
+}
+
+#[test]
+fn relax_allows_more_downtime_until_that_is_enough() {
+    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=1000"]).moves();
+    ended.says("90 ms of downtime allowed").says("135 ms of downtime allowed");
+    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=90"]).stays(10);
+    ended.says("90 ms of downtime allowed").says("error: given up after");
+}
+
+#[test]
+fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
+    let report = UnderWay::new(&["--if-stuck=throttle"]).moves().json();
+    let slowed: Vec<_> = report["per_round"]
+        .as_array()
+        .expect("each round is told")
+        .iter()
+        .map(|round| {
+            round["throttle_percent"].as_u64().expect("each round tells how far the guest was slowed")
+        })
+        .collect();
+    assert_eq!(slowed[..3], [0; 3], "{slowed:?}");
+    assert!(slowed.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] <= pair[0] + 20), "{slowed:?}");
+    assert!(slowed.last() > Some(&0), "{slowed:?}");
+    assert!(report["predicted_downtime_ms"].as_f64() < Some(60.0), "{report}");
+}
+
+#[test]
+fn a_chain_goes_on_where_its_first_policy_is_exhausted() {
+    let ended = UnderWay::new(&["--if-stuck=throttle,stop", "--throttle-max=12"]).moves();
+    ended.says("guest slowed by 12 %").says("switching all the same");
+}
+
+#[test]
+fn after_two_rounds_it_is_said_that_it_will_not_converge_and_what_would_help() {
+    let ended = UnderWay::new(&["--if-stuck=abort"]).stays(10);
+    let line_of = |text: &str| ended.stderr.lines().position(|line| line.contains(text));
+    let (second, warning, third) = (line_of("round 2:"), line_of("warning:"), line_of("round 3:"));
+    assert!(second.is_some() && second < warning && warning < third, "{}", ended.stderr);
+    ended.says("to slow the guest by");
+}
+
+#[test]
+fn a_limit_below_what_any_switch_takes_is_told_and_no_guest_is_slowed_for_it() {
+    let ended = UnderWay::new(&["--downtime-limit=1", "--if-stuck=throttle,abort"]).stays(10);
+    ended.says("even with nothing left to send");
+    assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
+}
+
+#[test]
+fn when_the_time_is_over_the_migration_is_given_up_or_ends_with_a_switch() {
+    UnderWay::new(&["--timeout=1", "--if-stuck=throttle", "--throttle-max=0"]).stays(10);
+    // In the middle of its first round, which takes eight seconds.
+    UnderWay::new(&["--timeout=1", "--bandwidth-limit=1"]).stays(10).says("was to take 1 s");
+    UnderWay::new(&["--timeout=1", "--if-stuck=throttle,stop", "--throttle-max=0"]).moves();
+}
+
+#[test]
+fn after_the_last_round_allowed_it_is_given_up() {
+    let ended = UnderWay::new(&["--max-rounds=2", "--if-stuck=throttle"]).stays(10);
+    ended.says("error: given up after 2 rounds");
+}
+
+#[test]
+fn limits_that_are_changed_on_the_way_take_effect_in_the_next_round() {
+    let under_way = UnderWay::new(&["--throttle-max=0", "--max-rounds=10000"]);
+    under_way.migrating.says("round 3:");
+    let set = ["migrate", "tern", "--set=downtime-limit=5000", "--set", "bandwidth-limit=50", "--json"];
+    let answer = under_way.source.start(set).wait().expect_code(0).json();
+    assert_eq!(answer["limits"]["downtime_limit_ms"], 5000.0, "{answer}");
+    assert_eq!(answer["limits"]["bandwidth_limit_mbps"], 50.0, "{answer}");
+    let ended = under_way.moves();
+    ended.says("limits changed: downtime-limit 5000 ms");
+    let lines: Vec<_> = ended.stderr.lines().collect();
+    let changed = lines.iter().position(|line| line.contains("limits changed")).expect("it was said");
+    assert!(lines[changed + 1].contains("round "), "the round that was being sent ends: {lines:#?}");
+    assert!(
+        lines[changed + 2].contains("guest paused"),
+        "and the next decision is by the new limit: {lines:#?}"
+    );
+}
+
+#[test]
+fn a_bandwidth_limit_that_is_lifted_is_felt_at_once() {
+    let source = Host::new();
+    let running = source.run("tern", &["--machine=synthetic", "--memory=512M", "--dirty-rate=0"]);
+    let destination = Host::new();
+    let receiving = destination.receive(&[]);
+    // At this pace the first round would take longer than the test has patience.
+    let migrating = source.migrate("tern", receiving.address, &["--transport=tcp", "--bandwidth-limit=1"]);
+    migrating.says("of RAM over TCP");
+    source.start(["migrate", "tern", "--set", "bandwidth-limit=0"]).wait().expect_code(0);
+    migrating.wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+}
+
+#[test]
+fn nothing_can_be_set_where_nothing_moves_and_nothing_that_is_no_limit() {
+    let host = Host::new();
+    let _running = host.run("tern", &[]);
+    let ended = host.start(["migrate", "tern", "--set=downtime-limit=50"]).wait().expect_code(10);
+    ended.says("no migration of this guest is under way");
+    for wrong in ["lanes=2", "throttle-max=100", "if-stuck=wait", "downtime-limit"] {
+        host.start(["migrate", "tern", "--set", wrong]).wait().expect_code(2).says("--set takes LIMIT=VALUE");
+    }
+    host.start(["migrate", "tern"]).wait().expect_code(2);
+    for wrong in ["--if-stuck=stop,abort", "--if-stuck=relax,relax", "--if-stuck="] {
+        host.start(["migrate", "tern", "--to=127.0.0.1:1", wrong]).wait().expect_code(2);
+    }
+    runs_on(&host, "tern");
+}
+
+#[test]
+fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
+    let host = Host::new();
+    let idle = host.run("idle", &["--dirty-rate=0"]);
+    let busy = host.run("busy", &["--working-set=8M", BUSY]);
+    let how = ["--interval=200", "--bandwidth=40", "--bandwidth=100000", "--downtime-limit=60", "--json"];
+    let sampled = |name: &str| {
+        let ended = host.start(["dirty-rate", name].iter().chain(&how)).wait().expect_code(0);
+        runs_on(&host, name);
+        host.checks_clean(name);
+        ended.json()
+    };
+    let said = sampled("idle");
+    assert_eq!(said["forecasts"][0]["by_itself"], true, "{said}");
+    assert_eq!(said["forecasts"][0]["rounds"], 1, "{said}");
+    assert_eq!(said["sampled"]["samples"].as_array().map(Vec::len), Some(5), "{said}");
+
+    let said = sampled("busy");
+    assert_eq!(said["forecasts"][0]["by_itself"], false, "{said}");
+    assert!(said["forecasts"][0]["help"].as_str().is_some_and(|help| help.contains("a link of")), "{said}");
+    assert_eq!(said["forecasts"][1]["by_itself"], true, "{said}");
+    // What was sampled moves as it would have before.
+    moves_away_from(&host, idle, "idle", &["--compare"]);
+    moves_away_from(&host, busy, "busy", &["--compare"]);
+}
+
+#[test]
+fn a_guest_on_its_way_is_not_sampled() {
+    let (source, destination) = (Host::new(), Host::new());
+    let _running = source.run("tern", &TOO_FAST);
+    let receiving = destination.receive(&[]);
+    let migrating = source.migrate("tern", receiving.address, &ENDLESS);
+    migrating.says("round 1:");
+    source.start(["dirty-rate", "tern"]).wait().expect_code(10).says("the guest is migrating");
+    migrating.signal(libc::SIGINT);
+    migrating.wait().expect_code(130);
+    runs_on(&source, "tern");
+}

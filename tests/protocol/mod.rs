@@ -1,0 +1,593 @@
+//! Two hosts in small: the very state machines of a handover, and about them only what they speak of. A guest, RAM that is
+//! old or complete, remote access, a journal, crashes. The model checker takes every path through it, the simulator many.
+//!
+//! What is kept by whom: a machine is lost in every crash, a journal in none, a guest with its host. A host does one thing at a
+//! time: what its machine wants done is done before it hears of anything else, but a crash may come first.
+
+#![allow(dead_code, reason = "each test program uses its own part of this")]
+
+use sterna::handover::{
+    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, HandoverError,
+    Mark, SourceAction, SourceEvent, SourceHandover, SourceState,
+};
+use sterna::wire::Epoch;
+
+/// A number for an attempt; the machines see an [`Epoch`] of it.
+pub(crate) type Attempt = u8;
+
+/// What travels. Letters are lost, late, repeated and out of order; only of one attempt's pages and FINAL the link keeps the order,
+/// which is the lanes' business and not the handover's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Letter {
+    pub(crate) attempt: Attempt,
+    pub(crate) says: Says,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Says {
+    /// A remote write of a page as it was in an early round.
+    WriteOld,
+    /// A remote write of the page as it is since the pause.
+    WriteLast,
+    Final,
+    Go,
+    Ask,
+    /// The source has given up.
+    Abort,
+    Prepared,
+    Running,
+    Refused,
+}
+
+impl Letter {
+    pub(crate) fn is_to_source(self) -> bool {
+        matches!(self.says, Says::Prepared | Says::Running | Says::Refused)
+    }
+}
+
+/// A driver, or a protocol, that does what it must not: to see that it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Mutant {
+    GoBeforeCommitted,
+    ResumeOnLostRunning,
+    VerifyBeforeRevoke,
+}
+
+/// What goes wrong when a journal is written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    Good,
+    /// It fails: nothing was written, nothing could be loaded or started.
+    Bad,
+    /// It fails, and is in the journal all the same.
+    BadButWritten,
+}
+
+/// How a host ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Crash {
+    /// With its guest.
+    Host,
+    /// Only the process that migrates; the VMM and the guest live on.
+    Process,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Journal {
+    records: Vec<(Attempt, Mark)>,
+    /// The last record was written by a call that failed: the next one goes to its place.
+    unsure: bool,
+}
+
+impl Journal {
+    fn write(&mut self, attempt: Attempt, mark: Mark, outcome: Outcome) {
+        if outcome == Outcome::Bad {
+            return;
+        }
+        if std::mem::replace(&mut self.unsure, outcome == Outcome::BadButWritten) {
+            self.records.pop();
+        }
+        self.records.push((attempt, mark));
+    }
+
+    pub(crate) fn last(&self) -> Option<(Attempt, Mark)> {
+        self.records.last().copied()
+    }
+
+    pub(crate) fn says(&self, attempt: Attempt, mark: Mark) -> bool {
+        self.records.contains(&(attempt, mark))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    pub(crate) is_up: bool,
+    pub(crate) machine: Option<SourceHandover>,
+    pub(crate) attempt: Attempt,
+    pub(crate) guest: GuestHere,
+    pub(crate) journal: Journal,
+    pub(crate) to_do: Option<SourceAction>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GuestThere {
+    None,
+    Loaded,
+    Running,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Ram {
+    Empty,
+    Old,
+    Complete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Destination {
+    pub(crate) is_up: bool,
+    pub(crate) machine: Option<DestinationHandover>,
+    pub(crate) attempt: Attempt,
+    pub(crate) guest: GuestThere,
+    pub(crate) ram: Ram,
+    pub(crate) compared: bool,
+    /// Of which attempt the queue pairs and regions still are.
+    pub(crate) open_to: Option<Attempt>,
+    pub(crate) journal: Journal,
+    pub(crate) to_do: Option<DestinationAction>,
+    /// The guest has run here, at whatever time.
+    pub(crate) has_run: bool,
+    /// It was this side's, and ended with the host.
+    pub(crate) lost_guest: bool,
+    /// A remote write reached memory of a guest that ran.
+    pub(crate) written_while_running: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct World {
+    pub(crate) source: Source,
+    pub(crate) destination: Destination,
+    pub(crate) mutant: Option<Mutant>,
+}
+
+fn epoch(attempt: Attempt) -> Epoch {
+    Epoch([attempt; 16])
+}
+
+impl World {
+    pub(crate) fn new(mutant: Option<Mutant>) -> Self {
+        let source = Source {
+            is_up: true,
+            machine: None,
+            attempt: 0,
+            guest: GuestHere::Running,
+            journal: Journal::default(),
+            to_do: None,
+        };
+        let destination = Destination {
+            is_up: true,
+            machine: None,
+            attempt: 0,
+            guest: GuestThere::None,
+            ram: Ram::Empty,
+            compared: false,
+            open_to: None,
+            journal: Journal::default(),
+            to_do: None,
+            has_run: false,
+            lost_guest: false,
+            written_while_running: false,
+        };
+        Self { source, destination, mutant }
+    }
+
+    // What must always hold.
+
+    /// Nor one after the other: what ran at the destination has written to disks and spoken to the world, and the source's
+    /// memory knows nothing of it.
+    pub(crate) fn both_run(&self) -> bool {
+        self.source.guest == GuestHere::Running && self.destination.has_run
+    }
+
+    /// Whether the journals hold what this letter promises.
+    pub(crate) fn is_recorded(&self, letter: Letter) -> bool {
+        let (here, there) = (&self.source.journal, &self.destination.journal);
+        let attempt = letter.attempt;
+        match letter.says {
+            Says::Go => here.says(attempt, Mark::Committed),
+            Says::Prepared => there.says(attempt, Mark::Prepared),
+            Says::Running => there.says(attempt, Mark::Running),
+            // Before it was prepared nobody waits for its word.
+            Says::Refused => !here.says(attempt, Mark::Committed) || there.says(attempt, Mark::Refused),
+            _ => true,
+        }
+    }
+
+    pub(crate) fn runs_incomplete(&self) -> bool {
+        let there = &self.destination;
+        there.guest == GuestThere::Running && (there.ram != Ram::Complete || !there.compared)
+    }
+
+    pub(crate) fn is_open_while_running(&self) -> bool {
+        let there = &self.destination;
+        there.guest == GuestThere::Running && (there.open_to.is_some() || there.written_while_running)
+    }
+
+    /// A guest that stands still or ran in vain counts as lost only with a host that owned it.
+    pub(crate) fn one_runs_or_is_lost_with_its_host(&self) -> bool {
+        let here = self.source.guest == GuestHere::Running;
+        let there = self.destination.guest == GuestThere::Running;
+        let lost = self.source.guest == GuestHere::Gone || self.destination.lost_guest;
+        (here != there) || (!here && !there && lost)
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        let here = self.source.machine.as_ref().map(SourceHandover::state);
+        let there = self.destination.machine.as_ref().map(DestinationHandover::state);
+        matches!(here, None | Some(SourceState::Kept | SourceState::Released))
+            && matches!(there, None | Some(DestinationState::Refused | DestinationState::Running))
+            && self.is_idle()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        let (here, there) = (&self.source, &self.destination);
+        here.is_up && there.is_up && here.to_do.is_none() && there.to_do.is_none()
+    }
+
+    // What may happen.
+
+    /// Whether an attempt may begin: the guest runs at the source, whose journal is settled, and the destination is free.
+    pub(crate) fn may_begin(&self) -> bool {
+        let (here, there) = (&self.source, &self.destination);
+        let settled = !matches!(here.journal.last(), Some((_, Mark::Committed)));
+        let ended =
+            matches!(here.machine.as_ref().map(SourceHandover::state), None | Some(SourceState::Kept));
+        let free = matches!(
+            there.machine.as_ref().map(DestinationHandover::state),
+            None | Some(DestinationState::Refused)
+        );
+        self.is_idle() && here.guest == GuestHere::Running && settled && ended && free
+    }
+
+    /// Connections are made, the destination's RAM is fresh and open, and the first round is on its way.
+    pub(crate) fn begin(&mut self) -> Vec<Letter> {
+        let attempt = self.source.attempt.max(self.destination.attempt) + 1;
+        let (here, there) = (&mut self.source, &mut self.destination);
+        (here.attempt, here.machine) = (attempt, Some(SourceHandover::new(epoch(attempt))));
+        (there.attempt, there.machine) = (attempt, Some(DestinationHandover::new(epoch(attempt))));
+        (there.ram, there.compared, there.open_to) = (Ram::Empty, false, Some(attempt));
+        vec![Letter { attempt, says: Says::WriteOld }]
+    }
+
+    pub(crate) fn may_switch(&self) -> bool {
+        self.source.hears() && self.source.state() == Some(SourceState::Running)
+    }
+
+    /// The guest is paused; the rest of it and FINAL are sent.
+    pub(crate) fn switch(&mut self) -> Vec<Letter> {
+        let here = &mut self.source;
+        here.on(SourceEvent::Pausing);
+        here.guest = GuestHere::Paused;
+        here.on(SourceEvent::FinalSent);
+        [Says::WriteLast, Says::Final].map(|says| Letter { attempt: here.attempt, says }).into()
+    }
+
+    /// The source's patience ends, or its operator's.
+    pub(crate) fn source_fails(&mut self) {
+        let here = &mut self.source;
+        let in_doubt = matches!(here.state(), Some(SourceState::AwaitingRunning | SourceState::InDoubt));
+        if in_doubt && self.mutant == Some(Mutant::ResumeOnLostRunning) && here.guest == GuestHere::Paused {
+            here.guest = GuestHere::Running;
+        }
+        here.on(SourceEvent::Failed);
+    }
+
+    /// The destination's patience ends, or its operator's.
+    pub(crate) fn destination_fails(&mut self) {
+        self.destination.on(DestinationEvent::Failed);
+    }
+
+    /// An operator saw to it that the other host is off, and says so.
+    pub(crate) fn may_fence_destination(&self) -> bool {
+        !self.destination.is_up
+            && self.destination.guest == GuestThere::None
+            && self.source.hears()
+            && self.source.state() == Some(SourceState::InDoubt)
+    }
+
+    pub(crate) fn fence_destination(&mut self) {
+        self.source.on(SourceEvent::Fenced);
+        // If it ran there, the operator has written that off.
+        self.destination.has_run = false;
+    }
+
+    pub(crate) fn may_fence_source(&self) -> bool {
+        !self.source.is_up
+            && self.source.guest == GuestHere::Gone
+            && self.destination.hears()
+            && self.destination.state() == Some(DestinationState::Prepared)
+    }
+
+    pub(crate) fn fence_source(&mut self) {
+        self.destination.on(DestinationEvent::Fenced);
+    }
+
+    pub(crate) fn crash_source(&mut self, crash: Crash) {
+        let here = &mut self.source;
+        (here.is_up, here.machine, here.to_do) = (false, None, None);
+        if crash == Crash::Host {
+            here.guest = GuestHere::Gone;
+        }
+    }
+
+    pub(crate) fn restart_source(&mut self) {
+        let here = &mut self.source;
+        here.is_up = true;
+        here.journal.unsure = false;
+        match here.journal.last() {
+            Some((attempt, last)) => {
+                here.attempt = here.attempt.max(attempt);
+                let (machine, action) =
+                    SourceHandover::recover(epoch(attempt), last, here.guest).expect("a source's journal");
+                (here.machine, here.to_do) = (Some(machine), Some(action));
+            }
+            // A guest that was paused before anything was promised.
+            None => here.to_do = Some(SourceAction::Resume),
+        }
+    }
+
+    pub(crate) fn crash_destination(&mut self) {
+        let there = &mut self.destination;
+        there.lost_guest |= there.guest == GuestThere::Running
+            || there.journal.last().is_some_and(|(_, mark)| mark == Mark::Running);
+        (there.is_up, there.machine, there.to_do) = (false, None, None);
+        (there.guest, there.open_to, there.ram, there.compared) = (GuestThere::None, None, Ram::Empty, false);
+    }
+
+    pub(crate) fn restart_destination(&mut self) {
+        let there = &mut self.destination;
+        there.is_up = true;
+        there.journal.unsure = false;
+        if let Some((attempt, last)) = there.journal.last() {
+            let (machine, action) =
+                DestinationHandover::recover(epoch(attempt), last).expect("a destination's journal");
+            (there.machine, there.to_do) = (Some(machine), Some(action));
+        }
+    }
+
+    /// A letter arrives. What it makes the machine want is done next.
+    pub(crate) fn deliver(&mut self, letter: Letter) -> Vec<Letter> {
+        let of = epoch(letter.attempt);
+        match letter.says {
+            Says::WriteOld => self.destination.written(letter.attempt, Ram::Old),
+            Says::WriteLast => self.destination.written(letter.attempt, Ram::Complete),
+            Says::Final => self.destination.on(DestinationEvent::Final(of)),
+            Says::Go => self.destination.on(DestinationEvent::Go(of)),
+            Says::Ask => self.destination.on(DestinationEvent::Asked(of)),
+            Says::Abort if self.destination.attempt == letter.attempt => {
+                self.destination.on(DestinationEvent::Failed);
+            }
+            Says::Abort => {}
+            Says::Prepared => self.source.on(SourceEvent::Prepared(of)),
+            Says::Running => self.source.on(SourceEvent::Running(of)),
+            Says::Refused => self.source.on(SourceEvent::Refused(of)),
+        }
+        let commits = self.source.to_do == Some(SourceAction::Record(Mark::Committed));
+        if commits && letter.says == Says::Prepared && self.mutant == Some(Mutant::GoBeforeCommitted) {
+            return vec![Letter { says: Says::Go, ..letter }];
+        }
+        Vec::new()
+    }
+
+    /// The network card takes a write whether or not any process hears of it.
+    pub(crate) fn can_take(&self, letter: Letter) -> bool {
+        match letter.says {
+            Says::WriteOld | Says::WriteLast => self.destination.open_to == Some(letter.attempt),
+            _ if letter.is_to_source() => self.source.hears(),
+            _ => self.destination.hears(),
+        }
+    }
+
+    /// What may come of that which the source is to do.
+    pub(crate) fn source_outcomes(&self) -> &'static [Outcome] {
+        match self.source.to_do {
+            Some(SourceAction::Record(_)) => &[Outcome::Good, Outcome::Bad, Outcome::BadButWritten],
+            Some(_) => &[Outcome::Good],
+            None => &[],
+        }
+    }
+
+    pub(crate) fn destination_outcomes(&self) -> &'static [Outcome] {
+        use DestinationAction as Do;
+        match self.destination.to_do {
+            Some(Do::Record(_)) => &[Outcome::Good, Outcome::Bad, Outcome::BadButWritten],
+            Some(Do::Load | Do::Run) => &[Outcome::Good, Outcome::Bad],
+            Some(_) => &[Outcome::Good],
+            None => &[],
+        }
+    }
+
+    /// The source does what it is to do.
+    pub(crate) fn source_does(&mut self, outcome: Outcome) -> Vec<Letter> {
+        let here = &mut self.source;
+        let Some(action) = here.to_do.take() else { return Vec::new() };
+        let letter = |says| vec![Letter { attempt: here.attempt, says }];
+        match action {
+            SourceAction::Continue => Vec::new(),
+            SourceAction::Record(mark) => {
+                let attempt = here.attempt;
+                here.journal.write(attempt, mark, outcome);
+                here.on(match outcome {
+                    Outcome::Good => SourceEvent::Recorded(mark),
+                    Outcome::Bad | Outcome::BadButWritten => SourceEvent::NotRecorded(mark),
+                });
+                Vec::new()
+            }
+            SourceAction::SendGo => letter(Says::Go),
+            SourceAction::Resume => {
+                let sent = letter(Says::Abort);
+                if here.guest == GuestHere::Paused {
+                    here.guest = GuestHere::Running;
+                }
+                sent
+            }
+            SourceAction::Release => {
+                // Destroyed, which is not the same as lost.
+                if here.guest != GuestHere::Gone {
+                    here.guest = GuestHere::Paused;
+                }
+                Vec::new()
+            }
+            SourceAction::Ask => letter(Says::Ask),
+        }
+    }
+
+    /// The destination does what it is to do.
+    pub(crate) fn destination_does(&mut self, outcome: Outcome) -> Vec<Letter> {
+        use {DestinationAction as Do, DestinationEvent as E};
+        let verifies_early = self.mutant == Some(Mutant::VerifyBeforeRevoke);
+        let there = &mut self.destination;
+        let Some(action) = there.to_do.take() else { return Vec::new() };
+        let attempt = there.attempt;
+        let letter = |says| vec![Letter { attempt, says }];
+        match action {
+            Do::Continue => {}
+            Do::Revoke => {
+                if verifies_early {
+                    there.compared = there.ram == Ram::Complete;
+                } else {
+                    there.open_to = None;
+                }
+                there.on(E::Revoked);
+            }
+            Do::Load => {
+                there.open_to = None;
+                there.compared |= !verifies_early && there.ram == Ram::Complete;
+                if there.compared && outcome == Outcome::Good {
+                    there.guest = GuestThere::Loaded;
+                    there.on(E::Loaded);
+                } else {
+                    there.on(E::Failed);
+                }
+            }
+            Do::Record(mark) => {
+                there.journal.write(attempt, mark, outcome);
+                there.on(match outcome {
+                    Outcome::Good => E::Recorded(mark),
+                    Outcome::Bad | Outcome::BadButWritten => E::NotRecorded(mark),
+                });
+            }
+            Do::SendPrepared => return letter(Says::Prepared),
+            Do::Run if outcome == Outcome::Good => {
+                assert_eq!(there.guest, GuestThere::Loaded, "a guest is started once");
+                (there.guest, there.has_run) = (GuestThere::Running, true);
+                there.on(E::Started);
+            }
+            Do::Run => there.on(E::NotStarted),
+            Do::SendRunning => return letter(Says::Running),
+            Do::Refuse => {
+                there.discard();
+                return letter(Says::Refused);
+            }
+            Do::Discard => there.discard(),
+        }
+        Vec::new()
+    }
+
+    /// From here on nothing fails and no letter is lost: the hosts start again, all that is wanted is done and all that is
+    /// said is heard, and whoever waits for what will not come gives up; the destination last, as it has the longest patience.
+    pub(crate) fn heal(&mut self) {
+        for _ in 0..100 {
+            let letters = if !self.source.is_up {
+                self.restart_source();
+                continue;
+            } else if !self.destination.is_up {
+                self.restart_destination();
+                continue;
+            } else if self.source.to_do.is_some() {
+                self.source_does(Outcome::Good)
+            } else if self.destination.to_do.is_some() {
+                self.destination_does(Outcome::Good)
+            } else if !matches!(self.source.state(), None | Some(SourceState::Kept | SourceState::Released)) {
+                self.source_fails();
+                continue;
+            } else if !self.is_settled() {
+                self.destination_fails();
+                continue;
+            } else {
+                return;
+            };
+            for letter in letters {
+                self.settle_letters(letter);
+            }
+        }
+    }
+
+    fn settle_letters(&mut self, letter: Letter) {
+        // Whoever is busy is done with it first.
+        let mut sent = Vec::new();
+        while letter.is_to_source() && self.source.to_do.is_some() {
+            sent.extend(self.source_does(Outcome::Good));
+        }
+        while !letter.is_to_source() && self.destination.to_do.is_some() {
+            sent.extend(self.destination_does(Outcome::Good));
+        }
+        if self.can_take(letter) {
+            sent.extend(self.deliver(letter));
+        }
+        sent.into_iter().for_each(|letter| self.settle_letters(letter));
+    }
+}
+
+impl Source {
+    pub(crate) fn state(&self) -> Option<SourceState> {
+        self.machine.as_ref().map(SourceHandover::state)
+    }
+
+    pub(crate) fn hears(&self) -> bool {
+        self.is_up && self.to_do.is_none()
+    }
+
+    fn on(&mut self, event: SourceEvent) {
+        let Some(machine) = &mut self.machine else { return };
+        match machine.on(event) {
+            Ok(SourceAction::Continue) => {}
+            Ok(action) => self.to_do = Some(action),
+            // Late, repeated, of another attempt: not followed.
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Destination {
+    pub(crate) fn state(&self) -> Option<DestinationState> {
+        self.machine.as_ref().map(DestinationHandover::state)
+    }
+
+    pub(crate) fn hears(&self) -> bool {
+        self.is_up && self.to_do.is_none()
+    }
+
+    fn on(&mut self, event: DestinationEvent) {
+        let Some(machine) = &mut self.machine else { return };
+        match machine.on(event) {
+            Ok(DestinationAction::Continue) => {}
+            Ok(action) => self.to_do = Some(action),
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn written(&mut self, attempt: Attempt, ram: Ram) {
+        if self.open_to == Some(attempt) {
+            self.ram = ram;
+            self.written_while_running |= self.guest == GuestThere::Running;
+        }
+    }
+
+    fn discard(&mut self) {
+        assert_ne!(self.guest, GuestThere::Running, "a guest that runs is not discarded");
+        (self.guest, self.open_to, self.ram, self.compared) = (GuestThere::None, None, Ram::Empty, false);
+    }
+}
