@@ -60,6 +60,13 @@ known_package() {
     return 1
 }
 
+# newest_known_package NAME…: the same, but lists that are older than a day are updated first where they lack NAME: the
+# image of a new machine knows the packages of the day on which it was made.
+newest_known_package() {
+    known_package "$@" && return
+    ((EUID == 0)) && [[ $(find /var/lib/apt/lists -maxdepth 0 -mmin +1440) ]] && apt_update && known_package "$@"
+}
+
 candidate_version() {
     LC_ALL=C apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
 }

@@ -26,7 +26,7 @@ prepare() {
 
 # 6.12 is the kernel the lab was tried with; a distribution without it has a newer or older one under the same name.
 uml_source_package() {
-    known_package linux-source-6.12 ||
+    newest_known_package linux-source-6.12 ||
         apt-cache pkgnames linux-source- | grep -E '^linux-source-[0-9][0-9.]*$' | sort -Vr | head -n 1 | grep .
 }
 

@@ -18,7 +18,7 @@ prepare() {
 
 # Debian's `cloud` kernels have no InfiniBand; 6.12 is the kernel that the lab was tried with.
 vm_kernel_package() {
-    known_package linux-image-6.12-amd64 linux-image-amd64 linux-image-generic
+    newest_known_package linux-image-6.12-amd64 || known_package linux-image-amd64 linux-image-generic
 }
 
 vm_build() {
