@@ -40,8 +40,9 @@ pub enum Event {
         /// What it was like.
         #[serde(flatten)]
         round: RoundReport,
-        /// How long the guest would stand still if it were paused now.
-        predicted_downtime_ms: f64,
+        /// How long the guest would stand still if it were paused now; `None` if something is left to send and nothing was sent
+        /// yet that would tell how long that takes.
+        predicted_downtime_ms: Option<f64>,
     },
     /// As it looks, the rounds will not come down to the downtime limit. Told once, after the second round at the earliest.
     NotConverging {
@@ -51,8 +52,8 @@ pub enum Event {
         help: String,
         /// What the guest wrote of new pages in the last round, in MB/s.
         dirty_rate_mbps: f64,
-        /// What the link carries, in MB/s.
-        bandwidth_mbps: f64,
+        /// What the link carries, in MB/s; `None` if nothing was sent yet that would tell.
+        bandwidth_mbps: Option<f64>,
     },
     /// The guest is slowed, because the rounds do not get smaller.
     Throttled {
@@ -68,8 +69,8 @@ pub enum Event {
     LimitsChanged(LimitsReport),
     /// The switch begins although the downtime limit will not be kept.
     Stopping {
-        /// How long the guest is expected to stand still, in milliseconds.
-        predicted_downtime_ms: f64,
+        /// How long the guest is expected to stand still, in milliseconds; `None` if nothing was sent yet that would tell.
+        predicted_downtime_ms: Option<f64>,
     },
     /// The guest is paused for the switch.
     Paused,
@@ -124,7 +125,7 @@ pub struct RoundReport {
     pub bytes: u64,
     /// How long it took, up to the last fence.
     pub ms: f64,
-    /// Bytes of pages over the time in which lanes were sending, all lanes together, in MB/s (10⁶ bytes).
+    /// Bytes of pages over the time for which the busiest lane was sending, all lanes together, in MB/s (10⁶ bytes).
     pub bandwidth_mbps: f64,
     /// How fast the guest wrote new pages meanwhile, in MB/s; 0 in the last round, where it is paused.
     pub dirty_rate_mbps: f64,
@@ -143,7 +144,8 @@ pub struct RoundReport {
 pub struct LaneReport {
     /// Bytes of pages sent.
     pub bytes: u64,
-    /// How long it was sending, without waiting for memory to be registered or looking for pages that are not zero.
+    /// How long it was sending, the wait for the pace of a bandwidth limit included; without waiting for memory to be registered,
+    /// or finding nothing to send for so long that what it had sent was gone.
     pub busy_ms: f64,
 }
 
@@ -209,8 +211,9 @@ pub struct Report {
     /// From the guest's last heartbeat at the source to its first at the destination, less the flight of one message;
     /// `None` if the guest gives none.
     pub guest_downtime_ms: Option<f64>,
-    /// The downtime that was predicted when the switch was decided, by parts.
-    pub predicted: DowntimeReport,
+    /// The downtime that was predicted when the switch was decided, by parts; `None` if nothing had been sent by then that would
+    /// tell how long the rest takes.
+    pub predicted: Option<DowntimeReport>,
     /// The downtime as it was, by parts.
     pub measured: DowntimeReport,
     /// How often the guest beat in a second before the first round; `None` if it gives no heartbeat, or gave too few to tell.

@@ -31,10 +31,11 @@ pub(crate) fn progress(event: &Event) {
         }
         Event::Round { number, round, predicted_downtime_ms } => {
             let rest = if round.dirty_rate_mbps > 0.0 {
-                format!(
-                    ", guest wrote {:.0} MB/s; switching now would take {predicted_downtime_ms:.0} ms",
-                    round.dirty_rate_mbps
-                )
+                let wrote = format!(", guest wrote {:.0} MB/s", round.dirty_rate_mbps);
+                match predicted_downtime_ms {
+                    Some(ms) => format!("{wrote}; switching now would take {ms:.0} ms"),
+                    None => wrote,
+                }
             } else {
                 String::new()
             };
@@ -57,7 +58,9 @@ pub(crate) fn progress(event: &Event) {
         }
         Event::LimitsChanged(changed) => eprintln!("  limits changed: {}", limits(changed)),
         Event::Stopping { predicted_downtime_ms } => {
-            eprintln!("  switching all the same, with a downtime of about {predicted_downtime_ms:.0} ms");
+            let unknown = "that nobody knows".to_owned();
+            let downtime = predicted_downtime_ms.map_or(unknown, |ms| format!("of about {ms:.0} ms"));
+            eprintln!("  switching all the same, with a downtime {downtime}");
         }
         Event::Paused => eprintln!("  guest paused for the switch"),
         Event::Switched { downtime_ms } => {
@@ -116,10 +119,12 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
 fn parts(report: &Report) -> String {
     let DowntimeReport { pause_ms, save_ms, harvest_ms, send_ms, revoke_ms, load_ms, .. } = report.measured;
     let rest_ms = report.measured.transfer_ms + report.measured.start_ms;
+    let predicted = report
+        .predicted
+        .map_or_else(String::new, |predicted| format!("; {:.1} ms were predicted", predicted.total_ms));
     format!(
         "pause {pause_ms:.1}, save {save_ms:.1}, harvest {harvest_ms:.1}, send {send_ms:.1}, revoke {revoke_ms:.1}, \
-         load {load_ms:.1}, messages and start {rest_ms:.1} ms; {:.1} ms were predicted",
-        report.predicted.total_ms
+         load {load_ms:.1}, messages and start {rest_ms:.1} ms{predicted}"
     )
 }
 
@@ -141,7 +146,7 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         "downtime_ms": report.downtime_ms,
         "compare_ms": report.compare_ms,
         "guest_downtime_ms": report.guest_downtime_ms,
-        "predicted_downtime_ms": report.predicted.total_ms,
+        "predicted_downtime_ms": report.predicted.map(|predicted| predicted.total_ms),
         "downtime_predicted": report.predicted,
         "downtime_measured": report.measured,
         "heartbeats_per_second": report.heartbeats_per_second,

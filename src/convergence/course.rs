@@ -7,8 +7,8 @@ use crate::memory::PAGE_BYTES;
 pub struct LaneLoad {
     /// Bytes of pages sent.
     pub bytes: u64,
-    /// How long it was sending: without the time in which it waited for memory to be registered, or looked at pages and found
-    /// nothing to send for so long that what it had sent was gone.
+    /// How long it was sending, the wait for the pace of a bandwidth limit included. Not included is the time in which it waited
+    /// for memory to be registered, or looked at pages and found nothing to send for so long that what it had sent was gone.
     pub busy: Duration,
     /// Of that, how long the fence took that closed the round: at least one round trip, and what was still on its way.
     pub fence: Duration,
@@ -64,8 +64,10 @@ pub struct Course {
     pub(super) throttle_refused: bool,
     /// The downtime allowed now, where that was relaxed.
     relaxed: Option<Duration>,
-    /// The first round since the guest was last slowed, or the first at all.
+    /// The first round since the guest was last slowed or the bandwidth limit changed, or the first at all.
     regime: usize,
+    /// The first round of which all was sent under the bandwidth limit of now.
+    link_since: usize,
     /// Rounds in a row that did not bring the switch nearer, since something was last done about it.
     pub(super) stuck_rounds: u32,
 }
@@ -105,10 +107,15 @@ impl Course {
         self.stuck_rounds = 0;
     }
 
-    /// The operator has changed the limits: what was relaxed counts no more.
-    pub fn limits_changed(&mut self) {
+    /// The operator has changed the limits: what was relaxed counts no more, nor does what was judged by the old ones. If the
+    /// bandwidth limit is another, the rounds so far tell no more what can be sent, nor how rounds shrink.
+    pub fn limits_changed(&mut self, bandwidth_too: bool) {
         self.relaxed = None;
         self.stuck_rounds = 0;
+        if bandwidth_too {
+            self.regime = self.rounds.len();
+            self.link_since = self.rounds.len();
+        }
     }
 
     /// The rounds so far.
@@ -130,9 +137,23 @@ impl Course {
     }
 
     /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to tell, or over
-    /// all if none was. A first round counts only for want of others: destinations are slower while their memory is fresh.
+    /// all if none was. A first round counts only for want of others: destinations are slower while their memory is fresh. So do
+    /// rounds under a bandwidth limit that is no more.
+    ///
+    /// `None` as long as nothing was sent.
     #[must_use]
     pub fn bandwidth(&self) -> Option<f64> {
+        let now = self.rounds.get(self.link_since..).unwrap_or_default();
+        let first_is_old = self.link_since > 0;
+        if first_is_old && let Some(bandwidth) = Self::bandwidth_of(now, &[]) {
+            return Some(bandwidth);
+        }
+        let (first, later) = self.rounds.split_at_checked(1)?;
+        Self::bandwidth_of(later, first)
+    }
+
+    /// Over these rounds, or for want of any over the `first`.
+    fn bandwidth_of(rounds: &[Round], first: &[Round]) -> Option<f64> {
         const TELLING: Duration = Duration::from_millis(10);
         let over = |rounds: &mut dyn Iterator<Item = &Round>| {
             let (bytes, time) = rounds.fold((0, Duration::ZERO), |(bytes, time), round| {
@@ -141,10 +162,9 @@ impl Course {
             rate(bytes, time)
         };
         let telling = |round: &&Round| round.busy() >= TELLING && round.sent_bytes() > 0;
-        let (first, later) = self.rounds.split_first()?;
-        over(&mut later.iter().rev().filter(telling).take(3))
-            .or_else(|| over(&mut std::iter::once(first).filter(telling)))
-            .or_else(|| over(&mut self.rounds.iter()))
+        over(&mut rounds.iter().rev().filter(telling).take(3))
+            .or_else(|| over(&mut first.iter().filter(telling)))
+            .or_else(|| over(&mut first.iter().chain(rounds)))
     }
 
     /// How long a message and its answer take: as before the first round, or as the quickest fence since.
@@ -155,7 +175,7 @@ impl Course {
     }
 
     /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The mean of the
-    /// last two rounds where both ran at the same throttle; `None` before the second round.
+    /// last two rounds where both ran at the same throttle and bandwidth limit; `None` before the second round.
     #[must_use]
     pub fn shrink(&self) -> Option<f64> {
         let dirty = |back: usize| {
@@ -257,5 +277,20 @@ pub(super) mod tests {
         let measured = course.dirty_rate_unthrottled();
         course.throttled(75);
         assert!((course.dirty_rate_unthrottled() / measured - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn rounds_under_another_bandwidth_limit_tell_nothing_once_there_are_others() {
+        let mut course = course(&[round(1000, 100), round(100, 100), round(100, 90)]);
+        assert_eq!(course.shrink(), Some(0.9f64.sqrt()));
+        course.limits_changed(false);
+        assert_eq!(course.shrink(), Some(0.9f64.sqrt()), "the link is the same");
+        course.limits_changed(true);
+        assert!((mib_per_ms(course.bandwidth()) - 1.0).abs() < 0.001, "for want of another");
+        course.push(round_in(2, 4, 1));
+        assert!((mib_per_ms(course.bandwidth()) - 0.5).abs() < 0.001, "short, but all there is");
+        course.push(round_in(10, 50, 1));
+        assert!((mib_per_ms(course.bandwidth()) - 0.2).abs() < 0.001);
+        assert_eq!(course.shrink(), Some((1.0f64 / 90.0).sqrt()));
     }
 }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::course::Course;
+use super::course::{Course, Round};
 use super::limits::{Limits, Policy};
 use super::prediction::{Downtime, SAFETY};
 
@@ -101,13 +101,15 @@ impl Outlook<'_> {
         if self.fits() {
             return None;
         }
-        let Some(target_bytes) = self.target_bytes() else {
+        let seconds_for_pages = self.sending_seconds();
+        if seconds_for_pages <= 0.0 {
             return Some(self.stuck_because(Why::LimitTooLow));
-        };
+        }
+        let target_bytes = seconds_for_pages * self.bandwidth()?;
         if shrink > SHRINK_MAX {
             return Some(self.stuck_because(Why::GuestTooFast));
         }
-        let (dirty_bytes, bandwidth) = (self.dirty_bytes(), self.course.bandwidth()?);
+        let (dirty_bytes, bandwidth) = (self.dirty_bytes(), self.bandwidth()?);
         let rounds = (target_bytes / dirty_bytes).ln() / shrink.ln();
         let seconds = (dirty_bytes - target_bytes) / (bandwidth * (1.0 - shrink));
         let seconds_left =
@@ -148,7 +150,7 @@ impl Outlook<'_> {
         if now >= max || self.course.throttle_refused {
             return None;
         }
-        let wanted = throttle_for(self.course, THROTTLE_AIM);
+        let wanted = self.throttle_for(THROTTLE_AIM)?;
         let step = (wanted - f64::from(now)) / 2.0;
         let step = step.clamp(*THROTTLE_STEP_PERCENT.start(), *THROTTLE_STEP_PERCENT.end());
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 20")]
@@ -161,14 +163,19 @@ impl Outlook<'_> {
         (now < max).then(|| (now * 3 / 2).max(now + Duration::from_millis(1)).min(max))
     }
 
-    /// How much may be dirty for a switch to keep the limit; `None` if nothing may.
-    fn target_bytes(&self) -> Option<f64> {
-        let bandwidth = self.course.bandwidth()?;
-        let seconds = self.sending_seconds();
-        (seconds > 0.0).then_some(seconds * bandwidth)
+    /// Bytes a second that can be sent now, as far as that is known: what the rounds had, within the limit.
+    fn bandwidth(&self) -> Option<f64> {
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let most = self.limits.bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
+        self.course.bandwidth().map(|bandwidth| bandwidth.min(most))
     }
 
-    /// How long sending may take for a switch to keep the limit.
+    /// By how many percent the guest would have to be slowed to write this share of the bandwidth.
+    fn throttle_for(&self, share: f64) -> Option<f64> {
+        Some(100.0 * (1.0 - share * self.bandwidth()? / self.course.dirty_rate_unthrottled().max(1.0)))
+    }
+
+    /// How long sending may take for a switch to keep the limit; not above 0 if there is no time for it.
     fn sending_seconds(&self) -> f64 {
         let fixed = self.predicted.without_pages(self.course).total();
         self.allowed().as_secs_f64() / SAFETY - fixed.as_secs_f64()
@@ -186,33 +193,27 @@ impl Outlook<'_> {
     }
 
     fn stuck_because(&self, why: Why) -> Stuck {
-        let dirty_rate = self.course.rounds().last().map_or(0.0, super::course::Round::dirty_rate);
-        let bandwidth = self.course.bandwidth().unwrap_or(0.0);
+        let dirty_rate = self.course.rounds().last().map_or(0.0, Round::dirty_rate);
+        let bandwidth = self.bandwidth();
         let fixed = self.predicted.without_pages(self.course).total();
         let help = if why == Why::LimitTooLow {
-            Help { downtime: safe(fixed), bandwidth: None, limited: false, throttle_percent: None }
+            Help { downtime: Some(safe(fixed)), bandwidth: None, limited: false, throttle_percent: None }
         } else {
             let faster = (dirty_rate / SHRINK_AIM).min(self.dirty_bytes() / self.sending_seconds().max(1e-3));
-            let throttle = throttle_for(self.course, SHRINK_AIM).ceil();
-            let throttle = Some(throttle).filter(|percent| (1.0..=99.0).contains(percent));
+            let throttle =
+                self.throttle_for(SHRINK_AIM).map(f64::ceil).filter(|percent| (1.0..=99.0).contains(percent));
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 99")]
             Help {
-                downtime: safe(self.predicted.total()),
-                bandwidth: Some(faster).filter(|&faster| faster > bandwidth),
-                limited: self.is_limited(bandwidth),
+                downtime: self.predicted.known().map(safe),
+                bandwidth: bandwidth.and_then(|bandwidth| Some(faster).filter(|&faster| faster > bandwidth)),
+                limited: bandwidth.is_some_and(|bandwidth| self.is_limited(bandwidth)),
                 throttle_percent: throttle
                     .map(|percent| percent as u8)
                     .filter(|&percent| percent > self.course.throttle_percent()),
             }
         };
-        Stuck { why, dirty_rate, bandwidth, predicted: self.predicted.total(), fixed, help }
+        Stuck { why, dirty_rate, bandwidth, predicted: self.predicted.known(), fixed, help }
     }
-}
-
-/// By how many percent the guest would have to be slowed to write this share of the bandwidth.
-fn throttle_for(course: &Course, share: f64) -> f64 {
-    let (bandwidth, dirty_rate) = (course.bandwidth().unwrap_or(0.0), course.dirty_rate_unthrottled());
-    100.0 * (1.0 - share * bandwidth / dirty_rate.max(1.0))
 }
 
 /// A prediction as it is held against a limit.
@@ -227,10 +228,10 @@ pub struct Stuck {
     pub why: Why,
     /// Bytes a second of new pages that the guest wrote in the last round.
     pub dirty_rate: f64,
-    /// Bytes a second that the link carries.
-    pub bandwidth: f64,
-    /// What a switch would take now.
-    pub predicted: Duration,
+    /// Bytes a second that the link carries; `None` if nothing was sent yet that would tell.
+    pub bandwidth: Option<f64>,
+    /// What a switch would take now; `None` if that hangs on the bandwidth, and it is not known.
+    pub predicted: Option<Duration>,
     /// What it would take with nothing left to send.
     pub fixed: Duration,
     /// What would change that; any of it.
@@ -251,8 +252,8 @@ pub enum Why {
 /// What would help.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Help {
-    /// To allow this much downtime.
-    pub downtime: Duration,
+    /// To allow this much downtime; `None` if it is not known how much.
+    pub downtime: Option<Duration>,
     /// A link that carries so many bytes a second, or more: a guest that writes all of its working set in every round may
     /// write it many times over, which does not show.
     pub bandwidth: Option<f64>,
@@ -266,30 +267,38 @@ impl fmt::Display for Stuck {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { why, dirty_rate, bandwidth, predicted, fixed, .. } = self;
         let ms = |duration: &Duration| duration.as_secs_f64() * 1e3;
-        let rates = format!(
-            "the guest writes {:.0} MB/s of new pages and {:.0} MB/s can be sent",
-            dirty_rate / 1e6,
-            bandwidth / 1e6
-        );
+        if *why == Why::LimitTooLow {
+            return write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed));
+        }
+        write!(formatter, "the guest writes {:.0} MB/s of new pages and ", dirty_rate / 1e6)?;
+        match bandwidth {
+            Some(bandwidth) => write!(formatter, "{:.0} MB/s can be sent: ", bandwidth / 1e6)?,
+            None => write!(formatter, "how much can be sent is not known yet: ")?,
+        }
         match why {
-            Why::LimitTooLow => {
-                write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed))
+            Why::LimitTooLow | Why::GuestTooFast => write!(formatter, "the downtime stays near ")?,
+            Why::TooSlow => {
+                write!(
+                    formatter,
+                    "the rounds and the time allowed do not bring the downtime below the limit, it would be "
+                )?;
             }
-            Why::GuestTooFast => {
-                write!(formatter, "{rates}: the downtime stays near {:.0} ms", ms(predicted))
-            }
-            Why::TooSlow => write!(
-                formatter,
-                "{rates}: the rounds and the time allowed do not bring the downtime below the limit, it would be {:.0} ms now",
-                ms(predicted)
-            ),
+        }
+        match predicted {
+            Some(predicted) => write!(formatter, "{:.0} ms now", ms(predicted)),
+            None => write!(formatter, "nobody knows how long now"),
         }
     }
 }
 
 impl fmt::Display for Help {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "a downtime limit of {:.0} ms", (self.downtime.as_secs_f64() * 1e3).ceil())?;
+        match self.downtime {
+            Some(downtime) => {
+                write!(formatter, "a downtime limit of {:.0} ms", (downtime.as_secs_f64() * 1e3).ceil())?;
+            }
+            None => write!(formatter, "more rounds or more time, until it is known")?,
+        }
         if let Some(bandwidth) = self.bandwidth {
             let what = if self.limited { "bandwidth limit" } else { "link" };
             write!(formatter, ", or a {what} of {:.0} MB/s at least", (bandwidth / 1e6).ceil())?;
@@ -303,8 +312,7 @@ impl fmt::Display for Help {
 
 #[cfg(test)]
 mod tests {
-    use super::super::course::Round;
-    use super::super::course::tests::round;
+    use super::super::course::tests::{round, round_in};
     use super::super::prediction::SwitchCost;
     use super::*;
 
@@ -391,7 +399,7 @@ mod tests {
         made.after(round(1000, 990));
         let stuck = made.outlook().stuck().unwrap();
         assert_eq!(stuck.why, Why::GuestTooFast);
-        assert_eq!(stuck.help.downtime, Duration::from_millis(1150));
+        assert_eq!(stuck.help.downtime, Some(Duration::from_millis(1150)));
         assert_eq!(stuck.help.throttle_percent, Some(15));
         let text = format!("{stuck}; it would take {}", stuck.help);
         for part in
@@ -517,8 +525,41 @@ mod tests {
         made.after(round(10, 1));
         let stuck = made.outlook().stuck().unwrap();
         assert_eq!(stuck.why, Why::LimitTooLow);
-        assert_eq!(stuck.help.downtime, Duration::from_micros(11_500));
+        assert_eq!(stuck.help.downtime, Some(Duration::from_micros(11_500)));
         assert_eq!(made.after(round(1, 0)), Decision::Relax(Duration::from_millis(12)));
         assert!(made.outlook().fits());
+    }
+
+    #[test]
+    fn before_anything_was_sent_no_figure_is_made_up() {
+        let mut made = Made::new(50, "abort");
+        made.limits.rounds_max = 2;
+        for _ in 0..2 {
+            made.after(round_in(0, 1, 10));
+            assert_eq!(made.outlook().stuck(), None, "nothing is known");
+        }
+        let given_up = made.outlook().given_up();
+        assert_eq!((given_up.bandwidth, given_up.predicted), (None, None));
+        assert!(given_up.fixed < Duration::from_millis(11), "{given_up:?}");
+        let text = format!("{given_up}; it would take {}", given_up.help);
+        assert!(text.contains("how much can be sent is not known yet"), "{text}");
+        assert!(text.contains("more rounds or more time") && !text.contains("slow the guest"), "{text}");
+
+        let mut idle = Made::new(5, "abort");
+        idle.after(round_in(0, 1, 0));
+        idle.after(round_in(0, 1, 0));
+        let stuck = idle.outlook().stuck().unwrap();
+        assert_eq!((stuck.why, stuck.help.downtime), (Why::LimitTooLow, Some(Duration::from_micros(11_500))));
+    }
+
+    #[test]
+    fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_shown_it() {
+        let mut made = Made::new(50, "throttle,abort");
+        made.decisions_of_a_guest_too_fast(2);
+        assert_eq!(made.outlook().stuck().unwrap().bandwidth, Some(1048.576e6));
+        made.limits.bandwidth_max = std::num::NonZeroU64::new(100_000_000);
+        made.course.limits_changed(true);
+        assert_eq!(made.outlook().decide(), Decision::AnotherRound, "what was judged was another link");
+        assert_eq!(made.outlook().stuck().unwrap().bandwidth, Some(100e6));
     }
 }

@@ -67,6 +67,13 @@ impl Downtime {
         pause + save + harvest + send + transfer + revoke + load + start
     }
 
+    /// All parts, if each is known: what a prediction says is left to send takes no time that anybody knows as long as nothing
+    /// was sent ([`Course::bandwidth`]).
+    #[must_use]
+    pub fn known(&self) -> Option<Duration> {
+        (self.send < FOREVER).then(|| self.total())
+    }
+
     /// How long the guest would stand still if it were paused now: `None` before the first round.
     ///
     /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `revoke` are what cannot be. What the
@@ -89,11 +96,13 @@ impl Downtime {
         let bandwidth = course.bandwidth().map(|bandwidth| bandwidth.min(most));
         let on_the_wire = |bytes: f64| match bandwidth {
             Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
-            None if last.dirty_pages == 0 => Duration::ZERO,
+            // Nothing but a guest without a page that is not zero comes here with something left.
+            None if bytes == 0.0 => Duration::ZERO,
             None => FOREVER,
         };
+        // It is short; what it takes on a link that nothing is known of is next to nothing.
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
-        let state_bytes = cost.state_bytes as f64;
+        let state_bytes = if bandwidth.is_some() { cost.state_bytes as f64 } else { 0.0 };
         Some(Self {
             pause: cost.pause,
             save: cost.save,

@@ -19,10 +19,13 @@ impl Attempt<'_> {
             round.harvest = harvesting.elapsed();
             round.duration = harvesting - began;
             self.course.push(round);
-            self.take_limits();
+            let same_limits = !self.take_limits();
             self.predicted = self.predict();
             self.tell_round(beat.rate_until(BeatAt::now(self.guest)));
-            self.judge();
+            // What was done under other limits says nothing of these.
+            if same_limits {
+                self.judge();
+            }
             match self.outlook().decide() {
                 Decision::AnotherRound => {}
                 Decision::Throttle(percent) => self.throttle(percent),
@@ -35,7 +38,7 @@ impl Attempt<'_> {
                 }
                 Decision::Switch => return Ok(()),
                 Decision::Stop => {
-                    let predicted_downtime_ms = ms(self.predicted.total());
+                    let predicted_downtime_ms = self.predicted.known().map(ms);
                     self.observer.event(&Event::Stopping { predicted_downtime_ms });
                     return Ok(());
                 }
@@ -74,18 +77,19 @@ impl Attempt<'_> {
         Ok(round)
     }
 
-    /// Takes over what the operator has changed since the last round.
-    fn take_limits(&mut self) {
+    /// Takes over what the operator has changed since the last round; returns whether that was anything.
+    fn take_limits(&mut self) -> bool {
         let limits = self.options.tuning.limits();
         if limits == self.limits {
-            return;
+            return false;
         }
+        self.course.limits_changed(limits.bandwidth_max != self.limits.bandwidth_max);
         self.observer.event(&Event::LimitsChanged(LimitsReport::from(&limits)));
         self.limits = limits;
-        self.course.limits_changed();
         if self.course.throttle_percent() > self.limits.throttle_max_percent {
             self.throttle(self.limits.throttle_max_percent);
         }
+        true
     }
 
     fn predict(&self) -> Downtime {
@@ -110,7 +114,7 @@ impl Attempt<'_> {
             why: stuck.to_string(),
             help: stuck.help.to_string(),
             dirty_rate_mbps: stuck.dirty_rate / 1e6,
-            bandwidth_mbps: stuck.bandwidth / 1e6,
+            bandwidth_mbps: stuck.bandwidth.map(|bandwidth| bandwidth / 1e6),
         });
     }
 
@@ -136,7 +140,7 @@ impl Attempt<'_> {
             report.harvest_ms = ms(round.harvest);
             report.heartbeats_per_second = heartbeats_per_second;
         }
-        let predicted_downtime_ms = ms(self.predicted.total());
+        let predicted_downtime_ms = self.predicted.known().map(ms);
         self.observer.event(&Event::Round { number, round: report.clone(), predicted_downtime_ms });
     }
 
@@ -150,9 +154,9 @@ impl Attempt<'_> {
             why: stuck.to_string(),
             help: stuck.help.to_string(),
             dirty_rate_mbps: stuck.dirty_rate / 1e6,
-            throughput_mbps: stuck.bandwidth / 1e6,
+            throughput_mbps: stuck.bandwidth.map(|bandwidth| bandwidth / 1e6),
             rounds: self.round_number(),
-            predicted_downtime_ms: ms(stuck.predicted),
+            predicted_downtime_ms: stuck.predicted.map(ms),
         }
     }
 }

@@ -77,12 +77,12 @@ pub enum MigrationFailure {
         help: String,
         /// What the guest wrote of new pages in the last round.
         dirty_rate_mbps: f64,
-        /// What the link carried.
-        throughput_mbps: f64,
+        /// What the link carried; `None` if nothing was sent.
+        throughput_mbps: Option<f64>,
         /// Rounds so far.
         rounds: u32,
-        /// What a switch would cost now.
-        predicted_downtime_ms: f64,
+        /// What a switch would cost now; `None` if nothing was sent that would tell.
+        predicted_downtime_ms: Option<f64>,
     },
     /// The time allowed ran out in the middle of a round.
     #[error("the migration was to take {} s and was still in its rounds: allow more time, or a switch at its end", timeout.as_secs_f64())]

@@ -88,7 +88,7 @@ impl Attempt<'_> {
             downtime_ms: ms(switched.downtime),
             compare_ms: ms(switched.compare),
             guest_downtime_ms: guest_downtime.map(ms),
-            predicted: self.predicted.into(),
+            predicted: self.predicted.known().map(|_| self.predicted.into()),
             measured: DowntimeReport { compare_ms: ms(switched.compare), ..switched.parts.into() },
             heartbeats_per_second: self.heartbeats_per_second,
             limits: LimitsReport::from(&self.limits),

@@ -227,7 +227,7 @@ mod tests {
             downtime_ms: 1.0,
             compare_ms: 0.0,
             guest_downtime_ms: None,
-            predicted: DowntimeReport::default(),
+            predicted: Some(DowntimeReport::default()),
             measured: DowntimeReport::default(),
             heartbeats_per_second: None,
             limits: LimitsReport::from(&Limits::default()),
