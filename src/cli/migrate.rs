@@ -25,8 +25,9 @@ pub(crate) struct MigrateArgs {
     /// Where to: a host on which `sterna receive` runs
     #[arg(long, value_name = "HOST[:PORT]", required_unless_present = "set")]
     to: Option<String>,
-    /// Change a limit of a migration that is under way, by the name of its option; may be given more than once
-    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with = "to")]
+    /// Change a limit of a migration that is under way, by the name of its option; may be given more than once, but with no
+    /// other option than --json
+    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "compare", "LaneArgs", "LimitArgs"])]
     set: Vec<String>,
     #[command(flatten)]
     how: MoveArgs,
@@ -262,6 +263,26 @@ mod tests {
                 "{wrong}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn whoever_changes_limits_is_told_of_options_that_would_be_ignored() {
+        let command = MigrateArgs::augment_args(clap::Command::new("migrate"));
+        let longs = command.get_arguments().filter_map(|argument| Some((argument.get_long()?, argument)));
+        for (name, argument) in longs.filter(|(name, _)| !["set", "json"].contains(name)) {
+            let value = if argument.get_action().takes_values() { "=1" } else { "" };
+            let value = match name {
+                "transport" => "=tcp",
+                "if-stuck" => "=stop",
+                _ => value,
+            };
+            let words =
+                ["migrate", "tern", "--set=max-rounds=9", &format!("--{name}{value}")].map(str::to_owned);
+            let error = command.clone().try_get_matches_from(words).unwrap_err();
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{error}");
+        }
+        let words = ["migrate", "tern", "--set=max-rounds=9", "--set", "timeout=3", "--json"];
+        command.try_get_matches_from(words).unwrap();
     }
 
     #[test]
