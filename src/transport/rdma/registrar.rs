@@ -110,11 +110,7 @@ impl Registrar {
 
 impl Supply for Registrar {
     fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        let result = self.plan(dirty).and_then(|planned| self.register_until_over(planned, control));
-        if result.is_err() {
-            self.slices.fail();
-        }
-        result
+        self.slices.supply(|| self.register_until_over(self.plan(dirty)?, control))
     }
 
     fn end(&self) {

@@ -293,14 +293,30 @@ impl<S> Slices<S> {
         self.changed.notify_all();
     }
 
-    /// Tells the lanes that nothing will be registered any more.
-    pub(super) fn fail(&self) {
+    /// Registers in `work`. If that fails or panics, the lanes are told that nothing will be registered any more.
+    pub(super) fn supply<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let fail = FailOnDrop(self);
+        let done = work()?;
+        mem::forget(fail);
+        Ok(done)
+    }
+
+    fn fail(&self) {
         self.state().failed = true;
         self.changed.notify_all();
     }
 
     fn state(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lanes that wait for memory must not wait for a registrar that is gone.
+struct FailOnDrop<'slices, S>(&'slices Slices<S>);
+
+impl<S> Drop for FailOnDrop<'_, S> {
+    fn drop(&mut self) {
+        self.0.fail();
     }
 }
 
@@ -424,6 +440,25 @@ mod tests {
             slices.end();
             assert!(slices.next(&mut planned, 1, true).ranges.is_empty());
         });
+    }
+
+    #[test]
+    fn a_registrar_that_panics_leaves_no_lane_waiting() {
+        let slices: Slices<()> = Slices::new(layout(&[64]), 1, None);
+        thread::scope(|scope| {
+            let lane = scope.spawn(|| slices.await_slice(slice(0, 0, SLICE_PAGES)).map(|_| ()));
+            while slices.state().wanted.is_empty() {
+                thread::yield_now();
+            }
+            let registrar =
+                scope.spawn(|| slices.supply(|| -> Result<(), ()> { panic!("as a test wants it") }));
+            assert!(registrar.join().is_err());
+            let failed = slices.state().failed;
+            slices.fail();
+            assert!(failed, "the lane would wait until its patience ends");
+            assert!(lane.join().unwrap().is_err());
+        });
+        assert_eq!(slices.supply(|| Ok::<_, ()>(7)), Ok(7));
     }
 
     #[test]
