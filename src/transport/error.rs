@@ -78,6 +78,16 @@ pub enum TransportError {
         /// For how long.
         silence: Duration,
     },
+    /// Memory that is to be sent was not made ready at this host.
+    #[error(
+        "guest memory was not registered for RDMA: {why}. See that this process may lock enough memory (`ulimit -l \
+         unlimited`; systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1) and that the host has it, or use \
+         --transport tcp"
+    )]
+    NotRegistered {
+        /// What became of it.
+        why: &'static str,
+    },
     /// The peer's lanes are not what was agreed.
     #[error("the other side's lanes do not fit what was agreed: {0}")]
     Disagreement(String),

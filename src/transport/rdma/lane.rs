@@ -7,7 +7,7 @@ use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, W
 
 use super::slices::{Slice, Slices};
 use super::{RdmaTuning, STALL_MAX};
-use crate::memory::{PAGE_BYTES, PageRun};
+use crate::memory::{MemoryError, PAGE_BYTES, PageRun};
 use crate::transport::{Lane, TransportError};
 use crate::wire::SliceRange;
 
@@ -90,7 +90,7 @@ impl RdmaLane {
         }
         let Some(Held { slice, .. }) = &self.current else { return Ok(()) };
         let offset = (part.first_page - range.first_page) * PAGE_BYTES;
-        let overflow = || TransportError::Disagreement(format!("{part:?} does not fit this machine"));
+        let overflow = || outside_of_ram(part);
         let pushed = self.list.push(Transfer {
             region: &slice.local,
             offset_bytes: usize::try_from(offset).map_err(|_| overflow())?,
@@ -231,8 +231,8 @@ impl Lane for RdmaLane {
     fn write(&mut self, mut run: PageRun) -> Result<(), TransportError> {
         let pages_max = self.tuning.write_max_bytes / PAGE_BYTES;
         while run.pages > 0 {
-            let outside = || TransportError::Disagreement(format!("{run:?} is in no slice of guest RAM"));
-            let range = self.slices.range_of(run.region, run.first_page).ok_or_else(outside)?;
+            let range = self.slices.range_of(run.region, run.first_page);
+            let range = range.ok_or_else(|| outside_of_ram(run))?;
             let in_slice = range.first_page + range.pages - run.first_page;
             let pages = run.pages.min(pages_max).min(in_slice);
             self.push(PageRun { pages, ..run }, range)?;
@@ -253,6 +253,10 @@ impl Lane for RdmaLane {
     fn waited(&self) -> Duration {
         self.waited
     }
+}
+
+fn outside_of_ram(PageRun { region, first_page, pages }: PageRun) -> TransportError {
+    MemoryError::OutOfRange { region, first_page, pages }.into()
 }
 
 impl fmt::Debug for RdmaLane {

@@ -263,19 +263,19 @@ impl<S> Slices<S> {
             }
             // A round is over while a lane waits only if another lane has failed.
             if state.failed || state.over {
-                break Err("memory that is to be sent was not registered");
+                break Err("its registration failed");
             }
             let (next, timeout) =
                 self.changed.wait_timeout(state, STALL_MAX * 4).unwrap_or_else(PoisonError::into_inner);
             state = next;
             if timeout.timed_out() {
-                break Err("the registration of memory takes too long");
+                break Err("its registration takes too long");
             }
         };
         if let Some(index) = state.wanted.iter().position(|&wanted| wanted == range) {
             state.wanted.remove(index);
         }
-        result.map_err(|reason| TransportError::Disagreement(reason.into()))
+        result.map_err(|why| TransportError::NotRegistered { why })
     }
 
     /// A lane has let go of slices: there may be room now.
@@ -436,7 +436,11 @@ mod tests {
             assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(1, 0, 256)]);
             assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(0, 0, SLICE_PAGES)]);
             slices.fail();
-            assert!(lane.join().unwrap().is_err());
+            let failed = lane.join().unwrap();
+            assert!(
+                matches!(failed, Err(TransportError::NotRegistered { .. })),
+                "it is no fault of the peer's"
+            );
             slices.end();
             assert!(slices.next(&mut planned, 1, true).ranges.is_empty());
         });
