@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::fmt;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -10,10 +9,11 @@ use sterna_rdma::{
     PeerAccess, ProtectionDomain, QueuePair,
 };
 
+use super::granted::Granted;
 use super::pinning::{pin_budget, register};
 use super::reach::RdmaReach;
 use super::{FENCES, STALL_MAX};
-use crate::memory::{GuestRam, PAGE_BYTES, RegionLayout};
+use crate::memory::GuestRam;
 use crate::transport::{Landing, TransportError};
 use crate::wire::{LaneReady, SliceKey, SliceRange};
 
@@ -22,7 +22,7 @@ pub(crate) struct RdmaLanding {
     // In the order of teardown: queue pairs first, then the regions that they let the source write to.
     lanes: Vec<LandingLane>,
     completions: Arc<CompletionQueue>,
-    regions: HashMap<SliceRange, Arc<MemoryRegion>>,
+    granted: Granted<Arc<MemoryRegion>>,
     /// How much RAM may be registered at once; `None`: all of it.
     pin_max_bytes: Option<u64>,
     domain: Arc<ProtectionDomain>,
@@ -65,7 +65,8 @@ impl RdmaLanding {
             Ok(LandingLane { queue_pair, fenced: None })
         };
         let lanes = offered.iter().map(lane).collect::<Result<_, TransportError>>()?;
-        Ok(Self { lanes, completions, regions: HashMap::new(), pin_max_bytes, domain, ram: ram.clone() })
+        let granted = Granted::new(ram.layout(), pin_max_bytes);
+        Ok(Self { lanes, completions, granted, pin_max_bytes, domain, ram: ram.clone() })
     }
 
     /// Notes a fence, and posts a receive for the next in its place.
@@ -93,21 +94,7 @@ impl Landing for RdmaLanding {
     }
 
     fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
-        let layout = self.ram.layout();
-        let is_in_ram = |slice: &SliceRange| {
-            let pages = layout.regions.get(usize::from(slice.region)).map_or(0, RegionLayout::pages);
-            slice.pages > 0 && slice.first_page.checked_add(slice.pages).is_some_and(|end| end <= pages)
-        };
-        if let Some(wrong) =
-            slices.iter().find(|&slice| !is_in_ram(slice) || self.regions.contains_key(slice))
-        {
-            return Err(TransportError::Disagreement(format!("{wrong:?} cannot be registered (again)")));
-        }
-        // Slices that overlap would be pinned twice, so this bounds what a source can ask for, in any shape.
-        let pages = self.regions.keys().chain(slices).map(|slice| slice.pages).sum::<u64>();
-        if pages * PAGE_BYTES > self.pin_max_bytes.unwrap_or(layout.total_bytes()) {
-            return Err(TransportError::Disagreement("more slices than may be registered at once".into()));
-        }
+        self.granted.check(slices)?;
         let (domain, ram) = (&self.domain, &self.ram);
         let registered = slices
             .into_par_iter()
@@ -118,14 +105,13 @@ impl Landing for RdmaLanding {
             key: region.remote_key(),
         };
         let keys = registered.iter().map(key).collect();
-        self.regions.extend(registered);
+        self.granted.extend(registered);
         Ok(keys)
     }
 
     fn release(&mut self, slices: &[SliceRange]) -> Result<(), TransportError> {
         for slice in slices {
-            let unknown = || TransportError::Disagreement(format!("{slice:?} is not registered"));
-            MemoryRegion::deregister(self.regions.remove(slice).ok_or_else(unknown)?)?;
+            MemoryRegion::deregister(self.granted.remove(slice)?)?;
         }
         Ok(())
     }
@@ -147,9 +133,9 @@ impl Landing for RdmaLanding {
 
     /// Destroys the queue pairs, and with them the connections; then deregisters the memory, and with it the keys.
     fn revoke(self: Box<Self>) -> Result<(), TransportError> {
-        let Self { lanes, regions, .. } = *self;
+        let Self { lanes, granted, .. } = *self;
         lanes.into_iter().try_for_each(|lane| lane.queue_pair.destroy())?;
-        regions.into_values().try_for_each(MemoryRegion::deregister)?;
+        granted.into_values().try_for_each(MemoryRegion::deregister)?;
         Ok(())
     }
 }
@@ -161,11 +147,11 @@ fn landing_capacity() -> Capacity {
 
 impl fmt::Debug for RdmaLanding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (lanes, regions) = (self.lanes.len(), self.regions.len());
+        let (lanes, granted) = (self.lanes.len(), self.granted.len());
         formatter
             .debug_struct("RdmaLanding")
             .field("lanes", &lanes)
-            .field("regions", &regions)
+            .field("granted", &granted)
             .finish_non_exhaustive()
     }
 }

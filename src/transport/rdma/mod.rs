@@ -9,6 +9,7 @@
 //! Where less memory may be pinned than the guest has, the lower of what the two ends may pin is the budget: slices are
 //! registered when a lane comes to them and deregistered, least recently used first, once nothing is on its way from them.
 
+mod granted;
 mod landing;
 mod lane;
 mod pinning;

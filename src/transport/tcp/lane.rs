@@ -8,9 +8,9 @@ use zerocopy::IntoBytes;
 
 use super::{STALL_MAX, broken};
 use crate::control::tune;
-use crate::memory::{GuestRam, PAGE_BYTES, PageRun, send_from};
+use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, send_from};
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
-use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireError, WireRun};
+use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
 
 /// Lanes that are TCP connections to the address of the control channel.
 #[derive(Debug)]
@@ -86,7 +86,8 @@ impl TcpLane {
         self.head.extend(PageFrame::pages(self.runs.len()).as_bytes());
         let mut slices = Vec::with_capacity(self.runs.len());
         for &run in &self.runs {
-            let wire = WireRun::encode(run).ok_or(WireError::Malformed("run of pages"))?;
+            let PageRun { region, first_page, pages } = run;
+            let wire = WireRun::encode(run).ok_or(MemoryError::OutOfRange { region, first_page, pages })?;
             self.head.extend(wire.as_bytes());
             slices.push(self.ram.slice(run)?);
         }
