@@ -49,7 +49,7 @@ impl RdmaLanding {
         let domain = ProtectionDomain::new(&reach.device)?;
         let lanes = u32::try_from(offered.len()).unwrap_or(u32::MAX);
         let completions = CompletionQueue::new(&reach.device, lanes.saturating_mul(FENCES + 1))?;
-        let lane = |peer: &Endpoint| {
+        let lane = |(lane, peer): (usize, &Endpoint)| {
             let mut queue_pair = QueuePair::new(
                 &domain,
                 &reach.port,
@@ -59,12 +59,12 @@ impl RdmaLanding {
                 landing_capacity(),
             )?;
             for _ in 0..FENCES {
-                queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane: 0, error })?;
+                queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })?;
             }
             queue_pair.connect(peer, &ConnectOptions::default())?;
             Ok(LandingLane { queue_pair, fenced: None })
         };
-        let lanes = offered.iter().map(lane).collect::<Result<_, TransportError>>()?;
+        let lanes = offered.iter().enumerate().map(lane).collect::<Result<_, TransportError>>()?;
         let granted = Granted::new(ram.layout(), pin_max_bytes);
         Ok(Self { lanes, completions, granted, pin_max_bytes, domain, ram: ram.clone() })
     }
