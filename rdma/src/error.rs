@@ -153,7 +153,9 @@ pub enum Error {
     Endpoint(#[from] EndpointError),
 
     /// A region is to be deregistered while it is in use.
-    #[error("the memory region is still in use; destroy the queue pairs that posted from it first")]
+    #[error(
+        "the memory region is still in use; destroy the queue pairs that posted from it first, or have them release it"
+    )]
     RegionInUse,
 
     /// A queue pair is connected once.

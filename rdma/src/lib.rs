@@ -20,8 +20,8 @@
 //! ```
 //!
 //! An arrow upwards, or into a region, is an `Arc`: the order of teardown that verbs demand follows from
-//! ownership. A region is deregistered only after the last queue pair that posted from it is destroyed, and its
-//! [`Mapping`] let go only after that. So safe code cannot unmap memory under a device.
+//! ownership. A region is deregistered only after the last queue pair that posted from it is destroyed or has let
+//! it go, and its [`Mapping`] let go only after that. So safe code cannot unmap memory under a device.
 //!
 //! # One transfer
 //!

@@ -44,9 +44,9 @@ impl Access {
 
 /// A piece of a mapping, pinned and known to the device.
 ///
-/// It holds the mapping, and every queue pair that posted from it holds it: memory is deregistered only after
-/// the last queue pair that may still be reading it is gone, and unmapped only after that. Dropping a region
-/// that a peer writes ends the peer's access.
+/// It holds the mapping, and every queue pair that posted from it holds it, until it is destroyed or has
+/// [let it go](crate::QueuePair::release): memory is deregistered only after the last of them, and unmapped only
+/// after that. Dropping a region that a peer writes ends the peer's access.
 #[derive(Debug)]
 pub struct MemoryRegion {
     region: Arc<Region>,
@@ -97,7 +97,7 @@ impl MemoryRegion {
     /// nothing any more.
     ///
     /// # Errors
-    /// [`Error::RegionInUse`] while there is another handle or a queue pair that posted from it, [`Error::Call`] when the
+    /// [`Error::RegionInUse`] while there is another handle or a queue pair that holds it, [`Error::Call`] when the
     /// device refuses; then the peer may still have access.
     pub fn deregister(region: Arc<MemoryRegion>) -> Result<(), Error> {
         let region = Arc::into_inner(region).and_then(|region| Arc::into_inner(region.region));

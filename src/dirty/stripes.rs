@@ -20,7 +20,7 @@ const PART_WORDS: usize = 16;
 pub struct Stripe<'bitmap> {
     /// Index of the region.
     pub region: usize,
-    /// First page, counted from the region's start. A multiple of 1,024.
+    /// First page, counted from the region's start. A multiple of 4,096, or of 1,024 in a [part](Self::parts).
     pub first_page: u64,
     /// A bit for each of its pages: [`STRIPE_PAGES`] of them, or fewer at the region's end.
     pub words: &'bitmap [u64],

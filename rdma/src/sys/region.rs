@@ -96,8 +96,9 @@ impl Region {
         if std::mem::replace(&mut self.deregistered, true) {
             return Ok(());
         }
-        // SAFETY: queue pairs that posted from the region hold an Arc of it until they are destroyed, so no
-        // request of ours still uses it; deregistered here only, and once.
+        // SAFETY: the pointer is live, as the region is deregistered here only, and once. Queue pairs that posted from it hold
+        // an Arc of it until they are destroyed or have let it go; a request that is outstanding even so makes the device
+        // fail that request, and touches no memory.
         let result = unsafe { (self.domain.context.functions.dereg_mr)(self.pointer.as_ptr()) };
         check("ibv_dereg_mr", result)
     }

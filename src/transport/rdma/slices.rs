@@ -14,7 +14,7 @@ use crate::wire::SliceRange;
 /// slice is ready, and many small ones are slow to make.
 pub(super) const SLICE_PAGES: u64 = 16_384;
 
-/// The smallest slice that a budget leads to: one stripe of a lane.
+/// The smallest slice that a budget leads to: 4 MiB, what a lane rearms at once of a full stripe.
 pub(super) const SLICE_BYTES_MIN: u64 = 4 << 20;
 
 /// A slice that both ends have registered.
