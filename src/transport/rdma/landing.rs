@@ -45,7 +45,7 @@ impl RdmaLanding {
         pin_max_bytes: Option<u64>,
         by_name: bool,
     ) -> Result<Self, TransportError> {
-        let pin_max_bytes = pin_budget(ram, pin_max_bytes, by_name)?;
+        let pin_max_bytes = pin_budget(ram, pin_max_bytes, (offered.len(), FENCES + 1), by_name)?;
         let domain = ProtectionDomain::new(&reach.device)?;
         let lanes = u32::try_from(offered.len()).unwrap_or(u32::MAX);
         let completions = CompletionQueue::new(&reach.device, lanes.saturating_mul(FENCES + 1))?;

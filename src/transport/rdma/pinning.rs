@@ -11,7 +11,14 @@ use crate::wire::SliceRange;
 /// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked for by name.
 const WORTHWHILE_BYTES: u64 = 64 << 20;
 
-/// How much of `ram` may be registered at once at this end; `None` if all of it may.
+/// How much memory the queues of one lane may take up, for so many requests: some devices have them pinned too, against the same
+/// limit. Of a request 128 bytes in a send queue and as much for its completion, which are more than devices need; and whole
+/// pages, of the queues and of their doorbells.
+pub(super) fn queue_bytes(requests: u32) -> u64 {
+    u64::from(requests).next_multiple_of(16) * 256 + 4 * PAGE_BYTES
+}
+
+/// How much of `ram` may be registered at once at this end beside `lanes` lanes of so many requests; `None` if all of it may.
 ///
 /// # Errors
 /// [`TransportError::LockedMemory`] if that is too little to move a guest, or, unless RDMA was asked for `by_name`, too
@@ -19,20 +26,22 @@ const WORTHWHILE_BYTES: u64 = 64 << 20;
 pub(super) fn pin_budget(
     ram: &GuestRam,
     pin_max_bytes: Option<u64>,
+    (lanes, requests): (usize, u32),
     by_name: bool,
 ) -> Result<Option<u64>, TransportError> {
     let least = if by_name { SLICE_BYTES_MIN } else { WORTHWHILE_BYTES };
-    budget(ram.layout().total_bytes(), pin_max_bytes, preflight::memlock(), least)
+    let queues_bytes = lanes as u64 * queue_bytes(requests);
+    budget(ram.layout().total_bytes(), pin_max_bytes, (preflight::memlock(), queues_bytes), least)
 }
 
 fn budget(
     ram_bytes: u64,
     pin_max_bytes: Option<u64>,
-    memlock: Memlock,
+    (memlock, queues_bytes): (Memlock, u64),
     least_bytes: u64,
 ) -> Result<Option<u64>, TransportError> {
-    // Some devices have their queues pinned too, against the same limit.
-    let lockable = memlock.limit_bytes.filter(|_| !memlock.allows(ram_bytes)).map(|limit| limit - limit / 8);
+    let bound = memlock.limit_bytes.filter(|_| !memlock.allows(ram_bytes.saturating_add(queues_bytes)));
+    let lockable = bound.map(|limit| limit.saturating_sub(queues_bytes));
     let limit = [pin_max_bytes, lockable].into_iter().flatten().min();
     match limit.filter(|&limit| limit < ram_bytes) {
         Some(limit_bytes) if limit_bytes < least_bytes => {
@@ -72,26 +81,42 @@ mod tests {
 
     #[test]
     fn without_a_limit_that_matters_all_of_ram_is_registered() {
-        let free = Memlock { limit_bytes: Some(MIB), may_exceed: true };
+        let free = (Memlock { limit_bytes: Some(MIB), may_exceed: true }, 8 * MIB);
         assert_eq!(budget(1024 * MIB, None, free, MIB).unwrap(), None);
-        assert_eq!(budget(1024 * MIB, None, Memlock::default(), MIB).unwrap(), None);
-        assert_eq!(budget(1024 * MIB, None, limited(1024 * MIB), MIB).unwrap(), None);
+        assert_eq!(budget(1024 * MIB, None, (Memlock::default(), 8 * MIB), MIB).unwrap(), None);
+        assert_eq!(budget(1024 * MIB, None, (limited(1032 * MIB), 8 * MIB), MIB).unwrap(), None);
         assert_eq!(budget(1024 * MIB, Some(1024 * MIB), free, MIB).unwrap(), None);
     }
 
     #[test]
     fn the_lesser_limit_counts() {
-        assert_eq!(budget(1024 * MIB, None, limited(64 * MIB), MIB).unwrap(), Some(56 * MIB));
-        assert_eq!(budget(1024 * MIB, Some(8 * MIB), limited(64 * MIB), MIB).unwrap(), Some(8 * MIB));
-        assert_eq!(budget(1024 * MIB, Some(80 * MIB), limited(64 * MIB), MIB).unwrap(), Some(56 * MIB));
+        let limited = (limited(64 * MIB), 8 * MIB);
+        assert_eq!(budget(1024 * MIB, None, limited, MIB).unwrap(), Some(56 * MIB));
+        assert_eq!(budget(1024 * MIB, Some(8 * MIB), limited, MIB).unwrap(), Some(8 * MIB));
+        assert_eq!(budget(1024 * MIB, Some(80 * MIB), limited, MIB).unwrap(), Some(56 * MIB));
+    }
+
+    #[test]
+    fn what_the_queues_take_grows_with_the_lanes_and_is_no_guest_memory() {
+        let of =
+            |lanes: u64| budget(64 * MIB, None, (limited(64 * MIB), lanes * queue_bytes(1024)), MIB).unwrap();
+        let [few, many] = [of(1), of(64)].map(Option::unwrap);
+        assert!(few < 64 * MIB, "a guest that just fits would not");
+        assert!(many < few - 16 * MIB, "{few} {many}");
+        let more_than_all = (limited(2 * MIB), 3 * MIB);
+        assert!(matches!(
+            budget(64 * MIB, None, more_than_all, MIB),
+            Err(TransportError::LockedMemory { limit_bytes: 0, .. })
+        ));
     }
 
     #[test]
     fn too_little_is_refused_unless_the_guest_is_as_small() {
+        let limited = (limited(8 * MIB), MIB);
         assert!(matches!(
-            budget(1024 * MIB, None, limited(8 * MIB), 64 * MIB),
+            budget(1024 * MIB, None, limited, 64 * MIB),
             Err(TransportError::LockedMemory { .. })
         ));
-        assert_eq!(budget(8 * MIB, None, limited(8 * MIB), 64 * MIB).unwrap(), None);
+        assert_eq!(budget(7 * MIB, None, limited, 64 * MIB).unwrap(), None);
     }
 }

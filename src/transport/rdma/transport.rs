@@ -34,10 +34,10 @@ impl RdmaOffer {
         tuning: RdmaTuning,
         by_name: bool,
     ) -> Result<Self, TransportError> {
-        let pin_max_bytes = pin_budget(ram, tuning.pin_max_bytes, by_name)?;
-        let domain = ProtectionDomain::new(&reach.device)?;
         let tuning = tuning.within(reach.device.limits().work_requests);
         let requests = tuning.window_writes;
+        let pin_max_bytes = pin_budget(ram, tuning.pin_max_bytes, (lanes.into(), requests + 1), by_name)?;
+        let domain = ProtectionDomain::new(&reach.device)?;
         let capacity = Capacity {
             send_work_requests: requests,
             receive_work_requests: 1,
