@@ -107,6 +107,7 @@ impl RdmaLane {
 
     /// Makes another slice the current one, waiting for it if it is not registered.
     fn change_slice(&mut self, range: SliceRange) -> Result<(), TransportError> {
+        self.slices.reached(self.index, range);
         if let Some(held) = self.current.take() {
             // Whatever is written from it is covered by the next signal.
             self.held.push(Held { last_id: self.next_id, ..held });
@@ -247,7 +248,9 @@ impl Lane for RdmaLane {
         let posted = self.queue_pair.post_write_immediate(round, self.next_id);
         posted.map_err(|error| self.not_posted(error))?;
         self.posted(1, 0, true);
-        self.drain()
+        self.drain()?;
+        self.slices.reached_end(self.index);
+        Ok(())
     }
 
     fn waited(&self) -> Duration {

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sterna_rdma::{MemoryRegion, RemoteKey};
 
@@ -37,6 +38,8 @@ pub(super) struct Slices<S = Slice> {
     slice_pages: u64,
     /// How many bytes may be registered at once; `None`: all of RAM.
     budget_bytes: Option<u64>,
+    /// How long a lane waits for a slice.
+    patience: Duration,
     state: Mutex<State<S>>,
     changed: Condvar,
 }
@@ -52,6 +55,8 @@ struct State<S> {
     registered_bytes: u64,
     /// Counts the uses of slices.
     uses: u64,
+    /// For each lane, the region and page that it has come to in this round: it goes on from there.
+    reached: Vec<(usize, u64)>,
     /// The lanes of the round are done.
     over: bool,
     /// The registrar has failed.
@@ -67,7 +72,7 @@ enum Slot<S> {
     Here {
         slice: Arc<S>,
         last_use: u64,
-        /// The lanes have not come to it in this round, and will.
+        /// No lane has used it in this round, and it was planned for it.
         ahead: bool,
     },
 }
@@ -90,10 +95,12 @@ impl<S> Slices<S> {
             wanted: Vec::new(),
             registered_bytes: 0,
             uses: 0,
+            reached: vec![(0, 0); lanes],
             over: false,
             failed: false,
         };
-        Self { layout, slice_pages, budget_bytes, state: Mutex::new(state), changed: Condvar::new() }
+        let (patience, changed) = (STALL_MAX * 4, Condvar::new());
+        Self { layout, slice_pages, budget_bytes, patience, state: Mutex::new(state), changed }
     }
 
     /// The slice in which a page lies.
@@ -110,7 +117,20 @@ impl<S> Slices<S> {
 
     /// Begins a round.
     pub(super) fn begin(&self) {
-        self.state().over = false;
+        let mut state = self.state();
+        state.over = false;
+        state.reached.fill((0, 0));
+    }
+
+    /// A lane has come to this slice, and left out what it passed over since the last: pages of zeros, in the first round.
+    pub(super) fn reached(&self, lane: usize, range: SliceRange) {
+        self.state().reach(lane, (range.region.into(), range.first_page));
+    }
+
+    /// A lane has come to the end of its round.
+    pub(super) fn reached_end(&self, lane: usize) {
+        self.state().reach(lane, (usize::MAX, u64::MAX));
+        self.changed.notify_all();
     }
 
     /// The slices with dirty pages that are not registered, in the order in which the lanes will come to them. Those that are
@@ -203,16 +223,20 @@ impl<S> Slices<S> {
         if fits(state.registered_bytes) {
             return true;
         }
+        let passed = state.reached.iter().min().copied().unwrap_or_default();
         let mut candidates = Vec::new();
         for (region, slots) in state.slots.iter().enumerate() {
             for (first_page, slot) in (0..).step_by(pages_step(self.slice_pages)).zip(slots) {
                 if let Slot::Here { slice, last_use, ahead } = slot
                     && Arc::strong_count(slice) == 1
-                    && (wanted || !ahead)
                     && let Some(candidate) = self.range_of(region, first_page)
                     && !state.wanted.contains(&candidate)
                 {
-                    candidates.push((*ahead, *last_use, candidate));
+                    // What all lanes have passed over, they will not come to in this round.
+                    let ahead = *ahead && (region, candidate.first_page + candidate.pages) > passed;
+                    if wanted || !ahead {
+                        candidates.push((ahead, *last_use, candidate));
+                    }
                 }
             }
         }
@@ -266,7 +290,7 @@ impl<S> Slices<S> {
                 break Err("its registration failed");
             }
             let (next, timeout) =
-                self.changed.wait_timeout(state, STALL_MAX * 4).unwrap_or_else(PoisonError::into_inner);
+                self.changed.wait_timeout(state, self.patience).unwrap_or_else(PoisonError::into_inner);
             state = next;
             if timeout.timed_out() {
                 break Err("its registration takes too long");
@@ -326,6 +350,12 @@ impl<S> State<S> {
         self.slots.get_mut(usize::from(range.region))?.get_mut(index)
     }
 
+    fn reach(&mut self, lane: usize, place: (usize, u64)) {
+        if let Some(reached) = self.reached.get_mut(lane) {
+            *reached = place;
+        }
+    }
+
     fn is_absent(&self, range: SliceRange) -> bool {
         let slot = self.index(range).and_then(|index| self.slots.get(usize::from(range.region))?.get(index));
         matches!(slot, Some(Slot::Absent))
@@ -365,171 +395,4 @@ fn pages_step(slice_pages: u64) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::thread;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::memory::RegionLayout;
-
-    const MIB: u64 = 1 << 20;
-
-    fn layout(regions_mib: &[u64]) -> RamLayout {
-        let region = |(index, mib): (usize, &u64)| RegionLayout {
-            guest_address: (index as u64) << 40,
-            len_bytes: mib * MIB,
-        };
-        RamLayout { regions: regions_mib.iter().enumerate().map(region).collect() }
-    }
-
-    fn slice(region: u16, first_page: u64, pages: u64) -> SliceRange {
-        SliceRange { region, first_page, pages }
-    }
-
-    #[test]
-    fn slices_with_dirty_pages_are_planned_in_order_and_only_once() {
-        let layout = RamLayout {
-            regions: vec![
-                RegionLayout { guest_address: 0, len_bytes: (SLICE_PAGES + 1) * PAGE_BYTES },
-                RegionLayout { guest_address: 1 << 40, len_bytes: 5 * PAGE_BYTES },
-            ],
-        };
-        let mut dirty = DirtyBitmap::new(&layout);
-        let slices: Slices<()> = Slices::new(layout, 1, None);
-        assert!(slices.plan(&dirty).is_empty());
-        dirty.regions_mut()[0].mark(SLICE_PAGES..SLICE_PAGES + 1);
-        let last = slice(0, SLICE_PAGES, 1);
-        assert_eq!(slices.plan(&dirty), [last]);
-        dirty.fill();
-        assert_eq!(slices.plan(&dirty), [slice(0, 0, SLICE_PAGES), last, slice(1, 0, 5)]);
-        slices.set(last, ());
-        assert_eq!(slices.plan(&dirty), [slice(0, 0, SLICE_PAGES), slice(1, 0, 5)]);
-    }
-
-    #[test]
-    fn pages_outside_of_ram_are_in_no_slice() {
-        let slices: Slices<()> = Slices::new(layout(&[1]), 1, None);
-        assert_eq!(slices.range_of(0, 255), Some(slice(0, 0, 256)));
-        for (region, page) in [(0, SLICE_PAGES), (1, 0), (0, u64::MAX)] {
-            assert_eq!(slices.range_of(region, page), None, "{region} {page}");
-        }
-    }
-
-    #[test]
-    fn a_small_budget_makes_small_slices_so_that_each_lane_can_hold_one() {
-        assert_eq!(slice_pages(4, None), SLICE_PAGES);
-        assert_eq!(slice_pages(4, Some(1 << 40)), SLICE_PAGES);
-        assert_eq!(slice_pages(4, Some(100 * MIB)), 16 * MIB / PAGE_BYTES);
-        assert_eq!(slice_pages(4, Some(5 * MIB)), SLICE_BYTES_MIN / PAGE_BYTES);
-    }
-
-    #[test]
-    fn what_a_lane_waits_for_comes_before_the_plan_and_failure_wakes_it() {
-        let slices: Slices<()> = Slices::new(layout(&[64, 1]), 1, None);
-        thread::scope(|scope| {
-            let lane = scope.spawn(|| slices.await_slice(slice(1, 0, 256)).map(|_| ()));
-            while slices.state().wanted.is_empty() {
-                thread::yield_now();
-            }
-            let mut planned = [slice(0, 0, SLICE_PAGES)].into();
-            assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(1, 0, 256)]);
-            assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(0, 0, SLICE_PAGES)]);
-            slices.fail();
-            let failed = lane.join().unwrap();
-            assert!(
-                matches!(failed, Err(TransportError::NotRegistered { .. })),
-                "it is no fault of the peer's"
-            );
-            slices.end();
-            assert!(slices.next(&mut planned, 1, true).ranges.is_empty());
-        });
-    }
-
-    #[test]
-    fn a_registrar_that_panics_leaves_no_lane_waiting() {
-        let slices: Slices<()> = Slices::new(layout(&[64]), 1, None);
-        thread::scope(|scope| {
-            let lane = scope.spawn(|| slices.await_slice(slice(0, 0, SLICE_PAGES)).map(|_| ()));
-            while slices.state().wanted.is_empty() {
-                thread::yield_now();
-            }
-            let registrar =
-                scope.spawn(|| slices.supply(|| -> Result<(), ()> { panic!("as a test wants it") }));
-            assert!(registrar.join().is_err());
-            let failed = slices.state().failed;
-            slices.fail();
-            assert!(failed, "the lane would wait until its patience ends");
-            assert!(lane.join().unwrap().is_err());
-        });
-        assert_eq!(slices.supply(|| Ok::<_, ()>(7)), Ok(7));
-    }
-
-    #[test]
-    fn room_is_made_of_what_no_lane_holds_least_recently_used_first() {
-        let slices: Slices<u64> = Slices::new(layout(&[16]), 1, Some(12 * MIB));
-        let four = |index: u64| slice(0, index * 1024, 1024);
-        let register = |index: u64| {
-            let mut planned = [four(index)].into();
-            let batch = slices.next(&mut planned, 1, false);
-            batch.ranges.iter().for_each(|&range| slices.set(range, index));
-            (batch.ranges.len(), batch.evicted.into_iter().map(|(_, index)| *index).collect::<Vec<_>>())
-        };
-        for index in 0..3 {
-            assert_eq!(register(index), (1, vec![]));
-        }
-        assert_eq!(register(3), (0, vec![]), "the lanes have yet to come to all that is here");
-        let held = slices.acquire(four(1)).unwrap();
-        drop(slices.acquire(four(2)));
-        drop(slices.acquire(four(0)));
-        assert_eq!(register(3), (1, vec![2]), "1 is held, and 0 was used later");
-        drop(held);
-        assert_eq!(register(2), (1, vec![1]));
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-
-        /// Lanes that go through RAM in any order, each holding one slice at a time, all come to their end, and never is more
-        /// registered than the budget holds.
-        #[test]
-        fn under_any_budget_all_lanes_get_all_that_they_ask_for(
-            budget_mib in 4u64..40,
-            ways in prop::collection::vec(prop::collection::vec(0u64..16 * 1024, 1..40), 1..5),
-            ahead in prop::bool::ANY,
-        ) {
-            let layout = layout(&[64]);
-            let mut dirty = DirtyBitmap::new(&layout);
-            if ahead {
-                dirty.fill();
-            }
-            let slices: Slices<()> = Slices::new(layout, ways.len(), Some(budget_mib * MIB));
-            let mut planned = slices.plan(&dirty);
-            thread::scope(|scope| {
-                let slices = &slices;
-                let lanes: Vec<_> = ways.iter().map(|way| scope.spawn(move || {
-                    for &page in way {
-                        let range = slices.range_of(0, page).unwrap();
-                        let slice = slices.acquire(range).map_or_else(|| slices.await_slice(range), Ok).unwrap();
-                        drop(slice);
-                        slices.released();
-                    }
-                })).collect();
-                let registrar = scope.spawn(move || {
-                    let mut most = 0;
-                    loop {
-                        let batch = slices.next(&mut planned, 2, true);
-                        most = most.max(slices.state().registered_bytes);
-                        if batch.ranges.is_empty() {
-                            return most;
-                        }
-                        batch.ranges.into_iter().for_each(|range| slices.set(range, ()));
-                    }
-                });
-                lanes.into_iter().for_each(|lane| lane.join().unwrap());
-                slices.end();
-                assert!(registrar.join().unwrap() <= budget_mib * MIB);
-            });
-        }
-    }
-}
+mod tests;
