@@ -81,17 +81,69 @@ fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
     destination.checks_clean("tern");
 }
 
-/// Takes as long as the source waits for a sign of life: about half a minute.
+/// What a side says of one that does not even beat any more.
+const SILENCE: &str = "nothing was heard from the other side for 10 s";
+
 #[test]
 fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
     receiving.process.signal(libc::SIGSTOP);
-    migrating.wait().expect_code(10);
+    migrating.wait().expect_code(10).says(SILENCE);
     runs_on(&source, "tern");
 
     receiving.process.signal(libc::SIGCONT);
     receiving.process.says("a guest did not arrive");
     assert!(!destination.socket("tern").exists(), "what wakes up late does not run the guest");
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+/// As over RDMA: nothing that the source sends needs the destination's process, or it needs it so seldom that no buffer fills.
+#[test]
+fn a_destination_that_hangs_is_noticed_also_where_hardly_anything_is_sent_to_it() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=32M", BUSY]);
+    let receiving = destination.receive(&[]);
+    let slow = ["--transport=tcp", "--bandwidth-limit=1"];
+    let migrating = source.migrate("tern", receiving.address, &slow);
+    migrating.says("TCP stream");
+    receiving.process.signal(libc::SIGSTOP);
+    migrating.wait().expect_code(10).says(SILENCE);
+    runs_on(&source, "tern");
+    moves_away_from(&source, running, "tern", &["--compare"]);
+}
+
+#[test]
+fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later() {
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    running.signal(libc::SIGSTOP);
+    receiving.process.says(SILENCE);
+    assert!(!destination.socket("tern").exists(), "there is no guest");
+
+    running.signal(libc::SIGCONT);
+    migrating.wait().expect_code(10);
+    runs_on(&source, "tern");
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn a_side_that_stands_still_for_a_moment_only_delays_the_migration() {
+    // A cancel is what ends it: as long as it heeds that, it is alive.
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    for stopped in [&receiving.process, &running] {
+        stopped.signal(libc::SIGSTOP);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        stopped.signal(libc::SIGCONT);
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    migrating.signal(libc::SIGINT);
+    migrating.wait().expect_code(130).says("cancelled");
+    runs_on(&source, "tern");
     source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");

@@ -110,6 +110,11 @@ impl<G: Guest> Attempt<G> {
     /// After a failure: gives the guest up, if it may be given up, and tells the source.
     pub(super) fn fail(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
         self.landing = None;
+        let error = match (error, control.pulse().check_heard()) {
+            // Lanes that were shut down because of it explain less.
+            (ReceiveError::Transport(_), Err(silent)) => silent.into(),
+            (error, _) => error,
+        };
         let event = match error {
             ReceiveError::Start(_) => DestinationEvent::NotStarted,
             _ => DestinationEvent::Failed,

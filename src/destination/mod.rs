@@ -12,7 +12,7 @@ use std::time::Duration;
 pub use error::ReceiveError;
 
 use self::attempt::Attempt;
-use crate::control::{ControlChannel, ControlError, read_preamble};
+use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::digest::Digest;
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::transport::{Landing, land};
@@ -131,7 +131,7 @@ impl Receiver {
                 Err(error) => {
                     tracing::warn!("{from} was turned away: {error}");
                     // Told in our own terms, so that a peer of another version can name both.
-                    let _ = ControlChannel::answer(stream);
+                    let _ = greet(&stream);
                 }
             }
         }

@@ -65,8 +65,28 @@ impl Link {
         Ok(Self { epoch, control, transport, reason, ram, pool, lanes })
     }
 
-    /// Sends every page set in `dirty`, watching it again for `log`, and tells the destination that the round is closed.
+    /// Sends every page set in `dirty`, watching it again for `log`, and tells the destination that the round is closed. Fails
+    /// when the destination is silent for too long: one-sided writes to its memory would go on.
     pub(crate) fn send_round(
+        &mut self,
+        number: u32,
+        (dirty, stripes): (&DirtyBitmap, &Stripes),
+        log: Option<&dyn DirtyLog>,
+        brakes: Brakes<'_>,
+    ) -> Result<Sent, MigrationFailure> {
+        let pulse = self.control.pulse();
+        let check = || pulse.check().map_err(MigrationFailure::from).and_then(|()| (brakes.check)());
+        let brakes = Brakes { check: &check, ..brakes };
+        let sent = self.send_pages(number, (dirty, stripes), log, brakes).map_err(|error| match error {
+            // Lanes that were shut down because of it explain less.
+            MigrationFailure::Transport(_) => pulse.check_heard().err().map_or(error, MigrationFailure::from),
+            error => error,
+        })?;
+        self.control.send(&Message::RoundClosed(number))?;
+        Ok(sent)
+    }
+
+    fn send_pages(
         &mut self,
         number: u32,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
@@ -75,8 +95,8 @@ impl Link {
     ) -> Result<Sent, MigrationFailure> {
         let Self { control, transport, ram, pool, .. } = self;
         let rounds = |supply| Rounds { ram, log, stripes, pool, brakes, supply };
-        let sent = match transport.parts() {
-            (lanes, None) => rounds(None).send(number, dirty, lanes)?,
+        match transport.parts() {
+            (lanes, None) => rounds(None).send(number, dirty, lanes),
             (lanes, Some(supply)) => thread::scope(|scope| {
                 let supplying = scope.spawn(|| supply.supply(dirty, control));
                 let sent = {
@@ -86,10 +106,8 @@ impl Link {
                 // Why lanes were not supplied explains more than that they were not.
                 supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
                 sent
-            })?,
-        };
-        self.control.send(&Message::RoundClosed(number))?;
-        Ok(sent)
+            }),
+        }
     }
 
     /// How long the destination is expected to need to take remote access away.

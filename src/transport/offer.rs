@@ -110,7 +110,7 @@ impl Offer {
     ) -> Result<Box<dyn Transport>, TransportError> {
         match (self.kind, ready) {
             (OfferKind::Tcp(lanes), LaneReady::Tcp(token)) => {
-                Ok(Box::new(TcpTransport::connect(control.peer_address(), lanes, token, ram)?))
+                Ok(Box::new(TcpTransport::connect(control, lanes, token, ram)?))
             }
             (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
                 Ok(Box::new(offer.connect(&endpoints, pin_max_bytes)?))
@@ -132,7 +132,7 @@ pub fn land(
     pin_max_bytes: Option<u64>,
 ) -> Result<Box<dyn Landing>, TransportError> {
     match offer {
-        LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram)?)),
+        LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram, control.pulse())?)),
         LaneOffer::Rdma { endpoints, any_device } => {
             let reach = RdmaReach::find(control.local_ip(), *any_device)?;
             Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints, pin_max_bytes, *any_device)?))

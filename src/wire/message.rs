@@ -72,6 +72,8 @@ pub enum Message {
     OfferImage(ImageOffer),
     /// Destination: the file is whole, on its disk and under its name.
     Stored(Epoch),
+    /// Either side, every second: I am alive, also when I have nothing to say.
+    Beat,
 }
 
 /// The opening of a migration.
@@ -296,6 +298,7 @@ impl Message {
             Self::OfferImage(_) => 14,
             Self::Stored(_) => 15,
             Self::ReleaseSlices(_) => 16,
+            Self::Beat => 30,
         }
     }
 
@@ -336,6 +339,7 @@ impl Message {
                 postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
             }
             Self::OfferImage(body) => postcard::to_stdvec(body),
+            Self::Beat => Ok(Vec::new()),
         }
         .map_err(|_| WireError::Malformed(what))?;
         if body.len() > max {
@@ -370,6 +374,7 @@ impl Message {
             14 => Self::OfferImage(parse(what, body)?),
             15 => Self::Stored(parse(what, body)?),
             16 => Self::ReleaseSlices(parse(what, body)?),
+            30 => parse(what, body).map(|()| Self::Beat)?,
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -416,6 +421,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         14 => ("OfferImage", 64 << 10),
         15 => ("Stored", 16),
         16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
+        30 => ("Beat", 0),
         _ => return None,
     })
 }
@@ -517,6 +523,12 @@ mod tests {
     }
 
     #[test]
+    fn a_beat_has_no_body() {
+        assert_eq!(Message::decode(30, &Message::Beat.encode().unwrap()), Ok(Message::Beat));
+        assert!(matches!(Message::decode(30, &[0]), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
     fn bounds_hold_before_anything_is_believed() {
         let refused = |hello: Hello| Message::decode(1, &postcard::to_stdvec(&hello).unwrap()).unwrap_err();
         assert!(matches!(
@@ -560,7 +572,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_peer_make_it_panic(kind in 0..18u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..32u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Message::decode(kind, &body);
         }
     }

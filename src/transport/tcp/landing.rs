@@ -9,7 +9,7 @@ use socket2::SockRef;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{STALL_MAX, broken};
-use crate::control::{read_preamble, tune};
+use crate::control::{Pulse, read_preamble, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::transport::{Landing, TransportError};
 use crate::wire::{
@@ -27,6 +27,7 @@ pub(crate) struct TcpLanding {
     ram: GuestRam,
     lanes: Vec<Option<Reader>>,
     fences: Arc<Fences>,
+    pulse: Pulse,
 }
 
 #[derive(Debug)]
@@ -36,12 +37,12 @@ struct Reader {
 }
 
 impl TcpLanding {
-    /// A landing for `lanes` lanes that are yet to connect.
-    pub(crate) fn new(lanes: u8, ram: &GuestRam) -> Result<Self, TransportError> {
+    /// A landing for `lanes` lanes that are yet to connect, and end with the control channel of this pulse.
+    pub(crate) fn new(lanes: u8, ram: &GuestRam, pulse: Pulse) -> Result<Self, TransportError> {
         let mut token = Token([0; 16]);
         getrandom::fill(&mut token.0).map_err(TransportError::Random)?;
         let lanes: Vec<_> = (0..lanes).map(|_| None).collect();
-        Ok(Self { token, ram: ram.clone(), fences: Arc::new(Fences::new(lanes.len())), lanes })
+        Ok(Self { token, ram: ram.clone(), fences: Arc::new(Fences::new(lanes.len())), lanes, pulse })
     }
 
     /// Takes a connection if it is one of the lanes still missing.
@@ -57,6 +58,7 @@ impl TcpLanding {
         }
         let reader = tune(&stream)
             .and_then(|()| stream.set_read_timeout(None))
+            .and_then(|()| self.pulse.shut_with(&stream))
             .and_then(|()| stream.set_write_timeout(Some(STALL_MAX)))
             .and_then(|()| stream.try_clone())
             .and_then(|reading| {

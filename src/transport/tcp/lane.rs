@@ -7,7 +7,7 @@ use std::time::Duration;
 use zerocopy::IntoBytes;
 
 use super::{STALL_MAX, broken};
-use crate::control::tune;
+use crate::control::{ControlChannel, tune};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, send_from};
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
 use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
@@ -20,17 +20,19 @@ pub(crate) struct TcpTransport {
 }
 
 impl TcpTransport {
-    /// Connects `lanes` lanes to `peer`, each showing `token`.
+    /// Connects `lanes` lanes to the peer of `control`, each showing `token`. They end with it.
     pub(crate) fn connect(
-        peer: SocketAddr,
+        control: &ControlChannel,
         lanes: u8,
         token: Token,
         ram: &GuestRam,
     ) -> Result<Self, TransportError> {
+        let (peer, pulse) = (control.peer_address(), control.pulse());
         let connect = |lane: u8| {
             let open = || {
                 let mut stream = TcpStream::connect_timeout(&peer, STALL_MAX)?;
                 tune(&stream)?;
+                pulse.shut_with(&stream)?;
                 stream.set_read_timeout(Some(STALL_MAX))?;
                 stream.set_write_timeout(Some(STALL_MAX))?;
                 stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;

@@ -1,19 +1,32 @@
 //! The control channel: [`wire`](crate::wire) messages over one TCP connection.
 //!
-//! Nothing here waits without end for a peer that has gone: the sockets carry keepalive and `TCP_USER_TIMEOUT`, so a cut
-//! link becomes an error within [`SILENCE_MAX`], and each awaited answer has its own time limit besides.
+//! Nothing here waits without end for a peer that has gone. Both ends beat every [`BEAT`], whatever else they do, and count as lost
+//! when nothing at all was heard of them for [`SILENT_BEATS`] beats: so a process that hangs or was stopped is noticed, whose
+//! kernel answers for it, and to whose memory RDMA would go on writing. Each awaited answer has its own time limit besides.
+//! `TCP_USER_TIMEOUT` and keepalive say the same of connections that do not beat, the lanes.
+
+mod line;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
+use self::line::Line;
+use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
 
-/// How long a peer may be silent on a connection with unanswered data or keepalives before it counts as lost.
+/// How often either end of a control channel says that it is alive.
+pub const BEAT: Duration = Duration::from_secs(1);
+
+/// After how many of this side's own beats without any sign of the other side it counts as lost. Many, because a process on an
+/// overloaded host may not come to run for seconds.
+pub const SILENT_BEATS: u32 = 10;
+
+/// How long a peer's kernel may leave data or keepalives unanswered before a connection breaks.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 
 /// How long one step of the conversation may take where nothing bigger than a message is worked on.
@@ -53,6 +66,23 @@ pub enum ControlError {
         /// For how long.
         limit: Duration,
     },
+    /// Nothing at all came from the peer, which beats if it lives.
+    #[error(
+        "nothing was heard from the other side for {} s: its process hangs or was stopped, its host is down, or the link is cut",
+        silence.as_secs()
+    )]
+    Silent {
+        /// For how long.
+        silence: Duration,
+    },
+    /// The peer lives and does not read.
+    #[error("the other side has not taken {message} within {} s", limit.as_secs())]
+    NotTaken {
+        /// What was to be sent.
+        message: &'static str,
+        /// For how long.
+        limit: Duration,
+    },
     /// The connection broke.
     #[error("the control connection broke: {0}")]
     Io(#[source] io::Error),
@@ -72,10 +102,44 @@ pub enum ControlError {
 /// One end of a control connection.
 #[derive(Debug)]
 pub struct ControlChannel {
-    stream: TcpStream,
+    line: Arc<Line>,
     peer: SocketAddr,
     local: SocketAddr,
     round_trip: Duration,
+}
+
+/// Asks after the other end of a control channel, from anywhere.
+#[derive(Clone, Debug)]
+pub(crate) struct Pulse(Arc<Line>);
+
+impl Pulse {
+    /// Whether the other end was heard of lately.
+    ///
+    /// # Errors
+    /// [`ControlError`] if nothing more will come from it, and why.
+    pub(crate) fn check(&self) -> Result<(), ControlError> {
+        self.0.check()
+    }
+
+    /// The same, where it fell silent.
+    ///
+    /// # Errors
+    /// [`ControlError::Silent`].
+    pub(crate) fn check_heard(&self) -> Result<(), ControlError> {
+        match self.check() {
+            Err(error @ ControlError::Silent { .. }) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a lane shut down when nothing more comes from the other end, so that nobody waits there.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub(crate) fn shut_with(&self, lane: &TcpStream) -> io::Result<()> {
+        self.0.shut_with(lane.try_clone()?);
+        Ok(())
+    }
 }
 
 impl ControlChannel {
@@ -97,32 +161,34 @@ impl ControlChannel {
         Err(ControlError::Connect { address: address.to_owned(), error: failure })
     }
 
-    fn open(stream: TcpStream) -> Result<Self, ControlError> {
-        let mut channel = Self::over(stream)?;
+    fn open(mut stream: TcpStream) -> Result<Self, ControlError> {
+        tune(&stream).map_err(ControlError::Io)?;
         let began = Instant::now();
-        channel.send_preamble()?;
-        read_preamble(&mut channel.stream, STEP_MAX)?;
-        channel.round_trip = began.elapsed();
+        greet(&stream)?;
+        read_preamble(&mut stream, STEP_MAX)?;
+        let round_trip = began.elapsed();
+        let mut channel = Self::over(stream, BEAT)?;
+        channel.round_trip = round_trip;
         Ok(channel)
     }
 
     /// Takes the destination's end of a connection whose preamble has been read, and answers it.
     pub(crate) fn answer(stream: TcpStream) -> Result<Self, ControlError> {
-        let mut channel = Self::over(stream)?;
-        channel.send_preamble()?;
-        Ok(channel)
+        tune(&stream).map_err(ControlError::Io)?;
+        greet(&stream)?;
+        Self::over(stream, BEAT)
     }
 
-    fn over(stream: TcpStream) -> Result<Self, ControlError> {
-        tune(&stream).map_err(ControlError::Io)?;
+    fn over(stream: TcpStream, beat: Duration) -> Result<Self, ControlError> {
         let peer = stream.peer_addr().map_err(ControlError::Io)?;
         let local = stream.local_addr().map_err(ControlError::Io)?;
-        Ok(Self { stream, peer, local, round_trip: Duration::ZERO })
+        let line = Line::start(stream, beat).map_err(ControlError::Io)?;
+        Ok(Self { line, peer, local, round_trip: Duration::ZERO })
     }
 
-    fn send_preamble(&mut self) -> Result<(), ControlError> {
-        let preamble = Preamble { role: Role::Control, token: Token::NONE };
-        self.stream.write_all(&preamble.encode()).map_err(ControlError::Io)
+    /// Asks after the other end, from anywhere.
+    pub(crate) fn pulse(&self) -> Pulse {
+        Pulse(self.line.clone())
     }
 
     /// The other end's address.
@@ -149,42 +215,41 @@ impl ControlChannel {
     /// Sends a message.
     ///
     /// # Errors
-    /// [`ControlError::Io`] if the connection is broken. The message may have arrived all the same.
+    /// [`ControlError::Io`] if the connection is broken, [`ControlError::NotTaken`] if the peer does not read. The message may
+    /// have arrived all the same.
     pub fn send(&mut self, message: &Message) -> Result<(), ControlError> {
         let body = message.encode()?;
         let body_len = u32::try_from(body.len()).map_err(|_| WireError::Malformed("message"))?;
         let mut frame = FrameHead::new(message.kind(), body_len).as_bytes().to_vec();
         frame.extend(body);
-        self.stream.write_all(&frame).map_err(ControlError::Io)
+        self.line.send(&frame, message.name())
     }
 
-    /// Waits for the next message, for `limit` or without limit. `awaited` names it for the error.
+    /// Waits for the next message, for `limit`, or for as long as the peer lives. `awaited` names it for the error.
     ///
     /// # Errors
-    /// [`ControlError`]; the channel is of no further use, as part of a message may have been read.
+    /// [`ControlError`]; after [`ControlError::Timeout`] the message may still come.
     pub fn receive(
         &mut self,
         awaited: &'static str,
         limit: Option<Duration>,
     ) -> Result<Message, ControlError> {
-        self.stream.set_read_timeout(limit).map_err(ControlError::Io)?;
-        let explain = |error: io::Error| match (error.kind(), limit) {
-            (io::ErrorKind::UnexpectedEof, _) => ControlError::Closed(awaited),
-            (io::ErrorKind::WouldBlock, Some(limit)) => ControlError::Timeout { awaited, limit },
-            _ => ControlError::Io(error),
-        };
-        let mut head = [0; FRAME_HEAD_LEN];
-        self.stream.read_exact(&mut head).map_err(explain)?;
-        let head = FrameHead::read_from_bytes(&head).map_err(|_| WireError::Malformed("frame"))?;
-        let (len, max) = (head.body_len.get() as usize, Message::body_max(head.kind.get())?);
-        if len > max {
-            return Err(WireError::TooLong { what: "a message", len, max }.into());
-        }
-        let mut body = vec![0; len];
-        self.stream.set_read_timeout(Some(SILENCE_MAX)).map_err(ControlError::Io)?;
-        self.stream.read_exact(&mut body).map_err(explain)?;
-        Ok(Message::decode(head.kind.get(), &body)?)
+        let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
+        let message = self.line.receive(awaited, deadline)?;
+        message.ok_or_else(|| ControlError::Timeout { awaited, limit: limit.unwrap_or_default() })
     }
+}
+
+impl Drop for ControlChannel {
+    fn drop(&mut self) {
+        self.line.leave();
+    }
+}
+
+/// Opens a connection, or answers its opening.
+pub(crate) fn greet(mut stream: &TcpStream) -> Result<(), ControlError> {
+    let preamble = Preamble { role: Role::Control, token: Token::NONE };
+    stream.write_all(&preamble.encode()).map_err(ControlError::Io)
 }
 
 /// Reads the preamble of a connection that was opened to us.

@@ -1,0 +1,344 @@
+//! One connection and the thread that listens on it and beats: so that a peer that hangs, was stopped or has lost its host is
+//! noticed whatever this side is busy with.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{ControlError, SILENT_BEATS};
+use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, WireError};
+
+/// How many bytes of messages wait to be received before no more are read from the connection.
+const INBOX_BYTES_MAX: usize = 8 << 20;
+
+/// What a message in the inbox counts for besides its body.
+const MESSAGE_BYTES: usize = 256;
+
+/// A connection, what has arrived on it, and what ends with it.
+#[derive(Debug)]
+pub(super) struct Line {
+    stream: TcpStream,
+    beat: Duration,
+    /// `Err` once part of a frame was written and the rest could not be: nothing behind it would be understood.
+    writing: Mutex<Result<(), ()>>,
+    inbox: Mutex<Inbox>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    messages: VecDeque<(Message, usize)>,
+    bytes: usize,
+    /// Why nothing more comes.
+    end: Option<End>,
+    /// The channel was dropped, then.
+    left: Option<Instant>,
+    /// Connections that are of no use without this one.
+    lanes: Vec<TcpStream>,
+}
+
+/// Why nothing more comes from a peer.
+#[derive(Clone, Debug)]
+enum End {
+    Closed,
+    Silent(Duration),
+    Broken(Option<i32>),
+    Wire(WireError),
+}
+
+impl End {
+    fn error(&self, awaited: &'static str) -> ControlError {
+        match self {
+            Self::Closed => ControlError::Closed(awaited),
+            Self::Silent(silence) => ControlError::Silent { silence: *silence },
+            Self::Broken(code) => ControlError::Io(
+                code.map_or_else(|| io::ErrorKind::BrokenPipe.into(), io::Error::from_raw_os_error),
+            ),
+            Self::Wire(error) => ControlError::Wire(error.clone()),
+        }
+    }
+}
+
+impl Line {
+    /// Listens and beats on a connection whose preambles have been exchanged.
+    pub(super) fn start(stream: TcpStream, beat: Duration) -> io::Result<Arc<Self>> {
+        // Short, so that beats are punctual.
+        stream.set_read_timeout(Some(beat / 4))?;
+        stream.set_write_timeout(Some(beat * SILENT_BEATS))?;
+        let (inbox, changed) = Default::default();
+        let line = Arc::new(Self { stream, beat, writing: Mutex::new(Ok(())), inbox, changed });
+        let listener = Listener { line: line.clone(), beaten: Instant::now(), unanswered: 0 };
+        thread::Builder::new().name("control".into()).spawn(move || listener.run())?;
+        Ok(line)
+    }
+
+    /// Writes a frame.
+    pub(super) fn send(&self, frame: &[u8], name: &'static str) -> Result<(), ControlError> {
+        let mut whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if whole.is_err() {
+            return Err(ControlError::Io(io::ErrorKind::BrokenPipe.into()));
+        }
+        if self.check().is_err() {
+            // It may wake up, so it is tried, but not waited for.
+            self.stream.set_write_timeout(Some(self.beat / 4)).map_err(ControlError::Io)?;
+        }
+        (&self.stream).write_all(frame).map_err(|error| {
+            *whole = Err(());
+            match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    ControlError::NotTaken { message: name, limit: self.beat * SILENT_BEATS }
+                }
+                _ => ControlError::Io(error),
+            }
+        })
+    }
+
+    /// Writes a beat, unless something else is being written or there is no room: then the peer has more to hear already.
+    fn beat(&self) {
+        let Ok(mut whole) = self.writing.try_lock() else { return };
+        if whole.is_err() {
+            return;
+        }
+        let frame = FrameHead::new(Message::Beat.kind(), 0);
+        let frame = frame.as_bytes();
+        // An error of the connection is the reader's to tell.
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        if let Ok(sent) = SockRef::from(&self.stream).send_with_flags(frame, flags) {
+            *whole = (&self.stream).write_all(&frame[sent..]).map_err(drop);
+        }
+    }
+
+    /// Takes the next message, waiting for it until `deadline`; `None` if none came.
+    pub(super) fn receive(
+        &self,
+        awaited: &'static str,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Message>, ControlError> {
+        let mut inbox = self.inbox();
+        loop {
+            if let Some((message, bytes)) = inbox.messages.pop_front() {
+                inbox.bytes -= bytes;
+                self.changed.notify_all();
+                return Ok(Some(message));
+            }
+            if let Some(end) = &inbox.end {
+                return Err(end.error(awaited));
+            }
+            inbox = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Ok(None),
+                Some(left) => {
+                    self.changed.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Whether the peer may still say something.
+    pub(super) fn check(&self) -> Result<(), ControlError> {
+        self.inbox().end.as_ref().map_or(Ok(()), |end| Err(end.error("the end of the transfer")))
+    }
+
+    /// Has a connection shut down when this one ends, so that nobody waits there for a peer that is gone.
+    pub(super) fn shut_with(&self, lane: TcpStream) {
+        let mut inbox = self.inbox();
+        if inbox.end.is_some() {
+            let _ = lane.shutdown(Shutdown::Both);
+        } else {
+            inbox.lanes.push(lane);
+        }
+    }
+
+    /// Nobody here will send or receive any more. What was sent still arrives.
+    pub(super) fn leave(&self) {
+        let mut inbox = self.inbox();
+        inbox.left = Some(Instant::now());
+        inbox.messages.clear();
+        inbox.lanes.clear();
+        self.changed.notify_all();
+        // An error means that the peer was faster.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads all that comes, and beats in between. Silence is counted in beats of its own: a host that stood still itself, so that
+/// it heard nothing, has not beaten either.
+struct Listener {
+    line: Arc<Line>,
+    beaten: Instant,
+    /// How often it has beaten since anything came.
+    unanswered: u32,
+}
+
+impl Listener {
+    fn run(mut self) {
+        let Err(end) = self.listen();
+        let mut inbox = self.line.inbox();
+        inbox.end = Some(end);
+        for lane in inbox.lanes.drain(..) {
+            let _ = lane.shutdown(Shutdown::Both);
+        }
+        self.line.changed.notify_all();
+    }
+
+    fn listen(&mut self) -> Result<Infallible, End> {
+        loop {
+            let mut head = [0; FRAME_HEAD_LEN];
+            self.fill(&mut head)?;
+            let head = FrameHead::read_from_bytes(&head).map_err(|_| WireError::Malformed("frame"))?;
+            let (kind, len) = (head.kind.get(), head.body_len.get() as usize);
+            let max = Message::body_max(kind)?;
+            if len > max {
+                return Err(WireError::TooLong { what: "a message", len, max }.into());
+            }
+            let mut body = vec![0; len];
+            self.fill(&mut body)?;
+            match Message::decode(kind, &body)? {
+                Message::Beat => {}
+                message => self.deliver(message, len + MESSAGE_BYTES)?,
+            }
+        }
+    }
+
+    fn fill(&mut self, mut buffer: &mut [u8]) -> Result<(), End> {
+        while !buffer.is_empty() {
+            match (&self.line.stream).read(buffer) {
+                Ok(0) => return Err(End::Closed),
+                Ok(count) => {
+                    self.unanswered = 0;
+                    buffer = &mut buffer[count..];
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                    // By a peer that closed it before it had read all.
+                    io::ErrorKind::ConnectionReset => return Err(End::Closed),
+                    _ => return Err(End::Broken(error.raw_os_error())),
+                },
+            }
+            self.tick()?;
+        }
+        Ok(())
+    }
+
+    /// Puts a message where it is received, once there is room.
+    fn deliver(&mut self, message: Message, bytes: usize) -> Result<(), End> {
+        let line = self.line.clone();
+        let mut inbox = line.inbox();
+        while inbox.bytes > INBOX_BYTES_MAX && inbox.left.is_none() {
+            inbox = line.changed.wait_timeout(inbox, line.beat / 4).unwrap_or_else(PoisonError::into_inner).0;
+            drop(inbox);
+            // The peer is not silent: nobody listens.
+            self.unanswered = 0;
+            self.tick()?;
+            inbox = line.inbox();
+        }
+        if inbox.left.is_none() {
+            inbox.bytes += bytes;
+            inbox.messages.push_back((message, bytes));
+            line.changed.notify_all();
+        }
+        Ok(())
+    }
+
+    /// Beats if it is time to, and ends what has been silent or left for too long.
+    fn tick(&mut self) -> Result<(), End> {
+        if self.beaten.elapsed() < self.line.beat {
+            return Ok(());
+        }
+        if let Some(left) = self.line.inbox().left {
+            // To close a connection with something unread would take back what was sent and has not arrived.
+            return if left.elapsed() < self.line.beat { Ok(()) } else { Err(End::Closed) };
+        }
+        self.beaten = Instant::now();
+        self.line.beat();
+        self.unanswered += 1;
+        if self.unanswered > SILENT_BEATS {
+            return Err(End::Silent(self.line.beat * SILENT_BEATS));
+        }
+        Ok(())
+    }
+}
+
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::wire::{DIGESTS_MAX, Epoch};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    fn frame(message: &Message) -> Vec<u8> {
+        let body = message.encode().unwrap();
+        let head = FrameHead::new(message.kind(), u32::try_from(body.len()).unwrap());
+        [head.as_bytes(), &body].concat()
+    }
+
+    #[test]
+    fn a_peer_that_says_nothing_ends_the_wait_and_the_lanes() {
+        let (ours, _theirs) = pair();
+        let (mut lane, _its_other_end) = pair();
+        let line = Line::start(ours, Duration::from_millis(20)).unwrap();
+        line.shut_with(lane.try_clone().unwrap());
+        assert!(matches!(line.receive("anything", None), Err(ControlError::Silent { .. })));
+        assert!(matches!(line.check(), Err(ControlError::Silent { .. })));
+        assert_eq!(lane.read(&mut [0]).unwrap(), 0, "it was shut down");
+        let (mut late, _its_other_end) = pair();
+        line.shut_with(late.try_clone().unwrap());
+        assert_eq!(late.read(&mut [0]).unwrap(), 0, "so is one that is made after");
+        line.leave();
+    }
+
+    #[test]
+    fn two_that_have_nothing_to_say_hear_each_other_all_the_same() {
+        let beat = Duration::from_millis(200);
+        let (ours, theirs) = pair();
+        let (line, other) = (Line::start(ours, beat).unwrap(), Line::start(theirs, beat).unwrap());
+        let deadline = Instant::now() + beat * (SILENT_BEATS + SILENT_BEATS / 2);
+        assert_eq!(line.receive("nothing", Some(deadline)).unwrap(), None);
+        other.send(&frame(&Message::Go(Epoch([1; 16]))), "Go").unwrap();
+        other.leave();
+        assert_eq!(line.receive("GO", None).unwrap(), Some(Message::Go(Epoch([1; 16]))));
+        assert!(matches!(line.receive("more", None), Err(ControlError::Closed("more"))));
+        line.leave();
+    }
+
+    #[test]
+    fn a_flood_waits_in_the_connection_and_is_no_silence() {
+        const DIGESTS: usize = 128;
+        let (ours, mut theirs) = pair();
+        let line = Line::start(ours, Duration::from_millis(50)).unwrap();
+        let digests = frame(&Message::Digests(vec![[7; 32]; DIGESTS_MAX]));
+        theirs.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+        let sent = (0..DIGESTS).take_while(|_| theirs.write_all(&digests).is_ok()).count();
+        assert!(sent < DIGESTS, "64 MiB are more than the inbox and the buffers of a connection hold");
+        let waiting = line.inbox().bytes;
+        assert!(waiting <= INBOX_BYTES_MAX + 2 * digests.len(), "{waiting}");
+        assert!(line.check().is_ok());
+        for _ in 0..sent {
+            assert!(matches!(line.receive("digests", None), Ok(Some(Message::Digests(_)))));
+        }
+        line.leave();
+    }
+}
