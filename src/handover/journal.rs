@@ -2,9 +2,13 @@
 //! [`crate::journal`].
 //!
 //! A journal is a file of fixed size, so that its space can be reserved before anything depends on it: a head, and
-//! [`SLOTS`] slots of 4 KiB, into which records go in turn. A record never shares a block of a disk with another, so a write
-//! that is cut, or that fails, costs at most the record that was being written and never one that was there. Each carries its number
-//! and a BLAKE3 digest; the last one whole is what the journal says.
+//! [`SLOTS`] slots, into which records go in turn. Each is there twice, in two blocks of 4 KiB, and carries its number and a
+//! BLAKE3 digest; the last one whole is what the journal says. No block has parts of two records, and a copy lies within one
+//! sector, which disks write whole or not at all. So
+//!
+//! * a write that is cut leaves in its slot a copy that is whole, or the older record, or nothing: never two damaged copies;
+//! * a record that was written and of which one copy is damaged since is read from the other;
+//! * of two damaged copies nobody knows what they said: the journal is not to be gone by.
 
 use std::fmt;
 
@@ -16,13 +20,14 @@ use crate::wire::Epoch;
 
 /// A journal's length, in bytes.
 pub const JOURNAL_LEN: usize = (1 + SLOTS) * SLOT_LEN;
-/// The length of each write to a journal, in bytes.
-pub const WRITE_LEN: usize = size_of::<Block>();
+/// The length of each write to a journal, in bytes: two copies.
+pub const WRITE_LEN: usize = COPY_LEN + size_of::<Block>();
 /// The longest name of a peer, in bytes: a host's name of 253, and a port.
 pub const PEER_MAX: usize = 260;
 
-/// Each record has a block of any disk for itself.
-const SLOT_LEN: usize = 4096;
+/// Each copy of a record has a block of any disk for itself.
+const COPY_LEN: usize = 4096;
+const SLOT_LEN: usize = 2 * COPY_LEN;
 /// The records of about the last eight attempts: a source that is still in doubt about one of them finds its answer.
 const SLOTS: usize = 16;
 const MAGIC: [u8; 8] = *b"STERNA-J";
@@ -113,7 +118,7 @@ impl Journal {
     /// The first bytes of a new journal; the rest is zeros. They must be on the disk before the first record is written.
     #[must_use]
     pub fn head(side: Side) -> [u8; WRITE_LEN] {
-        Block::new(side, 0, 0).sealed()
+        twice(&Block::new(side, 0, 0).sealed())
     }
 
     /// Reads a journal.
@@ -126,36 +131,25 @@ impl Journal {
         if bytes.len() != JOURNAL_LEN {
             return Err(JournalError::Foreign);
         }
-        let mut blocks = bytes.chunks_exact(SLOT_LEN).map(Block::read);
-        let head = blocks.next().flatten().ok_or(JournalError::Foreign)?;
-        if head.magic != MAGIC {
-            return Err(JournalError::Foreign);
-        }
-        if head.version.get() != VERSION {
-            return Err(JournalError::Version { theirs: head.version.get() });
-        }
-        if !head.is_whole() || head.kind != 0 {
-            return Err(JournalError::Foreign);
-        }
-        match Side::of(head.side) {
-            Some(of) if of == side => {}
-            Some(other) => return Err(JournalError::OtherSide(other)),
-            None => return Err(JournalError::Foreign),
-        }
-        let slots: Vec<_> = blocks.flatten().collect();
-        let mut whole: Vec<_> =
-            slots.iter().enumerate().filter_map(|(slot, block)| block.record(side, slot)).collect();
+        let mut slots = bytes.chunks_exact(SLOT_LEN).map(|slot| {
+            let (first, second) = slot.split_at(COPY_LEN);
+            [Block::read(first), Block::read(second)]
+        });
+        check_head(slots.next().ok_or(JournalError::Foreign)?, side)?;
+        let slots: Vec<_> = slots.enumerate().map(|(slot, copies)| Slot::of(&copies, side, slot)).collect();
+        let mut whole: Vec<_> = slots.iter().filter_map(|slot| slot.record.clone()).collect();
         whole.sort_by_key(|(number, _)| *number);
         let next = whole.last().map_or(1, |(last, _)| last + 1);
-        for (slot, block) in slots.iter().enumerate() {
-            let is_whole = whole.iter().any(|(number, _)| slot_of(*number) == slot);
-            if !is_whole && !block.is_blank() && slot != slot_of(next) {
-                return Err(JournalError::Damaged(slot));
+        for (index, slot) in slots.iter().enumerate() {
+            // Only the write that would be next can have been cut, and it leaves one copy as it was.
+            let cut = slot.damaged == 1 && index == slot_of(next);
+            if slot.damaged == 2 || (slot.damaged == 1 && slot.record.is_none() && !cut) {
+                return Err(JournalError::Damaged(index));
             }
         }
         // Numbers without a gap: a record that went missing might be the one that matters.
         let first = whole.first().map_or(next, |(first, _)| *first);
-        if next - first != whole.len() as u64 || (first > 1 && whole.len() + 1 < SLOTS) {
+        if next - first != whole.len() as u64 || (first > 1 && whole.len() < SLOTS) {
             return Err(JournalError::Damaged(slot_of(first)));
         }
         Ok(Self { side, next, records: whole.into_iter().map(|(_, record)| record).collect() })
@@ -173,7 +167,7 @@ impl Journal {
         block.boot = record.boot.0;
         block.peer.get_mut(..peer.len()).ok_or(JournalError::Peer(peer.len()))?.copy_from_slice(peer);
         block.peer_len = U16::new(u16::try_from(peer.len()).map_err(|_| JournalError::Peer(peer.len()))?);
-        Ok(((SLOT_LEN * (1 + slot_of(self.next))) as u64, block.sealed()))
+        Ok(((SLOT_LEN * (1 + slot_of(self.next))) as u64, twice(&block.sealed())))
     }
 
     /// Adds a record that was written.
@@ -204,7 +198,55 @@ impl Journal {
     }
 }
 
-/// What is at the beginning of every slot, and of the file.
+/// What the two copies of a slot say.
+struct Slot {
+    /// The latest record that is whole in either, with its number.
+    record: Option<(u64, Record)>,
+    /// How many copies are neither whole nor blank.
+    damaged: usize,
+}
+
+impl Slot {
+    fn of(copies: &[Block; 2], side: Side, slot: usize) -> Self {
+        let read = copies.each_ref().map(|copy| copy.record(side, slot));
+        let damaged = copies.iter().zip(&read).filter(|(copy, read)| read.is_none() && !copy.is_blank());
+        let damaged = damaged.count();
+        let [first, second] = read;
+        // Of two with one number the first: it is written first, over one that failed.
+        let first_counts =
+            first.as_ref().map(|(number, _)| *number) >= second.as_ref().map(|(number, _)| *number);
+        Self { record: if first_counts { first } else { second }, damaged }
+    }
+}
+
+fn check_head(copies: [Block; 2], side: Side) -> Result<(), JournalError> {
+    let [first, second] = copies;
+    let head = if first.is_whole() { first } else { second };
+    if head.magic != MAGIC {
+        return Err(JournalError::Foreign);
+    }
+    if head.version.get() != VERSION {
+        return Err(JournalError::Version { theirs: head.version.get() });
+    }
+    if !head.is_whole() || head.kind != 0 {
+        return Err(JournalError::Foreign);
+    }
+    match Side::of(head.side) {
+        Some(of) if of == side => Ok(()),
+        Some(other) => Err(JournalError::OtherSide(other)),
+        None => Err(JournalError::Foreign),
+    }
+}
+
+/// The bytes of a write: a block, and again where the next block of a disk begins.
+fn twice(block: &Block) -> [u8; WRITE_LEN] {
+    let mut bytes = [0; WRITE_LEN];
+    bytes[..size_of::<Block>()].copy_from_slice(block.as_bytes());
+    bytes[COPY_LEN..].copy_from_slice(block.as_bytes());
+    bytes
+}
+
+/// What is at the beginning of every copy of a record, and of the file.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Block {
@@ -235,15 +277,13 @@ impl Block {
         block
     }
 
-    fn read(slot: &[u8]) -> Option<Self> {
-        Self::read_from_prefix(slot).ok().map(|(block, _)| block)
+    fn read(copy: &[u8]) -> Self {
+        Self::read_from_prefix(copy).map_or_else(|_| Self::new_zeroed(), |(block, _)| block)
     }
 
-    fn sealed(mut self) -> [u8; WRITE_LEN] {
+    fn sealed(mut self) -> Self {
         self.digest = self.expected_digest();
-        let mut bytes = [0; WRITE_LEN];
-        bytes.copy_from_slice(self.as_bytes());
-        bytes
+        self
     }
 
     fn expected_digest(&self) -> [u8; 32] {
@@ -417,26 +457,33 @@ mod tests {
         assert_eq!(Journal::read(&vec![0; JOURNAL_LEN], Side::Source), Err(JournalError::Foreign));
         assert_eq!(Journal::read(&vec![b'x'; JOURNAL_LEN], Side::Source), Err(JournalError::Foreign));
         let mut other = file.clone();
-        other[40] = 7;
+        (other[40], other[COPY_LEN + 40]) = (7, 7);
         assert_eq!(Journal::read(&other, Side::Destination), Err(JournalError::Version { theirs: 7 }));
         let long = Record { peer: "x".repeat(PEER_MAX + 1), ..record(1) };
         assert_eq!(Journal::empty(Side::Source).write(&long), Err(JournalError::Peer(PEER_MAX + 1)));
     }
 
+    /// Where a copy of a record is.
+    fn place(number: u8, copy: usize) -> usize {
+        SLOT_LEN * (1 + slot_of(number.into())) + copy * COPY_LEN
+    }
+
     #[test]
     fn a_record_that_was_whole_and_is_damaged_is_not_passed_over() {
-        for (records, slot) in [(3, 0), (3, 1), (20, 0), (20, 9)] {
+        for (records, number) in [(1, 1), (3, 1), (3, 2), (3, 3), (20, 10), (20, 17), (20, 20)] {
             let (mut file, _) = written(records);
-            file[SLOT_LEN * (1 + slot) + 60] ^= 1;
+            (file[place(number, 0) + 60], file[place(number, 1) + 60]) = (9, 9);
             assert_eq!(
                 Journal::read(&file, Side::Destination),
-                Err(JournalError::Damaged(slot)),
-                "{slot} of {records}"
+                Err(JournalError::Damaged(slot_of(number.into()))),
+                "{number} of {records}"
             );
         }
-        let (mut file, _) = written(3);
-        file[SLOT_LEN..2 * SLOT_LEN].fill(0);
-        assert!(matches!(Journal::read(&file, Side::Destination), Err(JournalError::Damaged(_))));
+        for (records, number) in [(3, 1), (3, 2), (20, 7)] {
+            let (mut file, _) = written(records);
+            file[place(number, 0)..][..SLOT_LEN].fill(0);
+            assert!(matches!(Journal::read(&file, Side::Destination), Err(JournalError::Damaged(_))));
+        }
     }
 
     #[test]
@@ -451,21 +498,45 @@ mod tests {
     }
 
     proptest! {
-        /// The disk may have kept any prefix of a write that was cut.
+        /// The disk may have kept any prefix of a write that was cut, or only its second copy.
         #[test]
-        fn a_write_that_was_cut_costs_no_record_that_was_there(records in 0..40u8, len in 0..=WRITE_LEN) {
+        fn a_write_that_was_cut_costs_no_record_that_was_there(
+            records in 0..40u8, len in 0..=WRITE_LEN, second_first: bool,
+        ) {
             let (mut file, mut journal) = written(records);
             let next = record(records + 1);
+            let first = file[place(records + 1, 0)..][..COPY_LEN].to_vec();
             put(&mut file, &journal, &next, len);
-            let (offset, bytes) = journal.write(&next).unwrap();
-            let offset = usize::try_from(offset).unwrap();
-            let read = Journal::read(&file, Side::Destination).unwrap();
-            if file[offset..offset + WRITE_LEN] == bytes {
-                journal.add(next);
-                prop_assert_eq!(read, journal);
-            } else {
-                prop_assert_eq!(read.last(), journal.last());
+            if second_first {
+                file[place(records + 1, 0)..][..COPY_LEN].copy_from_slice(&first);
             }
+            let is_whole = |copy| {
+                let (_, bytes) = journal.write(&next).unwrap();
+                file[place(records + 1, copy)..].starts_with(&bytes[..size_of::<Block>()])
+            };
+            let written = is_whole(0) || is_whole(1);
+            if written {
+                journal.add(next);
+            }
+            prop_assert_eq!(Journal::read(&file, Side::Destination), Ok(journal));
+        }
+
+        /// Also damage to the very last one: it does not pass for the cut write of the next.
+        #[test]
+        fn a_record_with_one_damaged_block_is_read_from_its_copy(
+            records in 1..40u8, back in 0..16u8, copy in 0..2usize, at in 0..size_of::<Block>(), noise in 1..=255u8,
+        ) {
+            let (mut file, journal) = written(records);
+            let number = records.saturating_sub(back).max(1);
+            file[place(number, copy) + at] ^= noise;
+            prop_assert_eq!(Journal::read(&file, Side::Destination), Ok(journal.clone()));
+            file[place(number, copy)..][..COPY_LEN].fill(0);
+            prop_assert_eq!(Journal::read(&file, Side::Destination), Ok(journal.clone()));
+            // Damage on both: detected.
+            let other = 1 - copy;
+            file[place(number, copy)] = noise;
+            file[place(number, other) + at] ^= noise;
+            prop_assert!(matches!(Journal::read(&file, Side::Destination), Err(JournalError::Damaged(_))));
         }
 
         #[test]
