@@ -114,6 +114,46 @@ fn a_guest_that_writes_as_fast_as_it_can_takes_several_rounds() {
 }
 
 #[test]
+fn a_guest_whose_writes_are_listed_in_rings_moves_as_well() {
+    if machine_word() != "kvm" {
+        println!("skipped: only a guest on KVM has dirty rings");
+        return;
+    }
+    // The shortest ring is full again and again while 64 MiB are sent, and while their rest is.
+    for entries in ["1024", "65536"] {
+        let ring = format!("--dirty-ring-entries={entries}");
+        let how = [
+            "--memory=64M",
+            "--dirty-rate=50",
+            "--bandwidth-limit=200",
+            "--cpus=2",
+            "--dirty-log=ring",
+            &ring,
+        ];
+        let arguments = ["demo", "--json", "--machine=kvm", "--if-stuck=throttle,stop"];
+        let ended = Host::new().start([&arguments[..], &how].concat()).wait();
+        if ended.stderr.contains("KVM of this host has dirty rings of") {
+            println!("skipped: {}", ended.stderr);
+            return;
+        }
+        let report = ended.expect_code(0).json();
+        assert_sound(&report);
+        assert_eq!(report["verified_pages"], (64 << 20) / 4096);
+    }
+}
+
+#[test]
+fn rings_are_refused_where_there_can_be_none() {
+    let host = Host::new();
+    for (wrong, what) in [
+        (&["--machine=synthetic", "--dirty-log=ring"][..], "a synthetic machine has no dirty ring"),
+        (&["--machine=synthetic", "--dirty-ring-entries=1024"], "is for --dirty-log ring"),
+    ] {
+        host.start([&["run", "tern", "--memory=16M"], wrong].concat()).wait().expect_code(2).says(what);
+    }
+}
+
+#[test]
 fn nothing_is_compared_when_that_is_not_wanted() {
     let report = demo(&["--memory=16M", "--no-compare"]);
     assert_eq!(report["verified_pages"], 0);

@@ -12,9 +12,9 @@ use sterna::preflight;
 use sterna::wire::Refusal;
 use sterna_vmm::{
     CpuDescription, DirtyTracking, MachineConfig, MachineError, MachineKind, SharedMachine, host_cpu,
-    new_kvm, new_synthetic,
 };
 
+use super::dirty_log::{DirtyLogArgs, RingLog};
 use super::socket::{Listener, SocketError};
 
 /// A machine of `sterna-vmm` as a guest of the engine.
@@ -94,6 +94,7 @@ impl Guest for MachineGuest {
         let software = SoftwareLog::new(self.machine.memory());
         match self.machine.dirty_tracking() {
             DirtyTracking::SoftwareOnly => Ok(Box::new(software)),
+            DirtyTracking::Rings(rings) => Ok(Box::new(RingLog { rings, software })),
             DirtyTracking::Kvm { vm, slots } => {
                 let slots = slots
                     .into_iter()
@@ -150,6 +151,8 @@ pub(crate) struct MachineHost {
     pub(crate) name: Option<String>,
     /// The most RAM that a guest may have.
     pub(crate) memory_max_bytes: Option<u64>,
+    /// How KVM records what the guest writes.
+    pub(crate) dirty_log: DirtyLogArgs,
 }
 
 impl GuestHost for MachineHost {
@@ -185,15 +188,11 @@ impl GuestHost for MachineHost {
                 )));
             }
         }
-        let machine = new_machine(details.kind, details.config).map_err(incompatible)?;
+        let dirty_log = match details.kind {
+            MachineKind::Kvm => self.dirty_log,
+            MachineKind::Synthetic => DirtyLogArgs::default(),
+        };
+        let machine = dirty_log.new_machine(details.kind, details.config).map_err(incompatible)?;
         Ok(MachineGuest::new(name, machine, socket))
-    }
-}
-
-/// Makes a machine of a kind.
-pub(crate) fn new_machine(kind: MachineKind, config: MachineConfig) -> Result<SharedMachine, MachineError> {
-    match kind {
-        MachineKind::Kvm => new_kvm(config),
-        MachineKind::Synthetic => new_synthetic(config),
     }
 }

@@ -15,6 +15,7 @@
 
 mod check;
 mod demo;
+mod dirty_log;
 mod dirty_rate;
 mod exit;
 mod holder;

@@ -9,6 +9,7 @@ use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
 
+use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
 use super::holder::{end_with_stdin, hold};
 use super::machine::{MachineGuest, MachineHost};
@@ -31,11 +32,13 @@ pub(crate) struct ReceiveArgs {
     /// Take no guest with more RAM than this
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
+    #[command(flatten)]
+    dirty_log: DirtyLogArgs,
     /// Pin at most so much memory for RDMA; the rest takes turns [default: what `ulimit -l` allows]
     #[arg(long, value_name = "SIZE")]
     pin_limit: Option<Size>,
     /// Wait for a file instead, which `sterna send` brings: its path here, or a folder in which it keeps its name
-    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max"])]
+    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max", "DirtyLogArgs"])]
     into: Option<PathBuf>,
     /// Replace a file that is there already
     #[arg(long, requires = "into")]
@@ -74,7 +77,11 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     if let Some(store) = store {
         return receive_file(&receiver, &store, args);
     }
-    let host = MachineHost { name: args.name.clone(), memory_max_bytes: args.memory_max.map(|size| size.0) };
+    let host = MachineHost {
+        name: args.name.clone(),
+        memory_max_bytes: args.memory_max.map(|size| size.0),
+        dirty_log: args.dirty_log,
+    };
     let arrival = loop {
         match receiver.receive(&host) {
             Ok(arrival) => break arrival,

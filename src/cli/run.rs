@@ -6,9 +6,10 @@ use clap::{Args, ValueEnum};
 use sterna::preflight;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
+use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
 use super::holder::{Ended, end_with_stdin, hold};
-use super::machine::{MachineGuest, new_machine};
+use super::machine::MachineGuest;
 use super::output;
 use super::size::Size;
 use super::socket::{self, Listener};
@@ -49,6 +50,8 @@ pub(crate) struct GuestArgs {
     /// What runs the guest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) machine: MachineChoice,
+    #[command(flatten)]
+    pub(crate) dirty_log: DirtyLogArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -129,8 +132,11 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if let Some(note) = note {
         eprintln!("note: {note}");
     }
-    let started =
-        new_machine(kind, args.guest.config()).and_then(|machine| machine.start().map(|()| machine));
+    let started = args
+        .guest
+        .dirty_log
+        .new_machine(kind, args.guest.config())
+        .and_then(|machine| machine.start().map(|()| machine));
     let machine = match started {
         Ok(machine) => machine,
         Err(error @ MachineError::Config(_)) => return output::error(Exit::Usage, error),

@@ -80,6 +80,11 @@ pub enum DirtyError {
         "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with INITIALLY_SET; Linux 5.7 or newer has it: {0}"
     )]
     NoManualProtect(#[source] io::Error),
+    /// KVM's dirty rings, which belong to the VMM.
+    #[error(
+        "KVM refused to keep or to reset the dirty rings: {0}; without `--dirty-log ring` there are none"
+    )]
+    Rings(#[source] io::Error),
     /// The VMM's memory slots are not its guest's RAM.
     #[error(
         "the memory slots are not those of the guest's RAM, region by region in the same order, each of whole 256 KiB save for a region's last; the first wrong one: {slot:?}"

@@ -32,6 +32,18 @@ pub enum MachineError {
         what: String,
     },
 
+    /// KVM has no dirty rings, or none so long.
+    #[error(
+        "KVM of this host has dirty rings of {most} entries at most, and {entries} were asked for: ask for fewer, or for \
+         the dirty bitmap; Linux 6.1 or newer has rings"
+    )]
+    NoDirtyRing {
+        /// What was asked for.
+        entries: u32,
+        /// The most that a ring here may have; 0 where there are none.
+        most: usize,
+    },
+
     /// KVM refused a call.
     #[error("KVM refused to {doing}: {source}")]
     Kvm {

@@ -59,7 +59,7 @@ mod synthetic;
 pub use clock::monotonic_ns;
 pub use cpu::{CpuDescription, CpuidEntry, MAX_CPUID_ENTRIES, MAX_MSRS};
 pub use error::MachineError;
-pub use kvm::{host_cpu, new_kvm};
+pub use kvm::{DirtyRings, RING_ENTRIES_MAX, RING_ENTRIES_MIN, host_cpu, new_kvm, new_kvm_with_rings};
 pub use machine::{
     DirtyTracking, GuestCheck, GuestRam, Heartbeat, HugePageSize, Machine, MachineConfig, MachineKind,
     MachineStatus, MemorySlot, PAGE_BYTES, Phase, SharedMachine, VcpuStatus, Workload,

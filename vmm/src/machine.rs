@@ -11,11 +11,12 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::cpu::CpuDescription;
 use crate::error::MachineError;
+use crate::kvm::DirtyRings;
 
 /// The guest RAM of every machine here: a region on each side of the hole below 4 GiB, shared mappings of one memfd.
 ///
 /// The bitmap tells what the VMM itself wrote since the bitmap was last read; what the vCPUs of a KVM machine
-/// write is in KVM's own log and never here.
+/// write is in KVM's own log and comes here only where dirty rings are [collected](DirtyRings::collect).
 pub type GuestRam = GuestMemoryMmap<SoftwareBitmap>;
 
 /// The size of the pages in which memory is counted everywhere in this crate, in bytes.
@@ -109,6 +110,8 @@ pub enum DirtyTracking<'machine> {
         /// The slots of RAM, by ascending guest address: each region of [`Machine::memory`] in parts of 64 GiB.
         slots: Vec<MemorySlot>,
     },
+    /// KVM's dirty rings, for what the vCPUs write. Collecting them adds that to the software bitmap.
+    Rings(Arc<DirtyRings>),
     /// The software bitmap alone.
     SoftwareOnly,
 }

@@ -129,6 +129,7 @@ pub(super) fn start_runner(
         format!("--cpus={}", guest.cpus),
         format!("--dirty-rate={}", guest.dirty_rate),
     ];
+    arguments.extend(guest.dirty_log.words());
     arguments.extend(guest.working_set.map(|Size(bytes)| format!("--working-set={bytes}")));
     arguments.extend(guest.hugepages.map(|size| {
         let word = match size {

@@ -3,9 +3,11 @@
 mod boot;
 mod host;
 mod ports;
+mod ring;
 mod state;
 mod vcpu;
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -23,7 +25,9 @@ use crate::memory::regions;
 
 pub use host::host_cpu;
 use ports::Console;
+pub use ring::{DirtyRings, RING_ENTRIES_MAX, RING_ENTRIES_MIN};
 use state::KvmState;
+use vcpu::VcpuThread;
 
 /// Where KVM may put its own three pages and an identity map, if the processor needs them: in the hole below 4 GiB.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
@@ -40,6 +44,21 @@ const SLOT_BYTES_MAX: usize = 64 << 30;
 /// [`MachineError::KvmPermission`] and [`MachineError::KvmTooOld`] for a host without usable KVM;
 /// [`MachineError::Memory`] when the host has not that much RAM to give; [`MachineError::Kvm`] when KVM refuses.
 pub fn new_kvm(config: MachineConfig) -> Result<SharedMachine, MachineError> {
+    new(config, None)
+}
+
+/// The same with dirty rings of so many entries, one for each vCPU, in the place of KVM's dirty bitmap.
+///
+/// What they cost hangs on how much is written and not on how much RAM there is: they pay where a large guest is mostly idle.
+///
+/// # Errors
+/// As for [`new_kvm`]; [`MachineError::Config`] unless `entries` is a power of two from [`RING_ENTRIES_MIN`] to
+/// [`RING_ENTRIES_MAX`], and [`MachineError::NoDirtyRing`] where KVM has no such rings.
+pub fn new_kvm_with_rings(config: MachineConfig, entries: u32) -> Result<SharedMachine, MachineError> {
+    new(config, Some(entries))
+}
+
+fn new(config: MachineConfig, ring_entries: Option<u32>) -> Result<SharedMachine, MachineError> {
     let kvm = host::open()?;
     let most = kvm.get_max_vcpus();
     if usize::from(config.vcpus) > most {
@@ -49,7 +68,7 @@ pub fn new_kvm(config: MachineConfig) -> Result<SharedMachine, MachineError> {
         )));
     }
     let board = Board::new(config)?;
-    let engine = KvmEngine::new(&kvm, &board)?;
+    let engine = KvmEngine::new(&kvm, &board, ring_entries)?;
     let crew = Crew::new(Some(vcpu::kick_signal()?));
     Ok(Arc::new(Hosted::new(board, crew, engine)))
 }
@@ -62,12 +81,14 @@ pub(crate) struct KvmEngine {
     vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     cpu: CpuDescription,
     slots: Vec<MemorySlot>,
+    rings: Option<Arc<DirtyRings>>,
     console: Arc<Console>,
 }
 
 impl KvmEngine {
-    fn new(kvm: &Kvm, board: &Board) -> Result<Self, MachineError> {
+    fn new(kvm: &Kvm, board: &Board, ring_entries: Option<u32>) -> Result<Self, MachineError> {
         let vm = host::create_vm(kvm)?;
+        ring_entries.map_or(Ok(()), |entries| ring::enable(&vm, entries))?;
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(refused("set the identity map address"))?;
         vm.set_tss_address(TSS_ADDRESS).map_err(refused("set the TSS address"))?;
         vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
@@ -85,19 +106,28 @@ impl KvmEngine {
         }
         let cpu = host::describe(kvm, &vm, &vcpus[0], &cpuid)?;
         let console = Arc::new(Console::new(&vm)?);
+        let rings = ring_entries.map(|entries| {
+            let own = borrow(&vm).try_clone_to_owned().map_err(own_descriptor)?;
+            DirtyRings::new(own, &slots, &board.memory, &vcpus, entries).map(Arc::new)
+        });
+        let rings = rings.transpose()?;
         let vcpus = vcpus.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
-        Ok(Self { vm, vcpus, cpu, slots, console })
+        Ok(Self { vm, vcpus, cpu, slots, rings, console })
     }
 
     fn vcpu(&self, vcpu: u8) -> MutexGuard<'_, VcpuFd> {
         self.vcpus[usize::from(vcpu)].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    #[expect(unsafe_code, reason = "kvm-ioctls gives the VM's descriptor only as a number")]
-    fn vm_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: `self.vm` owns the descriptor and keeps it open at least as long as the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.vm.as_raw_fd()) }
-    }
+#[expect(unsafe_code, reason = "kvm-ioctls gives the VM's descriptor only as a number")]
+fn borrow(vm: &VmFd) -> BorrowedFd<'_> {
+    // SAFETY: `vm` owns the descriptor and keeps it open at least as long as the borrow.
+    unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
+}
+
+fn own_descriptor(source: io::Error) -> MachineError {
+    MachineError::Kvm { doing: "lend its descriptor".to_owned(), source }
 }
 
 impl Engine for KvmEngine {
@@ -110,7 +140,10 @@ impl Engine for KvmEngine {
     }
 
     fn dirty_tracking(&self) -> DirtyTracking<'_> {
-        DirtyTracking::Kvm { vm: self.vm_fd(), slots: self.slots.clone() }
+        match &self.rings {
+            Some(rings) => DirtyTracking::Rings(Arc::clone(rings)),
+            None => DirtyTracking::Kvm { vm: borrow(&self.vm), slots: self.slots.clone() },
+        }
     }
 
     fn console(&self) -> Vec<u8> {
@@ -130,7 +163,8 @@ impl Engine for KvmEngine {
         crew: Arc<Crew>,
     ) -> Box<dyn FnOnce() -> Result<(), String> + Send> {
         let (fd, console) = (Arc::clone(&self.vcpus[usize::from(vcpu)]), Arc::clone(&self.console));
-        Box::new(move || vcpu::run(&fd, vcpu, &board, &crew, &console))
+        let rings = self.rings.clone();
+        Box::new(move || vcpu::run(&fd, VcpuThread::new(vcpu, &board, &console, rings.as_deref()), &crew))
     }
 
     fn save(&self) -> Result<KvmState, MachineError> {

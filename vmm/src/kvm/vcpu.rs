@@ -6,6 +6,7 @@ use std::ptr;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::sync::{Mutex, PoisonError};
 
+use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -16,6 +17,7 @@ use crate::error::MachineError;
 use crate::guest::payload::PORT_BEAT;
 use crate::kvm::PORTS_SERIAL;
 use crate::kvm::ports::Console;
+use crate::kvm::ring::DirtyRings;
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in a thread without one.
@@ -45,14 +47,7 @@ extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_vo
 }
 
 /// Runs a vCPU until its thread is told to leave. An error is the guest's end, in words.
-pub(crate) fn run(
-    fd: &Mutex<VcpuFd>,
-    vcpu: u8,
-    board: &Board,
-    crew: &Crew,
-    console: &Console,
-) -> Result<(), String> {
-    let mut thread = VcpuThread { vcpu, board, console };
+pub(crate) fn run(fd: &Mutex<VcpuFd>, mut thread: VcpuThread<'_>, crew: &Crew) -> Result<(), String> {
     let mut guard = fd.lock().unwrap_or_else(PoisonError::into_inner);
     let _kicks = Kicks::begin(&mut guard);
     loop {
@@ -95,13 +90,28 @@ enum Back {
     Interrupted,
 }
 
-struct VcpuThread<'a> {
+pub(crate) struct VcpuThread<'a> {
     vcpu: u8,
     board: &'a Board,
     console: &'a Console,
+    rings: Option<&'a DirtyRings>,
+    /// How often in a row KVM said that the ring is full although there was nothing in it.
+    full_in_vain: u32,
 }
 
-impl VcpuThread<'_> {
+/// Another thread may have made room meanwhile, so once says nothing.
+const FULL_IN_VAIN_MAX: u32 = 1000;
+
+impl<'a> VcpuThread<'a> {
+    pub(crate) fn new(
+        vcpu: u8,
+        board: &'a Board,
+        console: &'a Console,
+        rings: Option<&'a DirtyRings>,
+    ) -> Self {
+        Self { vcpu, board, console, rings, full_in_vain: 0 }
+    }
+
     /// Lets KVM finish the port access that it came back with: the guest's registers are whole only then.
     fn finish_io(&mut self, fd: &mut VcpuFd) -> Result<(), String> {
         loop {
@@ -123,6 +133,10 @@ impl VcpuThread<'_> {
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(Back::Interrupted);
             }
+            Ok(VcpuExit::Unsupported(KVM_EXIT_DIRTY_RING_FULL)) => match self.make_room() {
+                Ok(()) => return Ok(Back::Served),
+                Err(what) => what,
+            },
             Ok(VcpuExit::Shutdown) => "triple fault".to_owned(),
             Ok(VcpuExit::InternalError) => "KVM internal error".to_owned(),
             Ok(VcpuExit::MmioRead(address, _) | VcpuExit::MmioWrite(address, _)) => {
@@ -136,6 +150,18 @@ impl VcpuThread<'_> {
         };
         let rip = fd.get_regs().map_or_else(|_| "?".to_owned(), |regs| format!("{:#x}", regs.rip));
         Err(format!("vCPU {} at {rip}: {unexpected}", self.vcpu))
+    }
+
+    fn make_room(&mut self) -> Result<(), String> {
+        let rings = self.rings.ok_or("its dirty ring is full, and it should have none")?;
+        let made = rings
+            .make_room(self.vcpu)
+            .map_err(|error| format!("its full dirty ring cannot be reset: {error}"))?;
+        self.full_in_vain = if made > 0 { 0 } else { self.full_in_vain + 1 };
+        if self.full_in_vain > FULL_IN_VAIN_MAX {
+            return Err("its dirty ring stays full, and there is nothing in it".to_owned());
+        }
+        Ok(())
     }
 
     fn port_out(&self, port: u16, data: &[u8]) -> Result<Back, String> {
@@ -189,9 +215,9 @@ mod tests {
         let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
         let config = MachineConfig { memory_bytes: 16 << 20, vcpus: 1, hugepages: None, workload };
         let board = Board::new(config).unwrap();
-        let engine = KvmEngine::new(&kvm, &board).unwrap();
+        let engine = KvmEngine::new(&kvm, &board, None).unwrap();
         engine.prepare(&board).unwrap();
-        let mut thread = VcpuThread { vcpu: 0, board: &board, console: &engine.console };
+        let mut thread = VcpuThread::new(0, &board, &engine.console, None);
         let mut fd = engine.vcpu(0);
         for said in 1..5 {
             while engine.console().len() < said {

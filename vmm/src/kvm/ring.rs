@@ -1,0 +1,460 @@
+//! KVM's dirty rings: each vCPU lists the pages that it writes.
+//!
+//! Linux, Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL. An entry goes from *dirty*, by the kernel, to *to be
+//! reset*, by us, and with `KVM_RESET_DIRTY_RINGS` back to the kernel, which watches the page again. A ring that is nearly full brings
+//! its vCPU out of the guest until somebody has made room.
+//!
+//! A kernel that runs guests by interpreting them may look too late, and write over entries that nobody has taken. That is noticed,
+//! and then all pages count as written.
+#![expect(unsafe_code, reason = "the rings are mappings of the vCPUs' descriptors, shared with the kernel")]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{ptr, slice};
+
+use kvm_bindings::{
+    KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_DIRTY_LOG_PAGE_OFFSET, KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_dirty_gfn,
+    kvm_enable_cap, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
+
+use crate::error::MachineError;
+use crate::kvm::refused;
+use crate::machine::{GuestRam, MemorySlot, PAGE_BYTES};
+
+ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
+ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
+
+/// The fewest entries of a ring: the kernel keeps 64, and 512 for processors that log pages themselves, as its reserve.
+pub const RING_ENTRIES_MIN: u32 = 1024;
+/// The most entries of a ring that any kernel has.
+pub const RING_ENTRIES_MAX: u32 = 65_536;
+
+// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET`.
+const DIRTY: u32 = 1;
+const TO_BE_RESET: u32 = 2;
+
+/// Turns the rings on, before the first vCPU is made.
+pub(super) fn enable(vm: &VmFd, entries: u32) -> Result<(), MachineError> {
+    if !entries.is_power_of_two() || !(RING_ENTRIES_MIN..=RING_ENTRIES_MAX).contains(&entries) {
+        return Err(MachineError::Config(format!(
+            "a dirty ring of {entries} entries: a power of two from {RING_ENTRIES_MIN} to {RING_ENTRIES_MAX} is wanted"
+        )));
+    }
+    let most_bytes = vm.check_extension_raw(KVM_CAP_DIRTY_LOG_RING_ACQ_REL.into());
+    let most = usize::try_from(most_bytes).unwrap_or(0) / ENTRY_BYTES;
+    if most < entries as usize {
+        return Err(MachineError::NoDirtyRing { entries, most });
+    }
+    let capability = kvm_enable_cap {
+        cap: KVM_CAP_DIRTY_LOG_RING_ACQ_REL,
+        args: [u64::from(entries) * ENTRY_BYTES as u64, 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&capability).map_err(refused("keep dirty rings"))
+}
+
+/// The dirty rings of a machine: what its vCPUs write, moved over to the bitmap of its RAM.
+///
+/// Pages are watched from [`watch`](Self::watch) to [`forget`](Self::forget). [`collect`](Self::collect) marks those written so far in
+/// the software bitmap of [`Machine::memory`](crate::Machine::memory), and they are watched anew when it returns; a vCPU whose
+/// ring is full does the same by itself. So whoever empties the software bitmap after `collect` may read the pages at once.
+#[derive(Debug)]
+pub struct DirtyRings {
+    vm: OwnedFd,
+    slots: Vec<MemorySlot>,
+    memory: GuestRam,
+    rings: Mutex<Rings>,
+    watched: AtomicBool,
+    times_full: AtomicU64,
+    times_overrun: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Rings {
+    rings: Vec<Ring>,
+    /// What was collected and is not marked yet: no more than one ring has entries.
+    collected: Vec<(u32, u64)>,
+}
+
+impl DirtyRings {
+    pub(super) fn new(
+        vm: OwnedFd,
+        slots: &[MemorySlot],
+        memory: &GuestRam,
+        vcpus: &[VcpuFd],
+        entries: u32,
+    ) -> Result<Self, MachineError> {
+        let rings = vcpus.iter().map(|vcpu| Ring::map(vcpu, entries)).collect::<Result<Vec<_>, _>>()?;
+        let collected = Vec::with_capacity(entries as usize);
+        let rings = Mutex::new(Rings { rings, collected });
+        Ok(Self {
+            vm,
+            slots: slots.to_vec(),
+            memory: memory.clone(),
+            rings,
+            watched: false.into(),
+            times_full: 0.into(),
+            times_overrun: 0.into(),
+        })
+    }
+
+    /// Has KVM list what the vCPUs write from here on.
+    ///
+    /// # Errors
+    /// What the kernel answered; nothing is watched then.
+    pub fn watch(&self) -> io::Result<()> {
+        let rings = self.lock();
+        self.watched.store(true, Ordering::Relaxed);
+        let told = self.set_flags(KVM_MEM_LOG_DIRTY_PAGES);
+        drop(rings);
+        told.inspect_err(|_| {
+            // The first error matters more.
+            let _ = self.forget();
+        })
+    }
+
+    /// Has KVM list nothing.
+    ///
+    /// # Errors
+    /// What the kernel answered; the guest is slower than it need be, and nothing worse.
+    pub fn forget(&self) -> io::Result<()> {
+        let rings = self.lock();
+        self.watched.store(false, Ordering::Relaxed);
+        let told = self.set_flags(0);
+        drop(rings);
+        // Else what is left in a ring would be in its way the next time.
+        told.and(self.collect().map(drop))
+    }
+
+    /// Marks in the software bitmap the pages listed so far and has KVM watch them again; returns how many entries there were.
+    ///
+    /// The rings are looked through once, so it comes to an end however fast the guest writes.
+    ///
+    /// # Errors
+    /// What the kernel answered; then all pages count as written.
+    pub fn collect(&self) -> io::Result<u64> {
+        let mut all = self.lock();
+        let mut count = 0;
+        for index in 0..all.rings.len() {
+            count += self.collect_from(&mut all, index)?;
+        }
+        Ok(count)
+    }
+
+    /// How often a vCPU had to leave the guest so far because its ring was full.
+    #[must_use]
+    pub fn times_full(&self) -> u64 {
+        self.times_full.load(Ordering::Relaxed)
+    }
+
+    /// The same of one vCPU, whose ring is full.
+    pub(super) fn make_room(&self, vcpu: u8) -> io::Result<u64> {
+        self.times_full.fetch_add(1, Ordering::Relaxed);
+        self.collect_from(&mut self.lock(), vcpu.into())
+    }
+
+    /// How often a ring was written over before it could be emptied, so that all pages had to count as written.
+    #[must_use]
+    pub fn times_overrun(&self) -> u64 {
+        self.times_overrun.load(Ordering::Relaxed)
+    }
+
+    /// Under the lock until all is marked: who waits for it finds marked whatever has left a ring.
+    fn collect_from(&self, all: &mut Rings, index: usize) -> io::Result<u64> {
+        let Rings { rings, collected } = all;
+        let ring = &mut rings[index];
+        collected.clear();
+        let taken = ring.take(collected);
+        let (mut left, mut tries) = (taken, 0);
+        while left > 0 && tries < RESET_TRIES {
+            let reset = self.reset()?;
+            ring.gave_back(reset);
+            left -= reset.min(left);
+            // A signal may have come in between.
+            tries = if reset == 0 { tries + 1 } else { 0 };
+        }
+        // What the kernel does not take back, it has written over.
+        ring.overran |= left > 0;
+        if std::mem::take(&mut ring.overran) {
+            ring.gaps = true;
+            self.times_overrun.fetch_add(1, Ordering::Relaxed);
+            self.count_all_as_written()?;
+        } else {
+            // Marked only now: who finds the mark reads the page, and what is written after that must be listed again.
+            collected.iter().for_each(|&(slot, page)| self.mark(slot, page));
+        }
+        Ok(taken as u64)
+    }
+
+    /// Has the kernel watch again what was taken; returns how many entries it has back.
+    fn reset(&self) -> io::Result<usize> {
+        // SAFETY: the call takes no argument, and changes nothing but the rings and what the kernel watches.
+        let reset = unsafe { ioctl(&self.vm, KVM_RESET_DIRTY_RINGS()) };
+        usize::try_from(reset).or_else(|_| match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            error => Err(error),
+        })
+    }
+
+    /// Pages whose entries are lost are not watched any more, and nobody knows which they are.
+    fn count_all_as_written(&self) -> io::Result<()> {
+        if self.watched.load(Ordering::Relaxed) {
+            self.set_flags(0)?;
+            self.set_flags(KVM_MEM_LOG_DIRTY_PAGES)?;
+        }
+        for region in self.memory.iter() {
+            region.get_mmap().bitmap().mark_dirty(0, usize::MAX);
+        }
+        Ok(())
+    }
+
+    fn mark(&self, slot: u32, page: u64) {
+        let listed = self.slots.iter().find(|known| known.slot == slot);
+        let place = listed.filter(|known| page < known.len_bytes / PAGE_BYTES).and_then(|known| {
+            let address = GuestAddress(known.guest_address + page * PAGE_BYTES);
+            let region = self.memory.find_region(address)?;
+            Some((region, usize::try_from(address.0 - region.start_addr().0).ok()?))
+        });
+        match place {
+            Some((region, offset)) => region.get_mmap().bitmap().mark_dirty(offset, 1),
+            None => tracing::warn!("KVM lists page {page} of memory slot {slot}, which this machine has not"),
+        }
+    }
+
+    fn set_flags(&self, flags: u32) -> io::Result<()> {
+        let mut result = Ok(());
+        for slot in &self.slots {
+            let region = kvm_userspace_memory_region {
+                slot: slot.slot,
+                flags,
+                guest_phys_addr: slot.guest_address,
+                memory_size: slot.len_bytes,
+                userspace_addr: slot.host_address,
+            };
+            // SAFETY: the structure is as the kernel wants it; it names the slot as it was set, so the flags alone change, and
+            // `self.memory` keeps mapped what it names.
+            let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
+            // On to the others all the same: as many as possible shall have the flags asked for.
+            if answer < 0 && result.is_ok() {
+                result = Err(io::Error::last_os_error());
+            }
+        }
+        result
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rings> {
+        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How often the kernel may take nothing back before it is given up: signals come one after the other.
+const RESET_TRIES: u32 = 10;
+
+/// An entry as the kernel has it, `struct kvm_dirty_gfn`.
+#[repr(C)]
+#[derive(Debug)]
+struct Entry {
+    flags: AtomicU32,
+    slot: AtomicU32,
+    page: AtomicU64,
+}
+
+const ENTRY_BYTES: usize = size_of::<Entry>();
+const _: () = assert!(ENTRY_BYTES == size_of::<kvm_dirty_gfn>());
+
+/// The ring of one vCPU.
+#[derive(Debug)]
+struct Ring {
+    entries: ptr::NonNull<Entry>,
+    len: usize,
+    /// The entry that the kernel will fill next after those that were taken. It goes on from watch to watch, as the kernel's does.
+    next: usize,
+    /// Entries were lost since this was last asked.
+    overran: bool,
+    /// Entries were lost once: the kernel is ahead by as many, and where they would be, there is nothing.
+    gaps: bool,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and `Rings` is behind a lock.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    fn map(vcpu: &VcpuFd, entries: u32) -> Result<Self, MachineError> {
+        let len = entries as usize;
+        let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096;
+        // SAFETY: a new mapping of a descriptor that is open; the kernel chooses where it lies.
+        let mapped = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len * ENTRY_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                offset,
+            )
+        };
+        match ptr::NonNull::new(mapped).filter(|_| mapped != libc::MAP_FAILED) {
+            Some(entries) => Ok(Self { entries: entries.cast(), len, next: 0, overran: false, gaps: false }),
+            None => Err(MachineError::Kvm {
+                doing: "map a vCPU's dirty ring".to_owned(),
+                source: io::Error::last_os_error(),
+            }),
+        }
+    }
+
+    fn entries(&self) -> &[Entry] {
+        // SAFETY: the mapping has so many entries and lives as long as `self`; any bits are an entry, and as the kernel writes them
+        // too, each field is atomic.
+        unsafe { slice::from_raw_parts(self.entries.as_ptr(), self.len) }
+    }
+
+    /// Takes the entries that are dirty, all of the ring at most, as slots and pages; returns how many the kernel is to reset.
+    fn take(&mut self, into: &mut Vec<(u32, u64)>) -> usize {
+        let at = |taken: usize| &self.entries()[(self.next + taken) % self.len];
+        // With what the kernel wrote before it set the flag.
+        let flags = |taken: usize| at(taken).flags.load(Ordering::Acquire) & (DIRTY | TO_BE_RESET);
+        let (mut taken, mut gap) = (0, false);
+        while taken < self.len {
+            if flags(taken) == 0 {
+                let Some(end) = (taken..self.len).find(|&later| self.gaps && flags(later) == DIRTY) else {
+                    break;
+                };
+                (taken..end).for_each(|lost| at(lost).flags.store(TO_BE_RESET, Ordering::Release));
+                (taken, gap) = (end, true);
+            }
+            let entry = at(taken);
+            // Else it was taken before, and the kernel was called away before it had reset it.
+            if flags(taken) == DIRTY {
+                into.push((entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)));
+                entry.flags.store(TO_BE_RESET, Ordering::Release);
+            }
+            taken += 1;
+        }
+        // The kernel keeps a reserve, so a ring without any left has been written over.
+        self.overran |= gap || taken == self.len;
+        taken
+    }
+
+    /// The kernel has so many entries back.
+    fn gave_back(&mut self, entries: usize) {
+        self.next = (self.next + entries) % self.len;
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours alone, so long, and not used any more.
+        unsafe { libc::munmap(self.entries.as_ptr().cast(), self.len * ENTRY_BYTES) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEN: usize = 256;
+
+    /// What the kernel does with a ring.
+    struct Kernel {
+        ring: Ring,
+        dirty: usize,
+        reset: usize,
+    }
+
+    impl Kernel {
+        fn new() -> Self {
+            let bytes = LEN * ENTRY_BYTES;
+            let (access, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: new memory, of nobody else; the kernel chooses where it lies.
+            let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
+            assert_ne!(mapped, libc::MAP_FAILED);
+            let entries = ptr::NonNull::new(mapped).unwrap().cast();
+            Self {
+                ring: Ring { entries, len: LEN, next: 0, overran: false, gaps: false },
+                dirty: 0,
+                reset: 0,
+            }
+        }
+
+        fn lists(&mut self, pages: std::ops::Range<u64>) {
+            for page in pages {
+                let entry = &self.ring.entries()[self.dirty % LEN];
+                entry.page.store(page, Ordering::Relaxed);
+                entry.flags.store(DIRTY, Ordering::Release);
+                self.dirty += 1;
+            }
+        }
+
+        fn resets(&mut self) -> usize {
+            let before = self.reset;
+            while let entry = &self.ring.entries()[self.reset % LEN]
+                && entry.flags.load(Ordering::Acquire) & TO_BE_RESET != 0
+            {
+                entry.flags.store(0, Ordering::Release);
+                self.reset += 1;
+            }
+            self.reset - before
+        }
+
+        /// The pages collected, and whether any were lost.
+        fn collect(&mut self) -> (Vec<u64>, bool) {
+            let mut listed = Vec::new();
+            let taken = self.ring.take(&mut listed);
+            let reset = self.resets();
+            self.ring.gave_back(reset);
+            let overran = std::mem::take(&mut self.ring.overran) || reset < taken;
+            self.ring.gaps |= overran;
+            (listed.into_iter().map(|(_, page)| page).collect(), overran)
+        }
+    }
+
+    #[test]
+    fn what_is_listed_is_collected_once_and_in_order_around_the_ring() {
+        let mut kernel = Kernel::new();
+        for turn in 0..20 {
+            kernel.lists(turn * 100..turn * 100 + 90);
+            assert_eq!(kernel.collect(), ((turn * 100..turn * 100 + 90).collect(), false));
+            assert_eq!(kernel.collect(), (Vec::new(), false));
+        }
+    }
+
+    #[test]
+    fn a_ring_that_was_written_over_is_noticed_and_goes_on() {
+        for too_many in [0, 1, 77, LEN as u64 - 1, LEN as u64 + 3] {
+            let mut kernel = Kernel::new();
+            kernel.lists(0..50);
+            assert!(!kernel.collect().1);
+            kernel.lists(0..LEN as u64 + too_many);
+            assert!(kernel.collect().1, "{too_many} were lost");
+            // Until the kernel's place is found again, whatever comes must be found or count as lost.
+            for turn in 0..10 {
+                kernel.lists(turn * 100..turn * 100 + 100);
+                let (found, lost) = kernel.collect();
+                assert!(
+                    lost || found == (turn * 100..turn * 100 + 100).collect::<Vec<_>>(),
+                    "{too_many}, {turn}"
+                );
+                assert!(!lost || turn < 5, "it does not go on like this: {too_many}, {turn}");
+            }
+        }
+    }
+
+    #[test]
+    fn entries_that_are_written_over_while_they_are_collected_are_noticed() {
+        let mut kernel = Kernel::new();
+        kernel.lists(0..200);
+        let mut listed = Vec::new();
+        let taken = kernel.ring.take(&mut listed);
+        kernel.lists(200..300);
+        assert_eq!((taken, kernel.resets()), (200, 0), "the kernel finds its oldest entry dirty");
+        assert!(kernel.collect().1);
+    }
+}
