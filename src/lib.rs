@@ -37,7 +37,7 @@
 //! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
-//! | [`handover`] | who owns the VM |
+//! | [`handover`], [`journal`] | who owns the VM, and what a host must not forget of that |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
 //! | [`progress`] | what a migration tells, and its report |
 
@@ -52,6 +52,7 @@ pub mod dirty;
 pub mod guest;
 pub mod handover;
 pub mod image;
+pub mod journal;
 pub mod memory;
 pub mod preflight;
 pub mod progress;

@@ -74,6 +74,11 @@ pub enum Event {
     },
     /// The guest is paused for the switch.
     Paused,
+    /// GO was sent and no word came back: the destination is asked what became of the guest.
+    Asking {
+        /// What happened instead of an answer.
+        why: String,
+    },
     /// The destination runs the guest.
     Switched {
         /// How long nobody ran it, in milliseconds.

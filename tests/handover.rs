@@ -181,15 +181,19 @@ fn a_destination_that_cannot_start_the_guest_hands_it_back() {
 }
 
 #[test]
-fn a_source_that_dies_before_it_gives_the_guest_away_takes_it_along() {
+fn a_defect_at_the_source_is_a_failure_and_the_guest_runs_on() {
     let guest = TestGuest::started();
-    guest.fail(Fault::DeathBeforeGo);
+    guest.fail(Fault::DefectBeforeGo);
     let host = TestHost::default();
-    let outcome = attempt(&guest, &host, &options(), &());
-    assert!(outcome.source.is_err(), "it died");
-    let destination = outcome.destination.expect_err("it was prepared, and no GO came");
-    assert!(matches!(destination, ReceiveError::Control(_)), "{destination}");
+    let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
+    assert!(matches!(source.cause, MigrationFailure::Panicked(_)), "{source}");
+    assert_eq!(source.guest, GuestIs::RunningAtSource);
+    let ReceiveError::SourceGaveUp(why) = &destination else { panic!("{destination}") };
+    assert!(why.contains("for a test"), "{why}");
     assert_eq!(host.times_resumed(), 0, "nothing runs without GO");
+    guest.mend();
+    guest.runs_whole();
+    moves_at_last(&guest);
 }
 
 #[test]

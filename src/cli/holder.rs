@@ -8,9 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use sterna::journal::Journals;
 use sterna::progress::{Event, LimitsReport, Observer};
 use sterna::sampling::sample;
-use sterna::source::{Cancel, GuestIs, MigrationError, MigrationFailure, Options, Tuning, migrate};
+use sterna::source::{
+    Cancel, Doubt, GuestIs, MigrationError, MigrationFailure, Options, StillInDoubt, Tuning, Verdict, migrate,
+};
 use sterna_vmm::Phase;
 
 use super::exit::Exit;
@@ -31,7 +34,10 @@ pub(crate) enum Ended {
 #[derive(Debug)]
 struct Holder {
     guest: MachineGuest,
+    journals: Journals,
     work: Mutex<Work>,
+    /// What is asked about a guest in doubt.
+    doubt: Mutex<Option<Doubt>>,
     ended: Sender<Ended>,
 }
 
@@ -61,9 +67,10 @@ pub(crate) fn end_with_stdin() {
 }
 
 /// Serves the guest's control socket until the guest is gone.
-pub(crate) fn hold(guest: MachineGuest) -> Ended {
+pub(crate) fn hold(guest: MachineGuest, journals: Journals) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
-    let holder = Arc::new(Holder { guest, work: Mutex::new(Work::Idle), ended });
+    let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
+    let holder = Arc::new(Holder { guest, journals, work, doubt, ended });
     let server = holder.clone();
     thread::spawn(move || {
         for stream in server.guest.socket.incoming() {
@@ -79,7 +86,7 @@ pub(crate) fn hold(guest: MachineGuest) -> Ended {
 }
 
 impl Holder {
-    fn serve(&self, mut stream: UnixStream) {
+    fn serve(self: &Arc<Self>, mut stream: UnixStream) {
         let Ok(reading) = stream.try_clone() else { return };
         let Ok(line) = read_line(&mut BufReader::new(reading)) else { return };
         let mut ended = None;
@@ -138,32 +145,94 @@ impl Holder {
         }
     }
 
-    fn migrate(&self, request: &Move, observer: &dyn Observer) -> Answer {
+    fn migrate(self: &Arc<Self>, request: &Move, observer: &dyn Observer) -> Answer {
         let options = match request.options() {
-            Ok(options) => Options { switch_cost: self.guest.switch_cost(), ..options },
+            Ok(options) => {
+                let (switch_cost, journals) = (self.guest.switch_cost(), self.journals.clone());
+                Options { switch_cost, journals, ..options }
+            }
             Err(error) => return failed(Exit::Usage, error.to_string(), "the guest is as it was"),
         };
         if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone(), options.tuning.clone())) {
             return refusal;
         }
         let result = migrate(&self.guest, &request.to, &options, observer);
-        let (work, answer) = match result {
-            Ok(report) => (Work::Gone, Answer::Moved(Box::new(report))),
-            Err(error) => {
-                let work = if error.guest == GuestIs::InDoubt { Work::InDoubt } else { Work::Idle };
-                (work, failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string()))
+        match result {
+            Ok(report) => {
+                *self.work() = Work::Gone;
+                Answer::Moved(Box::new(report))
             }
-        };
-        *self.work() = work;
-        answer
+            Err(error) => {
+                let answer = failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string());
+                match error.doubt {
+                    Some(doubt) => self.keep_asking(*doubt),
+                    None => *self.work() = Work::Idle,
+                }
+                answer
+            }
+        }
+    }
+
+    /// Has the destination asked what became of the guest until it says.
+    fn keep_asking(self: &Arc<Self>, doubt: Doubt) {
+        *self.work() = Work::InDoubt;
+        *self.doubt() = Some(doubt);
+        let holder = self.clone();
+        thread::spawn(move || {
+            let mut pause = ASKED_AGAIN_MIN;
+            loop {
+                thread::sleep(pause);
+                pause = (2 * pause).min(ASKED_AGAIN_MAX);
+                if holder.ask_once().is_none() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Asks the destination once what became of the guest, and acts on that. Why it is still in doubt; `None` if it is not.
+    fn ask_once(&self) -> Option<StillInDoubt> {
+        let mut doubt = self.doubt();
+        match doubt.as_mut()?.ask() {
+            Verdict::Open(why) => {
+                tracing::warn!("{} is in doubt: {why}", self.guest.name);
+                return Some(why);
+            }
+            Verdict::Kept => self.take_back(),
+            Verdict::Moved => {
+                *self.work() = Work::Gone;
+                let to = doubt.as_ref().map(|doubt| doubt.peer().to_owned());
+                let _ = self.ended.send(Ended::Moved(to.unwrap_or_default()));
+            }
+        }
+        // Only now: whoever sees that there is no doubt sees also what became of it.
+        *doubt = None;
+        None
+    }
+
+    /// The guest was given away in vain, and is this host's again.
+    fn take_back(&self) {
+        if let Err(error) = self.guest.machine.resume() {
+            tracing::error!("{} is this host's again, and cannot be resumed: {error}", self.guest.name);
+        } else {
+            eprintln!("{} did not run at the destination and runs on here", self.guest.name);
+        }
+        *self.work() = Work::Idle;
+    }
+
+    fn doubt(&self) -> MutexGuard<'_, Option<Doubt>> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cancel(&self) -> Answer {
         match &*self.work() {
-            Work::Migrating(cancel, _) => {
-                cancel.cancel();
-                Answer::Done
-            }
+            Work::Migrating(cancel, _) if cancel.cancel() => Answer::Done,
+            Work::Migrating(..) => failed(
+                Exit::InDoubt,
+                "too late: the guest is being given away, and the destination may run it already",
+                "paused here; the migration will say where it is",
+            ),
+            work @ Work::InDoubt => work.refuse(),
             _ => failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was"),
         }
     }
@@ -230,8 +299,8 @@ impl Work {
             Self::InDoubt => failed(
                 Exit::InDoubt,
                 "an earlier migration of this guest is in doubt",
-                "in doubt: the guest is paused here, and perhaps running at the destination: look there; if it runs, \
-                 end this process",
+                "in doubt: the guest is paused here, and perhaps running at the destination, which is asked until it says; \
+                 `sterna recover` tells more",
             ),
             Self::Sampling => {
                 failed(Exit::Failed, "the guest's writes are being watched", "the guest runs here")
@@ -261,6 +330,10 @@ fn exit_of(error: &MigrationError) -> Exit {
 /// Passes events on to whoever asked for the migration, as long as they listen: nobody who stopped reading, with Ctrl-S or
 /// for good, may hold a migration up.
 struct Progress<'stream>(Mutex<Option<&'stream UnixStream>>);
+
+/// How long to wait before a destination is asked again what became of the guest: longer each time.
+const ASKED_AGAIN_MIN: Duration = Duration::from_secs(1);
+const ASKED_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How long a guest's writes may be watched at a time: nothing else can be done with it meanwhile.
 const WATCHED_MAX: Duration = Duration::from_secs(60);

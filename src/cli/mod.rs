@@ -11,6 +11,7 @@
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
 //! | `holder`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
 //! | `lanes` | how pages travel: the same options for guests and files |
+//! | `state` | where this host keeps its journals |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
 
 mod check;
@@ -30,6 +31,7 @@ mod send;
 mod size;
 mod socket;
 mod soft_roce;
+mod state;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -63,6 +63,7 @@ pub(crate) fn progress(event: &Event) {
             eprintln!("  switching all the same, with a downtime {downtime}");
         }
         Event::Paused => eprintln!("  guest paused for the switch"),
+        Event::Asking { why } => eprintln!("  {why}; asking the destination what became of the guest"),
         Event::Switched { downtime_ms } => {
             eprintln!("  guest runs at the destination after {downtime_ms:.0} ms");
         }

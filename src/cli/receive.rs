@@ -3,11 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use clap::Args;
 use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
+use sterna::journal::Journals;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -16,6 +19,7 @@ use super::machine::{MachineGuest, MachineHost};
 use super::run::say_end;
 use super::size::Size;
 use super::socket;
+use super::state::StateArgs;
 use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
@@ -43,6 +47,11 @@ pub(crate) struct ReceiveArgs {
     /// Replace a file that is there already
     #[arg(long, requires = "into")]
     force: bool,
+    /// How long to hold a guest that is ready to run when its source is lost, in seconds; then it is given up here
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", conflicts_with = "into")]
+    hold: u64,
+    #[command(flatten)]
+    state: StateArgs,
     /// End after the first attempt, also if it fails
     #[arg(long)]
     once: bool,
@@ -62,8 +71,13 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(store) => store,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    let journals = match args.state.journals() {
+        Ok(journals) => journals,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
+        .map(|receiver| receiver.with_journals(journals.clone()).with_hold(Duration::from_secs(args.hold)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
         Ok(opened) => opened,
@@ -89,9 +103,12 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
             Err(error) => eprintln!("a guest did not arrive: {error}"),
         }
     };
-    // The guest has this process to itself: whoever else wants to come is told at once that nobody listens.
-    drop(receiver);
-    hold_arrival(arrival, args.json)
+    // The guest has this process to itself: as soon as its source knows of it, nobody listens here.
+    if !arrival.settled {
+        let epoch = arrival.epoch;
+        thread::spawn(move || receiver.answer_until_done(epoch));
+    }
+    hold_arrival(arrival, journals, args.json)
 }
 
 fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
@@ -115,15 +132,15 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
     Exit::Done.into()
 }
 
-fn hold_arrival(arrival: Arrival<MachineGuest>, json: bool) -> ExitCode {
-    let Arrival { guest, from } = arrival;
+fn hold_arrival(arrival: Arrival<MachineGuest>, journals: Journals, json: bool) -> ExitCode {
+    let Arrival { guest, from, .. } = arrival;
     let name = guest.name().to_owned();
     if json {
         println!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
     } else {
         println!("{name} has arrived from {from} and runs here");
     }
-    let ended = hold(guest);
+    let ended = hold(guest, journals);
     say_end(&name, &ended, json);
     Exit::Done.into()
 }

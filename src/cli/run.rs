@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use sterna::handover::{Mark, Side};
+use sterna::journal::Journals;
 use sterna::preflight;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
@@ -13,6 +15,7 @@ use super::machine::MachineGuest;
 use super::output;
 use super::size::Size;
 use super::socket::{self, Listener};
+use super::state::StateArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -21,6 +24,8 @@ pub(crate) struct RunArgs {
     name: String,
     #[command(flatten)]
     guest: GuestArgs,
+    #[command(flatten)]
+    state: StateArgs,
     /// Print what happens as JSON, an object a line
     #[arg(long)]
     json: bool,
@@ -124,6 +129,10 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.until_stdin_closes {
         end_with_stdin();
     }
+    let journals = match args.state.journals().and_then(|journals| check_free(journals, &args.name)) {
+        Ok(journals) => journals,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
     let socket = match Listener::bind(&args.name) {
         Ok(socket) => socket,
         Err(error) => return output::error(Exit::Refused, error),
@@ -155,9 +164,21 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     } else {
         println!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
-    let ended = hold(guest);
+    let ended = hold(guest, journals);
     say_end(&name, &ended, args.json);
     Exit::Done.into()
+}
+
+/// Checks that no guest of this name may be running elsewhere: it would run twice.
+fn check_free(journals: Journals, name: &str) -> Result<Journals, String> {
+    let last = journals.look(name, Side::Source).map_err(|error| error.to_string())?;
+    match last.as_ref().and_then(|journal| journal.last()) {
+        Some(last) if last.mark == Mark::Committed => Err(format!(
+            "a guest named {name} was given to {} and may run there: `sterna recover {name}` settles that",
+            last.peer
+        )),
+        _ => Ok(journals),
+    }
 }
 
 /// Says how the holding of a guest ended.

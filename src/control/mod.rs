@@ -148,24 +148,33 @@ impl ControlChannel {
     /// # Errors
     /// [`ControlError`]: the host is unknown, nobody listens, or the listener is not a peer of this version.
     pub fn connect(address: &str) -> Result<Self, ControlError> {
+        Self::connect_within(address, CONNECT_MAX, STEP_MAX)
+    }
+
+    /// The same, with as much time for each address, and for the greeting.
+    pub(crate) fn connect_within(
+        address: &str,
+        connect_max: Duration,
+        greeting_max: Duration,
+    ) -> Result<Self, ControlError> {
         let addresses = address
             .to_socket_addrs()
             .map_err(|error| ControlError::Resolve { host: address.to_owned(), error })?;
         let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for candidate in addresses {
-            match TcpStream::connect_timeout(&candidate, CONNECT_MAX) {
-                Ok(stream) => return Self::open(stream),
+            match TcpStream::connect_timeout(&candidate, connect_max) {
+                Ok(stream) => return Self::open(stream, greeting_max),
                 Err(error) => failure = error,
             }
         }
         Err(ControlError::Connect { address: address.to_owned(), error: failure })
     }
 
-    fn open(mut stream: TcpStream) -> Result<Self, ControlError> {
+    fn open(mut stream: TcpStream, greeting_max: Duration) -> Result<Self, ControlError> {
         tune(&stream).map_err(ControlError::Io)?;
         let began = Instant::now();
         greet(&stream)?;
-        read_preamble(&mut stream, STEP_MAX)?;
+        read_preamble(&mut stream, greeting_max)?;
         let round_trip = began.elapsed();
         let mut channel = Self::over(stream, BEAT)?;
         channel.round_trip = round_trip;

@@ -1,38 +1,51 @@
 //! Steps 2 to 5 of one guest's arrival.
 
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{ReceiveError, answer_rounds};
-use crate::control::ControlChannel;
+use super::door::{TICK, Visit};
+use super::ownership::Ownership;
+use super::{Held, ReceiveError, answer_rounds};
+use crate::control::{ControlChannel, ControlError};
 use crate::digest::{self, Digest};
 use crate::guest::Guest;
-use crate::handover::{DestinationAction, DestinationEvent, DestinationHandover, HandoverError, Mark};
+use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
 use crate::memory::GuestRam;
 use crate::transport::Landing;
-use crate::wire::{Completion, Epoch, Final, Message};
+use crate::wire::{Completion, Final, Message, Outcome};
 
 /// One attempt, from the first page on.
 pub(super) struct Attempt<G> {
     pub(super) guest: G,
     ram: GuestRam,
     landing: Option<Box<dyn Landing>>,
-    epoch: Epoch,
-    handover: DestinationHandover,
+    ownership: Ownership,
+    /// How long it is held without its source, and the operator's handle on that.
+    hold: Duration,
+    held: Held,
     digests: Vec<Digest>,
 }
 
 impl<G: Guest> Attempt<G> {
-    pub(super) fn new(guest: G, ram: GuestRam, landing: Box<dyn Landing>, epoch: Epoch) -> Self {
-        let handover = DestinationHandover::new(epoch);
-        Self { guest, ram, landing: Some(landing), epoch, handover, digests: Vec::new() }
+    pub(super) fn new(
+        guest: G,
+        (ram, landing): (GuestRam, Box<dyn Landing>),
+        ownership: Ownership,
+        (hold, held): (Duration, Held),
+    ) -> Self {
+        Self { guest, ram, landing: Some(landing), ownership, hold, held, digests: Vec::new() }
     }
 
-    pub(super) fn run(&mut self, control: &mut ControlChannel) -> Result<(), ReceiveError> {
+    /// Steps 2 to 5; whether the source knows then that the guest runs here.
+    pub(super) fn run(
+        &mut self,
+        control: &mut ControlChannel,
+        visits: &mpsc::Receiver<Visit>,
+    ) -> Result<bool, ReceiveError> {
         let last = self.rounds(control)?;
-        let go = self.switch(control, &last)?;
-        self.complete(control, go);
-        Ok(())
+        let go = self.switch(control, visits, &last)?;
+        Ok(self.complete(control, go))
     }
 
     /// Steps 2 and 3.
@@ -45,7 +58,12 @@ impl<G: Guest> Attempt<G> {
     }
 
     /// Step 4: revoke, compare, load, PREPARED, and run on GO; returns when that came.
-    fn switch(&mut self, control: &mut ControlChannel, last: &Final) -> Result<Instant, ReceiveError> {
+    fn switch(
+        &mut self,
+        control: &mut ControlChannel,
+        visits: &mpsc::Receiver<Visit>,
+        last: &Final,
+    ) -> Result<Instant, ReceiveError> {
         self.advance(DestinationEvent::Final(last.epoch), DestinationAction::Revoke)?;
         let revoking = Instant::now();
         if let Some(landing) = self.landing.take() {
@@ -60,37 +78,116 @@ impl<G: Guest> Attempt<G> {
         self.guest.load(&last.state)?;
         let load_us = micros(loading.elapsed());
         let completion = Completion { verified_pages, revoke_us, verify_us, load_us };
-        self.advance(DestinationEvent::Loaded, DestinationAction::Record(Mark::Prepared))?;
-        self.advance(DestinationEvent::Recorded(Mark::Prepared), DestinationAction::SendPrepared)?;
-        control.send(&Message::Prepared(self.epoch, completion))?;
-        let message = control.receive("GO", Some(GO_MAX))?;
+        self.advance(DestinationEvent::Loaded, DestinationAction::SendPrepared)?;
+        let prepared = Instant::now();
+        let epoch = self.ownership.epoch();
+        // What fails from here on is that the source is lost, not that it has given up.
+        let told = control.send(&Message::Prepared(epoch, completion));
+        match told.and_then(|()| control.receive("GO", Some(GO_MAX.min(self.hold).max(TICK)))) {
+            Ok(message) => self.go(message),
+            Err(error) => self.hold(control, visits, (prepared, error)),
+        }
+    }
+
+    /// Runs the guest if this is GO; returns when that came.
+    fn go(&mut self, message: Message) -> Result<Instant, ReceiveError> {
         let go = Instant::now();
         match message {
-            Message::Go(epoch) => {
-                self.advance(DestinationEvent::Go(epoch), DestinationAction::Record(Mark::Running))?;
-                self.advance(DestinationEvent::Recorded(Mark::Running), DestinationAction::Run)?;
-                self.guest.resume().map_err(ReceiveError::Start)?;
-                self.advance(DestinationEvent::Started, DestinationAction::SendRunning)?;
-            }
+            Message::Go(epoch) => self.start(DestinationEvent::Go(epoch))?,
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
             other => return Err(ReceiveError::OutOfTurn(other.name())),
         }
         Ok(go)
     }
 
-    /// Tells the handover what happened; what it wants done must be what comes next here.
-    fn advance(&mut self, event: DestinationEvent, next: DestinationAction) -> Result<(), ReceiveError> {
-        if self.handover.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
+    fn start(&mut self, why: DestinationEvent) -> Result<(), ReceiveError> {
+        self.advance(why, DestinationAction::Run)?;
+        self.guest.resume().map_err(ReceiveError::Start)?;
+        self.advance(DestinationEvent::Started, DestinationAction::SendRunning)
     }
 
-    /// Step 5: tells the source that the guest runs, and that it lives. Nothing that fails here changes whose it is.
-    fn complete(&mut self, control: &mut ControlChannel, go: Instant) {
-        let told = control.send(&Message::Running(self.epoch)).and_then(|()| match self.first_beat(go) {
-            Some((count, after_go)) => control.send(&Message::Alive(self.epoch, count, micros(after_go))),
+    /// The source is lost, and may have given the guest away: waits for it to come anew, or for the operator's word.
+    fn hold(
+        &mut self,
+        control: &mut ControlChannel,
+        visits: &mpsc::Receiver<Visit>,
+        (prepared, error): (Instant, ControlError),
+    ) -> Result<Instant, ReceiveError> {
+        let until = prepared + self.hold;
+        tracing::warn!(
+            "the source is lost, the guest is ready and held for {} s: {error}",
+            self.hold.as_secs()
+        );
+        self.held.begin(until);
+        let heard = loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.held.is_fenced() {
+                break None;
+            }
+            let Ok(visit) = visits.recv_timeout(left.min(TICK)) else { continue };
+            if let Some((heard, from)) = self.receive_visit(visit)? {
+                *control = from;
+                break Some(heard);
+            }
+        };
+        // The operator is told that their word counts only if it does.
+        let fenced = self.held.end();
+        match heard {
+            Some(message) => self.go(message),
+            None if fenced => self.start(DestinationEvent::Fenced).map(|()| Instant::now()),
+            None => Err(ReceiveError::NoGo { held: self.hold, error }),
+        }
+    }
+
+    /// What a source that comes anew has to say in the end; `None` if it is lost again.
+    fn receive_visit(
+        &mut self,
+        Visit { mut control, message }: Visit,
+    ) -> Result<Option<(Message, ControlChannel)>, ReceiveError> {
+        let Message::Ask(epoch) = message else { return Ok(Some((message, control))) };
+        self.advance(DestinationEvent::Asked(epoch), DestinationAction::SendPrepared)?;
+        let answered = control.send(&Message::Outcome(epoch, Outcome::Prepared));
+        match answered.and_then(|()| control.receive("GO", Some(VISIT_MAX))) {
+            Ok(message @ (Message::Go(of) | Message::Abort(of, _))) if of == epoch => {
+                Ok(Some((message, control)))
+            }
+            Ok(other) => {
+                tracing::warn!("{} asked and then said {}", control.peer_address(), other.name());
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!("{} asked and went away: {error}", control.peer_address());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tells the handover what happened; what it wants done must be what comes next here.
+    fn advance(&mut self, event: DestinationEvent, next: DestinationAction) -> Result<(), ReceiveError> {
+        if self.ownership.on(event)? == next {
+            return Ok(());
+        }
+        // The one thing that may come instead is that it gives up, because it could not be recorded.
+        Err(match self.ownership.take_unrecorded() {
+            Some(error) => ReceiveError::Journal(error),
+            None => HandoverError::OtherAction.into(),
+        })
+    }
+
+    /// Step 5: tells the source that the guest runs, and that it lives; whether it was heard. Nothing that fails here changes whose
+    /// it is.
+    fn complete(&mut self, control: &mut ControlChannel, go: Instant) -> bool {
+        let epoch = self.ownership.epoch();
+        let told = control.send(&Message::Running(epoch)).and_then(|()| match self.first_beat(go) {
+            Some((count, after_go)) => control.send(&Message::Alive(epoch, count, micros(after_go))),
             None => Ok(()),
         });
-        if let Err(error) = told {
-            tracing::warn!("the guest runs here, and the source could not be told: {error}");
+        match told.and_then(|()| control.receive("DONE", Some(DONE_MAX))) {
+            Ok(done) => done == Message::Done(epoch),
+            Err(error) => {
+                tracing::warn!("the guest runs here, and the source has not said that it knows: {error}");
+                false
+            }
         }
     }
 
@@ -110,23 +207,22 @@ impl<G: Guest> Attempt<G> {
     /// After a failure: gives the guest up, if it may be given up, and tells the source.
     pub(super) fn fail(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
         self.landing = None;
+        self.held.end();
         let error = match (error, control.pulse().check_heard()) {
             // Lanes that were shut down because of it explain less.
             (ReceiveError::Transport(_), Err(silent)) => silent.into(),
             (error, _) => error,
         };
-        let event = match error {
-            ReceiveError::Start(_) => DestinationEvent::NotStarted,
-            _ => DestinationEvent::Failed,
+        let action = match (self.ownership.state(), &error) {
+            (DestinationState::Refused, _) => Ok(DestinationAction::Refuse),
+            (_, ReceiveError::Start(_)) => self.ownership.on(DestinationEvent::NotStarted),
+            _ => self.ownership.on(DestinationEvent::Failed),
         };
-        let mut action = self.handover.on(event);
-        while let Ok(DestinationAction::Record(mark)) = action {
-            action = self.handover.on(DestinationEvent::Recorded(mark));
-        }
+        let epoch = self.ownership.epoch();
+        // Only now, with nothing left that could run and the journal free, may the source hear that this epoch never ran.
+        drop((self.guest, self.ownership));
         if action == Ok(DestinationAction::Refuse) && !matches!(error, ReceiveError::SourceGaveUp(_)) {
-            // Only now, with nothing left that could run, may the source hear that this epoch never ran.
-            drop(self.guest);
-            let _ = control.send(&Message::Abort(self.epoch, error.to_string()));
+            let _ = control.send(&Message::Abort(epoch, error.to_string()));
         }
         error
     }
@@ -158,8 +254,14 @@ impl<G: Guest> Attempt<G> {
     }
 }
 
-/// How long to stay prepared. The source sends GO at once, or is gone.
+/// How long to wait for GO on the connection on which PREPARED was sent. The source sends it at once, or is gone.
 const GO_MAX: Duration = Duration::from_secs(60);
+
+/// How long to wait for GO from a source that has come anew.
+const VISIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long to wait for the source's word that it has heard RUNNING.
+const DONE_MAX: Duration = Duration::from_secs(2);
 
 /// How long to look for the guest's first heartbeat.
 const FIRST_BEAT_MAX: Duration = Duration::from_secs(4);
@@ -180,8 +282,10 @@ mod tests {
     use crate::destination::HELLO_MAX;
     use crate::dirty::DirtyLog;
     use crate::guest::{GuestError, Heartbeat};
+    use crate::handover::{Mark, Side};
+    use crate::journal::OpenJournal;
     use crate::transport::TransportError;
-    use crate::wire::{LaneReady, SliceKey, SliceRange, Token};
+    use crate::wire::{Epoch, LaneReady, SliceKey, SliceRange, Token};
 
     const EPOCH: Epoch = Epoch([3; 16]);
 
@@ -271,14 +375,22 @@ mod tests {
     }
 
     /// The switch with a source that says GO to whatever it hears; what it did, in order, and how it ended.
-    fn switch(lets_go: bool) -> (Vec<&'static str>, Result<Instant, ReceiveError>) {
+    fn switch(
+        lets_go: bool,
+        fails: &[Mark],
+    ) -> (Vec<&'static str>, Result<Instant, ReceiveError>, Vec<&'static str>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let source = thread::spawn(move || {
             let mut control = ControlChannel::connect(&address).unwrap();
-            if control.receive("PREPARED", None).is_ok() {
-                control.send(&Message::Go(EPOCH)).unwrap();
+            let mut heard = Vec::new();
+            while let Ok(message) = control.receive("anything", None) {
+                heard.push(message.name());
+                if matches!(message, Message::Prepared(..)) {
+                    control.send(&Message::Go(EPOCH)).unwrap();
+                }
             }
+            heard
         });
         let (mut stream, _) = listener.accept().unwrap();
         read_preamble(&mut stream, HELLO_MAX).unwrap();
@@ -287,26 +399,49 @@ mod tests {
         let guest = NotedGuest(journal.clone());
         let ram = guest.ram().unwrap();
         let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go });
-        let mut attempt = Attempt::new(guest, ram, landing, EPOCH);
+        let ownership =
+            Ownership::new(OpenJournal::failing(Side::Destination, fails), "source".into(), EPOCH);
+        let mut attempt =
+            Attempt::new(guest, (ram, landing), ownership, (Duration::from_secs(5), Held::default()));
         let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
-        let result = attempt.switch(&mut control, &last);
+        let (_visits, coming) = mpsc::channel();
+        let result = attempt.switch(&mut control, &coming, &last);
+        let result = match result {
+            Ok(go) => Ok(go),
+            Err(error) => Err(attempt.fail(&mut control, error)),
+        };
         drop(control);
-        source.join().unwrap();
+        let heard = source.join().unwrap();
         let noted = journal.lock().unwrap().clone();
-        (noted, result)
+        (noted, result, heard)
     }
 
     #[test]
     fn remote_access_is_taken_away_before_the_state_is_loaded_and_the_guest_runs() {
-        let (noted, result) = switch(true);
+        let (noted, result, _) = switch(true, &[]);
         assert!(result.is_ok());
         assert_eq!(noted, ["revoke", "load", "run"]);
     }
 
     #[test]
     fn a_guest_that_a_device_may_still_write_to_is_not_run() {
-        let (noted, result) = switch(false);
+        let (noted, result, _) = switch(false, &[]);
         assert!(matches!(result, Err(ReceiveError::Transport(_))));
         assert_eq!(noted, ["revoke"]);
+    }
+
+    #[test]
+    fn what_cannot_be_recorded_is_not_said_and_not_run() {
+        for (fails, said) in [
+            (&[Mark::Prepared][..], &["Abort"][..]),
+            (&[Mark::Running], &["Prepared", "Abort"]),
+            // Nobody may be told that it never runs here when the journal does not say so.
+            (&[Mark::Running, Mark::Refused], &["Prepared"]),
+        ] {
+            let (noted, result, heard) = switch(true, fails);
+            assert!(matches!(result, Err(ReceiveError::Journal(_))), "{result:?}");
+            assert_eq!(noted, ["revoke", "load"], "{fails:?}");
+            assert_eq!(heard, said, "{fails:?}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 use std::io;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
+use crate::journal::JournalsError;
 use crate::memory::MemoryError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
@@ -50,6 +52,17 @@ pub enum ReceiveError {
     /// The guest was handed over, and none of its vCPUs could be started.
     #[error("this host could not start the guest, and hands it back: {0}")]
     Start(#[source] GuestError),
+    /// The guest was ready, and its source was lost and did not come again.
+    #[error("the guest was ready and held for {} s, and no GO came: {error}; it is given up here, and the source's", held.as_secs())]
+    NoGo {
+        /// For how long.
+        held: Duration,
+        /// How the source was lost.
+        error: ControlError,
+    },
+    /// The journal, without which nothing is run.
+    #[error(transparent)]
+    Journal(#[from] JournalsError),
     /// The control channel.
     #[error(transparent)]
     Control(#[from] ControlError),

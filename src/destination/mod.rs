@@ -4,25 +4,39 @@
 //! write away from a running guest: **revoke, then compare, then load, then PREPARED**.
 
 mod attempt;
+mod door;
 mod error;
+mod ownership;
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use socket2::SockRef;
+
+pub use door::Held;
 pub use error::ReceiveError;
+pub use ownership::settle;
 
 use self::attempt::Attempt;
+use self::door::with_door;
+use self::ownership::Ownership;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::digest::Digest;
 use crate::guest::{Guest, GuestHost, Proposal};
+use crate::handover::Side;
+use crate::journal::Journals;
 use crate::transport::{Landing, land};
-use crate::wire::{Final, Hello, Message, Refusal, Role};
+use crate::wire::{Epoch, Final, Hello, Message, Outcome, Refusal, Role};
 
 /// A socket at which guests may arrive.
 #[derive(Debug)]
 pub struct Receiver {
     pub(crate) listener: TcpListener,
     pub(crate) pin_max_bytes: Option<u64>,
+    journals: Journals,
+    hold: Duration,
+    held: Held,
 }
 
 impl Receiver {
@@ -33,7 +47,8 @@ impl Receiver {
     pub fn bind(address: SocketAddr) -> Result<Self, ReceiveError> {
         let listener = TcpListener::bind(address)
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
-        Ok(Self { listener, pin_max_bytes: None })
+        let (journals, held) = (Journals::in_memory(), Held::default());
+        Ok(Self { listener, pin_max_bytes: None, journals, hold: HOLD, held })
     }
 
     /// The same, with at most so much RAM registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK`
@@ -41,6 +56,25 @@ impl Receiver {
     #[must_use]
     pub fn with_pin_limit(self, pin_max_bytes: Option<u64>) -> Self {
         Self { pin_max_bytes, ..self }
+    }
+
+    /// The same, with journals that outlive this process: what became of a guest here is then also known after a restart.
+    #[must_use]
+    pub fn with_journals(self, journals: Journals) -> Self {
+        Self { journals, ..self }
+    }
+
+    /// The same, holding a guest that is ready for so long when its source is lost, and giving it up then; ten minutes
+    /// unless told otherwise.
+    #[must_use]
+    pub fn with_hold(self, hold: Duration) -> Self {
+        Self { hold, ..self }
+    }
+
+    /// The operator's handle on a guest that is held.
+    #[must_use]
+    pub fn held(&self) -> Held {
+        self.held.clone()
     }
 
     /// The address at which it listens.
@@ -54,7 +88,7 @@ impl Receiver {
     /// Waits for a guest, takes it in, and returns once it runs here.
     ///
     /// Strangers, peers of another version and sources that leave before they have said what they bring are turned away
-    /// without ending the wait.
+    /// without ending the wait. Sources that ask what became of an earlier guest get an answer.
     ///
     /// # Errors
     /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run here then;
@@ -84,8 +118,9 @@ impl Receiver {
                 }
             }
         };
-        match attempt.run(&mut control) {
-            Ok(()) => Ok(Arrival { guest: attempt.guest, from }),
+        let epoch = hello.epoch;
+        match with_door(self, epoch, |visits| attempt.run(&mut control, visits)) {
+            Ok(settled) => Ok(Arrival { guest: attempt.guest, from, epoch, settled }),
             Err(error) => Err(attempt.fail(&mut control, error)),
         }
     }
@@ -101,6 +136,10 @@ impl Receiver {
             let from = control.peer_address();
             let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(&wanted) {
                 Ok(Ok(opening)) => return Ok((control, opening)),
+                Ok(Err(Message::Ask(epoch))) => {
+                    self.answer(&mut control, epoch);
+                    None
+                }
                 Ok(Err(other)) => {
                     tracing::warn!("{from} began with {} and was turned away", other.name());
                     matches!(other, Message::Hello(_) | Message::OfferImage(_)).then(|| otherwise.clone())
@@ -119,22 +158,55 @@ impl Receiver {
         }
     }
 
+    /// Tells a source what the journals say of an attempt; whether it knows then that its guest runs here, and has recorded that.
+    fn answer(&self, control: &mut ControlChannel, epoch: Epoch) -> bool {
+        let from = control.peer_address();
+        let Some(outcome) = ownership::outcome(&self.journals, epoch) else { return false };
+        tracing::info!("{from} asks about attempt {epoch:?}: {outcome:?}");
+        if let Err(error) = control.send(&Message::Outcome(epoch, outcome)) {
+            tracing::warn!("{from} asked and went away: {error}");
+            return false;
+        }
+        outcome == Outcome::Running
+            && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(epoch))
+    }
+
     fn accept(&self) -> Result<ControlChannel, ReceiveError> {
         loop {
-            let (mut stream, from) = self.listener.accept().map_err(ReceiveError::Accept)?;
-            match read_preamble(&mut stream, HELLO_MAX) {
-                Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
-                    Ok(control) => return Ok(control),
-                    Err(error) => tracing::warn!("{from} went away: {error}"),
-                },
-                Ok(_) => tracing::warn!("{from} brings a data lane, but no migration is under way"),
-                Err(error) => {
-                    tracing::warn!("{from} was turned away: {error}");
-                    // Told in our own terms, so that a peer of another version can name both.
-                    let _ = greet(&stream);
-                }
+            if let Some(control) = self.accept_within(None, HELLO_MAX)? {
+                return Ok(control);
             }
         }
+    }
+
+    /// The next control connection, if one comes within this time. Whoever connects has `greeting_max` to say what they are.
+    fn accept_within(
+        &self,
+        limit: Option<Duration>,
+        greeting_max: Duration,
+    ) -> Result<Option<ControlChannel>, ReceiveError> {
+        // accept(2) heeds the receive timeout.
+        SockRef::from(&self.listener).set_read_timeout(limit).map_err(ReceiveError::Accept)?;
+        let (mut stream, from) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(ReceiveError::Accept(error)),
+        };
+        match read_preamble(&mut stream, greeting_max) {
+            Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
+                Ok(control) => return Ok(Some(control)),
+                Err(error) => tracing::warn!("{from} went away: {error}"),
+            },
+            Ok(_) => tracing::warn!("{from} brings a data lane that no migration here waits for"),
+            Err(error) => {
+                tracing::warn!("{from} was turned away: {error}");
+                // Told in our own terms, so that a peer of another version can name both.
+                let _ = greet(&stream);
+            }
+        }
+        Ok(None)
     }
 
     /// Step 1: makes the machine and the lanes' ends, or refuses.
@@ -146,6 +218,10 @@ impl Receiver {
     ) -> Result<Attempt<H::Guest>, ReceiveError> {
         let proposal = Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details };
         let guest = host.prepare(&proposal)?;
+        let journal = self
+            .journals
+            .open(guest.name(), Side::Destination)
+            .map_err(|error| ReceiveError::Refused(Refusal::Journal(error.to_string())))?;
         let ram = guest.ram()?;
         if ram.layout() != hello.ram {
             return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
@@ -154,7 +230,9 @@ impl Receiver {
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
         control.send(&Message::Ready(landing.ready()))?;
         landing.connect(&self.listener)?;
-        Ok(Attempt::new(guest, ram, landing, hello.epoch))
+        let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
+        let holding = (self.hold, self.held.clone());
+        Ok(Attempt::new(guest, (ram, landing), ownership, holding))
     }
 }
 
@@ -165,6 +243,11 @@ pub struct Arrival<G> {
     pub guest: G,
     /// Whence it came.
     pub from: SocketAddr,
+    /// The attempt in which it came.
+    pub epoch: Epoch,
+    /// Whether the source knows that it runs here, and has recorded that. If not, the source is in doubt and asks: have
+    /// [`Receiver::answer_until_done`] answer.
+    pub settled: bool,
 }
 
 /// Answers what the source asks while pages arrive, until FINAL, which comes with the digests sent before it.
@@ -196,3 +279,6 @@ pub(crate) fn answer_rounds(
 
 /// How long whoever connects has to say what they want: they have nothing to wait for.
 pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);
+
+/// How long a guest that is ready is held for a source that is lost.
+const HOLD: Duration = Duration::from_secs(600);

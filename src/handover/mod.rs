@@ -37,6 +37,7 @@
 //! | revoking | revoked | loading | compare and load |
 //! | loading | loaded | preparing | record PREPARED |
 //! | preparing | recorded | prepared | send PREPARED |
+//! | | not recorded | refused | discard, send REFUSED |
 //! | prepared | GO, the other host is fenced | committing to run | record RUNNING |
 //! | | asked | the same | send PREPARED (again) |
 //! | | failed | refusing | record REFUSED |
@@ -49,9 +50,10 @@
 //! | | not recorded | unwilling | discard, say nothing |
 //! | unwilling | GO, asked, failed | refusing | record REFUSED |
 //! | refused | GO, asked | the same | send REFUSED (again) |
-//! | receiving, revoking, loading, preparing | failed | refused | discard, send REFUSED |
+//! | receiving, revoking, loading | failed | refused | discard, send REFUSED |
 //!
-//! In the last line nothing is recorded: before PREPARED was sent the source has no doubt that a record would have to settle.
+//! In the last line, and where PREPARED is not recorded, REFUSED is not either: before PREPARED was sent the source has no doubt
+//! that a record would have to settle.
 //!
 //! # After a crash
 //!

@@ -3,16 +3,19 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::{Doubt, OpenError};
 use crate::control::ControlError;
 use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
+use crate::journal::JournalsError;
 use crate::memory::MemoryError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
 
 /// A migration that did not succeed: where the guest is now, and why.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct MigrationError {
     /// Where the guest is.
     pub guest: GuestIs,
@@ -20,6 +23,8 @@ pub struct MigrationError {
     pub refused: bool,
     /// Why.
     pub cause: MigrationFailure,
+    /// If it is [in doubt](GuestIs::InDoubt): that by which the destination is asked on, for as long as it takes.
+    pub doubt: Option<Box<Doubt>>,
 }
 
 impl fmt::Display for MigrationError {
@@ -51,8 +56,8 @@ impl fmt::Display for GuestIs {
             Self::RunningAtSource => "the guest runs on at the source",
             Self::PausedAtSource => "the guest is paused at the source, which could not resume it",
             Self::InDoubt => {
-                "in doubt: the guest is paused at the source and may be running at the destination; \
-                 look there before doing anything here"
+                "in doubt: the guest is paused at the source and may be running at the destination, which is asked until \
+                 it says; `sterna recover` tells more"
             }
         })
     }
@@ -93,6 +98,12 @@ pub enum MigrationFailure {
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
+    /// The source's journal cannot be kept.
+    #[error(transparent)]
+    Journal(#[from] JournalsError),
+    /// A thread of the migration, or the VMM in it, came upon a defect.
+    #[error("a defect of sterna or of the VMM ended it: {0}")]
+    Panicked(String),
     /// The control channel.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -119,4 +130,13 @@ pub enum MigrationFailure {
         /// Its answer.
         error: String,
     },
+}
+
+impl From<OpenError> for MigrationFailure {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Journal(error) => error.into(),
+            OpenError::Handover(error) => error.into(),
+        }
+    }
 }

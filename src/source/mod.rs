@@ -8,37 +8,45 @@
 //! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run |
 //! | 5 complete | release the guest | show that it lives |
 //!
-//! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt.
+//! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt, and the
+//! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
 
 mod beat;
 mod converge;
 mod error;
 mod link;
 mod metered;
+mod ownership;
 mod rounds;
 mod switch;
 mod tuning;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 pub use error::{GuestIs, MigrationError, MigrationFailure};
+pub use ownership::{Doubt, OpenError, StillInDoubt, Verdict};
 pub use tuning::Tuning;
 
 pub(crate) use self::beat::BeatAt;
 pub(crate) use self::link::{Link, new_epoch, unexpected};
+use self::ownership::{Ownership, open_journal};
 pub(crate) use self::rounds::Brakes;
+use self::switch::Switched;
 pub(crate) use self::tuning::Pace;
 use crate::convergence::{Course, Downtime, Limits, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
-use crate::handover::{HandoverError, Mark, SourceAction, SourceEvent, SourceHandover, SourceState};
+use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
+use crate::journal::{Journals, OpenJournal};
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
-use crate::wire::{Hello, Message};
+use crate::wire::{Epoch, Hello, Message};
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
@@ -55,27 +63,56 @@ pub struct Options {
     pub switch_cost: SwitchCost,
     /// Whether both ends compare all of RAM at the switch. It takes its time while the guest is paused.
     pub compare: bool,
+    /// Where it is recorded that the guest was given away. In memory, a process that dies at the wrong moment leaves a doubt
+    /// that only an operator can settle.
+    pub journals: Journals,
     /// Ends the migration when asked to.
     pub cancel: Cancel,
 }
 
 /// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
 
 impl Cancel {
-    /// Asks for the end.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    const OPEN: u8 = 0;
+    const CANCELLED: u8 = 1;
+    const TOO_LATE: u8 = 2;
+
+    /// Asks for the end. False if it is too late: the guest is being given away, and the destination may run it already.
+    pub fn cancel(&self) -> bool {
+        self.turn(Self::OPEN, Self::CANCELLED) || self.0.load(Ordering::Relaxed) == Self::CANCELLED
     }
 
     pub(crate) fn check(&self) -> Result<(), MigrationFailure> {
-        if self.0.load(Ordering::Relaxed) { Err(MigrationFailure::Cancelled) } else { Ok(()) }
+        if self.0.load(Ordering::Relaxed) == Self::CANCELLED {
+            Err(MigrationFailure::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// From here on it is too late, unless it was asked for before.
+    fn close(&self) -> Result<(), MigrationFailure> {
+        self.turn(Self::OPEN, Self::TOO_LATE);
+        self.check()
+    }
+
+    /// The guest was not given away after all.
+    fn reopen(&self) {
+        self.turn(Self::TOO_LATE, Self::OPEN);
+    }
+
+    fn turn(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 }
 
 /// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once it runs there: the guest
 /// here is paused for good then, and its VMM should destroy it.
+///
+/// That the guest runs here when this is called counts as proof that it was not given away before; so do not start a guest whose
+/// journal [tells of a doubt](Doubt::recover).
 ///
 /// # Errors
 /// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
@@ -87,19 +124,31 @@ pub fn migrate(
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
     let first_beat = BeatAt::now(guest);
-    let (link, log) = prepare(guest, to, options).map_err(|cause| MigrationError {
+    let (link, log, journal) = prepare(guest, to, options).map_err(|cause| MigrationError {
         guest: GuestIs::RunningAtSource,
         refused: !matches!(cause, MigrationFailure::Cancelled),
         cause,
+        doubt: None,
     })?;
     observer.event(&Event::Connected {
         transport: link.transport.kind(),
         via: format!("{} ({})", link.transport.via(), link.reason),
         total_pages: link.ram.layout().total_pages(),
     });
-    let mut attempt = Attempt::new(guest, options, observer, (link, log), started);
+    let ownership = Ownership::new(journal, to.to_owned(), link.epoch);
+    let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
     attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
-    attempt.run().map_err(|cause| attempt.fail(cause))
+    // A defect of ours or of the VMM's must not leave a guest slowed or paused that is this side's.
+    let run = catch_unwind(AssertUnwindSafe(|| attempt.run()));
+    match run.unwrap_or_else(|panic| Err(MigrationFailure::Panicked(text_of(&*panic)))) {
+        Ok((setup, switched)) => Ok(attempt.complete(setup, &switched)),
+        Err(cause) => Err(attempt.fail(cause)),
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a text".into())
 }
 
 /// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
@@ -107,14 +156,16 @@ fn prepare(
     guest: &dyn Guest,
     to: &str,
     options: &Options,
-) -> Result<(Link, Box<dyn DirtyLog>), MigrationFailure> {
+) -> Result<(Link, Box<dyn DirtyLog>, OpenJournal), MigrationFailure> {
+    let journal = open_journal(&options.journals, guest.name())?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let layout = ram.layout();
     let hello = |epoch, lanes| {
         let (name, details) = (guest.name().to_owned(), guest.details()?);
         Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes }))
     };
-    Ok((Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?, log))
+    let link = Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
+    Ok((link, log, journal))
 }
 
 /// One attempt, from the first page on.
@@ -124,7 +175,7 @@ struct Attempt<'migration> {
     observer: &'migration dyn Observer,
     link: Link,
     log: Box<dyn DirtyLog>,
-    handover: SourceHandover,
+    ownership: Ownership,
     started: Instant,
     paused: bool,
     dirty: DirtyBitmap,
@@ -150,7 +201,7 @@ impl<'migration> Attempt<'migration> {
         guest: &'migration dyn Guest,
         options: &'migration Options,
         observer: &'migration dyn Observer,
-        (link, log): (Link, Box<dyn DirtyLog>),
+        (link, log, ownership): (Link, Box<dyn DirtyLog>, Ownership),
         started: Instant,
     ) -> Self {
         let layout = link.ram.layout();
@@ -158,7 +209,7 @@ impl<'migration> Attempt<'migration> {
             guest,
             options,
             observer,
-            handover: SourceHandover::new(link.epoch),
+            ownership,
             started,
             paused: false,
             dirty: DirtyBitmap::new(&layout),
@@ -176,66 +227,67 @@ impl<'migration> Attempt<'migration> {
         }
     }
 
-    fn run(&mut self) -> Result<Report, MigrationFailure> {
+    /// Steps 2 to 4; how long setting up took, and what the switch did.
+    fn run(&mut self) -> Result<(Duration, Switched), MigrationFailure> {
         self.dirty.fill();
         self.log.start()?;
         let setup = self.started.elapsed();
         self.converge()?;
-        let switched = self.switch()?;
-        Ok(self.complete(setup, &switched))
+        Ok((setup, self.switch()?))
     }
 
     /// Tells the handover what happened; what it wants done must be what comes next here.
     fn advance(&mut self, event: SourceEvent, next: SourceAction) -> Result<(), MigrationFailure> {
-        if self.handover.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
-    }
-
-    /// Writes to the journal. There is none yet: what is recorded lasts as long as this process.
-    fn record(&self, mark: Mark) -> SourceEvent {
-        SourceEvent::Recorded(mark)
+        if self.ownership.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
     }
 
     /// After a failure: lets the guest run here again, if it is this side's to run.
-    fn fail(&mut self, cause: MigrationFailure) -> MigrationError {
-        // At once: to learn why may take a moment.
+    fn fail(mut self, cause: MigrationFailure) -> MigrationError {
+        // Before anything else: to learn why may take a moment.
         if self.course.throttle_percent() > 0 {
             self.throttle(0);
         }
-        let cause = self.explain(cause);
-        let refused_there = matches!(cause, MigrationFailure::DestinationFailed(_));
-        let event = if refused_there { SourceEvent::Refused(self.link.epoch) } else { SourceEvent::Failed };
-        let mut action = self.handover.on(event);
-        while let Ok(SourceAction::Record(mark)) = action {
-            action = self.handover.on(self.record(mark));
-        }
-        // Neither can make anything worse, and the cause matters more than they do.
+        let action = match self.ownership.state() {
+            SourceState::Kept => Ok(SourceAction::Resume),
+            _ => self.ownership.on(event_of(&cause, self.link.epoch)),
+        };
+        let guest = match action {
+            Ok(SourceAction::Resume) => self.resume(),
+            _ => GuestIs::InDoubt,
+        };
+        // It cannot make anything worse, and the cause matters more than it does.
         if let Err(error) = self.log.stop() {
             tracing::warn!("the dirty log stays on: {error}");
         }
-        let guest = match action {
-            Ok(SourceAction::Resume) if !self.paused => GuestIs::RunningAtSource,
-            Ok(SourceAction::Resume) => match self.guest.resume() {
-                Ok(()) => GuestIs::RunningAtSource,
-                Err(error) => {
-                    tracing::error!("the guest could not be resumed: {error}");
-                    GuestIs::PausedAtSource
-                }
-            },
-            _ => GuestIs::InDoubt,
-        };
-        if guest != GuestIs::InDoubt && !refused_there {
+        if guest == GuestIs::InDoubt {
+            let doubt = Some(Box::new(self.ownership.into_doubt()));
+            return MigrationError { guest, refused: false, cause, doubt };
+        }
+        self.options.cancel.reopen();
+        let cause = self.link.explain(cause);
+        if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
             // The destination may be gone, which is what this message is about.
             let _ = self.link.control.send(&Message::Abort(self.link.epoch, cause.to_string()));
         }
-        MigrationError { guest, refused: false, cause }
+        MigrationError { guest, refused: false, cause, doubt: None }
     }
 
-    /// The destination's own reason, where it can have one and that is known to be the cause.
-    fn explain(&mut self, cause: MigrationFailure) -> MigrationFailure {
-        if self.handover.state() == SourceState::AwaitingRunning {
-            return cause;
+    fn resume(&self) -> GuestIs {
+        match if self.paused { self.guest.resume() } else { Ok(()) } {
+            Ok(()) => GuestIs::RunningAtSource,
+            Err(error) => {
+                tracing::error!("the guest could not be resumed: {error}");
+                GuestIs::PausedAtSource
+            }
         }
-        self.link.explain(cause)
+    }
+}
+
+/// What a failure means for the handover.
+fn event_of(cause: &MigrationFailure, epoch: Epoch) -> SourceEvent {
+    match cause {
+        MigrationFailure::DestinationFailed(_) => SourceEvent::Refused(epoch),
+        _ => SourceEvent::Failed,
     }
 }
 

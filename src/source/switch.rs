@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attempt, MigrationFailure, mbps, ms, unexpected};
+use super::{Attempt, MigrationFailure, Verdict, event_of, mbps, ms, unexpected};
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
 use crate::digest;
-use crate::handover::{Mark, SourceAction, SourceEvent};
+use crate::handover::{HandoverError, SourceAction, SourceEvent};
 use crate::progress::{DowntimeReport, Event, LimitsReport, Report, RoundReport};
-use crate::wire::{Completion, DIGESTS_MAX, Final, Message};
+use crate::wire::{Completion, DIGESTS_MAX, Epoch, Final, Message};
 
 /// What the switch took.
 pub(super) struct Switched {
@@ -47,20 +47,22 @@ impl Attempt<'_> {
         let epoch = self.link.epoch;
         self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
         self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
-        let completion = self.await_prepared()?;
+        let (prepared, completion) = self.await_prepared()?;
         let [verify, revoke, load] =
             [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
         (parts.revoke, parts.load) = (revoke, load);
         parts.transfer = clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
         let beat = self.guest.heartbeat().filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
+        self.options.cancel.close()?;
+        self.commit(prepared)?;
         // From this line on the guest may run there, whatever becomes of the send.
-        let recorded = self.record(Mark::Committed);
-        self.advance(recorded, SourceAction::SendGo)?;
-        self.link.control.send(&Message::Go(epoch))?;
-        self.await_running()?;
+        let sent = self.link.control.send(&Message::Go(epoch)).map_err(MigrationFailure::from);
+        let heard = sent.and_then(|()| self.await_running());
+        let last_beat_before_go = if heard.is_ok() { beat } else { None };
+        heard.or_else(|cause| self.settle(cause))?;
         parts.start = clock.lap();
         let compare = compare + verify;
-        Ok(Switched { downtime: clock.total(), compare, parts, completion, last_beat_before_go: beat })
+        Ok(Switched { downtime: clock.total(), compare, parts, completion, last_beat_before_go })
     }
 
     /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
@@ -111,31 +113,51 @@ impl Attempt<'_> {
         Ok(digests.len() as u64)
     }
 
-    fn await_prepared(&mut self) -> Result<Completion, MigrationFailure> {
+    fn await_prepared(&mut self) -> Result<(Epoch, Completion), MigrationFailure> {
         // The destination may hash all of its RAM in this time; 16 MiB/s is slow for that.
         let hashing = Duration::from_secs(self.link.ram.layout().total_bytes() >> 24);
         // And it deregisters all of it; 1 GiB/s is slow for that.
         let revoking = Duration::from_secs(self.link.ram.layout().total_bytes() >> 30);
         let limit = STEP_MAX + revoking + if self.options.compare { hashing } else { Duration::ZERO };
         match self.link.control.receive("PREPARED", Some(limit))? {
-            Message::Prepared(epoch, completion) => {
-                // The last moment in which it can be called off.
-                self.options.cancel.check()?;
-                self.advance(SourceEvent::Prepared(epoch), SourceAction::Record(Mark::Committed))?;
-                Ok(completion)
-            }
+            Message::Prepared(epoch, completion) => Ok((epoch, completion)),
             other => Err(unexpected("PREPARED", self.link.epoch, other)),
+        }
+    }
+
+    /// The destination is ready: the guest is given away, durably.
+    fn commit(&mut self, prepared: Epoch) -> Result<(), MigrationFailure> {
+        match self.ownership.on(SourceEvent::Prepared(prepared))? {
+            SourceAction::SendGo => Ok(()),
+            // That it is given away could not be recorded, so it is not.
+            SourceAction::Resume => Err(match self.ownership.take_unrecorded() {
+                Some(error) => error.into(),
+                None => HandoverError::OtherAction.into(),
+            }),
+            _ => Err(HandoverError::OtherAction.into()),
         }
     }
 
     fn await_running(&mut self) -> Result<(), MigrationFailure> {
         match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
-            Message::Running(epoch) => {
-                self.advance(SourceEvent::Running(epoch), SourceAction::Record(Mark::Done))?;
-                let recorded = self.record(Mark::Done);
-                self.advance(recorded, SourceAction::Release)
-            }
+            Message::Running(epoch) => Ok(self.ownership.release(epoch, &mut self.link.control)?),
             other => Err(unexpected("RUNNING", self.link.epoch, other)),
+        }
+    }
+
+    /// No word that the guest runs there: asks for a while. An error, unless it turns out that it does.
+    fn settle(&mut self, cause: MigrationFailure) -> Result<(), MigrationFailure> {
+        if self.ownership.on(event_of(&cause, self.link.epoch))? != SourceAction::Ask {
+            return Err(cause);
+        }
+        self.observer.event(&Event::Asking { why: cause.to_string() });
+        match self.ownership.ask_for(ASKING_MAX) {
+            Verdict::Moved => Ok(()),
+            Verdict::Kept => Err(cause),
+            Verdict::Open(why) => {
+                tracing::warn!("{why}");
+                Err(cause)
+            }
         }
     }
 }
@@ -166,3 +188,6 @@ impl Laps {
 
 /// How long to wait for word of the guest's first heartbeat at the destination.
 const ALIVE_MAX: Duration = Duration::from_secs(5);
+
+/// For how long a destination that did not say RUNNING is asked before the migration ends in doubt.
+const ASKING_MAX: Duration = Duration::from_secs(10);

@@ -74,6 +74,25 @@ pub enum Message {
     Stored(Epoch),
     /// Either side, every second: I am alive, also when I have nothing to say.
     Beat,
+    /// Source, in doubt, on a new connection: what became of this attempt? After [`Outcome::Prepared`] GO or Abort may follow.
+    Ask(Epoch),
+    /// Destination: this became of it.
+    Outcome(Epoch, Outcome),
+    /// Source: RUNNING was heard and recorded, so nobody will ask about this attempt.
+    Done(Epoch),
+}
+
+/// What a destination's journal says of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// All is in place, and GO is awaited.
+    Prepared,
+    /// The guest runs, or has run, here.
+    Running,
+    /// It did not run here, and never will.
+    Refused,
+    /// There is no word of it in any journal here. That proves nothing.
+    Unknown,
 }
 
 /// The opening of a migration.
@@ -275,6 +294,14 @@ pub enum Refusal {
     /// The destination cannot store this file.
     #[error("the destination cannot store this file: {0}")]
     Image(String),
+    /// Another guest is on its way there.
+    #[error(
+        "another guest is arriving at the destination: wait for that, or start another `sterna receive` there"
+    )]
+    Busy,
+    /// The destination could not remember what it does with the guest.
+    #[error("the destination cannot keep a journal: {0}")]
+    Journal(String),
 }
 
 impl Message {
@@ -299,6 +326,9 @@ impl Message {
             Self::Stored(_) => 15,
             Self::ReleaseSlices(_) => 16,
             Self::Beat => 30,
+            Self::Ask(_) => 32,
+            Self::Outcome(..) => 33,
+            Self::Done(_) => 34,
         }
     }
 
@@ -332,7 +362,12 @@ impl Message {
             Self::Digests(body) => postcard::to_stdvec(body),
             Self::Final(body) => postcard::to_stdvec(body),
             Self::Prepared(epoch, completion) => postcard::to_stdvec(&(epoch, completion)),
-            Self::Go(body) | Self::Running(body) | Self::Stored(body) => postcard::to_stdvec(body),
+            Self::Go(body)
+            | Self::Running(body)
+            | Self::Stored(body)
+            | Self::Ask(body)
+            | Self::Done(body) => postcard::to_stdvec(body),
+            Self::Outcome(epoch, outcome) => postcard::to_stdvec(&(epoch, outcome)),
             Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
             Self::Abort(epoch, text) => {
                 let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
@@ -375,6 +410,9 @@ impl Message {
             15 => Self::Stored(parse(what, body)?),
             16 => Self::ReleaseSlices(parse(what, body)?),
             30 => parse(what, body).map(|()| Self::Beat)?,
+            32 => Self::Ask(parse(what, body)?),
+            33 => parse(what, body).map(|(epoch, outcome)| Self::Outcome(epoch, outcome))?,
+            34 => Self::Done(parse(what, body)?),
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -422,6 +460,9 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         15 => ("Stored", 16),
         16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
         30 => ("Beat", 0),
+        32 => ("Ask", 16),
+        33 => ("Outcome", 17),
+        34 => ("Done", 16),
         _ => return None,
     })
 }
@@ -498,18 +539,21 @@ mod tests {
             Message::OfferImage(image()),
             Message::Stored(EPOCH),
             Message::ReleaseSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::Ask(EPOCH),
+            Message::Outcome(EPOCH, Outcome::Unknown),
+            Message::Done(EPOCH),
         ]
     }
 
     #[test]
     fn each_message_comes_back_as_it_was_also_at_its_bound() {
-        for (message, kind) in one_of_each().into_iter().zip(1..) {
+        for (message, kind) in one_of_each().into_iter().zip((1..=16).chain(32..)) {
             assert_eq!(message.kind(), kind);
             let body = message.encode().unwrap();
             assert!(body.len() <= Message::body_max(kind).unwrap());
             assert_eq!(Message::decode(kind, &body).unwrap(), message);
         }
-        assert_eq!(Message::body_max(17), Err(WireError::Kind(17)));
+        assert_eq!(Message::body_max(35), Err(WireError::Kind(35)));
     }
 
     #[test]
@@ -572,7 +616,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_peer_make_it_panic(kind in 0..32u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..36u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Message::decode(kind, &body);
         }
     }

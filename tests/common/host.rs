@@ -60,6 +60,7 @@ impl Host {
         command
             .args(arguments)
             .env("STERNA_RUNTIME_DIR", runtime)
+            .env("STERNA_STATE_DIR", self.state())
             .env("TMPDIR", runtime)
             .env_remove("STERNA_LOG");
         Process::start(command)
@@ -99,6 +100,11 @@ impl Host {
     pub(crate) fn migrate(&self, name: &str, to: impl Display, more: &[&str]) -> Process {
         let to = format!("--to={to}");
         self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more))
+    }
+
+    /// The folder of its journals.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.runtime.path().join("state")
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {

@@ -35,8 +35,8 @@ pub(crate) enum Fault {
     Save,
     Load,
     Resume,
-    /// The process dies between PREPARED and GO, which is when the source looks at the heartbeat of its paused guest.
-    DeathBeforeGo,
+    /// A panic between PREPARED and GO, which is when the source looks at the heartbeat of its paused guest.
+    DefectBeforeGo,
 }
 
 #[derive(Debug)]
@@ -199,8 +199,8 @@ impl Guest for TestGuest {
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
-        let dies = self.is_to_fail(Fault::DeathBeforeGo) && self.machine.status().phase == Phase::Paused;
-        assert!(!dies, "for a test, the source dies here");
+        let panics = self.is_to_fail(Fault::DefectBeforeGo) && self.machine.status().phase == Phase::Paused;
+        assert!(!panics, "for a test, this is a defect");
         let beat = self.machine.heartbeat();
         let age = Duration::from_nanos(sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns));
         Some(Heartbeat { count: beat.count, age })

@@ -150,6 +150,7 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     let mut child = Command::new(program)
         .args(arguments)
         .env("STERNA_RUNTIME_DIR", crate::cli::socket::directory())
+        .env("STERNA_STATE_DIR", crate::cli::socket::directory().join("state"))
         .arg("--until-stdin-closes")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

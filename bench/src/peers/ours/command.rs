@@ -78,6 +78,7 @@ impl Ends {
         let start = |arguments: &[&str], event: &str| -> Result<(Running, Value), Failure> {
             let mut command = Command::new(&setup.sterna);
             command.env("STERNA_RUNTIME_DIR", runtime.path()).args(arguments);
+            command.env("STERNA_STATE_DIR", runtime.path().join("state"));
             command.args(["--json", "--until-stdin-closes"]);
             let mut running = Running::start(&mut command, "sterna", "(cargo build --release)")?;
             let line =
