@@ -38,7 +38,7 @@ impl UnderWay {
     fn moves(self) -> Ended {
         let ended = self.migrating.wait().expect_code(0);
         self.running.wait().expect_code(0);
-        assert!(!self.source.socket("tern").exists());
+        self.source.lets_go_of("tern");
         self.receiving.process.event("arrived");
         runs_on(&self.destination, "tern");
         self.destination.checks_clean("tern");
@@ -54,7 +54,7 @@ impl UnderWay {
         assert!(report["guest"].as_str().expect("it says where").contains("at the source"), "{report}");
         runs_on(&self.source, "tern");
         self.source.checks_clean("tern");
-        assert!(!self.destination.socket("tern").exists());
+        self.destination.lets_go_of("tern");
         moves_away_from(&self.source, self.running, "tern", &["--compare"]);
         ended
     }

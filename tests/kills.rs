@@ -58,7 +58,7 @@ fn when_the_source_is_killed_the_destination_does_not_run_the_guest() {
         UnderWay::new(&["--once"], &ENDLESS);
     running.signal(libc::SIGKILL);
     receiving.process.wait().expect_code(10);
-    assert!(!destination.socket("tern").exists(), "there is no guest");
+    destination.lets_go_of("tern");
     // Nobody can know more than this from here.
     migrating.wait().expect_code(12).says("in doubt");
     drop((source, running));
@@ -71,7 +71,7 @@ fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
     migrating.wait().expect_code(12);
     running.wait();
     receiving.process.says("a guest did not arrive");
-    assert!(!destination.socket("tern").exists(), "there is no guest");
+    destination.lets_go_of("tern");
 
     // The socket that the killed process left is in nobody's way, here or there.
     let running = source.run("tern", &[]);
@@ -93,7 +93,7 @@ fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
 
     receiving.process.signal(libc::SIGCONT);
     receiving.process.says("a guest did not arrive");
-    assert!(!destination.socket("tern").exists(), "what wakes up late does not run the guest");
+    destination.lets_go_of("tern");
     source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
@@ -120,7 +120,7 @@ fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later()
     let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
     running.signal(libc::SIGSTOP);
     receiving.process.says(SILENCE);
-    assert!(!destination.socket("tern").exists(), "there is no guest");
+    destination.lets_go_of("tern");
 
     running.signal(libc::SIGCONT);
     migrating.wait().expect_code(10);
@@ -157,7 +157,7 @@ fn cancelled_by(signal: i32, code: i32) {
     assert!(ended.json()["guest"].as_str().expect("it says where").contains("at the source"));
     runs_on(&source, "tern");
     receiving.process.says("the source gave up: cancelled");
-    assert!(!destination.socket("tern").exists());
+    destination.lets_go_of("tern");
     source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");

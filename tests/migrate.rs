@@ -20,7 +20,7 @@ fn a_guest_moves_to_another_process_and_the_first_ends() {
 
     assert_eq!(running.event("moved")["name"], "tern");
     running.wait().expect_code(0);
-    assert!(!source.socket("tern").exists(), "nobody finds the guest at the source any more");
+    source.lets_go_of("tern");
 
     let arrived = receiving.process.event("arrived");
     assert_eq!(arrived["name"], "tern");
@@ -40,7 +40,7 @@ fn a_guest_moves_on_from_where_it_arrived() {
     let beats = second.status("tern")["heartbeats"].as_u64();
     let (third, _held) = moves_away_from(&second, held, "tern", &["--compare"]);
     assert!(third.status("tern")["heartbeats"].as_u64() > beats);
-    assert!(!second.socket("tern").exists());
+    second.lets_go_of("tern");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_guest_that_is_told_to_stop_is_gone() {
     assert_eq!(host.ask("tern", "stop")["answer"], "done");
     running.event("stopped");
     running.wait().expect_code(0);
-    assert!(!host.socket("tern").exists());
+    host.lets_go_of("tern");
     let ended = host.migrate("tern", "127.0.0.1:1", &[]).wait().expect_code(11);
     ended.says("no guest named tern runs on this host");
 }

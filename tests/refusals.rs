@@ -278,7 +278,8 @@ impl Unprivileged {
         command
             .args(arguments)
             .current_dir("/")
-            .env("STERNA_RUNTIME_DIR", self.folder.path().join("runtime"));
+            .env("STERNA_RUNTIME_DIR", self.folder.path().join("runtime"))
+            .env("STERNA_STATE_DIR", self.folder.path().join("runtime/state"));
         Process::start(command)
     }
 }

@@ -347,7 +347,7 @@ fn a_file_that_changes_while_it_is_sent_is_an_error() {
         let receiving = hosts.receive("a", &["--once"]);
         let address = slow(receiving.address);
         let sending = hosts.send("a", address, &["--transport=tcp", "--lanes=1"]);
-        wait_until("something arrives", || {
+        wait_until("a part arrives", || {
             fs::metadata(hosts.there("a.sterna-partial")).is_ok_and(|file| file.blocks() > 0)
         });
         change(&File::options().write(true).open(hosts.here("a")).unwrap());
@@ -447,11 +447,13 @@ fn a_file_system_that_becomes_full_is_said_so_and_the_rest_is_sent_later() {
     let hosts = Hosts::new();
     let (into, other) = (small.0.path().join("a"), small.0.path().join("other"));
     fs::write(hosts.here("a"), noise(20 * MIB, 5)).unwrap();
+    // Made before, since it takes its time.
+    let filling = noise(24 * MIB, 6);
     let receiving = hosts.destination.receive(&["--into", &into.display().to_string()]);
     let sending = hosts.send("a", slow(receiving.address), &["--transport=tcp", "--lanes=1"]);
     let partial = small.0.path().join("a.sterna-partial");
-    wait_until("something arrives", || fs::metadata(&partial).is_ok_and(|file| file.blocks() > 0));
-    let _ = File::create(&other).unwrap().write_all(&noise(24 * MIB, 6));
+    wait_until("a part arrives", || fs::metadata(&partial).is_ok_and(|file| file.blocks() * 512 > 4 * MIB));
+    let _ = File::create(&other).unwrap().write_all(&filling);
     sending.wait().expect_code(10);
     receiving.process.says("the file system is full");
     fs::remove_file(&other).unwrap();

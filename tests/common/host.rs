@@ -121,6 +121,12 @@ impl Host {
         serde_json::from_str(&line).expect("the holder answers in JSON")
     }
 
+    /// Waits until nobody holds a guest of this name here: a destination that gave up still frees what it reserved when the
+    /// source knows.
+    pub(crate) fn lets_go_of(&self, name: &str) {
+        wait_until("the host lets go of the guest", || !self.socket(name).exists());
+    }
+
     pub(crate) fn status(&self, name: &str) -> Value {
         let status = self.ask(name, "status");
         assert_eq!(status["answer"], "status", "{status}");

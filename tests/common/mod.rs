@@ -25,7 +25,7 @@ pub(crate) use process::{Ended, Process};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A migration that lasts for as many rounds as there may be: no switch takes no time.
-pub(crate) const ENDLESS: [&str; 3] = ["--downtime-limit=0", "--max-rounds=1000", "--throttle-max=0"];
+pub(crate) const ENDLESS: [&str; 3] = ["--downtime-limit=0", "--max-rounds=10000", "--throttle-max=0"];
 
 /// A guest that writes as fast as it can, so that those rounds take their time.
 pub(crate) const BUSY: &str = "--dirty-rate=10000";
