@@ -1,6 +1,6 @@
 use std::panic::resume_unwind;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
@@ -11,7 +11,7 @@ use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
-use crate::wire::{Epoch, LaneOffer, Message, Refusal};
+use crate::wire::{Epoch, LaneOffer, LaneReady, Message, Refusal};
 
 /// A destination that has reserved everything, and the lanes to it.
 pub(crate) struct Link {
@@ -41,19 +41,17 @@ impl Link {
             .thread_name(|index| format!("lane-{index}"))
             .build()
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
-        let mut control = ControlChannel::connect(to)?;
-        let mut offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
-        let (epoch, ready) = loop {
-            let epoch = new_epoch()?;
-            control.send(&opening(epoch, offer.lanes())?)?;
-            match control.receive("READY", Some(STEP_MAX))? {
-                Message::Ready(ready) => break (epoch, ready),
-                Message::Refused(Refusal::Transport(reason))
-                    if choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
-                {
-                    offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+        let deadline = Instant::now() + BUSY_MAX;
+        let (mut control, offer, epoch, ready) = loop {
+            let mut control = ControlChannel::connect(to)?;
+            let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
+            match admission(&mut control, offer, (choice, lanes), &opening) {
+                Ok((offer, epoch, ready)) => break (control, offer, epoch, ready),
+                Err(MigrationFailure::Refused(Refusal::Busy)) if Instant::now() < deadline => {
+                    cancel.check()?;
+                    thread::sleep(BUSY_MAX / 50);
                 }
-                other => return Err(unexpected("READY", epoch, other)),
+                Err(error) => return Err(error),
             }
         };
         let reason = offer.reason().to_owned();
@@ -143,6 +141,28 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
+/// Tells the destination what would come, until it takes one of the ways in which that can come.
+fn admission(
+    control: &mut ControlChannel,
+    mut offer: Offer,
+    (choice, lanes): (TransportChoice, u8),
+    opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+) -> Result<(Offer, Epoch, LaneReady), MigrationFailure> {
+    loop {
+        let epoch = new_epoch()?;
+        control.send(&opening(epoch, offer.lanes())?)?;
+        match control.receive("READY", Some(STEP_MAX))? {
+            Message::Ready(ready) => return Ok((offer, epoch, ready)),
+            Message::Refused(Refusal::Transport(reason))
+                if choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
+            {
+                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+            }
+            other => return Err(unexpected("READY", epoch, other)),
+        }
+    }
+}
+
 /// TCP only closes its connections. RDMA also unpins RAM: so many bytes a second, an assumption.
 pub(crate) fn revoke_expected(kind: TransportKind, registered_bytes: u64) -> Duration {
     const UNPINNED_PER_SECOND: u64 = 32 << 30;
@@ -153,6 +173,9 @@ pub(crate) fn revoke_expected(kind: TransportKind, registered_bytes: u64) -> Dur
         }
     }
 }
+
+/// How long to knock again at a destination that is busy: what keeps it may be the end of an attempt that failed.
+const BUSY_MAX: Duration = Duration::from_secs(5);
 
 /// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
 const REASON_MAX: Duration = Duration::from_secs(1);
