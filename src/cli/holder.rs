@@ -1,6 +1,6 @@
 //! A process that holds a guest: it serves the guest's control socket until the guest is gone.
 
-use std::io::{self, BufReader};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::process;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,8 +18,9 @@ use sterna_vmm::Phase;
 
 use super::exit::Exit;
 use super::machine::MachineGuest;
-use super::protocol::{Answer, Checked, Failure, Move, Request, Status, Tune};
-use super::socket::{read_line, write_line};
+use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status, Tune};
+use super::server::{Asked, Serve, Served};
+use super::socket::write_line;
 
 /// Why a process does not hold its guest any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,13 +72,7 @@ pub(crate) fn hold(guest: MachineGuest, journals: Journals) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
     let holder = Arc::new(Holder { guest, journals, work, doubt, ended });
-    let server = holder.clone();
-    thread::spawn(move || {
-        for stream in server.guest.socket.incoming() {
-            let holder = server.clone();
-            thread::spawn(move || holder.serve(stream));
-        }
-    });
+    holder.guest.socket.serve(Arc::new(AtDesk(holder.clone())));
     // A sender lives in `holder`, so this waits for one to speak.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     holder.guest.socket.close();
@@ -86,11 +81,9 @@ pub(crate) fn hold(guest: MachineGuest, journals: Journals) -> Ended {
 }
 
 impl Holder {
-    fn serve(self: &Arc<Self>, mut stream: UnixStream) {
-        let Ok(reading) = stream.try_clone() else { return };
-        let Ok(line) = read_line(&mut BufReader::new(reading)) else { return };
+    fn serve(self: &Arc<Self>, asked: Asked, mut stream: UnixStream) {
         let mut ended = None;
-        let answer = match serde_json::from_str(&line) {
+        let answer = match asked {
             Ok(Request::Status) => Answer::Status(self.status()),
             Ok(Request::Migrate(request)) => {
                 let progress = Progress::to(&stream);
@@ -104,6 +97,11 @@ impl Holder {
             Ok(Request::DirtyRate { longest_ms }) => self.dirty_rate(longest_ms),
             Ok(Request::Cancel) => self.cancel(),
             Ok(Request::Check) => self.check(),
+            Ok(Request::Recover { resume_source, .. }) => {
+                let (found, moved) = self.recover(resume_source);
+                ended = moved;
+                Answer::Found(found)
+            }
             Ok(Request::Stop) => match self.begin(Work::Gone) {
                 Ok(()) => {
                     ended = Some(Ended::Stopped);
@@ -117,14 +115,17 @@ impl Holder {
         };
         // Whoever asked may be gone; what was done is done.
         let _ = write_line(&mut stream, &answer);
-        if let Some(ended) = ended {
-            let _ = self.ended.send(ended);
-        }
+        self.end(ended);
     }
 
     fn status(&self) -> Status {
         let machine = &self.guest.machine;
         let (status, beat) = (machine.status(), machine.heartbeat());
+        let (migrating, in_doubt) = match &*self.work() {
+            Work::Migrating(..) => (true, false),
+            Work::InDoubt => (false, true),
+            _ => (false, false),
+        };
         Status {
             name: self.guest.name.clone(),
             kind: machine.kind(),
@@ -137,7 +138,8 @@ impl Holder {
             },
             memory_bytes: machine.config().memory_bytes,
             vcpus: machine.config().vcpus,
-            migrating: matches!(*self.work(), Work::Migrating(..)),
+            migrating,
+            in_doubt,
             heartbeats: beat.count,
             heartbeat_regressions: beat.regressions,
             passes: status.passes,
@@ -183,31 +185,67 @@ impl Holder {
             loop {
                 thread::sleep(pause);
                 pause = (2 * pause).min(ASKED_AGAIN_MAX);
-                if holder.ask_once().is_none() {
+                if let Ok(ended) = holder.ask_once() {
+                    holder.end(ended);
                     return;
                 }
             }
         });
     }
 
-    /// Asks the destination once what became of the guest, and acts on that. Why it is still in doubt; `None` if it is not.
-    fn ask_once(&self) -> Option<StillInDoubt> {
+    /// Asks the destination once what became of a guest in doubt, and acts on that. Returns how this process is to end, if it is.
+    fn ask_once(&self) -> Result<Option<Ended>, StillInDoubt> {
         let mut doubt = self.doubt();
-        match doubt.as_mut()?.ask() {
+        let Some(asking) = doubt.as_mut() else { return Ok(None) };
+        let ended = match asking.ask() {
             Verdict::Open(why) => {
                 tracing::warn!("{} is in doubt: {why}", self.guest.name);
-                return Some(why);
+                return Err(why);
             }
-            Verdict::Kept => self.take_back(),
+            Verdict::Kept => {
+                self.take_back();
+                None
+            }
             Verdict::Moved => {
                 *self.work() = Work::Gone;
-                let to = doubt.as_ref().map(|doubt| doubt.peer().to_owned());
-                let _ = self.ended.send(Ended::Moved(to.unwrap_or_default()));
+                Some(Ended::Moved(asking.peer().to_owned()))
             }
-        }
-        // Only now: whoever sees that there is no doubt sees also what became of it.
+        };
         *doubt = None;
-        None
+        Ok(ended)
+    }
+
+    /// What became of the guest; `fenced` is the operator's word that the destination's host is.
+    fn recover(&self, fenced: bool) -> (Found, Option<Ended>) {
+        let found = |exit, what: &str| Found { exit, what: what.into() };
+        let ended = match self.ask_once() {
+            Ok(ended) => ended,
+            Err(_) if fenced && self.is_fenced() => None,
+            Err(why) => {
+                let what = format!(
+                    "is paused here and perhaps runs at the destination: {why}. It is asked again and again; if that host is \
+                     fenced: --resume-source --other-host-is-fenced"
+                );
+                return (found(Exit::InDoubt, &what), None);
+            }
+        };
+        let found = match &*self.work() {
+            Work::Gone => found(Exit::Done, "has moved to another host, or was stopped"),
+            Work::Migrating(..) => found(Exit::Done, "is migrating; it is here until it is given away"),
+            _ => found(Exit::Done, "runs here"),
+        };
+        (found, ended)
+    }
+
+    /// Takes the guest back on the operator's word; whether it was in doubt.
+    fn is_fenced(&self) -> bool {
+        let mut doubt = self.doubt();
+        let fenced = doubt.as_mut().is_some_and(|doubt| doubt.fenced().is_ok());
+        if fenced {
+            self.take_back();
+            *doubt = None;
+        }
+        fenced
     }
 
     /// The guest was given away in vain, and is this host's again.
@@ -218,6 +256,12 @@ impl Holder {
             eprintln!("{} did not run at the destination and runs on here", self.guest.name);
         }
         *self.work() = Work::Idle;
+    }
+
+    fn end(&self, ended: Option<Ended>) {
+        if let Some(ended) = ended {
+            let _ = self.ended.send(ended);
+        }
     }
 
     fn doubt(&self) -> MutexGuard<'_, Option<Doubt>> {
@@ -286,6 +330,16 @@ impl Holder {
 
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The holder in its place at the control socket.
+struct AtDesk(Arc<Holder>);
+
+impl Serve for AtDesk {
+    fn serve(&self, asked: Asked, stream: UnixStream) -> Served {
+        self.0.serve(asked, stream);
+        Served::Done
     }
 }
 

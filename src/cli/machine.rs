@@ -1,10 +1,11 @@
 //! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sterna::convergence::SwitchCost;
+use sterna::destination::Held;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
 use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
 use sterna::memory::GuestRam;
@@ -14,7 +15,9 @@ use sterna_vmm::{
     CpuDescription, DirtyTracking, MachineConfig, MachineError, MachineKind, SharedMachine, host_cpu,
 };
 
+use super::arriving::Arriving;
 use super::dirty_log::{DirtyLogArgs, RingLog};
+use super::server::Server;
 use super::socket::{Listener, SocketError};
 
 /// A machine of `sterna-vmm` as a guest of the engine.
@@ -23,12 +26,12 @@ pub(crate) struct MachineGuest {
     pub(crate) name: String,
     pub(crate) machine: SharedMachine,
     /// Its control socket, which holds the name from the first moment on.
-    pub(crate) socket: Listener,
+    pub(crate) socket: Server,
     cost: Mutex<SwitchCost>,
 }
 
 impl MachineGuest {
-    pub(crate) fn new(name: String, machine: SharedMachine, socket: Listener) -> Self {
+    pub(crate) fn new(name: String, machine: SharedMachine, socket: Server) -> Self {
         Self { name, machine, socket, cost: Mutex::default() }
     }
 
@@ -153,6 +156,8 @@ pub(crate) struct MachineHost {
     pub(crate) memory_max_bytes: Option<u64>,
     /// How KVM records what the guest writes.
     pub(crate) dirty_log: DirtyLogArgs,
+    /// The operator's handle on a guest that is held.
+    pub(crate) held: Held,
 }
 
 impl GuestHost for MachineHost {
@@ -193,6 +198,8 @@ impl GuestHost for MachineHost {
             MachineKind::Synthetic => DirtyLogArgs::default(),
         };
         let machine = dirty_log.new_machine(details.kind, details.config).map_err(incompatible)?;
+        let socket = Server::new(socket);
+        socket.serve(Arc::new(Arriving { held: self.held.clone() }));
         Ok(MachineGuest::new(name, machine, socket))
     }
 }

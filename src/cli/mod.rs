@@ -4,16 +4,21 @@
 //! |---|---|
 //! | `run`, `receive` | the two that hold a guest: a fresh one, and one that arrives |
 //! | `migrate` | asks the process that holds a guest to move it, and shows how that goes |
+//! | `cancel` | ends a migration that is under way |
+//! | `recover` | what is known of a guest after a migration that went wrong, and what settles it |
 //! | `dirty_rate` | samples a guest's writes, and predicts how it would move |
 //! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
 //! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
-//! | `holder`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
+//! | `holder`, `arriving` | who has a guest in hand, and answers for it |
+//! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
 //! | `lanes` | how pages travel: the same options for guests and files |
 //! | `state` | where this host keeps its journals |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
 
+mod arriving;
+mod cancel;
 mod check;
 mod demo;
 mod dirty_log;
@@ -26,8 +31,10 @@ mod migrate;
 mod output;
 mod protocol;
 mod receive;
+mod recover;
 mod run;
 mod send;
+mod server;
 mod size;
 mod socket;
 mod soft_roce;
@@ -58,6 +65,10 @@ enum Command {
     Receive(receive::ReceiveArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
+    /// End a migration that is under way, unless the guest is being given away already
+    Cancel(cancel::CancelArgs),
+    /// Say what became of a guest whose migration went wrong, and settle what can be settled
+    Recover(recover::RecoverArgs),
     /// Sample how fast a guest writes its memory, and say whether and how it would move
     DirtyRate(dirty_rate::DirtyRateArgs),
     /// Move a memory image or any large file to another host
@@ -83,6 +94,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Migrate(args) => migrate::run(&args),
+        Command::Cancel(args) => cancel::run(&args),
+        Command::Recover(args) => recover::run(&args),
         Command::DirtyRate(args) => dirty_rate::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Demo(args) => demo::run(&args),

@@ -27,6 +27,8 @@ pub(crate) enum Request {
     DirtyRate { longest_ms: u64 },
     /// End a migration that is under way.
     Cancel,
+    /// Say what became of it, and settle what can be settled; on the operator's word that the other host is fenced also this.
+    Recover { resume_source: bool, run_destination: bool },
     /// Let the guest check its own memory.
     Check,
     /// Destroy the guest and end.
@@ -72,6 +74,8 @@ pub(crate) enum Answer {
     Checked(Checked),
     /// To `tune`: the limits now.
     Limits(LimitsReport),
+    /// To `recover`.
+    Found(Found),
     /// To `cancel` and `stop`.
     Done,
     /// Not done.
@@ -87,6 +91,8 @@ pub(crate) struct Status {
     pub(crate) memory_bytes: u64,
     pub(crate) vcpus: u8,
     pub(crate) migrating: bool,
+    /// It was given away and nobody has said what became of it.
+    pub(crate) in_doubt: bool,
     pub(crate) heartbeats: u64,
     /// How often the count of heartbeats did not go on from where it was.
     pub(crate) heartbeat_regressions: u64,
@@ -119,6 +125,13 @@ pub(crate) struct Sample {
 pub(crate) struct Checked {
     pub(crate) pages: u64,
     pub(crate) wrong: u64,
+}
+
+/// What became of a guest: as an exit code, and in words that follow its name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) exit: Exit,
+    pub(crate) what: String,
 }
 
 /// Why something was not done, and where the guest is.

@@ -95,6 +95,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         name: args.name.clone(),
         memory_max_bytes: args.memory_max.map(|size| size.0),
         dirty_log: args.dirty_log,
+        held: receiver.held(),
     };
     let arrival = loop {
         match receiver.receive(&host) {

@@ -13,6 +13,7 @@ use super::exit::Exit;
 use super::holder::{Ended, end_with_stdin, hold};
 use super::machine::MachineGuest;
 use super::output;
+use super::server::Server;
 use super::size::Size;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
@@ -152,7 +153,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Err(error) => return output::error(Exit::Refused, error),
     };
     let name = args.name.clone();
-    let guest = MachineGuest::new(name.clone(), machine, socket);
+    let guest = MachineGuest::new(name.clone(), machine, Server::new(socket));
     if let Err(error) = guest.rehearse() {
         return output::error(Exit::Failed, error);
     }

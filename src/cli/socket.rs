@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -85,6 +89,7 @@ fn is_taken(name: &str) -> bool {
 pub(crate) struct Listener {
     path: PathBuf,
     listener: UnixListener,
+    closed: AtomicBool,
 }
 
 impl Listener {
@@ -108,18 +113,33 @@ impl Listener {
         }
         let listener = UnixListener::bind(&path).map_err(make)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(make)?;
-        Ok(Self { path, listener })
+        Ok(Self { path, listener, closed: AtomicBool::new(false) })
     }
 
-    /// The conversations that others begin, without end.
+    /// The conversations that others begin, until it is closed.
     pub(crate) fn incoming(&self) -> impl Iterator<Item = UnixStream> {
-        self.listener.incoming().flatten()
+        self.listener
+            .incoming()
+            .take_while(|_| !self.closed.load(Ordering::Relaxed))
+            .inspect(|accepted| {
+                if accepted.is_err() {
+                    // No descriptor is left, say; that may change.
+                    thread::sleep(Duration::from_millis(50));
+                }
+            })
+            .flatten()
     }
 
     /// Takes the socket away, so that nobody finds the guest here any more.
     pub(crate) fn close(&self) {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            // By now the path may be another's.
+            return;
+        }
         // Somebody else removed it: as good.
         let _ = fs::remove_file(&self.path);
+        // Wakes whoever waits for the next conversation; nobody may.
+        let _ = socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
 }
 

@@ -8,6 +8,7 @@ mod go_between;
 mod host;
 mod machine;
 mod process;
+mod relay;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ pub(crate) use go_between::go_between;
 pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
 pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};
 pub(crate) use process::{Ended, Process};
+pub(crate) use relay::{Fate, From, relay};
 
 /// How long anything may take before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);

@@ -214,6 +214,7 @@ mod tests {
             memory_bytes: 16 << 20,
             vcpus: 1,
             migrating: false,
+            in_doubt: false,
             heartbeats,
             heartbeat_regressions,
             passes: 1,

@@ -1,0 +1,41 @@
+//! `sterna cancel`: ends a migration that is under way, as long as the guest is not given away.
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::exit::Exit;
+use super::output;
+use super::protocol::{Answer, Request};
+use super::socket::{self, ask};
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArgs {
+    /// Name of the guest
+    #[arg(value_parser = socket::parse_name)]
+    name: String,
+}
+
+pub(crate) fn run(args: &CancelArgs) -> ExitCode {
+    let name = &args.name;
+    match ask(name, &Request::Cancel) {
+        Ok(Answer::Done) => {}
+        Ok(Answer::Failed(failure)) => return output::failed(&failure),
+        Ok(other) => return output::error(Exit::Failed, format!("{name} answered {other:?}")),
+        Err(error) => return output::error(Exit::Refused, error),
+    }
+    // It will be heeded; what is left is to see it through.
+    loop {
+        match ask(name, &Request::Status) {
+            Ok(Answer::Status(status)) if status.migrating => thread::sleep(Duration::from_millis(50)),
+            Ok(Answer::Status(status)) => {
+                println!("{name} stays: its migration is cancelled, and it is {} here", status.phase);
+                return Exit::Done.into();
+            }
+            Ok(other) => return output::error(Exit::Failed, format!("{name} answered {other:?}")),
+            Err(error) => return output::error(Exit::Failed, error),
+        }
+    }
+}

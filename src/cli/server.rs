@@ -1,0 +1,112 @@
+//! The control socket of a guest, served: by whoever has the guest in hand at the moment.
+
+use std::io::BufReader;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use super::protocol::Request;
+use super::socket::{Listener, read_line};
+
+/// What is asked: a request, or why it is none.
+pub(crate) type Asked = Result<Request, serde_json::Error>;
+
+/// Whoever answers.
+pub(crate) trait Serve: Send + Sync {
+    /// Answers, or leaves it to whoever comes after.
+    fn serve(&self, asked: Asked, stream: UnixStream) -> Served;
+}
+
+/// What became of a request.
+pub(crate) enum Served {
+    Done,
+    /// To be answered by the next who has the guest in hand.
+    NotYet(Box<Asked>, UnixStream),
+}
+
+/// Serves a control socket; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Server(Arc<Shared>);
+
+struct Shared {
+    listener: Listener,
+    desk: Mutex<Desk>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Desk {
+    who: Option<Arc<dyn Serve>>,
+    /// How many have sat at it.
+    count: u64,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Shared").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Requests wait until somebody [serves](Self::serve) them.
+    pub(crate) fn new(listener: Listener) -> Self {
+        let server = Self(Arc::new(Shared { listener, desk: Mutex::default(), changed: Condvar::new() }));
+        let shared = server.0.clone();
+        thread::spawn(move || {
+            for stream in shared.listener.incoming() {
+                let shared = shared.clone();
+                thread::spawn(move || shared.converse(stream));
+            }
+        });
+        server
+    }
+
+    /// From now on this one answers.
+    pub(crate) fn serve(&self, who: Arc<dyn Serve>) {
+        let mut desk = self.0.desk();
+        desk.who = Some(who);
+        desk.count += 1;
+        self.0.changed.notify_all();
+    }
+
+    /// Takes the socket away, so that nobody finds the guest here any more.
+    pub(crate) fn close(&self) {
+        self.0.listener.close();
+        let mut desk = self.0.desk();
+        (desk.closed, desk.who) = (true, None);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    fn converse(&self, mut stream: UnixStream) {
+        let Ok(reading) = stream.try_clone() else { return };
+        let Ok(line) = read_line(&mut BufReader::new(reading)) else { return };
+        let mut asked = serde_json::from_str(&line);
+        let mut seen = 0;
+        loop {
+            let mut desk = self.desk();
+            while !desk.closed && desk.count == seen {
+                desk = self.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
+            }
+            let Some(who) = desk.who.clone() else { return };
+            seen = desk.count;
+            drop(desk);
+            match who.serve(asked, stream) {
+                Served::Done => return,
+                Served::NotYet(again, kept) => (asked, stream) = (*again, kept),
+            }
+        }
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,110 @@
+//! A host between source and destination, which may cut what it passes on: all connections of a migration, also lanes and those by
+//! which a source in doubt asks.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use sterna::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Who says a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    Source,
+    Destination,
+}
+
+/// What becomes of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Pass,
+    /// It is lost, and its connection with it.
+    Cut,
+}
+
+type Decide = Arc<Mutex<dyn FnMut(usize, From, &Message) -> Fate + Send>>;
+
+/// Passes everything on to `destination`; `decide` sees each message of each control connection, which are counted from 0.
+/// Returns where it listens.
+pub(crate) fn relay(
+    destination: SocketAddr,
+    decide: impl FnMut(usize, From, &Message) -> Fate + Send + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address");
+    let decide: Decide = Arc::new(Mutex::new(decide));
+    thread::spawn(move || {
+        let mut controls = 0;
+        for source in listener.incoming().map_while(Result::ok) {
+            // A destination that is down closes the connection, as its kernel would.
+            let Ok(there) = TcpStream::connect(destination) else { continue };
+            match pass_preamble(&source, &there) {
+                Ok(Role::Control) => {
+                    for (from, to, who) in
+                        [(&source, &there, From::Source), (&there, &source, From::Destination)]
+                    {
+                        let (from, to, decide, number) = (clone(from), clone(to), decide.clone(), controls);
+                        thread::spawn(move || {
+                            let _ = pass_messages(&from, &to, who, &mut |message| {
+                                decide.lock().unwrap_or_else(PoisonError::into_inner)(number, who, message)
+                            });
+                            let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                        });
+                    }
+                    controls += 1;
+                }
+                Ok(Role::Lane(_)) => {
+                    for (mut from, mut to) in
+                        [(clone(&source), clone(&there)), (clone(&there), clone(&source))]
+                    {
+                        thread::spawn(move || {
+                            let _ = io::copy(&mut from, &mut to);
+                            let _ = to.shutdown(Shutdown::Both);
+                        });
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+    });
+    address
+}
+
+fn pass_preamble(mut source: &TcpStream, mut destination: &TcpStream) -> io::Result<Role> {
+    let mut preamble = [0; PREAMBLE_LEN];
+    source.read_exact(&mut preamble)?;
+    destination.write_all(&preamble)?;
+    Ok(Preamble::decode(preamble).expect("a source's preamble").role)
+}
+
+fn pass_messages(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    who: From,
+    decide: &mut dyn FnMut(&Message) -> Fate,
+) -> io::Result<()> {
+    if who == From::Destination {
+        let mut preamble = [0; PREAMBLE_LEN];
+        from.read_exact(&mut preamble)?;
+        to.write_all(&preamble)?;
+    }
+    loop {
+        let mut bytes = [0; FRAME_HEAD_LEN];
+        from.read_exact(&mut bytes)?;
+        let head = FrameHead::read_from_bytes(&bytes).expect("a head of its length");
+        let mut body = vec![0; head.body_len.get() as usize];
+        from.read_exact(&mut body)?;
+        let message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
+        if decide(&message) == Fate::Cut {
+            return Ok(());
+        }
+        to.write_all(head.as_bytes())?;
+        to.write_all(&body)?;
+    }
+}
+
+fn clone(stream: &TcpStream) -> TcpStream {
+    stream.try_clone().expect("a descriptor is left")
+}
