@@ -8,6 +8,7 @@ mod common;
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use common::{
     BUSY, ENDLESS, Host, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
@@ -63,11 +64,16 @@ fn kernel_objects() -> String {
     String::from_utf8(output.stdout).expect("plain text")
 }
 
-/// How much memory a process has pinned for devices.
+/// How much memory a process has pinned for devices; `None` once it has ended.
+fn pinned_kib_if_alive(process: &Process) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).ok()?;
+    // A process that has ended and is not yet waited for has no memory.
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse().expect("a number"))
+}
+
 fn pinned_kib(process: &Process) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("it lives");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).expect("the kernel counts it");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    pinned_kib_if_alive(process).expect("it lives")
 }
 
 /// The kernel frees some objects a little after their process has ended.
@@ -171,12 +177,54 @@ fn either_end_may_be_told_to_pin_less() {
         let (source, destination) = (Host::new(), Host::new());
         let running = source.run("tern", &["--memory=64M"]);
         let receiving = device.receive(&destination, there);
-        let arguments = [&["--transport=rdma", "--compare"][..], here].concat();
-        let ended = source.migrate("tern", receiving.address, &arguments).wait().expect_code(0);
-        ended.says("at most 8 MiB pinned");
+        // So slowly that what is pinned can be looked at many times.
+        let slowly = ["--transport=rdma", "--compare", "--lanes=2", "--bandwidth-limit=50"];
+        let mut migrating = source.migrate("tern", receiving.address, &[&slowly[..], here].concat());
+        let mut most_kib = [0; 2];
+        while !migrating.has_ended() {
+            for (most, process) in most_kib.iter_mut().zip([&running, &receiving.process]) {
+                *most = pinned_kib_if_alive(process).map_or(*most, |pinned| pinned.max(*most));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        migrating.wait().expect_code(0).says("at most 8 MiB pinned");
+        // A device may pin its queues too.
+        assert!(most_kib.iter().all(|kib| (4 << 10..=9 << 10).contains(kib)), "{most_kib:?}");
         running.wait().expect_code(0);
         destination.checks_clean("tern");
     }
+}
+
+/// All lanes but one wait for the only slice that there can be.
+#[test]
+fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
+    let Some(device) = device_or_skip() else { return };
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=64M", BUSY]);
+    let receiving = device.receive(&destination, &[]);
+    let lanes = ["--transport=rdma", "--lanes=4", "--pin-limit=4M"];
+    for first_round in [true, false] {
+        let before = kernel_objects();
+        // At this pace the first round lasts for seconds.
+        let slowly: &[&str] = if first_round { &["--bandwidth-limit=5"] } else { &[] };
+        let migrating = source.migrate("tern", receiving.address, &[&lanes, &ENDLESS[..], slowly].concat());
+        migrating.says("at most 4 MiB pinned");
+        if first_round {
+            wait_until("a slice is pinned", || pinned_kib(&running) > 0);
+        } else {
+            migrating.says("round 2:");
+        }
+        migrating.signal(libc::SIGINT);
+        migrating.wait().expect_code(130);
+        runs_on(&source, "tern");
+        objects_come_down_to(&before);
+        assert_eq!((pinned_kib(&running), pinned_kib(&receiving.process)), (0, 0));
+    }
+    let fast = [&lanes[..], &["--compare", "--downtime-limit=5000"]].concat();
+    source.migrate("tern", receiving.address, &fast).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
 }
 
 /// The first slice arrives, the writes into the second are refused by the destination's device.
