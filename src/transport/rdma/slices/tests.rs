@@ -168,7 +168,7 @@ proptest! {
             });
             let lanes: Vec<_> = ways.iter().map(|way| scope.spawn(move || walk(way))).collect();
             let registrar = scope.spawn(move || Pinned::default().register(slices, &mut planned));
-            let arrived: Vec<_> = lanes.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            let arrived: Vec<_> = lanes.into_iter().map(thread::ScopedJoinHandle::join).collect();
             slices.end();
             (arrived, registrar.join())
         });
