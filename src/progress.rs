@@ -33,6 +33,11 @@ pub enum Event {
         /// The guest's RAM in pages.
         total_pages: u64,
     },
+    /// RDMA failed while the guest ran, and the migration begins anew over TCP.
+    FellBack {
+        /// What failed.
+        why: String,
+    },
     /// A round is over.
     Round {
         /// Which, from 1.
@@ -203,6 +208,8 @@ impl From<Downtime> for DowntimeReport {
 pub struct Report {
     /// How the pages travelled.
     pub transport: TransportKind,
+    /// Why RDMA was given up for TCP on the way; `None` if it was not. Rounds, pages and bytes are those since then.
+    pub fell_back: Option<String>,
     /// From the call to the destination's word that the guest runs.
     pub total_ms: f64,
     /// Of that, until the first round began: connecting, and reserving at the destination. Memory is registered in the rounds.

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use common::{
 };
 use serde_json::Value;
 use sterna::transport::rdma::RdmaReach;
-use sterna::wire::Message;
+use sterna::wire::{LaneReady, Message};
 use sterna_rdma::RemoteKey;
 
 /// A device, for the time of a test.
@@ -255,6 +255,129 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
+}
+
+/// Asserts that a migration of a guest, given what there is to change in what the destination says, fell back to TCP for this
+/// reason, as one attempt of the destination's; and that one for which RDMA was asked by name fails instead.
+#[track_caller]
+fn falls_back_to_tcp(
+    device: &Device,
+    guest: &[&str],
+    why: &str,
+    change: impl FnMut(&mut Message) + Clone + Send + 'static,
+) {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", guest);
+    let receiving = device.receive(&destination, &[]);
+    let between = go_between(device.address, receiving.address, change.clone());
+    let by_name = source.migrate("tern", between, &["--transport=rdma"]).wait();
+    // Before the first page it counts as refused.
+    assert!(matches!(by_name.code, Some(10 | 11)), "{by_name:#?}");
+    by_name.says(why);
+    runs_on(&source, "tern");
+    drop(receiving);
+
+    let receiving = device.receive(&destination, &["--once"]);
+    let between = go_between(device.address, receiving.address, change);
+    let ended = source.migrate("tern", between, &["--compare"]).wait().expect_code(0);
+    ended.says("RDMA failed, going on over TCP: ").says(why);
+    let report = ended.json();
+    assert_eq!(report["transport"], "tcp", "{report}");
+    assert!(report["fell_back"].as_str().is_some_and(|text| text.contains(why)), "{report}");
+    assert!(report["verified_pages"].as_u64() > Some(0), "{report}");
+    // With everything dirty again, but for what is zero.
+    let first_round = &report["per_round"][0]["pages"];
+    assert_eq!(first_round.as_u64().zip(report["pages_zero"].as_u64()).map(|(sent, zero)| sent + zero), {
+        report["verified_pages"].as_u64()
+    });
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn queue_pairs_that_do_not_connect_make_way_for_tcp() {
+    let Some(device) = device_or_skip() else { return };
+    falls_back_to_tcp(&device, &["--memory=16M"], "ibv_modify_qp failed", |message| {
+        if let Message::Ready(LaneReady::Rdma { endpoints, .. }) = message {
+            // Of the block for documentation: nobody has a route to it.
+            let nowhere = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
+            endpoints.iter_mut().for_each(|endpoint| endpoint.gid = nowhere);
+        }
+    });
+}
+
+/// Writes have no answer: the peer has no such queue pair.
+#[test]
+fn an_rdma_network_that_fails_while_the_guest_runs_makes_way_for_tcp() {
+    let Some(device) = device_or_skip() else { return };
+    falls_back_to_tcp(
+        &device,
+        &["--memory=32M", BUSY],
+        "no answer from the peer after all retries",
+        |message| {
+            if let Message::Ready(LaneReady::Rdma { endpoints, .. }) = message {
+                endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
+            }
+        },
+    );
+}
+
+#[test]
+fn access_that_was_refused_never_makes_way_for_tcp() {
+    let Some(device) = device_or_skip() else { return };
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=16M"]);
+    let receiving = device.receive(&destination, &[]);
+    let between = go_between(device.address, receiving.address, move |message| {
+        let Message::SliceKeys(keys) = message else { return };
+        keys.iter_mut().for_each(|key| key.key = RemoteKey::from_raw(!key.key.to_raw()));
+    });
+    let refused = source.migrate("tern", between, &[]).wait().expect_code(10);
+    refused.says("the peer refused access").says("where: the guest runs on at the source");
+    assert!(!refused.stderr.contains("over TCP"), "{}", refused.stderr);
+    runs_on(&source, "tern");
+    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    destination.checks_clean("tern");
+}
+
+/// More is to be pinned in every round than this end may lock from the second on.
+#[test]
+fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
+    let Some(device) = device_or_skip() else { return };
+    let limited = || host_that_may_lock(80 << 20);
+    for (source, destination, limited_there) in
+        [(limited(), Host::new(), false), (Host::new(), limited(), true)]
+    {
+        let running = source.run("tern", &["--memory=96M", "--working-set=90M", BUSY]);
+        let receiving = device.receive(&destination, &["--once"]);
+        let arguments = [&["--compare", "--lanes=1", "--pin-limit=64M"], &ENDLESS[..]].concat();
+        let migrating = source.migrate("tern", receiving.address, &arguments);
+        migrating.says("over RDMA");
+        migrating.says("round 2:");
+        may_lock_no_more(if limited_there { &receiving.process } else { &running });
+        migrating.says("RDMA failed, going on over TCP: ");
+        migrating.says("over TCP: 1 TCP stream");
+        source.start(["migrate", "tern", "--set", "downtime-limit=60000"]).wait().expect_code(0);
+        let ended = migrating.wait().expect_code(0);
+        let report = ended.json();
+        assert_eq!(report["transport"], "tcp", "{report}");
+        assert_eq!(report["verified_pages"], (96 << 20) / 4096);
+        let why = report["fell_back"].as_str().expect("it says why");
+        assert!(why.contains("cannot pin") && why.contains("ulimit -l"), "{why}");
+        assert_eq!(why.contains("at the other side"), limited_there, "{why}");
+        running.wait().expect_code(0);
+        runs_on(&destination, "tern");
+        destination.checks_clean("tern");
+    }
+}
+
+fn may_lock_no_more(process: &Process) {
+    let pid = format!("--pid={}", process.id());
+    let status =
+        Command::new("prlimit").args([&pid, "--memlock=4096"]).status().expect("util-linux's prlimit");
+    assert!(status.success(), "{status}");
 }
 
 #[test]

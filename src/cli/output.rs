@@ -29,6 +29,7 @@ pub(crate) fn progress(event: &Event) {
         Event::Connected { transport, via, total_pages } => {
             eprintln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(*transport));
         }
+        Event::FellBack { why } => eprintln!("  RDMA failed, going on over TCP: {why}"),
         Event::Round { number, round, predicted_downtime_ms } => {
             let rest = if round.dirty_rate_mbps > 0.0 {
                 let wrote = format!(", guest wrote {:.0} MB/s", round.dirty_rate_mbps);
@@ -94,7 +95,7 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
         let _ = write!(downtime, "; {ms:.1} ms by the guest's own heartbeat");
     }
     let mut lines = vec![
-        ("transport", transport_name(report.transport).to_owned()),
+        ("transport", transport(report)),
         ("total time", format!("{:.0} ms, {:.0} ms of it to set up", report.total_ms, report.setup_ms)),
         ("downtime", downtime),
         ("of that", parts(report)),
@@ -141,6 +142,7 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
     let object = serde_json::json!({
         "status": "completed",
         "transport": report.transport,
+        "fell_back": report.fell_back,
         "total_ms": report.total_ms,
         "setup_ms": report.setup_ms,
         "first_byte_ms": report.first_byte_ms,
@@ -165,6 +167,11 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         serde_json::Value::Object(object) => object,
         _ => serde_json::Map::new(),
     }
+}
+
+fn transport(report: &Report) -> String {
+    let name = transport_name(report.transport);
+    report.fell_back.as_ref().map_or(name.into(), |why| format!("{name}, since RDMA failed: {why}"))
 }
 
 /// A failure as a JSON object.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::door::{TICK, Visit};
 use super::ownership::Ownership;
-use super::{Held, ReceiveError, answer_rounds};
+use super::{Held, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
 use crate::digest::{self, Digest};
 use crate::guest::Guest;
@@ -52,9 +52,17 @@ impl<G: Guest> Attempt<G> {
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
         let blocks_max = digest::blocks(&self.ram.layout()).len();
         let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-        let (last, digests) = answer_rounds(landing.as_mut(), control, blocks_max)?;
-        self.digests = digests;
-        Ok(last)
+        match answer_rounds(landing.as_mut(), control, blocks_max) {
+            Ok((last, digests)) => {
+                self.digests = digests;
+                Ok(last)
+            }
+            Err(ReceiveError::Transport(error)) if error.may_fall_back() => {
+                self.let_go();
+                Err(await_other_lanes(control, self.ownership.epoch(), &error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Step 4: revoke, compare, load, PREPARED, and run on GO; returns when that came.
@@ -202,6 +210,18 @@ impl<G: Guest> Attempt<G> {
             thread::sleep(Duration::from_micros(100));
         }
         None
+    }
+
+    /// Takes the lanes' ends away from a guest that will not run, with its memory: a device that does not let go harms nobody else.
+    fn let_go(&mut self) {
+        if let Some(Err(error)) = self.landing.take().map(<dyn Landing>::revoke) {
+            tracing::warn!("a device may still hold memory of a guest that was discarded: {error}");
+        }
+    }
+
+    /// Frees what has arrived, before the same guest begins anew.
+    pub(super) fn discard(mut self) {
+        self.let_go();
     }
 
     /// After a failure: gives the guest up, if it may be given up, and tells the source.

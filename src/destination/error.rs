@@ -35,6 +35,9 @@ pub enum ReceiveError {
     /// The source sent what was not due.
     #[error("the source sent {0} out of turn")]
     OutOfTurn(&'static str),
+    /// The lanes failed, and the source goes on over others.
+    #[error("the lanes failed, and what had arrived was discarded: {0}")]
+    LanesFailed(String),
     /// What arrived is not what the source has.
     #[error(
         "{blocks} of {of} blocks of memory differ from the source's, the first at page {first_page} of region {region}"

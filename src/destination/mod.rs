@@ -26,7 +26,7 @@ use crate::digest::Digest;
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::handover::Side;
 use crate::journal::Journals;
-use crate::transport::{Landing, land};
+use crate::transport::{Landing, TransportError, land};
 use crate::wire::{Epoch, Final, Hello, Message, Outcome, Refusal, Role};
 
 /// A socket at which guests may arrive.
@@ -100,28 +100,50 @@ impl Receiver {
         };
         let (mut control, mut hello) = self.await_opening(hello, &Refusal::OnlyGuests)?;
         let from = control.peer_address();
-        let mut attempt = loop {
+        loop {
+            let mut attempt = self.prepare_any(host, &mut hello, &mut control)?;
+            let epoch = hello.epoch;
+            match with_door(self, epoch, |visits| attempt.run(&mut control, visits)) {
+                Ok(settled) => return Ok(Arrival { guest: attempt.guest, from, epoch, settled }),
+                Err(ReceiveError::LanesFailed(reason)) => {
+                    tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);
+                    attempt.discard();
+                    hello = match control.receive("another HELLO", Some(HELLO_MAX))? {
+                        Message::Hello(next) => next,
+                        Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
+                        other => return Err(ReceiveError::OutOfTurn(other.name())),
+                    };
+                }
+                Err(error) => return Err(attempt.fail(&mut control, error)),
+            }
+        }
+    }
+
+    /// Step 1, until the source has offered a transport that there is here.
+    fn prepare_any<H: GuestHost>(
+        &self,
+        host: &H,
+        hello: &mut Hello,
+        control: &mut ControlChannel,
+    ) -> Result<Attempt<H::Guest>, ReceiveError> {
+        let from = control.peer_address();
+        loop {
             tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
-            match self.prepare(host, &hello, &mut control) {
-                Ok(attempt) => break attempt,
+            match self.prepare(host, hello, control) {
+                Ok(attempt) => return Ok(attempt),
                 Err(ReceiveError::Refused(refusal)) => {
                     control.send(&Message::Refused(refusal.clone()))?;
                     // A source that was free to choose offers another transport on the same connection.
                     let again = matches!(refusal, Refusal::Transport(_))
                         .then(|| control.receive("another HELLO", Some(HELLO_MAX)));
                     let Some(Ok(Message::Hello(next))) = again else { return Err(refusal.into()) };
-                    hello = next;
+                    *hello = next;
                 }
                 Err(error) => {
                     let _ = control.send(&Message::Abort(hello.epoch, error.to_string()));
                     return Err(error);
                 }
             }
-        };
-        let epoch = hello.epoch;
-        match with_door(self, epoch, |visits| attempt.run(&mut control, visits)) {
-            Ok(settled) => Ok(Arrival { guest: attempt.guest, from, epoch, settled }),
-            Err(error) => Err(attempt.fail(&mut control, error)),
         }
     }
 
@@ -272,7 +294,36 @@ pub(crate) fn answer_rounds(
                 return Ok((last, digests));
             }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
+            Message::LanesFailed(_, reason) => return Err(ReceiveError::LanesFailed(reason)),
             other => return Err(ReceiveError::OutOfTurn(other.name())),
+        }
+    }
+}
+
+/// Tells the source that the lanes failed here, whose ends are gone; what it makes of that.
+pub(crate) fn await_other_lanes(
+    control: &mut ControlChannel,
+    epoch: Epoch,
+    error: &TransportError,
+) -> ReceiveError {
+    if let Err(error) = control.send(&Message::LanesFailed(epoch, error.to_string())) {
+        return error.into();
+    }
+    loop {
+        // It notices at its next write; that it is alive, its beats tell.
+        match control.receive("word of other lanes", None) {
+            Ok(Message::LanesFailed(_, reason)) => return ReceiveError::LanesFailed(reason),
+            Ok(Message::Abort(_, reason)) => return ReceiveError::SourceGaveUp(reason),
+            // On their way since before.
+            Ok(
+                Message::RegisterSlices(_)
+                | Message::ReleaseSlices(_)
+                | Message::RoundClosed(_)
+                | Message::Digests(_)
+                | Message::Final(_),
+            ) => {}
+            Ok(other) => return ReceiveError::OutOfTurn(other.name()),
+            Err(error) => return error.into(),
         }
     }
 }

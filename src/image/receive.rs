@@ -10,7 +10,7 @@ use super::extents::BLOCK_BYTES;
 use super::store::Partial;
 use super::{ImageDigest, Store, StoreError};
 use crate::control::ControlChannel;
-use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds};
+use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds, await_other_lanes};
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::transport::{Landing, land};
@@ -41,27 +41,49 @@ impl Receiver {
             other => Err(other),
         };
         let (mut control, mut offer) = self.await_opening(wanted, &Refusal::OnlyImages)?;
-        let arrival = loop {
+        let from = control.peer_address();
+        loop {
+            let arriving = self.prepare_any_image(store, &mut offer, &mut control)?;
+            match arriving.run(&offer, &mut control) {
+                Ok((path, digest)) => return Ok(Stored { path, from, len_bytes: offer.len_bytes, digest }),
+                // What has arrived stays, and the next lanes go on from there.
+                Err(StoreError::Transfer(ReceiveError::LanesFailed(reason))) => {
+                    tracing::warn!("{} goes on over other lanes: {reason}", offer.name);
+                    offer = match control.receive("another offer", Some(HELLO_MAX))? {
+                        Message::OfferImage(next) => next,
+                        other => return Err(otherwise(other)),
+                    };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens the file and makes the lanes' ends, once the source has offered a transport that there is here.
+    fn prepare_any_image(
+        &self,
+        store: &Store,
+        offer: &mut ImageOffer,
+        control: &mut ControlChannel,
+    ) -> Result<Arriving, StoreError> {
+        loop {
             tracing::info!("{} wants to come from {}", offer.name, control.peer_address());
-            match self.prepare_image(store, &offer, &mut control) {
-                Ok(arrival) => break arrival,
+            match self.prepare_image(store, offer, control) {
+                Ok(arriving) => return Ok(arriving),
                 Err(StoreError::Refused(refusal)) => {
                     control.send(&Message::Refused(refusal.clone()))?;
                     // A source that was free to choose offers another transport on the same connection.
                     let again = matches!(refusal, Refusal::Transport(_))
                         .then(|| control.receive("another offer", Some(HELLO_MAX)));
                     let Some(Ok(Message::OfferImage(next))) = again else { return Err(refusal.into()) };
-                    offer = next;
+                    *offer = next;
                 }
                 Err(error) => {
                     let _ = control.send(&Message::Abort(offer.epoch, error.to_string()));
                     return Err(error);
                 }
             }
-        };
-        let from = control.peer_address();
-        let (path, digest) = arrival.run(&offer, &mut control)?;
-        Ok(Stored { path, from, len_bytes: offer.len_bytes, digest })
+        }
     }
 
     /// Opens the file and makes the lanes' ends, or refuses.
@@ -132,6 +154,9 @@ impl Arriving {
                 })
             }
         };
+        if let Err(StoreError::Transfer(ReceiveError::LanesFailed(_))) = &stored {
+            return stored;
+        }
         // The source may be gone.
         let told = control.send(&match &stored {
             Ok(_) => Message::Stored(offer.epoch),
@@ -159,7 +184,13 @@ impl Arriving {
         } else {
             held.chunks(DIGESTS_MAX).try_for_each(|part| control.send(&Message::Digests(part.to_vec())))?;
         }
-        let last = self.await_final(control)?;
+        let last = match self.await_final(control) {
+            Err(StoreError::Transfer(ReceiveError::Transport(error))) if error.may_fall_back() => {
+                self.revoke()?;
+                return Err(await_other_lanes(control, offer.epoch, &error).into());
+            }
+            last => last?,
+        };
         let count = blocks(parts).len();
         if last.epoch != offer.epoch || last.compare_blocks != count as u64 {
             return Err(ReceiveError::OutOfTurn("a FINAL of something else").into());

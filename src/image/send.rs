@@ -276,11 +276,14 @@ impl<'transfer> Transfer<'transfer> {
 
     fn run(&mut self, started: Instant) -> Result<Report, SendFailure> {
         let (parts, len_bytes) = (&self.source.content.parts, self.source.len_bytes());
-        let (transport, via, sent) = match &self.way {
-            Way::NoData(..) => (None, "nothing to send".into(), Sent::default()),
+        let sent = match self.way {
+            Way::NoData(..) => Sent::default(),
+            Way::Lanes(..) => self.send_data_over_any_lanes()?,
+        };
+        let (transport, via) = match &self.way {
+            Way::NoData(..) => (None, "nothing to send".into()),
             Way::Lanes(link, _) => {
-                let via = format!("{} ({})", link.transport.via(), link.reason);
-                (Some(link.transport.kind()), via, self.send_data()?)
+                (Some(link.transport.kind()), format!("{} ({})", link.transport.via(), link.reason))
             }
         };
         let setup = started.elapsed();
@@ -297,6 +300,24 @@ impl<'transfer> Transfer<'transfer> {
             throughput_mbps: mbps(sent.bytes, sent.duration),
             digest: image_digest(len_bytes, parts, &digests),
         })
+    }
+
+    /// Sends what the destination does not hold. If the device or the network takes the RDMA lanes away meanwhile, and RDMA was
+    /// not asked for by name, TCP carries what they did not.
+    fn send_data_over_any_lanes(&mut self) -> Result<Sent, SendFailure> {
+        loop {
+            let sent = self.send_data();
+            let (Err(SendFailure::Transfer(cause)), Way::Lanes(link, _)) = (&sent, &mut self.way) else {
+                return sent;
+            };
+            if !link.may_fall_back(cause) {
+                return sent;
+            }
+            let source = self.source;
+            let opening = |epoch, lanes| Ok(source.offer(epoch, Some(lanes)));
+            link.fall_back(cause.to_string(), &self.options.cancel, opening)?;
+            self.progress.done_bytes.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Sends what the destination does not hold: first the blocks of which it has nothing, without their zero pages, and then

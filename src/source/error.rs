@@ -63,6 +63,13 @@ impl fmt::Display for GuestIs {
     }
 }
 
+impl MigrationFailure {
+    /// Whether it is lanes that failed, in a way in which others may not.
+    pub(crate) fn may_fall_back(&self) -> bool {
+        matches!(self, Self::Transport(error) if error.may_fall_back())
+    }
+}
+
 /// Why a migration did not succeed.
 #[derive(Debug, Error)]
 #[non_exhaustive]

@@ -9,9 +9,10 @@ use super::{Cancel, MigrationFailure};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
+use crate::progress::Event;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
-use crate::wire::{Epoch, LaneOffer, LaneReady, Message, Refusal};
+use crate::wire::{Epoch, LaneOffer, Message, Refusal};
 
 /// A destination that has reserved everything, and the lanes to it.
 pub(crate) struct Link {
@@ -20,6 +21,9 @@ pub(crate) struct Link {
     pub(crate) transport: Box<dyn Transport>,
     /// Why this transport, for people.
     pub(crate) reason: String,
+    /// Why the RDMA lanes that there were first were given up, if they were.
+    pub(crate) fell_back: Option<String>,
+    choice: TransportChoice,
     pub(crate) ram: GuestRam,
     /// A worker for each lane.
     pub(crate) pool: ThreadPool,
@@ -42,11 +46,11 @@ impl Link {
             .build()
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
         let deadline = Instant::now() + BUSY_MAX;
-        let (mut control, offer, epoch, ready) = loop {
+        let (control, Opened { epoch, transport, reason, fell_back }) = loop {
             let mut control = ControlChannel::connect(to)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
-            match admission(&mut control, offer, (choice, lanes), &opening) {
-                Ok((offer, epoch, ready)) => break (control, offer, epoch, ready),
+            match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
+                Ok(opened) => break (control, opened),
                 Err(MigrationFailure::Refused(Refusal::Busy)) if Instant::now() < deadline => {
                     cancel.check()?;
                     thread::sleep(BUSY_MAX / 50);
@@ -54,13 +58,39 @@ impl Link {
                 Err(error) => return Err(error),
             }
         };
-        let reason = offer.reason().to_owned();
-        let connected = cancel.check().and_then(|()| Ok(offer.connect(ready, &control, &ram)?));
-        let transport = connected.inspect_err(|error| {
-            // The destination has reserved everything and waits; it may also be gone.
-            let _ = control.send(&Message::Abort(epoch, error.to_string()));
-        })?;
-        Ok(Self { epoch, control, transport, reason, ram, pool, lanes })
+        Ok(Self { epoch, control, transport, reason, fell_back, choice, ram, pool, lanes })
+    }
+
+    /// What there is to tell of it.
+    pub(crate) fn connected(&self) -> Event {
+        Event::Connected {
+            transport: self.transport.kind(),
+            via: format!("{} ({})", self.transport.via(), self.reason),
+            total_pages: self.ram.layout().total_pages(),
+        }
+    }
+
+    /// Whether to go on over TCP after this: RDMA was not asked for by name, and what failed is the device or the network.
+    pub(crate) fn may_fall_back(&self, cause: &MigrationFailure) -> bool {
+        self.choice == TransportChoice::Auto
+            && self.transport.kind() == TransportKind::Rdma
+            && cause.may_fall_back()
+    }
+
+    /// Begins anew over TCP, in a new epoch, after the RDMA lanes failed for this reason: nothing that they brought counts.
+    pub(crate) fn fall_back(
+        &mut self,
+        why: String,
+        cancel: &Cancel,
+        opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+    ) -> Result<(), MigrationFailure> {
+        self.control.send(&Message::LanesFailed(self.epoch, why.clone()))?;
+        let offer = Offer::tcp(self.lanes, format!("RDMA failed: {why}"));
+        let how = (offer, self.choice, self.lanes);
+        let opened = open(&mut self.control, &self.ram, how, cancel, opening)?;
+        (self.epoch, self.transport, self.reason) = (opened.epoch, opened.transport, opened.reason);
+        self.fell_back = Some(why);
+        Ok(())
     }
 
     /// Sends every page set in `dirty`, watching it again for `log`, and tells the destination that the round is closed. Fails
@@ -101,9 +131,16 @@ impl Link {
                     let _end = EndOnDrop(supply);
                     rounds(Some(supply)).send(number, dirty, lanes)
                 };
-                // Why lanes were not supplied explains more than that they were not.
-                supplying.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-                sent
+                let supplied = supplying.join().unwrap_or_else(|panic| resume_unwind(panic));
+                match (supplied.map_err(MigrationFailure::from), sent) {
+                    // What forbids other lanes counts more.
+                    (Err(supply), Err(lanes)) if supply.may_fall_back() && !lanes.may_fall_back() => {
+                        Err(lanes)
+                    }
+                    // Why lanes were not supplied explains more than that they were not.
+                    (Err(supply), _) => Err(supply),
+                    (Ok(()), sent) => sent,
+                }
             }),
         }
     }
@@ -121,7 +158,9 @@ impl Link {
             }
             MigrationFailure::Transport(_) | MigrationFailure::Control(_) => {
                 match self.control.receive("the destination's reason", Some(REASON_MAX)) {
-                    Ok(Message::Abort(epoch, reason)) if epoch == self.epoch => {
+                    Ok(Message::Abort(epoch, reason) | Message::LanesFailed(epoch, reason))
+                        if epoch == self.epoch =>
+                    {
                         MigrationFailure::DestinationFailed(reason)
                     }
                     _ => cause,
@@ -132,34 +171,76 @@ impl Link {
     }
 }
 
+/// A willing destination.
+struct Opened {
+    epoch: Epoch,
+    transport: Box<dyn Transport>,
+    reason: String,
+    fell_back: Option<String>,
+}
+
+/// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where RDMA does not
+/// come about, and was not asked for by name, TCP is offered.
+fn open(
+    control: &mut ControlChannel,
+    ram: &GuestRam,
+    (mut offer, choice, lanes): (Offer, TransportChoice, u8),
+    cancel: &Cancel,
+    opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+) -> Result<Opened, MigrationFailure> {
+    let mut fell_back = None;
+    loop {
+        let epoch = new_epoch()?;
+        let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
+        control.send(&opening(epoch, offer.lanes())?)?;
+        let ready = match await_ready(control, ram)? {
+            Message::Ready(ready) => ready,
+            Message::Refused(Refusal::Transport(reason)) if may_fall_back => {
+                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+                continue;
+            }
+            other => return Err(unexpected("READY", epoch, other)),
+        };
+        let reason = offer.reason().to_owned();
+        let connected: Result<_, MigrationFailure> =
+            cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
+        match connected {
+            Ok(transport) => return Ok(Opened { epoch, transport, reason, fell_back }),
+            Err(error) if may_fall_back && error.may_fall_back() => {
+                let why = error.to_string();
+                control.send(&Message::LanesFailed(epoch, why.clone()))?;
+                offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
+                fell_back = Some(why);
+            }
+            Err(error) => {
+                // The destination has reserved everything and waits; it may also be gone.
+                let _ = control.send(&Message::Abort(epoch, error.to_string()));
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// The answer to an opening, behind what may be on its way from an attempt whose lanes failed.
+fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, MigrationFailure> {
+    // The destination ends that attempt first: it deregisters RAM, and may be hashing what it holds of a file, for which
+    // 16 MiB/s is slow.
+    let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
+    loop {
+        match control.receive("READY", Some(limit))? {
+            Message::SliceKeys(_) | Message::Digests(_) | Message::LanesFailed(..) => {}
+            Message::Abort(_, reason) => return Err(MigrationFailure::DestinationFailed(reason)),
+            answer => return Ok(answer),
+        }
+    }
+}
+
 /// Ends a supply also if the lanes panic: the scope waits for it.
 struct EndOnDrop<'supply>(&'supply dyn Supply);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-/// Tells the destination what would come, until it takes one of the ways in which that can come.
-fn admission(
-    control: &mut ControlChannel,
-    mut offer: Offer,
-    (choice, lanes): (TransportChoice, u8),
-    opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
-) -> Result<(Offer, Epoch, LaneReady), MigrationFailure> {
-    loop {
-        let epoch = new_epoch()?;
-        control.send(&opening(epoch, offer.lanes())?)?;
-        match control.receive("READY", Some(STEP_MAX))? {
-            Message::Ready(ready) => return Ok((offer, epoch, ready)),
-            Message::Refused(Refusal::Transport(reason))
-                if choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma =>
-            {
-                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
-            }
-            other => return Err(unexpected("READY", epoch, other)),
-        }
     }
 }
 
@@ -197,7 +278,9 @@ pub(crate) fn new_epoch() -> Result<Epoch, MigrationFailure> {
 pub(crate) fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
     match got {
         Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
+        Message::Abort(of, text) | Message::LanesFailed(of, text) if of == epoch => {
+            MigrationFailure::DestinationFailed(text)
+        }
         got => ControlError::Unexpected { expected, got: got.name() }.into(),
     }
 }

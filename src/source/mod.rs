@@ -14,6 +14,7 @@
 mod beat;
 mod converge;
 mod error;
+mod fallback;
 mod link;
 mod metered;
 mod ownership;
@@ -42,11 +43,12 @@ use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
 use crate::journal::{Journals, OpenJournal};
+use crate::memory::RamLayout;
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
-use crate::wire::{Epoch, Hello, Message};
+use crate::wire::{Epoch, Hello, LaneOffer, Message};
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
@@ -130,11 +132,10 @@ pub fn migrate(
         cause,
         doubt: None,
     })?;
-    observer.event(&Event::Connected {
-        transport: link.transport.kind(),
-        via: format!("{} ({})", link.transport.via(), link.reason),
-        total_pages: link.ram.layout().total_pages(),
-    });
+    if let Some(why) = link.fell_back.clone() {
+        observer.event(&Event::FellBack { why });
+    }
+    observer.event(&link.connected());
     let ownership = Ownership::new(journal, to.to_owned(), link.epoch);
     let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
     attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
@@ -159,13 +160,20 @@ fn prepare(
 ) -> Result<(Link, Box<dyn DirtyLog>, OpenJournal), MigrationFailure> {
     let journal = open_journal(&options.journals, guest.name())?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
-    let layout = ram.layout();
-    let hello = |epoch, lanes| {
-        let (name, details) = (guest.name().to_owned(), guest.details()?);
-        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes }))
-    };
+    let hello = hello(guest, ram.layout());
     let link = Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
     Ok((link, log, journal))
+}
+
+/// What tells a destination which guest would come.
+fn hello(
+    guest: &dyn Guest,
+    layout: RamLayout,
+) -> impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure> {
+    move |epoch, lanes| {
+        let (name, details) = (guest.name().to_owned(), guest.details()?);
+        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes }))
+    }
 }
 
 /// One attempt, from the first page on.
@@ -232,7 +240,7 @@ impl<'migration> Attempt<'migration> {
         self.dirty.fill();
         self.log.start()?;
         let setup = self.started.elapsed();
-        self.converge()?;
+        self.converge_over_any_lanes()?;
         Ok((setup, self.switch()?))
     }
 

@@ -41,6 +41,15 @@ impl Ownership {
         Self { handover: SourceHandover::new(epoch), journal, peer, unrecorded: None }
     }
 
+    /// Another attempt, of a guest that has not stopped running here.
+    pub(super) fn begin_anew(&mut self, epoch: Epoch) -> Result<(), HandoverError> {
+        if self.state() != SourceState::Running {
+            return Err(HandoverError::OtherAction);
+        }
+        self.handover = SourceHandover::new(epoch);
+        Ok(())
+    }
+
     pub(super) fn state(&self) -> SourceState {
         self.handover.state()
     }

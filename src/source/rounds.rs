@@ -75,8 +75,14 @@ impl Rounds<'_> {
                     let result = self.send_lane(round, dirty, (index, lane.as_mut()), &stop);
                     result.map_err(|error| {
                         stop.store(true, Ordering::Relaxed);
-                        // What comes after the first is what the others make of it.
-                        cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
+                        // What comes after the first is what the others make of it; but what forbids other lanes counts more.
+                        if cause.as_ref().is_none_or(|first: &MigrationFailure| {
+                            first.may_fall_back() && !error.may_fall_back()
+                        }) {
+                            *cause = Some(error);
+                        }
+                        drop(cause);
                         // Lanes that wait for memory to be registered wait for nothing now.
                         if let Some(supply) = self.supply {
                             supply.end();

@@ -84,6 +84,7 @@ impl Attempt<'_> {
         let sending_ms: f64 = self.rounds.iter().map(|round| round.ms).sum();
         Report {
             transport: self.link.transport.kind(),
+            fell_back: self.link.fell_back.clone(),
             total_ms: ms(total),
             setup_ms: ms(setup),
             first_byte_ms: self.first_page.map(|first_page| ms(first_page - self.started)),

@@ -1,6 +1,7 @@
 use std::io;
 use std::time::Duration;
 
+use sterna_rdma::{CompletionStatus, PostError};
 use thiserror::Error;
 
 use crate::control::ControlError;
@@ -88,6 +89,9 @@ pub enum TransportError {
         /// What became of it.
         why: &'static str,
     },
+    /// The lanes failed at the peer.
+    #[error("the lanes failed at the other side: {0}")]
+    FailedThere(String),
     /// The peer's lanes are not what was agreed.
     #[error("the other side's lanes do not fit what was agreed: {0}")]
     Disagreement(String),
@@ -103,4 +107,82 @@ pub enum TransportError {
     /// The system has no randomness to give.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
+}
+
+impl TransportError {
+    /// Whether the device or the network failed, so that other lanes may do better. Never for what memory protection or the
+    /// protocol stopped: a wrong key or range is a defect or an attack, and to go on in another way would hide it.
+    #[must_use]
+    pub fn may_fall_back(&self) -> bool {
+        use CompletionStatus as Status;
+        match self {
+            Self::NoDevice { .. }
+            | Self::LockedMemory { .. }
+            | Self::NotRegistered { .. }
+            | Self::FailedThere(_)
+            | Self::Stalled { .. }
+            | Self::Post { error: PostError::Refused { .. }, .. } => true,
+            Self::Rdma(error) => !matches!(
+                error,
+                sterna_rdma::Error::RegionOutOfRange { .. }
+                    | sterna_rdma::Error::RegionInUse
+                    | sterna_rdma::Error::AlreadyConnected
+                    | sterna_rdma::Error::DifferentDevices
+            ),
+            Self::Write { error, .. } => matches!(
+                error.status,
+                Status::RetryExceeded
+                    | Status::ReceiverNotReady
+                    | Status::Flushed
+                    | Status::ResponseTimeout
+                    | Status::RemoteOperation
+                    | Status::RemoteAborted
+                    | Status::Fatal
+                    | Status::General
+            ),
+            Self::Post { .. }
+            | Self::Stream { .. }
+            | Self::Closed { .. }
+            | Self::PeerGaveUp(_)
+            | Self::Disagreement(_)
+            | Self::Wire(_)
+            | Self::Memory(_)
+            | Self::Control(_)
+            | Self::Random(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna_rdma::CompletionError;
+
+    use super::*;
+
+    #[test]
+    fn no_other_lanes_are_tried_after_what_memory_protection_stopped() {
+        let may = |status| {
+            TransportError::Write { lane: 0, error: CompletionError { status, vendor_code: 0 } }
+                .may_fall_back()
+        };
+        for status in [CompletionStatus::RetryExceeded, CompletionStatus::Flushed, CompletionStatus::Fatal] {
+            assert!(may(status), "{status}");
+        }
+        for status in [
+            CompletionStatus::RemoteAccess,
+            CompletionStatus::RemoteInvalidRequest,
+            CompletionStatus::LocalProtection,
+            CompletionStatus::LocalAccess,
+            CompletionStatus::LocalLength,
+            CompletionStatus::LocalOperation,
+            CompletionStatus::BadResponse,
+            CompletionStatus::Unknown(99),
+        ] {
+            assert!(!may(status), "{status}");
+        }
+        let foreign = TransportError::Post { lane: 0, error: PostError::ForeignRegion };
+        assert!(!foreign.may_fall_back());
+        assert!(!TransportError::Rdma(sterna_rdma::Error::RegionInUse).may_fall_back());
+        assert!(!TransportError::Disagreement("a test".into()).may_fall_back());
+    }
 }

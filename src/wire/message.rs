@@ -72,6 +72,9 @@ pub enum Message {
     OfferImage(ImageOffer),
     /// Destination: the file is whole, on its disk and under its name.
     Stored(Epoch),
+    /// Either side: the lanes of this attempt failed while the guest ran, for this reason. The source's word means that what has
+    /// arrived counts for nothing, and that another HELLO follows. The destination's awaits that, or the end.
+    LanesFailed(Epoch, String),
     /// Either side, every second: I am alive, also when I have nothing to say.
     Beat,
     /// Source, in doubt, on a new connection: what became of this attempt? After [`Outcome::Prepared`] GO or Abort may follow.
@@ -325,6 +328,7 @@ impl Message {
             Self::OfferImage(_) => 14,
             Self::Stored(_) => 15,
             Self::ReleaseSlices(_) => 16,
+            Self::LanesFailed(..) => 31,
             Self::Beat => 30,
             Self::Ask(_) => 32,
             Self::Outcome(..) => 33,
@@ -369,7 +373,7 @@ impl Message {
             | Self::Done(body) => postcard::to_stdvec(body),
             Self::Outcome(epoch, outcome) => postcard::to_stdvec(&(epoch, outcome)),
             Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
-            Self::Abort(epoch, text) => {
+            Self::Abort(epoch, text) | Self::LanesFailed(epoch, text) => {
                 let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
                 postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
             }
@@ -410,6 +414,7 @@ impl Message {
             15 => Self::Stored(parse(what, body)?),
             16 => Self::ReleaseSlices(parse(what, body)?),
             30 => parse(what, body).map(|()| Self::Beat)?,
+            31 => parse(what, body).map(|(epoch, text)| Self::LanesFailed(epoch, text))?,
             32 => Self::Ask(parse(what, body)?),
             33 => parse(what, body).map(|(epoch, outcome)| Self::Outcome(epoch, outcome))?,
             34 => Self::Done(parse(what, body)?),
@@ -460,6 +465,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         15 => ("Stored", 16),
         16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
         30 => ("Beat", 0),
+        31 => ("LanesFailed", TEXT_MAX + 64),
         32 => ("Ask", 16),
         33 => ("Outcome", 17),
         34 => ("Done", 16),
@@ -564,6 +570,14 @@ mod tests {
             body.push(0);
             assert!(Message::decode(message.kind(), &body).is_err(), "{}", message.name());
         }
+    }
+
+    #[test]
+    fn lanes_that_failed_say_why_in_a_bounded_text() {
+        let failed = Message::LanesFailed(EPOCH, "the cable is out".into());
+        assert_eq!(Message::decode(31, &failed.encode().unwrap()), Ok(failed));
+        let body = Message::LanesFailed(EPOCH, "ö".repeat(TEXT_MAX)).encode().unwrap();
+        assert!(matches!(Message::decode(31, &body), Ok(Message::LanesFailed(EPOCH, _))));
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! A go-between on the control channel: passes everything on, and lets a test change what the destination says.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use sterna::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Listens at an address of this machine, and connects whoever comes, once, to `destination`; each message of the destination's
-/// goes through `change`. Returns where it listens.
+/// Listens at an address of this machine, and connects who comes first to `destination`; each message of the destination's
+/// goes through `change`. Who comes later, as TCP lanes do, is connected and left alone. Returns where it listens.
 pub(crate) fn go_between(
     ip: IpAddr,
     destination: SocketAddr,
@@ -18,11 +18,24 @@ pub(crate) fn go_between(
     let address = listener.local_addr().expect("a bound socket has an address");
     thread::spawn(move || {
         let (source, _) = listener.accept().expect("the source comes");
-        let destination = TcpStream::connect(destination).expect("the destination listens");
+        let to = destination;
+        let destination = TcpStream::connect(to).expect("the destination listens");
         let (mut from_source, mut to_destination) = (clone(&source), clone(&destination));
         thread::spawn(move || io::copy(&mut from_source, &mut to_destination));
-        // Ends with the connection, whichever side goes first.
-        let _ = pass_answers(&destination, &source, &mut change);
+        thread::spawn(move || {
+            // Ends with the connection, whichever side goes first.
+            let _ = pass_answers(&destination, &source, &mut change);
+        });
+        for lane in listener.incoming() {
+            let lane = lane.expect("a lane comes");
+            let Ok(landing) = TcpStream::connect(to) else { return };
+            for (mut from, mut to) in [(clone(&lane), clone(&landing)), (landing, lane)] {
+                thread::spawn(move || {
+                    let _ = io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(Shutdown::Write);
+                });
+            }
+        }
     });
     address
 }

@@ -221,6 +221,7 @@ mod tests {
             throttle_percent: 0,
         };
         let report = Report {
+            fell_back: None,
             transport: TransportKind::Tcp,
             total_ms: 1.0,
             setup_ms: 1.0,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use sterna_rdma::{
-    Access, Capacity, Completion, CompletionKind, CompletionQueue, ConnectOptions, Endpoint, MemoryRegion,
-    PeerAccess, ProtectionDomain, QueuePair,
+    Access, Capacity, Completion, CompletionKind, CompletionQueue, Endpoint, MemoryRegion, PeerAccess,
+    ProtectionDomain, QueuePair,
 };
 
 use super::granted::Granted;
@@ -61,7 +61,7 @@ impl RdmaLanding {
             for _ in 0..FENCES {
                 queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })?;
             }
-            queue_pair.connect(peer, &ConnectOptions::default())?;
+            queue_pair.connect(peer, &reach.connect_options())?;
             Ok(LandingLane { queue_pair, fenced: None })
         };
         let lanes = offered.iter().enumerate().map(lane).collect::<Result<_, TransportError>>()?;

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sterna_rdma::{Device, Gid, GidChoice, Library, Port};
+use sterna_rdma::{ConnectOptions, Device, Gid, GidChoice, Library, Port};
 
 use crate::transport::TransportError;
 
@@ -77,6 +77,16 @@ impl RdmaReach {
                 (!link_local && !ip.is_unspecified()).then_some(ip)
             })
         })
+    }
+
+    /// How queue pairs connect from here. A peer that has gone is to be noticed in seconds; the rxe driver takes the usual 7 retries
+    /// for "for ever", so soft-RoCE has 6 of half a second each.
+    pub(super) fn connect_options(&self) -> ConnectOptions {
+        let usual = ConnectOptions::default();
+        if !self.device.info().soft_roce {
+            return usual;
+        }
+        ConnectOptions { ack_timeout: 17, retry_count: 6, ..usual }
     }
 
     pub(super) fn describe(&self) -> String {

@@ -128,6 +128,7 @@ fn await_keys(ranges: &[SliceRange], control: &mut ControlChannel) -> Result<Vec
             Err(TransportError::Disagreement("another number of keys than was asked for".into()))
         }
         Message::Abort(_, reason) => Err(TransportError::PeerGaveUp(reason)),
+        Message::LanesFailed(_, reason) => Err(TransportError::FailedThere(reason)),
         other => Err(ControlError::Unexpected { expected: "keys", got: other.name() }.into()),
     }
 }

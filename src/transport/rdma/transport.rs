@@ -1,9 +1,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sterna_rdma::{
-    Capacity, CompletionQueue, ConnectOptions, Endpoint, PeerAccess, ProtectionDomain, QueuePair,
-};
+use sterna_rdma::{Capacity, CompletionQueue, Endpoint, PeerAccess, ProtectionDomain, QueuePair};
 
 use super::RdmaTuning;
 use super::lane::RdmaLane;
@@ -76,9 +74,10 @@ impl RdmaOffer {
             return Err(TransportError::LockedMemory { needed_bytes: SLICE_BYTES_MIN, limit_bytes });
         }
         let slices = Arc::new(Slices::new(self.ram.layout(), peers.len(), budget_bytes));
+        let options = self.reach.connect_options();
         let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(peers.len());
         for ((index, peer), (mut queue_pair, completions)) in peers.iter().enumerate().zip(self.ends) {
-            queue_pair.connect(peer, &ConnectOptions::default())?;
+            queue_pair.connect(peer, &options)?;
             lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone(), self.tuning)));
         }
         let registrar = Registrar::new(slices, self.domain, self.ram);
