@@ -13,7 +13,7 @@ pub struct Bucket {
 impl Bucket {
     /// How far the sender may be ahead of the rate, so that a lane that slept too long can make up for it. Over a second
     /// that is a hundredth of the rate.
-    const AHEAD: Duration = Duration::from_millis(10);
+    pub(super) const AHEAD: Duration = Duration::from_millis(10);
 
     /// Takes `bytes` out at `now`, and says how long to wait before they are sent.
     pub fn take(&mut self, now: Duration, bytes: u64, rate_per_second: NonZeroU64) -> Duration {
@@ -30,11 +30,11 @@ impl Bucket {
         self.due = Duration::ZERO;
     }
 
-    /// The most bytes to take at once, so that nobody waits for long and a change of the rate is felt soon: what leaves in
-    /// 10 ms, and whole pages of it.
+    /// The most bytes to take at once, so that nobody waits for long, a change of the rate is felt soon, and a short round takes
+    /// as long as its bytes say: what leaves in 2 ms, and whole pages of it.
     #[must_use]
     pub fn portion_bytes(rate_per_second: NonZeroU64) -> u64 {
-        (rate_per_second.get() / 100).max(1).next_multiple_of(4096)
+        (rate_per_second.get() / 500).max(1).next_multiple_of(4096)
     }
 }
 

@@ -58,6 +58,8 @@ impl Round {
 pub struct Course {
     /// What a message and its answer took before the first round.
     round_trip: Duration,
+    /// What a harvest took before the first round, if there was one.
+    first_harvest: Option<Duration>,
     rounds: Vec<Round>,
     /// How far the guest is slowed now, in percent.
     throttle_percent: u8,
@@ -77,6 +79,11 @@ impl Course {
     #[must_use]
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, ..Self::default() }
+    }
+
+    /// A harvest took so long before the first round.
+    pub fn harvested(&mut self, took: Duration) {
+        self.first_harvest = Some(took);
     }
 
     /// Adds a round.
@@ -172,6 +179,14 @@ impl Course {
     pub fn round_trip(&self) -> Duration {
         let fences = self.rounds.iter().flat_map(|round| &round.lanes).map(|lane| lane.fence);
         fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
+    }
+
+    /// How long a harvest takes while the guest stands still: as the quickest so far. While it runs, its vCPUs want the same
+    /// locks and processors.
+    #[must_use]
+    pub fn harvest(&self) -> Duration {
+        let all = self.first_harvest.into_iter().chain(self.rounds.iter().map(|round| round.harvest));
+        all.min().unwrap_or_default()
     }
 
     /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The mean of the

@@ -239,6 +239,10 @@ impl<'migration> Attempt<'migration> {
     fn run(&mut self) -> Result<(Duration, Switched), MigrationFailure> {
         self.dirty.fill();
         self.log.start()?;
+        // All pages are dirty as it is; but now it is known what a harvest takes.
+        let harvesting = Instant::now();
+        self.dirty.harvest(&*self.log)?;
+        self.course.harvested(harvesting.elapsed());
         let setup = self.started.elapsed();
         self.converge_over_any_lanes()?;
         Ok((setup, self.switch()?))

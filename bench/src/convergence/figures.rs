@@ -122,7 +122,8 @@ pub fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
         }
     }
     errors.sort_by(f64::total_cmp);
-    let percentile = |percent: usize| errors.get((errors.len() * percent / 100).min(errors.len() - 1));
+    // The nearest rank: so many of a hundred are at most this.
+    let percentile = |percent: usize| errors.get((errors.len() * percent).div_ceil(100).max(1) - 1);
     if let (Some(half), Some(nine_tenths), Some(largest)) = (percentile(50), percentile(90), errors.last()) {
         println!(
             "  of {} migrations: half within {:.0} %, nine tenths within {:.0} %, all within {:.0} %",
