@@ -3,9 +3,8 @@
 //! A benchmark here is a [`Stage`]: the plainest thing that touches the same bytes, which is the limit, and next to it what
 //! the engine does and what it is held against. Each stage ends with a table of their speeds as shares of the limit's. This
 //! library has what the benchmarks share: the stage, [dirty bitmaps](dirty) and [RAM](ram) made up for them, and
-//! [`plain_read`]. What it takes whole migrations to see is in [`convergence`], a program of its own.
+//! [`plain_read`]. What takes whole migrations, or a table of its own, is the program `sterna-bench`.
 
-pub mod convergence;
 pub mod dirty;
 pub mod ram;
 mod stage;

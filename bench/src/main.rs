@@ -1,6 +1,8 @@
-//! `sterna-bench peers`: whole migrations and raw throughput, beside the limit and beside others, in one run.
+//! Sterna beside its limits and beside others: figures that take a program of their own.
 
+mod convergence;
 mod peers;
+mod scan;
 
 use std::process::ExitCode;
 
@@ -18,10 +20,16 @@ struct SternaBench {
 enum Command {
     /// Hold Sterna against ib_write_bw, iperf3 and QEMU, interleaved in one run on this machine
     Peers(peers::PeersArgs),
+    /// Find the dirty pages of 1 GiB to 4 TiB of RAM, beside a plain read and beside plainer ways
+    Scan(scan::ScanArgs),
+    /// See whether migrations converge, and whether what they predict comes true
+    Convergence(convergence::ConvergenceArgs),
 }
 
 fn main() -> ExitCode {
     match SternaBench::parse().command {
         Command::Peers(args) => peers::run(&args),
+        Command::Scan(args) => scan::run(&args),
+        Command::Convergence(args) => convergence::run(&args),
     }
 }

@@ -4,10 +4,7 @@ use super::BenchError;
 use super::migration::Demo;
 
 /// How well a bandwidth limit is kept: at the link's, at a fourth and at four times of it, beside no limit.
-///
-/// # Errors
-/// [`BenchError`] if a migration fails.
-pub fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+pub(super) fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("bandwidth limit kept: an idle guest, pages a second over the limit");
     let mut limits = vec![0, link_mbps / 4, link_mbps, link_mbps * 4];
     limits.dedup();
@@ -27,10 +24,7 @@ pub fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
 /// Guests at 0.5, 0.7 and 0.85 of the link, with 50 ms of downtime allowed and nothing done to help them.
 ///
 /// The ideal is all of RAM, and of what is sent the share that is written anew, and of that again: RAM ÷ (1 − rate ÷ link).
-///
-/// # Errors
-/// [`BenchError`] if a migration fails otherwise than by not converging.
-pub fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+pub(super) fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("guests at shares of the link, 50 ms allowed, no throttling");
     println!("  asked  wrote  rounds   total s  downtime ms  bytes sent / ideal");
     for percent in [50, 70, 85] {
@@ -61,10 +55,7 @@ pub fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
 }
 
 /// How often the guest beats in each round, as a share of how often before.
-///
-/// # Errors
-/// [`BenchError`] if the migration fails otherwise than by not converging.
-pub fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+pub(super) fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("the guest's heartbeat in each round, that before as 1 (a guest at 0.5 of the link)");
     let how = [
         format!("--bandwidth-limit={link_mbps}"),
@@ -83,10 +74,7 @@ pub fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
 }
 
 /// Predicted against measured downtime of thirty migrations: ten rates from none to 1.2 of the link, three limits.
-///
-/// # Errors
-/// [`BenchError`] if a migration fails otherwise than by not converging.
-pub fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
+pub(super) fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("predicted and measured downtime, ms");
     println!(
         "  rate  limit  rounds  slowed  predicted  measured  error      send  other, predicted and measured"

@@ -8,7 +8,7 @@ use super::BenchError;
 
 /// Runs `sterna demo`: two processes, and a guest that moves from one to the other.
 #[derive(Debug)]
-pub struct Demo {
+pub(super) struct Demo {
     pub(super) program: PathBuf,
     /// What all migrations have in common.
     pub(super) common: Vec<String>,

@@ -8,25 +8,21 @@
 //! | [`shares`](figures::shares) | guests at 0.5, 0.7 and 0.85 of the link: do they converge by themselves, and at what cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
 
-pub mod figures;
+mod figures;
 mod migration;
 
 use std::io;
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{ExitCode, ExitStatus};
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, ValueEnum};
 use thiserror::Error;
 
 use self::migration::Demo;
 
 /// What to measure, and with what.
-#[derive(Debug, Parser)]
-#[command(
-    about = "Whether migrations converge, and whether what they predict comes true",
-    max_term_width = 110
-)]
-pub struct Args {
+#[derive(Debug, Args)]
+pub(crate) struct ConvergenceArgs {
     /// The figures to take [default: all]
     #[arg(value_enum)]
     figures: Vec<Figure>,
@@ -49,7 +45,7 @@ pub struct Args {
 
 /// One figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Figure {
+pub(crate) enum Figure {
     /// How well a bandwidth limit is kept
     Pace,
     /// Predicted against measured downtime
@@ -62,8 +58,7 @@ pub enum Figure {
 
 /// Why nothing was measured.
 #[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum BenchError {
+pub(crate) enum BenchError {
     /// The command is not there.
     #[error("cannot run {program}: {error}; `cargo build --release` makes it, or name it with --sterna")]
     Start {
@@ -87,11 +82,18 @@ pub enum BenchError {
     Report(#[from] serde_json::Error),
 }
 
-/// Takes the figures and prints them.
-///
-/// # Errors
-/// [`BenchError`] at the first migration that fails where it should not.
-pub fn run(args: &Args) -> Result<(), BenchError> {
+pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
+    match take(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Takes the figures and prints them, up to the first migration that fails where it should not.
+fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
     let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
     let demo = Demo {
         program: args.sterna.clone().unwrap_or_else(beside),

@@ -24,7 +24,7 @@ mod qemu;
 mod ratios;
 mod record;
 mod setup;
-mod statistics;
+pub(crate) mod statistics;
 mod table;
 mod tcp;
 

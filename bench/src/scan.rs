@@ -1,0 +1,328 @@
+//! `sterna-bench scan`: the bitmaps' part of a round, from 1 GiB to 4 TiB of RAM, beside its limit and beside plainer ways.
+//!
+//! Everything of a row is measured in turn, again and again, so that whatever else the machine does meets all of it alike; a ratio is
+//! made of times of the same turn.
+
+use std::fmt::Write;
+use std::fs;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::Serialize;
+use sterna::dirty::{DirtyBitmap, Stripes};
+use sterna::memory::{PAGE_BYTES, PAGE_LEN, Runs};
+use sterna_bench::dirty::Pattern;
+use sterna_bench::plain_read;
+use vm_memory::bitmap::AtomicBitmap;
+
+use crate::peers::statistics::Spread;
+
+const GIB: u64 = 1 << 30;
+
+/// The words of a memory slot of 64 GiB: as much as `KVM_GET_DIRTY_LOG` copies at once.
+const SLOT_WORDS: usize = 1 << 18;
+
+/// A shorter sample says more about the clock than about the routine.
+const SAMPLE_MIN: Duration = Duration::from_millis(2);
+
+#[derive(Debug, Args)]
+pub(crate) struct ScanArgs {
+    /// A first impression: two sizes, three turns
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is measured [default: 7, or 3 if --quick]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "N")]
+    repeat: Option<u8>,
+    /// Write the figures to this file as JSON, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// The routines of a row, by their place in a turn.
+#[derive(Clone, Copy)]
+enum Routine {
+    Read,
+    Scan,
+    Round,
+    Read2,
+    Scan2,
+    BitByBit,
+    Atomic,
+}
+
+const ROUTINES: [Routine; 7] = {
+    use Routine as R;
+    [R::Read, R::Scan, R::Round, R::Read2, R::Scan2, R::BitByBit, R::Atomic]
+};
+
+/// A row of the table; all but the first two are ratios of speeds.
+#[derive(Debug, Serialize)]
+struct Row {
+    ram_gib: u64,
+    dirty: String,
+    /// Of the plain read, GiB of bitmap a second.
+    read_gib_per_s: Figure,
+    scan_to_read: Figure,
+    round_to_read: Figure,
+    two_to_one: Figure,
+    two_to_two_reads: Figure,
+    scan_to_bit_by_bit: Figure,
+    scan_to_atomic: Figure,
+    round_ms: Figure,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Figure {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Figure {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let values: Vec<f64> = values.collect();
+        let none = Spread { median: f64::NAN, min: f64::NAN, max: f64::NAN };
+        let Spread { median, min, max } = Spread::of(&values).unwrap_or(none);
+        Self { median, min, max }
+    }
+
+    fn cell(self) -> String {
+        let digits = if self.median >= 100.0 { 0 } else { 2 };
+        format!("{:.digits$} ({:.digits$}–{:.digits$})", self.median, self.min, self.max)
+    }
+}
+
+pub(crate) fn run(args: &ScanArgs) -> ExitCode {
+    let sizes: &[u64] = if args.quick { &[64, 1024] } else { &[1, 16, 64, 256, 1024, 4096] };
+    let repeat = args.repeat.unwrap_or(if args.quick { 3 } else { 7 });
+    let pool = match ThreadPoolBuilder::new().num_threads(2).build() {
+        Ok(pool) => pool,
+        Err(error) => {
+            eprintln!("error: no two threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("{HEAD}");
+    let mut rows = Vec::new();
+    for &ram_gib in sizes {
+        for pattern in patterns() {
+            let row = Bench::new(ram_gib * GIB, pattern, &pool).row(ram_gib, repeat);
+            println!("{}", row.line());
+            rows.push(row);
+        }
+    }
+    println!("\n{}", fixed_cost(&rows));
+    let Some(file) = &args.json else { return ExitCode::SUCCESS };
+    let written = serde_json::to_vec_pretty(&rows).map_err(Into::into).and_then(|json| fs::write(file, json));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {} cannot be written: {error}", file.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+const HEAD: &str = "\
+| RAM, GiB | dirty | plain read, GiB/s | scan ÷ plain read | round ÷ plain read | 2 workers ÷ 1 | 2 workers ÷ their plain read | scan ÷ bit by bit | scan ÷ get_and_reset and bits |
+|---|---|---|---|---|---|---|---|---|";
+
+fn patterns() -> Vec<Pattern> {
+    use Pattern as P;
+    let between = [1, 10, 100, 500].into_iter().flat_map(|share| [P::clustered(share), P::random(share)]);
+    [P::random(0)].into_iter().chain(between).chain([P::random(1000)]).collect()
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let figures = [
+            self.read_gib_per_s,
+            self.scan_to_read,
+            self.round_to_read,
+            self.two_to_one,
+            self.two_to_two_reads,
+            self.scan_to_bit_by_bit,
+            self.scan_to_atomic,
+        ];
+        let mut line = format!("| {} | {} |", self.ram_gib, self.dirty);
+        line.extend(figures.map(|figure| format!(" {} |", figure.cell())));
+        line
+    }
+}
+
+/// What a round costs in which nothing is dirty.
+fn fixed_cost(rows: &[Row]) -> String {
+    let mut text = "| RAM, GiB | nothing dirty: a round, ms | ms per TiB |\n|---|---|---|\n".to_owned();
+    for row in rows.iter().filter(|row| row.dirty == Pattern::random(0).to_string()) {
+        let per_tib = row.round_ms.median * 1024.0 / row.ram_gib as f64;
+        let _ = writeln!(text, "| {} | {:.4} | {per_tib:.2} |", row.ram_gib, row.round_ms.median);
+    }
+    text
+}
+
+/// A bitmap, the kernel's record that it is made from, and who works on them.
+struct Bench<'pool> {
+    pattern: Pattern,
+    pool: &'pool ThreadPool,
+    bitmap: DirtyBitmap,
+    /// As the kernel has it, and where it puts what it copies.
+    log: Vec<u64>,
+    scratch: Vec<u64>,
+    atomic: AtomicBitmap,
+}
+
+impl<'pool> Bench<'pool> {
+    fn new(ram_bytes: u64, pattern: Pattern, pool: &'pool ThreadPool) -> Self {
+        let bitmap = pattern.bitmap(ram_bytes);
+        let log = bitmap.regions()[0].words().to_vec();
+        let page = NonZeroUsize::new(PAGE_LEN).expect("a page has bytes");
+        let atomic = AtomicBitmap::new(log.len() * 64 * PAGE_LEN, page);
+        Self { pattern, pool, bitmap, scratch: vec![1; SLOT_WORDS.min(log.len())], log, atomic }
+    }
+
+    fn row(&mut self, ram_gib: u64, repeat: u8) -> Row {
+        // The first turn finds out how many passes make a sample, and warms up.
+        let passes = ROUTINES.map(|routine| {
+            let one = self.time(routine, 1).max(Duration::from_nanos(1));
+            u32::try_from(SAMPLE_MIN.as_nanos() / one.as_nanos()).unwrap_or(0).clamp(1, 100_000)
+        });
+        let turns: Vec<[f64; 7]> = (0..repeat)
+            .map(|_| {
+                let mut seconds = [0.0; 7];
+                for (routine, &passes) in ROUTINES.into_iter().zip(&passes) {
+                    seconds[routine as usize] = self.time(routine, passes).as_secs_f64() / f64::from(passes);
+                }
+                seconds
+            })
+            .collect();
+        let faster = |fast: Routine, slow: Routine| {
+            Figure::of(turns.iter().map(|seconds| seconds[slow as usize] / seconds[fast as usize]))
+        };
+        let gib = size_of_val(&self.log[..]) as f64 / GIB as f64;
+        Row {
+            ram_gib,
+            dirty: self.pattern.to_string(),
+            read_gib_per_s: Figure::of(turns.iter().map(|seconds| gib / seconds[Routine::Read as usize])),
+            scan_to_read: faster(Routine::Scan, Routine::Read),
+            round_to_read: faster(Routine::Round, Routine::Read),
+            two_to_one: faster(Routine::Scan2, Routine::Scan),
+            two_to_two_reads: faster(Routine::Scan2, Routine::Read2),
+            scan_to_bit_by_bit: faster(Routine::Scan, Routine::BitByBit),
+            scan_to_atomic: faster(Routine::Scan, Routine::Atomic),
+            round_ms: Figure::of(turns.iter().map(|seconds| seconds[Routine::Round as usize] * 1e3)),
+        }
+    }
+
+    fn time(&mut self, routine: Routine, passes: u32) -> Duration {
+        let mut taken = Duration::ZERO;
+        for _ in 0..passes {
+            if matches!(routine, Routine::Atomic) {
+                self.fill_atomic();
+            }
+            let began = Instant::now();
+            black_box(self.pass(routine));
+            taken += began.elapsed();
+        }
+        taken
+    }
+
+    fn pass(&mut self, routine: Routine) -> u64 {
+        match routine {
+            Routine::Read => plain_read(&self.log),
+            Routine::Scan => scan(&self.bitmap, 1, 0),
+            Routine::Round => self.round(),
+            Routine::Read2 => {
+                let half = self.log.len().div_ceil(2);
+                self.pool.install(|| self.log.par_chunks(half).with_max_len(1).map(plain_read).sum())
+            }
+            Routine::Scan2 => {
+                let bitmap = &self.bitmap;
+                let lanes = (0..2usize).into_par_iter().with_max_len(1);
+                self.pool.install(|| lanes.map(|lane| scan(bitmap, 2, lane)).sum())
+            }
+            Routine::BitByBit => bit_by_bit(black_box(&self.log)),
+            Routine::Atomic => bit_by_bit(&self.atomic.get_and_reset()),
+        }
+    }
+
+    /// What a round does with bitmaps: forgets what was sent, takes over the kernel's record slot by slot, and finds the runs.
+    fn round(&mut self) -> u64 {
+        self.bitmap.clear();
+        for (index, slot) in self.log.chunks(SLOT_WORDS).enumerate() {
+            // As the kernel copies.
+            let copy = &mut self.scratch[..slot.len()];
+            copy.copy_from_slice(slot);
+            self.bitmap.regions_mut()[0].mark_words(index * SLOT_WORDS, black_box(copy));
+        }
+        scan(&self.bitmap, 1, 0)
+    }
+
+    fn fill_atomic(&self) {
+        let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).expect("it fits a 64-bit machine");
+        for (first, count) in Runs::new(&self.log) {
+            self.atomic.set_addr_range(bytes(first), bytes(count));
+        }
+    }
+}
+
+/// What the worker of a lane does with the bitmap.
+fn scan(bitmap: &DirtyBitmap, lanes: usize, lane: usize) -> u64 {
+    let mut sum = 0;
+    for stripe in Stripes::new(lanes).of_lane(lane, black_box(bitmap)) {
+        sum = stripe.runs().fold(sum, taken);
+    }
+    sum
+}
+
+/// The same runs, found by asking for each page.
+fn bit_by_bit(words: &[u64]) -> u64 {
+    let (mut sum, mut first, mut count) = (0, 0, 0);
+    for (index, word) in (0..).zip(words) {
+        for bit in 0..64 {
+            if word >> bit & 1 == 0 {
+                if count > 0 {
+                    sum = taken(sum, (first, count));
+                }
+                count = 0;
+            } else {
+                if count == 0 {
+                    first = index * 64 + bit;
+                }
+                count += 1;
+            }
+        }
+    }
+    if count > 0 { taken(sum, (first, count)) } else { sum }
+}
+
+/// Both numbers of a run are used, so that neither is optimised away.
+fn taken(sum: u64, (first, count): (u64, u64)) -> u64 {
+    sum.wrapping_add(first ^ count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_finds_the_same_runs() {
+        let pool = ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        for pattern in patterns() {
+            let mut bench = Bench::new(GIB, pattern, &pool);
+            let expected = bench.pass(Routine::BitByBit);
+            bench.fill_atomic();
+            assert_eq!(bench.pass(Routine::Atomic), expected, "{pattern}");
+            assert_eq!(bench.pass(Routine::Round), expected, "{pattern}");
+            let by_stripe = bench.pass(Routine::Scan);
+            assert_eq!(bench.pass(Routine::Scan2), by_stripe, "{pattern}");
+            let row = bench.row(1, 1);
+            assert!(row.round_ms.median > 0.0 && row.line().matches('|').count() == 10, "{}", row.line());
+        }
+    }
+}
