@@ -1,6 +1,7 @@
 //! Sterna beside its limits and beside others: figures that take a program of their own.
 
 mod convergence;
+mod dirty_log;
 mod peers;
 mod scan;
 
@@ -22,6 +23,8 @@ enum Command {
     Peers(peers::PeersArgs),
     /// Find the dirty pages of 1 GiB to 4 TiB of RAM, beside a plain read and beside plainer ways
     Scan(scan::ScanArgs),
+    /// Hold KVM's dirty rings against its dirty bitmap, for guests that write little and much
+    DirtyLog(dirty_log::DirtyLogArgs),
     /// See whether migrations converge, and whether what they predict comes true
     Convergence(convergence::ConvergenceArgs),
 }
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     match SternaBench::parse().command {
         Command::Peers(args) => peers::run(&args),
         Command::Scan(args) => scan::run(&args),
+        Command::DirtyLog(args) => dirty_log::run(&args),
         Command::Convergence(args) => convergence::run(&args),
     }
 }
