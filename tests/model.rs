@@ -131,6 +131,19 @@ impl Model for Handover {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always("never both run", |_, state: &State| !state.world.both_run()),
+            Property::always(
+                "the old image never runs after the destination has run on",
+                |_, state: &State| !state.world.destination.old_image_ran,
+            ),
+            Property::sometimes(
+                "COMMITTED is there although its write failed, and the guest runs on",
+                |_, state: &State| {
+                    let here = &state.world.source;
+                    here.guest == GuestHere::Running
+                        && here.state() == Some(SourceState::Kept)
+                        && matches!(here.journal.last(), Some((_, Mark::Committed)))
+                },
+            ),
             Property::always("what is said is in the journal", |_, state: &State| {
                 state.network.iter().all(|&letter| state.world.is_recorded(letter))
             }),
@@ -199,7 +212,7 @@ fn broken_by(mutant: Mutant, attempts: u8, crashes: u8, failures: u8) -> Vec<&'s
     let mut broken: Vec<_> = checker
         .discoveries()
         .into_keys()
-        .filter(|name| !name.starts_with("a doubt") && !name.starts_with("it runs"))
+        .filter(|name| !["a doubt", "it runs", "COMMITTED"].iter().any(|&start| name.starts_with(start)))
         .collect();
     broken.sort_unstable();
     broken
@@ -216,6 +229,8 @@ fn go_before_committed_is_durable_is_found() {
 #[test]
 fn a_source_that_resumes_when_running_is_lost_is_found() {
     assert!(broken_by(Mutant::ResumeOnLostRunning, 1, 0, 0).contains(&"never both run"));
+    let old_image = "the old image never runs after the destination has run on";
+    assert!(broken_by(Mutant::ResumeOnLostRunning, 1, 0, 0).contains(&old_image));
 }
 
 #[test]

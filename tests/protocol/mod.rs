@@ -141,6 +141,8 @@ pub(crate) struct Destination {
     pub(crate) lost_guest: bool,
     /// A remote write reached memory of a guest that ran.
     pub(crate) written_while_running: bool,
+    /// The source let its guest run when it had run here, and nobody had written that off.
+    pub(crate) old_image_ran: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -177,6 +179,7 @@ impl World {
             has_run: false,
             lost_guest: false,
             written_while_running: false,
+            old_image_ran: false,
         };
         Self { source, destination, mutant }
     }
@@ -236,22 +239,26 @@ impl World {
 
     // What may happen.
 
-    /// Whether an attempt may begin: the guest runs at the source, whose journal is settled, and the destination is free.
+    /// Whether an attempt may begin: the guest runs at the source, and the destination is free.
     pub(crate) fn may_begin(&self) -> bool {
         let (here, there) = (&self.source, &self.destination);
-        let settled = !matches!(here.journal.last(), Some((_, Mark::Committed)));
         let ended =
             matches!(here.machine.as_ref().map(SourceHandover::state), None | Some(SourceState::Kept));
         let free = matches!(
             there.machine.as_ref().map(DestinationHandover::state),
             None | Some(DestinationState::Refused)
         );
-        self.is_idle() && here.guest == GuestHere::Running && settled && ended && free
+        self.is_idle() && here.guest == GuestHere::Running && ended && free
     }
 
     /// Connections are made, the destination's RAM is fresh and open, and the first round is on its way.
     pub(crate) fn begin(&mut self) -> Vec<Letter> {
         let attempt = self.source.attempt.max(self.destination.attempt) + 1;
+        // The journal is opened anew. A COMMITTED in it is of a write that failed, and was there all the same: the guest runs.
+        self.source.journal.unsure = false;
+        if let Some((last, Mark::Committed)) = self.source.journal.last() {
+            self.source.journal.write(last, Mark::Refused, Outcome::Good);
+        }
         let (here, there) = (&mut self.source, &mut self.destination);
         (here.attempt, here.machine) = (attempt, Some(SourceHandover::new(epoch(attempt))));
         (there.attempt, there.machine) = (attempt, Some(DestinationHandover::new(epoch(attempt))));
@@ -278,6 +285,7 @@ impl World {
         let in_doubt = matches!(here.state(), Some(SourceState::AwaitingRunning | SourceState::InDoubt));
         if in_doubt && self.mutant == Some(Mutant::ResumeOnLostRunning) && here.guest == GuestHere::Paused {
             here.guest = GuestHere::Running;
+            self.destination.old_image_ran |= self.destination.has_run;
         }
         here.on(SourceEvent::Failed);
     }
@@ -428,6 +436,7 @@ impl World {
                 let sent = letter(Says::Abort);
                 if here.guest == GuestHere::Paused {
                     here.guest = GuestHere::Running;
+                    self.destination.old_image_ran |= self.destination.has_run;
                 }
                 sent
             }
