@@ -6,10 +6,10 @@ mod common;
 
 use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, moves_away_from, runs_on};
 
-/// Rounds that never get smaller: the guest writes all of its 8 MiB many times while they are sent once, in 0.2 s.
+/// Rounds that never get smaller: the guest writes all of its 8 MiB many times while they are sent once, in 0.4 s.
 const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=8M", BUSY];
 /// What goes for its migration unless a test says otherwise.
-const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=40", "--downtime-limit=60"];
+const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=20", "--downtime-limit=60"];
 
 /// A guest that is too fast for the link of its migration.
 struct UnderWay {
@@ -199,7 +199,7 @@ fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
     let host = Host::new();
     let idle = host.run("idle", &["--dirty-rate=0"]);
     let busy = host.run("busy", &["--working-set=8M", BUSY]);
-    let how = ["--interval=200", "--bandwidth=40", "--bandwidth=100000", "--downtime-limit=60", "--json"];
+    let how = ["--interval=200", "--bandwidth=10", "--bandwidth=100000", "--downtime-limit=60", "--json"];
     let sampled = |name: &str| {
         let ended = host.start(["dirty-rate", name].iter().chain(&how)).wait().expect_code(0);
         runs_on(&host, name);
