@@ -39,6 +39,7 @@
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
 //! | [`handover`], [`journal`] | who owns the VM, and what a host must not forget of that |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
+//! | [`verify`] | whether what arrived is what the source has |
 //! | [`progress`] | what a migration tells, and its report |
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
@@ -59,4 +60,5 @@ pub mod progress;
 pub mod sampling;
 pub mod source;
 pub mod transport;
+pub mod verify;
 pub mod wire;

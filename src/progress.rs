@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::convergence::{Downtime, Limits};
 use crate::transport::TransportKind;
+use crate::verify::Verify;
 
 /// Told what happens, as it happens, on the migrating thread: return soon.
 pub trait Observer: Sync {
@@ -76,6 +77,15 @@ pub enum Event {
     Stopping {
         /// How long the guest is expected to stand still, in milliseconds; `None` if nothing was sent yet that would tell.
         predicted_downtime_ms: Option<f64>,
+    },
+    /// Blocks of RAM were hashed at both ends while the guest ran, so that they need not be while it is paused.
+    Hashed {
+        /// How many, of 2 MiB.
+        blocks: u64,
+        /// How many the guest has.
+        of: u64,
+        /// How long it took.
+        ms: f64,
     },
     /// The guest is paused for the switch.
     Paused,
@@ -170,8 +180,8 @@ pub struct DowntimeReport {
     pub harvest_ms: f64,
     /// Sending the last pages.
     pub send_ms: f64,
-    /// Comparing all of RAM, if that was asked for; never predicted.
-    pub compare_ms: f64,
+    /// Hashing and comparing at both ends, if that was asked for. Predicted once blocks were hashed while the guest ran.
+    pub verify_ms: f64,
     /// Sending the state, and the answer to it.
     pub transfer_ms: f64,
     /// Taking remote access away at the destination.
@@ -180,20 +190,20 @@ pub struct DowntimeReport {
     pub load_ms: f64,
     /// From GO to the word that the guest runs.
     pub start_ms: f64,
-    /// All of it without comparing.
+    /// All of it without that.
     pub total_ms: f64,
 }
 
 impl From<Downtime> for DowntimeReport {
     fn from(downtime: Downtime) -> Self {
-        let total_ms = ms(downtime.total());
-        let Downtime { pause, save, harvest, send, transfer, revoke, load, start } = downtime;
+        let total_ms = ms(downtime.total() - downtime.verify);
+        let Downtime { pause, save, harvest, send, verify, transfer, revoke, load, start } = downtime;
         Self {
             pause_ms: ms(pause),
             save_ms: ms(save),
             harvest_ms: ms(harvest),
             send_ms: ms(send),
-            compare_ms: 0.0,
+            verify_ms: ms(verify),
             transfer_ms: ms(transfer),
             revoke_ms: ms(revoke),
             load_ms: ms(load),
@@ -218,8 +228,8 @@ pub struct Report {
     pub first_byte_ms: Option<f64>,
     /// From the pause to the destination's word that the guest runs.
     pub downtime_ms: f64,
-    /// Of that, comparing all of RAM, if that was asked for.
-    pub compare_ms: f64,
+    /// Of that, hashing and comparing at both ends, if that was asked for.
+    pub verify_ms: f64,
     /// From the guest's last heartbeat at the source to its first at the destination, less the flight of one message;
     /// `None` if the guest gives none.
     pub guest_downtime_ms: Option<f64>,
@@ -242,8 +252,14 @@ pub struct Report {
     pub pages_zero: u64,
     /// Bytes of pages over the time of the rounds, in MB/s (10⁶ bytes).
     pub throughput_mbps: f64,
-    /// Pages that both ends compared at the switch and found equal.
+    /// What was to be compared.
+    pub verify: Verify,
+    /// Pages that both ends compared and found equal.
     pub verified_pages: u64,
+    /// Blocks of 2 MiB whose digests from while the guest ran were good to the end.
+    pub blocks_hashed_running: u64,
+    /// Blocks of 2 MiB that were hashed while it was paused.
+    pub blocks_hashed_paused: u64,
 }
 
 /// A time as reports and events have it.

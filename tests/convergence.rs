@@ -55,14 +55,14 @@ impl UnderWay {
         runs_on(&self.source, "tern");
         self.source.checks_clean("tern");
         self.destination.lets_go_of("tern");
-        moves_away_from(&self.source, self.running, "tern", &["--compare"]);
+        moves_away_from(&self.source, self.running, "tern", &["--verify=full"]);
         ended
     }
 }
 
 #[test]
 fn stop_switches_whatever_the_downtime() {
-    let ended = UnderWay::new(&["--if-stuck=stop", "--compare"]).moves();
+    let ended = UnderWay::new(&["--if-stuck=stop", "--verify=full"]).moves();
     ended.says("switching all the same, with a downtime of about");
     let report = ended.json();
     assert_eq!(report["verified_pages"], (16 << 20) / 4096);
@@ -216,8 +216,8 @@ fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
     assert!(said["forecasts"][0]["help"].as_str().is_some_and(|help| help.contains("a link of")), "{said}");
     assert_eq!(said["forecasts"][1]["by_itself"], true, "{said}");
     // What was sampled moves as it would have before.
-    moves_away_from(&host, idle, "idle", &["--compare"]);
-    moves_away_from(&host, busy, "busy", &["--compare"]);
+    moves_away_from(&host, idle, "idle", &["--verify=full"]);
+    moves_away_from(&host, busy, "busy", &["--verify=full"]);
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Crossing {
     }
 
     fn migrate(&self) -> Process {
-        self.source.migrate("tern", self.via, &["--transport=tcp", "--compare"])
+        self.source.migrate("tern", self.via, &["--transport=tcp", "--verify=full"])
     }
 }
 
@@ -134,7 +134,7 @@ fn is_kept(source: &Host, running: Process) {
     let found = recover(source, &[]).expect_code(0).json();
     assert!(found["guest"].as_str().is_some_and(|guest| guest.contains("runs here")), "{found}");
     assert_eq!(says(&found), [said("source", "REFUSED")]);
-    moves_away_from(source, running, "tern", &["--compare"]);
+    moves_away_from(source, running, "tern", &["--verify=full"]);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_source_that_died_committed_is_recovered_and_its_guest_runs() {
     crossing.receiving.process.event("arrived");
     runs_on(&crossing.destination, "tern");
     crossing.destination.checks_clean("tern");
-    moves_away_from(&crossing.destination, crossing.receiving.process, "tern", &["--compare"]);
+    moves_away_from(&crossing.destination, crossing.receiving.process, "tern", &["--verify=full"]);
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn a_journal_that_cannot_be_written_leaves_the_guest_at_the_source() {
     runs_on(&source, "tern");
     source.checks_clean("tern");
     files_up_to("unlimited");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
@@ -341,7 +341,7 @@ fn a_journal_that_is_damaged_or_none_is_refused_before_anything_is_sent() {
         fs::remove_file(path).expect("it was just made");
     }
     // Both copies of a record that was whole.
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     let path = destination.state().join("tern.destination.journal");

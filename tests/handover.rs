@@ -15,6 +15,7 @@ use sterna::destination::{Arrival, ReceiveError, Receiver};
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use sterna::transport::TransportChoice;
+use sterna::verify::Verify;
 use sterna_vmm::{MachineKind, Phase};
 
 /// What came of a migration, at either end.
@@ -24,7 +25,7 @@ struct Outcome {
 }
 
 fn options() -> Options {
-    Options { transport: TransportChoice::Tcp, compare: true, ..Options::default() }
+    Options { transport: TransportChoice::Tcp, verify: Verify::Full, ..Options::default() }
 }
 
 /// Moves a guest to `host`, which is another thread of this process.
@@ -76,6 +77,29 @@ fn what_the_vmm_itself_writes_arrives() {
     let guest = TestGuest::started();
     let watch = Watch(beats_after_the_first_round(&guest));
     let (_, arrived) = attempt(&guest, &TestHost::default(), &options(), &watch).succeeded();
+    arrived.runs_whole();
+}
+
+#[test]
+fn most_of_a_quiet_guest_is_compared_while_it_runs_and_what_is_written_later_while_it_is_paused() {
+    let guest = TestGuest::started();
+    guest.write_when_saved.store(true, Ordering::Relaxed);
+    let options = Options { verify: Verify::Final, ..options() };
+    let hashed = Mutex::new(0);
+    let watch = Watch(|event: &Event| {
+        if let Event::Hashed { blocks, of, .. } = event {
+            assert_eq!(*of, 8);
+            *hashed.lock().expect("nobody panicked") = *blocks;
+            // Into a block that was just hashed, maybe.
+            guest.beats_on();
+        }
+    });
+    let (report, arrived) = attempt(&guest, &TestHost::default(), &options, &watch).succeeded();
+    assert_eq!(report.verified_pages, (16 << 20) / 4096);
+    assert_eq!(report.blocks_hashed_running + report.blocks_hashed_paused, 8);
+    assert!(report.blocks_hashed_paused >= 1, "what was written while it was saved");
+    assert!(*hashed.lock().expect("nobody panicked") >= report.blocks_hashed_running);
+    assert_eq!(arrived.unused_word(), 1);
     arrived.runs_whole();
 }
 
@@ -136,11 +160,17 @@ fn without_the_software_bitmap_the_vmms_writes_are_missed_and_the_destination_re
         println!("skipped: a synthetic guest has no log but the software bitmap; with KVM: `ci/lab vm`");
         return;
     }
+    for verify in [Verify::Full, Verify::Final] {
+        missed_and_refused(&Options { verify, ..options() });
+    }
+}
+
+fn missed_and_refused(options: &Options) {
     let guest = TestGuest::started();
     guest.forget_own_writes.store(true, Ordering::Relaxed);
     let host = TestHost::default();
     let watch = Watch(beats_after_the_first_round(&guest));
-    let (source, destination) = attempt(&guest, &host, &options(), &watch).failed();
+    let (source, destination) = attempt(&guest, &host, options, &watch).failed();
     assert!(matches!(destination, ReceiveError::MemoryDiffers { blocks: 1, region: 0, .. }), "{destination}");
     assert_eq!(source.guest, GuestIs::RunningAtSource);
     assert!(!source.refused);

@@ -37,7 +37,7 @@ fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_elsewhere() {
     runs_on(&source, "tern");
     source.checks_clean("tern");
     drop(destination);
-    moves_away_from(&source, running, "tern", &["--compare"]);
+    moves_away_from(&source, running, "tern", &["--verify=full"]);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn a_guest_that_was_slowed_for_a_migration_that_failed_runs_at_full_speed_again(
     receiving.process.signal(libc::SIGKILL);
     migrating.wait().expect_code(10).says("guest at full speed again");
     runs_on(&source, "tern");
-    moves_away_from(&source, running, "tern", &["--compare"]);
+    moves_away_from(&source, running, "tern", &["--verify=full"]);
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
 
     // The socket that the killed process left is in nobody's way, here or there.
     let running = source.run("tern", &[]);
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
@@ -94,7 +94,7 @@ fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     receiving.process.signal(libc::SIGCONT);
     receiving.process.says("a guest did not arrive");
     destination.lets_go_of("tern");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
@@ -112,7 +112,7 @@ fn a_destination_that_hangs_is_noticed_also_where_hardly_anything_is_sent_to_it(
     receiving.process.signal(libc::SIGSTOP);
     migrating.wait().expect_code(10).says(SILENCE);
     runs_on(&source, "tern");
-    moves_away_from(&source, running, "tern", &["--compare"]);
+    moves_away_from(&source, running, "tern", &["--verify=full"]);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later()
     running.signal(libc::SIGCONT);
     migrating.wait().expect_code(10);
     runs_on(&source, "tern");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
@@ -144,7 +144,7 @@ fn a_side_that_stands_still_for_a_moment_only_delays_the_migration() {
     migrating.signal(libc::SIGINT);
     migrating.wait().expect_code(130).says("cancelled");
     runs_on(&source, "tern");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
@@ -158,7 +158,7 @@ fn cancelled_by(signal: i32, code: i32) {
     runs_on(&source, "tern");
     receiving.process.says("the source gave up: cancelled");
     destination.lets_go_of("tern");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");

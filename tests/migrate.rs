@@ -12,7 +12,7 @@ fn a_guest_moves_to_another_process_and_the_first_ends() {
     let receiving = destination.receive(&["--once"]);
     let before = source.status("tern");
 
-    let report = source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0).json();
+    let report = source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0).json();
     assert_eq!(report["status"], "completed");
     assert_eq!(report["verified_pages"], (16 << 20) / 4096);
     assert_eq!(report["wrong_pages"], 0);
@@ -36,9 +36,9 @@ fn a_guest_moves_to_another_process_and_the_first_ends() {
 fn a_guest_moves_on_from_where_it_arrived() {
     let source = Host::new();
     let running = source.run("tern", &["--cpus=2"]);
-    let (second, held) = moves_away_from(&source, running, "tern", &["--compare"]);
+    let (second, held) = moves_away_from(&source, running, "tern", &["--verify=full"]);
     let beats = second.status("tern")["heartbeats"].as_u64();
-    let (third, _held) = moves_away_from(&second, held, "tern", &["--compare"]);
+    let (third, _held) = moves_away_from(&second, held, "tern", &["--verify=full"]);
     assert!(third.status("tern")["heartbeats"].as_u64() > beats);
     second.lets_go_of("tern");
 }
@@ -48,7 +48,7 @@ fn pages_arrive_over_any_number_of_lanes() {
     for lanes in ["--lanes=1", "--lanes=2", "--lanes=4", "--lanes=7"] {
         let source = Host::new();
         let running = source.run("tern", &["--dirty-rate=100"]);
-        moves_away_from(&source, running, "tern", &[lanes, "--compare", "--transport=tcp"]);
+        moves_away_from(&source, running, "tern", &[lanes, "--verify=full", "--transport=tcp"]);
     }
 }
 

@@ -139,7 +139,7 @@ fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
             .says("ulimit -l unlimited");
         runs_on(&source, "tern");
 
-        let by_any = source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+        let by_any = source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
         by_any.says("no RDMA:").says("of locked memory");
         assert_eq!(by_any.json()["transport"], "tcp");
         running.wait().expect_code(0);
@@ -152,7 +152,7 @@ fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
 fn a_guest_larger_than_the_limit_on_locked_memory_moves_by_rdma_a_part_at_a_time() {
     let Some(device) = device_or_skip() else { return };
     let limited = || host_that_may_lock(16 << 20);
-    let lanes = ["--transport=rdma", "--compare", "--downtime-limit=2000"];
+    let lanes = ["--transport=rdma", "--verify=full", "--downtime-limit=2000"];
     for (source, destination, lanes_count, budget) in [
         (limited(), Host::new(), "--lanes=1", "at most 15 MiB pinned"),
         (Host::new(), limited(), "--lanes=2", "at most 15 MiB pinned"),
@@ -178,7 +178,7 @@ fn either_end_may_be_told_to_pin_less() {
         let running = source.run("tern", &["--memory=64M"]);
         let receiving = device.receive(&destination, there);
         // So slowly that what is pinned can be looked at many times.
-        let slowly = ["--transport=rdma", "--compare", "--lanes=2", "--bandwidth-limit=50"];
+        let slowly = ["--transport=rdma", "--verify=full", "--lanes=2", "--bandwidth-limit=50"];
         let mut migrating = source.migrate("tern", receiving.address, &[&slowly[..], here].concat());
         let mut most_kib = [0; 2];
         while !migrating.has_ended() {
@@ -220,7 +220,7 @@ fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
         objects_come_down_to(&before);
         assert_eq!((pinned_kib(&running), pinned_kib(&receiving.process)), (0, 0));
     }
-    let fast = [&lanes[..], &["--compare", "--downtime-limit=5000"]].concat();
+    let fast = [&lanes[..], &["--verify=full", "--downtime-limit=5000"]].concat();
     source.migrate("tern", receiving.address, &fast).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
@@ -249,8 +249,10 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     runs_on(&source, "tern");
 
     // By its own message: the destination has given the attempt up, and listens again.
-    let ended =
-        source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    let ended = source
+        .migrate("tern", receiving.address, &["--transport=rdma", "--verify=full"])
+        .wait()
+        .expect_code(0);
     assert_eq!(ended.json()["transport"], "rdma");
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
@@ -279,7 +281,7 @@ fn falls_back_to_tcp(
 
     let receiving = device.receive(&destination, &["--once"]);
     let between = go_between(device.address, receiving.address, change);
-    let ended = source.migrate("tern", between, &["--compare"]).wait().expect_code(0);
+    let ended = source.migrate("tern", between, &["--verify=full"]).wait().expect_code(0);
     ended.says("RDMA failed, going on over TCP: ").says(why);
     let report = ended.json();
     assert_eq!(report["transport"], "tcp", "{report}");
@@ -337,7 +339,7 @@ fn access_that_was_refused_never_makes_way_for_tcp() {
     refused.says("the peer refused access").says("where: the guest runs on at the source");
     assert!(!refused.stderr.contains("over TCP"), "{}", refused.stderr);
     runs_on(&source, "tern");
-    source.migrate("tern", receiving.address, &["--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     destination.checks_clean("tern");
 }
@@ -352,7 +354,7 @@ fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
     {
         let running = source.run("tern", &["--memory=96M", "--working-set=90M", BUSY]);
         let receiving = device.receive(&destination, &["--once"]);
-        let arguments = [&["--compare", "--lanes=1", "--pin-limit=64M"], &ENDLESS[..]].concat();
+        let arguments = [&["--verify=full", "--lanes=1", "--pin-limit=64M"], &ENDLESS[..]].concat();
         let migrating = source.migrate("tern", receiving.address, &arguments);
         migrating.says("over RDMA");
         migrating.says("round 2:");
@@ -428,8 +430,10 @@ fn fifty_migrations_that_are_cancelled_leave_nothing_behind() {
         // The first attempt opens what is kept, such as the library.
         assert_eq!(*files_before.get_or_insert(files), files, "no descriptor is left open");
     }
-    let ended =
-        source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    let ended = source
+        .migrate("tern", receiving.address, &["--transport=rdma", "--verify=full"])
+        .wait()
+        .expect_code(0);
     assert_eq!(ended.json()["transport"], "rdma");
     running.wait().expect_code(0);
     destination.checks_clean("tern");
@@ -449,10 +453,25 @@ fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_by_rdma_again()
 
     let destination = Host::new();
     let receiving = device.receive(&destination, &[]);
-    source.migrate("tern", receiving.address, &["--transport=rdma", "--compare"]).wait().expect_code(0);
+    source.migrate("tern", receiving.address, &["--transport=rdma", "--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
+}
+
+/// Its memory can be written to all the same.
+#[test]
+fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
+    let Some(device) = device_or_skip() else { return };
+    let source = Host::new();
+    let running = source.run("tern", &[BUSY]);
+    let stopped = device.receive(&Host::new(), &[]);
+    let migrating = source.migrate("tern", stopped.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
+    migrating.says("round 1:");
+    stopped.process.signal(libc::SIGSTOP);
+    migrating.wait().expect_code(10).says("nothing was heard from the other side");
+    runs_on(&source, "tern");
+    drop(running);
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn is_refused(source: &Host, running: Process, to: impl Display, how: &[&str], r
     assert!(report["guest"].as_str().expect("it says where").contains("at the source"), "{report}");
     assert!(report["error"].as_str().expect("it says why").contains(reasons[0]), "{report}");
     runs_on(source, "tern");
-    moves_away_from(source, running, "tern", &["--compare"]);
+    moves_away_from(source, running, "tern", &["--verify=full"]);
 }
 
 /// A listener that answers every connection with these bytes, after it has read a preamble, and closes it.

@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sterna::convergence::IfStuck;
 use sterna::progress::{Event, Report};
+use sterna::verify::Verify;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
@@ -31,9 +32,9 @@ pub(crate) struct MigrateArgs {
     set: Vec<String>,
     #[command(flatten)]
     how: MoveArgs,
-    /// Have both ends compare all memory at the switch; the guest stands still meanwhile
-    #[arg(long)]
-    compare: bool,
+    /// How much of its memory both ends compare
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = VerifyChoice::Off)]
+    verify: VerifyChoice,
     /// Print the report as JSON, one object, as the last line
     #[arg(long)]
     json: bool,
@@ -119,15 +120,36 @@ impl LimitArgs {
     }
 }
 
+/// How much is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum VerifyChoice {
+    /// Nothing: the wire's checksums protect what travels, and hashing costs CPU at both ends
+    Off,
+    /// All memory, most of it while the guest still runs
+    Final,
+    /// All memory, while the guest stands still
+    Full,
+}
+
+impl From<VerifyChoice> for Verify {
+    fn from(choice: VerifyChoice) -> Self {
+        match choice {
+            VerifyChoice::Off => Self::Off,
+            VerifyChoice::Final => Self::Final,
+            VerifyChoice::Full => Self::Full,
+        }
+    }
+}
+
 impl MoveArgs {
-    pub(crate) fn request(&self, to: String, compare: bool) -> Move {
-        Move { to, lanes: self.lanes.clone(), limits: self.limits.tune(), compare }
+    pub(crate) fn request(&self, to: String, verify: VerifyChoice) -> Move {
+        Move { to, lanes: self.lanes.clone(), limits: self.limits.tune(), verify: verify.into() }
     }
 }
 
 pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
     let Some(to) = &args.to else { return set(args) };
-    let request = args.how.request(with_port(to), args.compare);
+    let request = args.how.request(with_port(to), args.verify);
     let signal = cancel_on_signal(&args.name);
     let result = move_guest(&args.name, request, &mut output::progress);
     match result {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use sterna::progress::{DowntimeReport, Event, LimitsReport, Report};
 use sterna::transport::TransportKind;
+use sterna::verify::Verify;
 
 use super::exit::Exit;
 use super::protocol::Failure;
@@ -63,6 +64,9 @@ pub(crate) fn progress(event: &Event) {
             let downtime = predicted_downtime_ms.map_or(unknown, |ms| format!("of about {ms:.0} ms"));
             eprintln!("  switching all the same, with a downtime {downtime}");
         }
+        Event::Hashed { blocks, of, ms } => {
+            eprintln!("  {blocks} of {of} blocks hashed at both ends in {ms:.0} ms, while the guest runs");
+        }
         Event::Paused => eprintln!("  guest paused for the switch"),
         Event::Asking { why } => eprintln!("  {why}; asking the destination what became of the guest"),
         Event::Switched { downtime_ms } => {
@@ -87,9 +91,9 @@ pub(crate) fn limits(limits: &LimitsReport) -> String {
 
 /// The summary of a migration for people, as lines of a label and a text.
 pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
-    let mut downtime = format!("{:.1} ms", report.downtime_ms - report.compare_ms);
+    let mut downtime = format!("{:.1} ms", report.downtime_ms - report.verify_ms);
     if report.verified_pages > 0 {
-        let _ = write!(downtime, ", and {:.1} ms more to compare every page", report.compare_ms);
+        let _ = write!(downtime, ", and {:.1} ms more to compare", report.verify_ms);
     }
     if let Some(ms) = report.guest_downtime_ms {
         let _ = write!(downtime, "; {ms:.1} ms by the guest's own heartbeat");
@@ -112,9 +116,20 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
         ),
     ];
     if report.verified_pages > 0 {
-        lines.push(("compared", format!("{} pages at the switch, all equal", report.verified_pages)));
+        lines.push(("compared", compared(report)));
     }
     lines
+}
+
+fn compared(report: &Report) -> String {
+    let Report { verified_pages, blocks_hashed_running, blocks_hashed_paused, .. } = report;
+    let all = blocks_hashed_running + blocks_hashed_paused;
+    match report.verify {
+        Verify::Final => format!(
+            "{verified_pages} pages, all equal: {blocks_hashed_running} of {all} blocks while the guest ran"
+        ),
+        _ => format!("{verified_pages} pages at the switch, all equal"),
+    }
 }
 
 /// Where the downtime went, and what was predicted.
@@ -147,7 +162,8 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         "setup_ms": report.setup_ms,
         "first_byte_ms": report.first_byte_ms,
         "downtime_ms": report.downtime_ms,
-        "compare_ms": report.compare_ms,
+        "verify": report.verify,
+        "verify_ms": report.verify_ms,
         "guest_downtime_ms": report.guest_downtime_ms,
         "predicted_downtime_ms": report.predicted.map(|predicted| predicted.total_ms),
         "downtime_predicted": report.predicted,
@@ -160,6 +176,8 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         "pages_zero": report.pages_zero,
         "throughput_mbps": report.throughput_mbps,
         "verified_pages": report.verified_pages,
+        "blocks_hashed_running": report.blocks_hashed_running,
+        "blocks_hashed_paused": report.blocks_hashed_paused,
         "wrong_pages": wrong_pages,
         "per_round": report.rounds,
     });

@@ -8,6 +8,7 @@ use sterna::convergence::{DirtySample, IfStuck, IfStuckError, Limits};
 use sterna::progress::{Event, LimitsReport, Report};
 use sterna::sampling::Sampled;
 use sterna::source::{Options, Tuning};
+use sterna::verify::Verify;
 use sterna_vmm::MachineKind;
 
 use super::exit::Exit;
@@ -41,7 +42,7 @@ pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) lanes: LaneArgs,
     pub(crate) limits: Tune,
-    pub(crate) compare: bool,
+    pub(crate) verify: Verify,
 }
 
 /// Limits that are given; the others stay as they are.
@@ -152,7 +153,7 @@ impl Move {
             lanes: self.lanes.lanes,
             rdma: self.lanes.tuning(),
             tuning: Tuning::new(limits),
-            compare: self.compare,
+            verify: self.verify,
             ..Options::default()
         })
     }

@@ -50,6 +50,8 @@ pub struct Downtime {
     pub harvest: Duration,
     /// Sending the last pages, up to the last fence.
     pub send: Duration,
+    /// Comparing, at both ends.
+    pub verify: Duration,
     /// Sending the state, and the answer to it, without what the destination does in between.
     pub transfer: Duration,
     /// Taking remote access away at the destination.
@@ -64,8 +66,8 @@ impl Downtime {
     /// All parts.
     #[must_use]
     pub fn total(&self) -> Duration {
-        let Self { pause, save, harvest, send, transfer, revoke, load, start } = *self;
-        pause + save + harvest + send + transfer + revoke + load + start
+        let Self { pause, save, harvest, send, verify, transfer, revoke, load, start } = *self;
+        pause + save + harvest + send + verify + transfer + revoke + load + start
     }
 
     /// All parts, if each is known: what a prediction says is left to send takes no time that anybody knows as long as nothing
@@ -75,7 +77,7 @@ impl Downtime {
         (self.send < FOREVER).then(|| self.total())
     }
 
-    /// How long the guest would stand still if it were paused now: `None` before the first round.
+    /// How long the guest would stand still if it were paused now, without comparing: `None` before the first round.
     ///
     /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `revoke` are what cannot be. What the
     /// guest writes until it stands still has to be sent too. `bandwidth_max` is the limit now, which the rounds may not know; where it
@@ -115,6 +117,7 @@ impl Downtime {
             save: cost.save,
             harvest,
             send: on_the_wire(left_bytes).saturating_sub(made_up_for) + round_trip,
+            verify: Duration::ZERO,
             transfer: on_the_wire(state_bytes) + round_trip,
             revoke,
             load: cost.load,
@@ -125,7 +128,7 @@ impl Downtime {
     /// The same with nothing left to send: what no number of rounds can go below.
     #[must_use]
     pub fn without_pages(&self, course: &Course) -> Self {
-        Self { send: course.round_trip(), ..*self }
+        Self { send: course.round_trip(), verify: Duration::ZERO, ..*self }
     }
 }
 

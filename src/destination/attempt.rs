@@ -8,33 +8,32 @@ use super::door::{TICK, Visit};
 use super::ownership::Ownership;
 use super::{Held, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
-use crate::digest::{self, Digest};
 use crate::guest::Guest;
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
 use crate::memory::GuestRam;
 use crate::transport::Landing;
+use crate::verify::Checks;
 use crate::wire::{Completion, Final, Message, Outcome};
 
 /// One attempt, from the first page on.
 pub(super) struct Attempt<G> {
     pub(super) guest: G,
-    ram: GuestRam,
     landing: Option<Box<dyn Landing>>,
     ownership: Ownership,
     /// How long it is held without its source, and the operator's handle on that.
     hold: Duration,
     held: Held,
-    digests: Vec<Digest>,
+    checks: Checks,
 }
 
 impl<G: Guest> Attempt<G> {
     pub(super) fn new(
         guest: G,
-        (ram, landing): (GuestRam, Box<dyn Landing>),
+        (ram, landing): (&GuestRam, Box<dyn Landing>),
         ownership: Ownership,
         (hold, held): (Duration, Held),
     ) -> Self {
-        Self { guest, ram, landing: Some(landing), ownership, hold, held, digests: Vec::new() }
+        Self { guest, landing: Some(landing), ownership, hold, held, checks: Checks::new(ram) }
     }
 
     /// Steps 2 to 5; whether the source knows then that the guest runs here.
@@ -50,18 +49,13 @@ impl<G: Guest> Attempt<G> {
 
     /// Steps 2 and 3.
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
-        let blocks_max = digest::blocks(&self.ram.layout()).len();
         let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-        match answer_rounds(landing.as_mut(), control, blocks_max) {
-            Ok((last, digests)) => {
-                self.digests = digests;
-                Ok(last)
-            }
+        match answer_rounds(landing.as_mut(), control, Some(&mut self.checks)) {
             Err(ReceiveError::Transport(error)) if error.may_fall_back() => {
                 self.let_go();
                 Err(await_other_lanes(control, self.ownership.epoch(), &error))
             }
-            Err(error) => Err(error),
+            ended => ended,
         }
     }
 
@@ -80,7 +74,7 @@ impl<G: Guest> Attempt<G> {
         let revoke_us = micros(revoking.elapsed());
         self.advance(DestinationEvent::Revoked, DestinationAction::Load)?;
         let comparing = Instant::now();
-        let verified_pages = self.compare(last.compare_blocks)?;
+        let verified_pages = self.checks.conclude(last.compare_blocks)?;
         let verify_us = micros(comparing.elapsed());
         let loading = Instant::now();
         self.guest.load(&last.state)?;
@@ -246,32 +240,6 @@ impl<G: Guest> Attempt<G> {
         }
         error
     }
-
-    /// Compares RAM with the source's digests, if it sent any; returns how many pages were compared.
-    fn compare(&self, compare_blocks: u64) -> Result<u64, ReceiveError> {
-        if compare_blocks == 0 && self.digests.is_empty() {
-            return Ok(0);
-        }
-        let blocks = digest::blocks(&self.ram.layout());
-        if compare_blocks != blocks.len() as u64 || self.digests.len() != blocks.len() {
-            return Err(ReceiveError::OutOfTurn("an incomplete list of digests"));
-        }
-        let ours = digest::digests(&self.ram, &blocks)?;
-        let differing: Vec<_> = blocks
-            .iter()
-            .zip(ours.iter().zip(&self.digests))
-            .filter(|(_, (ours, theirs))| ours != theirs)
-            .collect();
-        match differing.first() {
-            None => Ok(self.ram.layout().total_pages()),
-            Some((first, _)) => Err(ReceiveError::MemoryDiffers {
-                blocks: differing.len(),
-                of: blocks.len(),
-                region: first.region,
-                first_page: first.first_page,
-            }),
-        }
-    }
 }
 
 /// How long to wait for GO on the connection on which PREPARED was sent. The source sends it at once, or is gone.
@@ -422,7 +390,7 @@ mod tests {
         let ownership =
             Ownership::new(OpenJournal::failing(Side::Destination, fails), "source".into(), EPOCH);
         let mut attempt =
-            Attempt::new(guest, (ram, landing), ownership, (Duration::from_secs(5), Held::default()));
+            Attempt::new(guest, (&ram, landing), ownership, (Duration::from_secs(5), Held::default()));
         let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
         let (_visits, coming) = mpsc::channel();
         let result = attempt.switch(&mut control, &coming, &last);

@@ -9,6 +9,7 @@ use crate::handover::HandoverError;
 use crate::journal::JournalsError;
 use crate::memory::MemoryError;
 use crate::transport::TransportError;
+use crate::verify::CheckError;
 use crate::wire::Refusal;
 
 /// Why a guest did not arrive: it is at the source.
@@ -81,4 +82,17 @@ pub enum ReceiveError {
     /// A message out of turn in the handover.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+}
+
+impl From<CheckError> for ReceiveError {
+    fn from(error: CheckError) -> Self {
+        match error {
+            CheckError::NoSuchBlock => Self::OutOfTurn("digests of blocks that do not exist"),
+            CheckError::Incomplete => Self::OutOfTurn("an incomplete list of digests"),
+            CheckError::Differs { blocks, of, first } => {
+                Self::MemoryDiffers { blocks, of, region: first.region, first_page: first.first_page }
+            }
+            CheckError::Memory(error) => error.into(),
+        }
+    }
 }

@@ -22,12 +22,12 @@ use self::attempt::Attempt;
 use self::door::with_door;
 use self::ownership::Ownership;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
-use crate::digest::Digest;
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::handover::Side;
 use crate::journal::Journals;
 use crate::transport::{Landing, TransportError, land};
-use crate::wire::{Epoch, Final, Hello, Message, Outcome, Refusal, Role};
+use crate::verify::Checks;
+use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role};
 
 /// A socket at which guests may arrive.
 #[derive(Debug)]
@@ -254,7 +254,7 @@ impl Receiver {
         landing.connect(&self.listener)?;
         let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
         let holding = (self.hold, self.held.clone());
-        Ok(Attempt::new(guest, (ram, landing), ownership, holding))
+        Ok(Attempt::new(guest, (&ram, landing), ownership, holding))
     }
 }
 
@@ -272,15 +272,14 @@ pub struct Arrival<G> {
     pub settled: bool,
 }
 
-/// Answers what the source asks while pages arrive, until FINAL, which comes with the digests sent before it.
+/// Answers what the source asks while pages arrive, until FINAL. `checks` takes the digests of RAM, where there may be any.
 pub(crate) fn answer_rounds(
     landing: &mut dyn Landing,
     control: &mut ControlChannel,
-    blocks_max: usize,
-) -> Result<(Final, Vec<Digest>), ReceiveError> {
-    let mut digests = Vec::new();
+    mut checks: Option<&mut Checks>,
+) -> Result<Final, ReceiveError> {
     loop {
-        // A round may take hours; that the source is alive, the connection's keepalive tells.
+        // A round may take hours; that the source is alive, its beats tell.
         match control.receive("the next round", None)? {
             Message::RegisterSlices(slices) => {
                 let keys = landing.register(&slices)?;
@@ -288,10 +287,16 @@ pub(crate) fn answer_rounds(
             }
             Message::ReleaseSlices(slices) => landing.release(&slices)?,
             Message::RoundClosed(round) => landing.await_round(round)?,
-            Message::Digests(more) if digests.len() + more.len() <= blocks_max => digests.extend(more),
+            Message::BlockDigests(BlockDigests { now, digests }) => {
+                let checks = checks.as_mut().ok_or(ReceiveError::OutOfTurn("digests"))?;
+                checks.note(&digests)?;
+                if now {
+                    control.send(&Message::Checked(checks.compare_now(&digests)?))?;
+                }
+            }
             Message::Final(last) => {
                 landing.await_round(last.round)?;
-                return Ok((last, digests));
+                return Ok(last);
             }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
             Message::LanesFailed(_, reason) => return Err(ReceiveError::LanesFailed(reason)),

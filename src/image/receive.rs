@@ -218,7 +218,7 @@ impl Arriving {
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
         if let Some(landing) = &mut self.landing {
-            return Ok(answer_rounds(landing.as_mut(), control, 0)?.0);
+            return Ok(answer_rounds(landing.as_mut(), control, None)?);
         }
         match control.receive("FINAL", None)? {
             Message::Final(last) => Ok(last),
@@ -231,7 +231,7 @@ impl Arriving {
 fn await_digests(count: usize, control: &mut ControlChannel) -> Result<Vec<Digest>, StoreError> {
     let mut digests = Vec::new();
     while digests.len() < count {
-        // That the source is alive, the connection's keepalive tells.
+        // That the source is alive, its beats tell.
         match control.receive("digests", None)? {
             Message::Digests(more) if !more.is_empty() && digests.len() + more.len() <= count => {
                 digests.extend(more);

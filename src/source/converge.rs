@@ -1,6 +1,6 @@
 //! Steps 2 and 3: all of RAM, then what was written meanwhile, until the rest fits the downtime.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
 use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round};
@@ -12,10 +12,13 @@ impl Attempt<'_> {
     pub(super) fn converge(&mut self) -> Result<(), MigrationFailure> {
         loop {
             let (began, beat) = (Instant::now(), BeatAt::now(self.guest));
+            // Within the time of the round, as what is written meanwhile is in its harvest.
+            self.hash_if_due()?;
             let mut round = self.send_round(true)?;
             let harvesting = Instant::now();
             self.dirty.clear();
             round.dirty_pages = self.dirty.harvest(&*self.log)?;
+            self.ledger.harvested(&self.dirty);
             round.harvest = harvesting.elapsed();
             round.duration = harvesting - began;
             self.course.push(round);
@@ -32,10 +35,11 @@ impl Attempt<'_> {
                 Decision::Relax(downtime) => {
                     self.course.relaxed_to(downtime);
                     self.observer.event(&Event::Relaxed { downtime_limit_ms: ms(downtime) });
-                    if self.outlook().fits() {
+                    if self.outlook().fits() && !self.wants_to_hash() {
                         return Ok(());
                     }
                 }
+                Decision::Switch | Decision::Stop if self.wants_to_hash() => {}
                 Decision::Switch => return Ok(()),
                 Decision::Stop => {
                     let predicted_downtime_ms = self.predicted.known().map(ms);
@@ -95,12 +99,14 @@ impl Attempt<'_> {
     fn predict(&self) -> Downtime {
         let revoke = self.link.revoke_expected();
         let bandwidth_max = self.limits.bandwidth_max;
-        Downtime::predicted(&self.course, &self.options.switch_cost, revoke, bandwidth_max)
-            .unwrap_or_default()
+        let without = Downtime::predicted(&self.course, &self.options.switch_cost, revoke, bandwidth_max);
+        Downtime { verify: self.verify_expected(), ..without.unwrap_or_default() }
     }
 
     fn outlook(&self) -> Outlook<'_> {
-        let (limits, course, predicted) = (&self.limits, &self.course, self.predicted);
+        // More rounds do not make what is left to compare less, so the limit is held against the rest.
+        let predicted = Downtime { verify: Duration::ZERO, ..self.predicted };
+        let (limits, course) = (&self.limits, &self.course);
         Outlook { limits, course, predicted, elapsed: self.started.elapsed() }
     }
 

@@ -3,6 +3,7 @@
 use super::{Attempt, MigrationFailure, hello};
 use crate::convergence::Course;
 use crate::progress::Event;
+use crate::verify::Ledger;
 
 impl Attempt<'_> {
     /// Steps 2 and 3. If the device or the network takes the RDMA lanes away meanwhile, and RDMA was not asked for by name, they
@@ -30,6 +31,7 @@ impl Attempt<'_> {
         self.ownership.begin_anew(self.link.epoch)?;
         self.course = Course::new(self.link.control.round_trip());
         (self.rounds, self.pages_zero, self.first_page, self.warned) = (Vec::new(), 0, None, false);
+        (self.ledger, self.hash_next) = (Ledger::new(&self.link.ram.layout()), false);
         self.dirty.fill();
         self.log.start()?;
         Ok(())

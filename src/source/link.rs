@@ -228,7 +228,7 @@ fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, 
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
-            Message::SliceKeys(_) | Message::Digests(_) | Message::LanesFailed(..) => {}
+            Message::SliceKeys(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
             Message::Abort(_, reason) => return Err(MigrationFailure::DestinationFailed(reason)),
             answer => return Ok(answer),
         }

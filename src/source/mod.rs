@@ -21,6 +21,7 @@ mod ownership;
 mod rounds;
 mod switch;
 mod tuning;
+mod verified;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,6 +49,7 @@ pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
+use crate::verify::{Ledger, Verify};
 use crate::wire::{Epoch, Hello, LaneOffer, Message};
 
 /// How a migration is to be done.
@@ -63,8 +65,8 @@ pub struct Options {
     pub tuning: Tuning,
     /// What a switch is expected to cost where that cannot be measured beforehand.
     pub switch_cost: SwitchCost,
-    /// Whether both ends compare all of RAM at the switch. It takes its time while the guest is paused.
-    pub compare: bool,
+    /// How much of RAM both ends compare. What it adds to the downtime is in the report.
+    pub verify: Verify,
     /// Where it is recorded that the guest was given away. In memory, a process that dies at the wrong moment leaves a doubt
     /// that only an operator can settle.
     pub journals: Journals,
@@ -194,6 +196,10 @@ struct Attempt<'migration> {
     limits: Limits,
     /// The downtime as it was last predicted.
     predicted: Downtime,
+    /// Which blocks of RAM the destination has digests of.
+    ledger: Ledger,
+    /// Whether more of them are to be hashed before the next round.
+    hash_next: bool,
     /// Whether the operator was told that it will not converge.
     warned: bool,
     /// Beats a second before the first round.
@@ -225,6 +231,8 @@ impl<'migration> Attempt<'migration> {
             course: Course::new(link.control.round_trip()),
             limits: options.tuning.limits(),
             predicted: Downtime::default(),
+            ledger: Ledger::new(&layout),
+            hash_next: false,
             warned: false,
             heartbeats_per_second: None,
             rounds: Vec::new(),

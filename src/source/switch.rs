@@ -5,18 +5,15 @@ use std::time::{Duration, Instant};
 use super::{Attempt, MigrationFailure, Verdict, event_of, mbps, ms, unexpected};
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
-use crate::digest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
-use crate::progress::{DowntimeReport, Event, LimitsReport, Report, RoundReport};
-use crate::wire::{Completion, DIGESTS_MAX, Epoch, Final, Message};
+use crate::progress::{Event, LimitsReport, Report, RoundReport};
+use crate::wire::{Completion, Epoch, Final, Message};
 
 /// What the switch took.
 pub(super) struct Switched {
     /// All of it.
     downtime: Duration,
-    /// Of that, comparing all of RAM.
-    compare: Duration,
-    /// The rest, by parts.
+    /// The same by parts.
     parts: Downtime,
     completion: Completion,
     /// When the guest last beat here, counted back from the moment GO left.
@@ -37,12 +34,13 @@ impl Attempt<'_> {
         let state = self.guest.save()?;
         parts.save = clock.lap();
         self.dirty.harvest(&*self.log)?;
+        self.ledger.harvested(&self.dirty);
         parts.harvest = clock.lap();
         self.send_round(false)?;
         self.tell_round(None);
         parts.send = clock.lap();
-        let compare_blocks = if self.options.compare { self.send_digests()? } else { 0 };
-        let compare = clock.lap();
+        let compare_blocks = self.send_digests()?;
+        parts.verify = clock.lap();
         let round = self.round_number();
         let epoch = self.link.epoch;
         self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
@@ -61,8 +59,8 @@ impl Attempt<'_> {
         let last_beat_before_go = if heard.is_ok() { beat } else { None };
         heard.or_else(|cause| self.settle(cause))?;
         parts.start = clock.lap();
-        let compare = compare + verify;
-        Ok(Switched { downtime: clock.total(), compare, parts, completion, last_beat_before_go })
+        parts.verify += verify;
+        Ok(Switched { downtime: clock.total(), parts, completion, last_beat_before_go })
     }
 
     /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
@@ -79,6 +77,7 @@ impl Attempt<'_> {
                 _ => None,
             }
         });
+        let (blocks_hashed_paused, blocks_hashed_running) = self.blocks_hashed();
         let sum = |of: fn(&RoundReport) -> u64| self.rounds.iter().map(of).sum();
         let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
         let sending_ms: f64 = self.rounds.iter().map(|round| round.ms).sum();
@@ -89,10 +88,10 @@ impl Attempt<'_> {
             setup_ms: ms(setup),
             first_byte_ms: self.first_page.map(|first_page| ms(first_page - self.started)),
             downtime_ms: ms(switched.downtime),
-            compare_ms: ms(switched.compare),
+            verify_ms: ms(switched.parts.verify),
             guest_downtime_ms: guest_downtime.map(ms),
             predicted: self.predicted.known().map(|_| self.predicted.into()),
-            measured: DowntimeReport { compare_ms: ms(switched.compare), ..switched.parts.into() },
+            measured: switched.parts.into(),
             heartbeats_per_second: self.heartbeats_per_second,
             limits: LimitsReport::from(&self.limits),
             rounds: self.rounds.clone(),
@@ -100,26 +99,17 @@ impl Attempt<'_> {
             pages_sent,
             pages_zero: self.pages_zero,
             throughput_mbps: mbps(bytes_sent, Duration::from_secs_f64(sending_ms / 1e3)),
+            verify: self.options.verify,
             verified_pages: switched.completion.verified_pages,
+            blocks_hashed_running,
+            blocks_hashed_paused,
         }
-    }
-
-    /// Hashes all of RAM and sends the digests; returns how many there are.
-    fn send_digests(&mut self) -> Result<u64, MigrationFailure> {
-        let blocks = digest::blocks(&self.link.ram.layout());
-        let digests = self.link.pool.install(|| digest::digests(&self.link.ram, &blocks))?;
-        for part in digests.chunks(DIGESTS_MAX) {
-            self.link.control.send(&Message::Digests(part.to_vec()))?;
-        }
-        Ok(digests.len() as u64)
     }
 
     fn await_prepared(&mut self) -> Result<(Epoch, Completion), MigrationFailure> {
-        // The destination may hash all of its RAM in this time; 16 MiB/s is slow for that.
-        let hashing = Duration::from_secs(self.link.ram.layout().total_bytes() >> 24);
-        // And it deregisters all of it; 1 GiB/s is slow for that.
+        // The destination deregisters all of it; 1 GiB/s is slow for that.
         let revoking = Duration::from_secs(self.link.ram.layout().total_bytes() >> 30);
-        let limit = STEP_MAX + revoking + if self.options.compare { hashing } else { Duration::ZERO };
+        let limit = STEP_MAX + revoking + self.verify_max();
         match self.link.control.receive("PREPARED", Some(limit))? {
             Message::Prepared(epoch, completion) => Ok((epoch, completion)),
             other => Err(unexpected("PREPARED", self.link.epoch, other)),

@@ -54,7 +54,7 @@ pub enum Message {
     ReleaseSlices(Vec<SliceRange>),
     /// Source: every lane has fenced this round.
     RoundClosed(u32),
-    /// Source: digests of consecutive blocks of RAM, while paused.
+    /// Digests of consecutive blocks of a file.
     Digests(Vec<[u8; 32]>),
     /// Source: all of the memory is there; this is the rest.
     Final(Final),
@@ -77,6 +77,10 @@ pub enum Message {
     LanesFailed(Epoch, String),
     /// Either side, every second: I am alive, also when I have nothing to say.
     Beat,
+    /// Source: digests of some blocks of RAM.
+    BlockDigests(BlockDigests),
+    /// Destination: so many of the blocks that were to be compared at once are equal.
+    Checked(u32),
     /// Source, in doubt, on a new connection: what became of this attempt? After [`Outcome::Prepared`] GO or Abort may follow.
     Ask(Epoch),
     /// Destination: this became of it.
@@ -225,11 +229,29 @@ pub struct Final {
     pub epoch: Epoch,
     /// The last round; its fence is on every lane.
     pub round: u32,
-    /// How many blocks of RAM to compare with the digests sent before; none at all, or all.
+    /// How many blocks there are digests of, to be compared; none at all, or all.
     pub compare_blocks: u64,
     /// vCPU and device state, in the VMM's own format. As one run of bytes: it is encoded while the guest is paused.
     #[serde(with = "serde_bytes")]
     pub state: Vec<u8>,
+}
+
+/// Digests of blocks of RAM, in any order; the last of a block counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDigests {
+    /// Whether the destination compares them at once, and answers, rather than after it has taken remote access away.
+    pub now: bool,
+    /// The digests.
+    pub digests: Vec<BlockDigest>,
+}
+
+/// The digest of one block of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockDigest {
+    /// Which, counted through all of RAM.
+    pub block: u32,
+    /// BLAKE3 of its 2 MiB.
+    pub digest: [u8; 32],
 }
 
 /// What the destination did between FINAL and PREPARED.
@@ -333,6 +355,8 @@ impl Message {
             Self::Ask(_) => 32,
             Self::Outcome(..) => 33,
             Self::Done(_) => 34,
+            Self::BlockDigests(_) => 35,
+            Self::Checked(_) => 36,
         }
     }
 
@@ -379,6 +403,8 @@ impl Message {
             }
             Self::OfferImage(body) => postcard::to_stdvec(body),
             Self::Beat => Ok(Vec::new()),
+            Self::BlockDigests(body) => postcard::to_stdvec(body),
+            Self::Checked(body) => postcard::to_stdvec(body),
         }
         .map_err(|_| WireError::Malformed(what))?;
         if body.len() > max {
@@ -418,6 +444,8 @@ impl Message {
             32 => Self::Ask(parse(what, body)?),
             33 => parse(what, body).map(|(epoch, outcome)| Self::Outcome(epoch, outcome))?,
             34 => Self::Done(parse(what, body)?),
+            35 => Self::BlockDigests(parse(what, body)?),
+            36 => Self::Checked(parse(what, body)?),
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -439,6 +467,7 @@ impl Message {
             }
             Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
             Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
+            Self::BlockDigests(blocks) => bound("a list of digests", blocks.digests.len(), DIGESTS_MAX),
             Self::Final(last) => bound("saved state", last.state.len(), STATE_MAX),
             _ => Ok(()),
         }
@@ -469,6 +498,8 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         32 => ("Ask", 16),
         33 => ("Outcome", 17),
         34 => ("Done", 16),
+        35 => ("BlockDigests", DIGESTS_MAX * 37 + 8),
+        36 => ("Checked", 8),
         _ => return None,
     })
 }
@@ -587,6 +618,26 @@ mod tests {
     }
 
     #[test]
+    fn digests_of_blocks_come_back_also_at_their_bound() {
+        let digests = vec![BlockDigest { block: u32::MAX, digest: [0xff; 32] }; DIGESTS_MAX];
+        for message in [
+            Message::BlockDigests(BlockDigests { now: true, digests: digests.clone() }),
+            Message::Checked(u32::MAX),
+        ] {
+            let body = message.encode().unwrap();
+            assert_eq!(Message::decode(message.kind(), &body), Ok(message));
+        }
+        let more = BlockDigests { now: false, digests: [&digests[..], &digests[..1]].concat() };
+        let body = postcard::to_stdvec(&BlockDigests { digests: Vec::new(), ..more.clone() }).unwrap();
+        assert!(Message::decode(31, &body).is_ok());
+        assert!(matches!(Message::BlockDigests(more).encode(), Err(WireError::TooLong { .. })));
+        // Short in bytes, and too many all the same.
+        let small = vec![BlockDigest { block: 0, digest: [0; 32] }; DIGESTS_MAX + 1];
+        let body = postcard::to_stdvec(&BlockDigests { now: false, digests: small }).unwrap();
+        assert!(matches!(Message::decode(31, &body), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
     fn bounds_hold_before_anything_is_believed() {
         let refused = |hello: Hello| Message::decode(1, &postcard::to_stdvec(&hello).unwrap()).unwrap_err();
         assert!(matches!(
@@ -630,7 +681,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_of_a_peer_make_it_panic(kind in 0..36u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..40u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = Message::decode(kind, &body);
         }
     }

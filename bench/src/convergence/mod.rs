@@ -101,7 +101,7 @@ fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
             format!("--memory={}", args.memory),
             format!("--machine={}", args.machine),
             format!("--transport={}", args.transport),
-            "--no-compare".into(),
+            "--verify=off".into(),
         ],
     };
     let wanted = |figure| args.figures.is_empty() || args.figures.contains(&figure);

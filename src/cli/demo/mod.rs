@@ -14,7 +14,7 @@ use sterna_vmm::MachineKind;
 use self::processes::{Holders, start_receiver, start_runner};
 use super::exit::Exit;
 use super::lanes::Transport;
-use super::migrate::{MoveArgs, move_guest};
+use super::migrate::{MoveArgs, VerifyChoice, move_guest};
 use super::output;
 use super::protocol::{Answer, Checked, Failure, Request, Status};
 use super::run::{GuestArgs, MachineChoice};
@@ -30,9 +30,9 @@ pub(crate) struct DemoArgs {
     /// Address of this machine over which to move [default: the RDMA device's, or loopback]
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
-    /// Do not compare all memory at the switch: shows the downtime as it is in production
-    #[arg(long)]
-    no_compare: bool,
+    /// How much of its memory both ends compare; `off` shows the downtime as it is in production
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = VerifyChoice::Full)]
+    verify: VerifyChoice,
     /// Print the report as JSON, one object, as the last line
     #[arg(long)]
     json: bool,
@@ -82,7 +82,7 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
         if before.vcpus == 1 { "" } else { "s" },
         args.guest.dirty_rate,
     );
-    let request = args.how.request(to, !args.no_compare);
+    let request = args.how.request(to, args.verify);
     let report = move_guest(&source, request, &mut output::progress)?;
     let source_ended = holders.source_has_ended(Duration::from_secs(20));
     eprintln!("  the guest checks its own memory at the destination ...");
@@ -202,6 +202,7 @@ mod tests {
     use sterna::convergence::Limits;
     use sterna::progress::{DowntimeReport, LimitsReport};
     use sterna::transport::TransportKind;
+    use sterna::verify::Verify;
 
     use super::*;
 
@@ -227,7 +228,7 @@ mod tests {
             setup_ms: 1.0,
             first_byte_ms: Some(1.0),
             downtime_ms: 1.0,
-            compare_ms: 0.0,
+            verify_ms: 0.0,
             guest_downtime_ms: None,
             predicted: Some(DowntimeReport::default()),
             measured: DowntimeReport::default(),
@@ -238,7 +239,10 @@ mod tests {
             pages_sent: 0,
             pages_zero: 0,
             throughput_mbps: 0.0,
+            verify: Verify::Off,
             verified_pages: 0,
+            blocks_hashed_running: 0,
+            blocks_hashed_paused: 0,
         };
         let good = || Seen {
             report: report.clone(),

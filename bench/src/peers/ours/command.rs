@@ -23,7 +23,7 @@ pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failu
     };
     let (machine_before, own_before) = cpu()?;
     let began = Instant::now();
-    let report = ends.migrate(setup, setup.downtime_ms, &["--transport", transport, "--compare"])?;
+    let report = ends.migrate(setup, setup.downtime_ms, &["--transport", transport, "--verify=full"])?;
     let wall = began.elapsed();
     let machine_cpu = CpuTime::of_machine()?.since(machine_before);
     let own_after = ends.cpu_after()?;
@@ -36,7 +36,7 @@ pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failu
     if report["verified_pages"].as_u64() != Some(pages) || report["wrong_pages"].as_u64() != Some(0) {
         return Err(Failure::Sterna(format!("not all of {pages} pages were found equal: {report}")));
     }
-    let compare_ms = number("compare_ms")?;
+    let compare_ms = number("verify_ms")?;
     Ok(Migration {
         total_ms: number("total_ms")? - compare_ms,
         wall_ms: wall.as_secs_f64() * 1e3 - compare_ms,
