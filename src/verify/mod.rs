@@ -1,6 +1,6 @@
 //! Whether what arrived is what the source has: which blocks of RAM have been compared by their digests, and which have not.
 //!
-//! A block is 2 MiB, its digest BLAKE3. The source has a [`Ledger`], the destination [`Checks`]; neither does I/O.
+//! A block is 2 MiB, its digest BLAKE3. The source keeps a ledger of them, the destination the digests; neither does I/O.
 //!
 //! - [`Verify::Full`]: the paused source hashes all of RAM, the destination all of its own once nobody else can write to it. Equal
 //!   digests prove that the guest's RAM is the same at both ends when it starts, whatever the transport, the dirty log or a
