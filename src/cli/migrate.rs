@@ -28,7 +28,7 @@ pub(crate) struct MigrateArgs {
     to: Option<String>,
     /// Change a limit of a migration that is under way, by the name of its option; may be given more than once, but with no
     /// other option than --json
-    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "compare", "LaneArgs", "LimitArgs"])]
+    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "LaneArgs", "LimitArgs"])]
     set: Vec<String>,
     #[command(flatten)]
     how: MoveArgs,
