@@ -296,6 +296,7 @@ mod tests {
             let value = match name {
                 "transport" => "=tcp",
                 "if-stuck" => "=stop",
+                "verify" => "=full",
                 _ => value,
             };
             let words =
