@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BUSY, ENDLESS, Host, Process, Receiving, moves_away_from, runs_on};
+use common::{BUSY, ENDLESS, Host, LONG, Process, Receiving, moves_away_from, runs_on};
 
 /// A migration in the middle of its rounds.
 struct UnderWay {
@@ -86,7 +86,7 @@ const SILENCE: &str = "nothing was heard from the other side for 10 s";
 
 #[test]
 fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
-    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &LONG);
     receiving.process.signal(libc::SIGSTOP);
     migrating.wait().expect_code(10).says(SILENCE);
     runs_on(&source, "tern");
@@ -117,7 +117,7 @@ fn a_destination_that_hangs_is_noticed_also_where_hardly_anything_is_sent_to_it(
 
 #[test]
 fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later() {
-    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &LONG);
     running.signal(libc::SIGSTOP);
     receiving.process.says(SILENCE);
     destination.lets_go_of("tern");
@@ -134,7 +134,7 @@ fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later()
 #[test]
 fn a_side_that_stands_still_for_a_moment_only_delays_the_migration() {
     // A cancel is what ends it: as long as it heeds that, it is alive.
-    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &ENDLESS);
+    let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &LONG);
     for stopped in [&receiving.process, &running] {
         stopped.signal(libc::SIGSTOP);
         std::thread::sleep(std::time::Duration::from_secs(3));

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::{
-    BUSY, ENDLESS, Host, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
+    BUSY, ENDLESS, Host, LONG, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
 };
 use serde_json::Value;
 use sterna::transport::rdma::RdmaReach;
@@ -466,7 +466,7 @@ fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     let source = Host::new();
     let running = source.run("tern", &[BUSY]);
     let stopped = device.receive(&Host::new(), &[]);
-    let migrating = source.migrate("tern", stopped.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
+    let migrating = source.migrate("tern", stopped.address, &[&["--transport=rdma"], &LONG[..]].concat());
     migrating.says("round 1:");
     stopped.process.signal(libc::SIGSTOP);
     migrating.wait().expect_code(10).says("nothing was heard from the other side");

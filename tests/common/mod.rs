@@ -29,6 +29,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 /// A migration that lasts for as many rounds as there may be: no switch takes no time.
 pub(crate) const ENDLESS: [&str; 3] = ["--downtime-limit=0", "--max-rounds=10000", "--throttle-max=0"];
 
+/// The same, with rounds so long that this takes minutes: for what takes its time to show.
+pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=10"];
+
 /// A guest that writes as fast as it can, so that those rounds take their time.
 pub(crate) const BUSY: &str = "--dirty-rate=10000";
 
