@@ -3,19 +3,20 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{Ended, Host, Process, Receiving, in_a_lab, wait_until};
+use common::{Ended, Host, Process, Receiving, go_between, in_a_lab, wait_until};
 use serde_json::Value;
 use sterna::transport::rdma::RdmaReach;
+use sterna::wire::{LaneReady, Message};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -502,5 +503,34 @@ fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
     let receiving = hosts.receive("a", &[&listen, "--once"]);
     let report = hosts.send("a", receiving.address, &[]).wait().expect_code(0).json();
     assert_eq!(report["transport"], "tcp", "{report}");
+    hosts.same("a", "a");
+}
+
+/// The first half is there from before; of the rest, what RDMA cannot bring comes by TCP.
+#[test]
+fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
+    let Some(address) = RdmaReach::any_address() else {
+        assert!(!in_a_lab(), "a lab has an RDMA device");
+        println!("skipped: no RDMA device on this machine");
+        return;
+    };
+    let hosts = Hosts::on(Path::new("/dev/shm"));
+    sparse(&hosts.here("a"), 64 * MIB - 5, &[(0, 30 * MIB)]);
+    let half = fs::read(hosts.here("a")).unwrap();
+    let partial = File::create(hosts.there("a.sterna-partial")).unwrap();
+    partial.set_permissions(Permissions::from_mode(0o600)).unwrap();
+    partial.write_all_at(&half[..14 << 20], 0).unwrap();
+    drop(partial);
+    let receiving = hosts.receive("a", &[&format!("--listen={address}"), "--once"]);
+    // The peer has no such queue pair: writes have no answer.
+    let between = go_between(address, receiving.address, |message| {
+        if let Message::Ready(LaneReady::Rdma { endpoints, .. }) = message {
+            endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
+        }
+    });
+    let report = hosts.send("a", between, &[]).wait().expect_code(0).json();
+    assert_eq!(report["transport"], "tcp", "{report}");
+    assert_eq!(report["bytes_resumed"], 14 * MIB, "{report}");
+    receiving.process.wait().expect_code(0);
     hosts.same("a", "a");
 }
