@@ -3,7 +3,7 @@
 //! | file | |
 //! |---|---|
 //! | `limit` | `ib_write_bw`: how fast the device can write |
-//! | `tcp` | `iperf3`: how fast TCP is |
+//! | `plain`, `tcp` | how fast TCP is: a plain stream under the lanes' conditions, and `iperf3` |
 //! | `qemu` | QEMU's migrations: the guest as a boot sector, the QMP client, a run |
 //! | `ours` | the `sterna` command; the engine between two guests in this process |
 //! | `memory` | the zero test beside a plain read |
@@ -18,6 +18,7 @@ mod limit;
 mod memory;
 mod migration;
 mod ours;
+mod plain;
 mod process;
 mod profile;
 mod qemu;
@@ -232,11 +233,20 @@ impl Comparison<'_> {
         let pages = limit::speed(&setup.device, limit::pages(queue_pairs), bytes);
         self.note(names::LIMIT_PAGES, "MB/s", pages);
         let address = setup.device.address;
-        for (count, plain, ours) in
-            [(1, names::TCP_ONE, names::TCP_LANES_ONE), (streams, names::TCP_MANY, names::TCP_LANES_MANY)]
-        {
-            self.note(plain, "MB/s", tcp::speed(address, count, bytes));
+        for (count, iperf3, plain, ours) in [
+            (1, names::TCP_ONE, names::PLAIN_ONE, names::TCP_LANES_ONE),
+            (streams, names::TCP_MANY, names::PLAIN_MANY, names::TCP_LANES_MANY),
+        ] {
+            self.note(iperf3, "MB/s", tcp::speed(address, count, bytes));
+            // Before and after the lanes, so that a drift of the machine favours nobody.
+            let plain_speed = || {
+                plain::speed(address, count, ours::LANES_RAM_BYTES, ours::lane_rounds(&setup))
+                    .map_err(|failure| failure.to_string())
+            };
+            let before = plain_speed();
             let lanes = ours::lanes(&setup, TransportChoice::Tcp, Some(count));
+            let around = before.and_then(|before| Ok(f64::midpoint(before, plain_speed()?)));
+            self.note(plain, "MB/s", around);
             self.note(ours, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
         }
         let memory = memory::zero_test();

@@ -14,6 +14,8 @@ pub(crate) mod names {
     pub(crate) const LANES_PAGES: &str = "RDMA lanes, every second page";
     pub(crate) const TCP_ONE: &str = "iperf3, 1 stream";
     pub(crate) const TCP_MANY: &str = "iperf3, many streams";
+    pub(crate) const PLAIN_ONE: &str = "plain TCP, 1 stream";
+    pub(crate) const PLAIN_MANY: &str = "plain TCP, many streams";
     pub(crate) const TCP_LANES_ONE: &str = "TCP lanes, 1 stream";
     pub(crate) const TCP_LANES_MANY: &str = "TCP lanes, many streams";
     pub(crate) const READ: &str = "plain read of memory";
@@ -155,6 +157,18 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
             parts[0] / ram_mb
         }),
         ratio("zero test / plain read of memory", Aim::AtLeast(0.9), &[names::ZERO_TEST, names::READ], &by),
+        ratio(
+            "TCP lane / plain TCP of as much memory, 1 stream",
+            Aim::AtLeast(0.95),
+            &[names::TCP_LANES_ONE, names::PLAIN_ONE],
+            &by,
+        ),
+        ratio(
+            "TCP lanes / plain TCP of as much memory, as many streams",
+            Aim::AtLeast(0.95),
+            &[names::TCP_LANES_MANY, names::PLAIN_MANY],
+            &by,
+        ),
         ratio(
             "TCP lane / iperf3, 1 stream",
             Aim::AtLeast(0.95),

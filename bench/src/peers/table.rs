@@ -130,7 +130,7 @@ mod tests {
         let text = markdown(&ratios, &record);
         let row = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
         assert_eq!(
-            row("| TCP lane /"),
+            row("| TCP lane / iperf3"),
             "| TCP lane / iperf3, 1 stream | – | – | ≥ 0.95 | not measured; iperf3 \\| is not installed |"
         );
         assert_eq!(

@@ -28,11 +28,16 @@ pub(crate) struct Lanes {
 }
 
 /// RAM of the guest whose rounds are timed.
-const LANES_RAM_BYTES: u64 = 256 << 20;
+pub(crate) const LANES_RAM_BYTES: u64 = 256 << 20;
+
+/// How many rounds of each kind are timed, all in memory that is registered and touched.
+pub(crate) fn lane_rounds(setup: &Setup) -> usize {
+    if setup.quick { 2 } else { 4 }
+}
 
 /// Moves a guest that says it has written all pages in some rounds and every second page in others.
 pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>) -> Result<Lanes, Failure> {
-    let rounds = if setup.quick { 2 } else { 4 };
+    let rounds = lane_rounds(setup);
     let script = [vec![Pages::All; rounds], vec![Pages::EverySecond; rounds]].concat();
     let guest = BenchGuest::new(LANES_RAM_BYTES, Content::Addresses)?.with_script(Script(script));
     // Nothing but a round without pages is short enough to switch.
@@ -42,7 +47,7 @@ pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>
     let heard = Heard::default();
     let moved = migrate(setup, &guest, &Options { transport, lanes, tuning, ..Options::default() }, &heard)?;
     let speed = |from: usize| {
-        // The first round registers.
+        // The first round registers, and first touches the memory there.
         let rounds = moved.report.rounds.get(1 + from..1 + from + rounds)?;
         let (bytes, ms) =
             rounds.iter().fold((0, 0.0), |(bytes, ms), round| (bytes + round.bytes, ms + round.ms));
