@@ -325,6 +325,7 @@ pub(crate) fn await_other_lanes(
                 | Message::ReleaseSlices(_)
                 | Message::RoundClosed(_)
                 | Message::Digests(_)
+                | Message::BlockDigests(_)
                 | Message::Final(_),
             ) => {}
             Ok(other) => return ReceiveError::OutOfTurn(other.name()),

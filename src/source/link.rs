@@ -158,10 +158,11 @@ impl Link {
             }
             MigrationFailure::Transport(_) | MigrationFailure::Control(_) => {
                 match self.control.receive("the destination's reason", Some(REASON_MAX)) {
-                    Ok(Message::Abort(epoch, reason) | Message::LanesFailed(epoch, reason))
-                        if epoch == self.epoch =>
-                    {
+                    Ok(Message::Abort(epoch, reason)) if epoch == self.epoch => {
                         MigrationFailure::DestinationFailed(reason)
+                    }
+                    Ok(Message::LanesFailed(epoch, reason)) if epoch == self.epoch => {
+                        TransportError::FailedThere(reason).into()
                     }
                     _ => cause,
                 }
@@ -278,9 +279,9 @@ pub(crate) fn new_epoch() -> Result<Epoch, MigrationFailure> {
 pub(crate) fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
     match got {
         Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) | Message::LanesFailed(of, text) if of == epoch => {
-            MigrationFailure::DestinationFailed(text)
-        }
+        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
+        // Not its last word on the guest.
+        Message::LanesFailed(of, text) if of == epoch => TransportError::FailedThere(text).into(),
         got => ControlError::Unexpected { expected, got: got.name() }.into(),
     }
 }
