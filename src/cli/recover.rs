@@ -1,6 +1,7 @@
 //! `sterna recover`: what is known of a guest after a migration that went wrong, and what settles it.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use sterna::destination;
@@ -116,7 +117,7 @@ fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
         exit: Exit::Lost,
         what: format!("{how}, and ended with its process here: it may be started anew, on one host"),
     };
-    match doubt.ask() {
+    match doubt.ask_for(ASKED_FOR) {
         Verdict::Moved => Found { exit: Exit::Done, what: format!("runs at {peer}, or has run there") },
         Verdict::Kept => lost(&format!("did not run at {peer} and never will")),
         Verdict::Open(_) if fenced => match doubt.fenced() {
@@ -132,6 +133,9 @@ fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
         },
     }
 }
+
+/// For how long the other host is asked: an operator waits.
+const ASKED_FOR: Duration = Duration::from_secs(5);
 
 impl Report {
     fn print(&self, args: &RecoverArgs) -> ExitCode {

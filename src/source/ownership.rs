@@ -200,6 +200,11 @@ impl Doubt {
         self.0.ask()
     }
 
+    /// The same, again and again for a while: whoever listens there may be busy for a moment.
+    pub fn ask_for(&mut self, time: Duration) -> Verdict {
+        self.0.ask_for(time)
+    }
+
     /// The operator's word that the destination's host is fenced: it is off, or can reach neither disks nor network, and will not
     /// run this guest. Resume the guest then. **If the word is false, the guest runs twice.**
     ///
