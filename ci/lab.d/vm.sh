@@ -67,7 +67,8 @@ vm_copy_modules() {
 }
 
 lab_command() {
-    local i accelerator=(-accel "tcg,thread=multi" -cpu max)
+    # In one thread: with one for each CPU, a kernel that patches its own code on one was seen to trip over it on the other.
+    local i accelerator=(-accel "tcg,thread=single" -cpu max)
     if vm_has_nested_kvm; then
         accelerator=(-accel kvm -cpu host)
     else
