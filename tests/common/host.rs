@@ -7,8 +7,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -127,6 +128,31 @@ impl Host {
         wait_until("the host lets go of the guest", || !self.socket(name).exists());
     }
 
+    /// From now on a process of this host cannot write to files; start the host under `env --ignore-signal=XFSZ`.
+    pub(crate) fn forbid_writes(process: &Process) {
+        limit_files(process, "--fsize=0:unlimited");
+    }
+
+    /// It can again.
+    pub(crate) fn allow_writes(process: &Process) {
+        limit_files(process, "--fsize=unlimited");
+    }
+
+    /// The phase of a guest, if somebody holds it here who answers at once.
+    pub(crate) fn phase(&self, name: &str) -> Option<String> {
+        Self::phase_at(&self.socket(name))
+    }
+
+    /// The same, at a socket.
+    pub(crate) fn phase_at(socket: &Path) -> Option<String> {
+        let mut stream = UnixStream::connect(socket).ok()?;
+        stream.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
+        writeln!(stream, "{}", json!({ "do": "status" })).ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        Some(serde_json::from_str::<Value>(&line).ok()?["phase"].as_str()?.to_owned())
+    }
+
     pub(crate) fn status(&self, name: &str) -> Value {
         let status = self.ask(name, "status");
         assert_eq!(status["answer"], "status", "{status}");
@@ -141,6 +167,12 @@ impl Host {
         assert_eq!(checked["wrong"], 0, "{checked}");
         assert!(checked["pages"].as_u64() > Some(100), "{checked}");
     }
+}
+
+fn limit_files(process: &Process, limit: &str) {
+    let pid = format!("--pid={}", process.id());
+    let status = Command::new("prlimit").args([&pid, limit]).status().expect("prlimit is there");
+    assert!(status.success(), "{status}");
 }
 
 /// Asserts that a guest runs on a host, undisturbed: it beats, at full speed, and is not on its way. Returns its status.

@@ -9,6 +9,7 @@ mod host;
 mod machine;
 mod process;
 mod relay;
+mod tap;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
 pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};
 pub(crate) use process::{Ended, Process};
 pub(crate) use relay::{Fate, From, relay};
+pub(crate) use tap::{Tap, Then, Way, say_go};
 
 /// How long anything may take before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
