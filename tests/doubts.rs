@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -363,6 +363,77 @@ fn a_folder_that_can_be_none_for_journals_is_refused_at_once() {
         ended.says("/dev/null/state").says("--state-dir");
     }
     host.start(["recover", "tern"]).wait().expect_code(11);
+}
+
+/// Cancels a migration as soon as this message of the destination would arrive, which it never does: its wait would end as a
+/// failure of the destination's.
+#[track_caller]
+fn is_cancelled_while_it_awaits(what: fn(&Message) -> bool, how: &[&str]) {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--dirty-rate=50"]);
+    let receiving = destination.receive(&[]);
+    let awaited = Arc::new(AtomicBool::new(false));
+    let seen = awaited.clone();
+    let via = relay(receiving.address, move |_, from, message| {
+        if from == From::Source || !what(message) {
+            return Fate::Pass;
+        }
+        seen.store(true, Ordering::Relaxed);
+        Fate::Lose
+    });
+    let migrating = source.migrate("tern", via, how);
+    wait_until("the destination has said it", || awaited.load(Ordering::Relaxed));
+    source.start(["cancel", "tern"]).wait().expect_code(0);
+    migrating.wait().expect_code(130).says("cancelled");
+    runs_on(&source, "tern");
+    source.checks_clean("tern");
+    receiving.process.says("the source gave up: cancelled");
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
+#[test]
+fn a_migration_is_cancelled_while_prepared_is_awaited() {
+    is_cancelled_while_it_awaits(|message| matches!(message, Message::Prepared(..)), &["--transport=tcp"]);
+}
+
+#[test]
+fn a_migration_is_cancelled_while_the_destination_prepares_or_compares() {
+    is_cancelled_while_it_awaits(|message| matches!(message, Message::Ready(_)), &["--transport=tcp"]);
+    let compares = |message: &Message| matches!(message, Message::Checked(_));
+    is_cancelled_while_it_awaits(compares, &["--transport=tcp", "--verify=final"]);
+}
+
+#[test]
+fn a_migration_is_cancelled_while_it_connects_and_while_nobody_takes_its_pages() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &[BUSY, "--memory=64M"]);
+    // It takes connections, as every kernel does for a listener, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let migrating = source.migrate("tern", silent.local_addr().expect("it is bound"), &[]);
+    let _connection = silent.accept().expect("the source comes");
+    source.start(["cancel", "tern"]).wait().expect_code(0);
+    migrating.wait().expect_code(130);
+    runs_on(&source, "tern");
+
+    let receiving = destination.receive(&[]);
+    let how = [&ENDLESS[..], &["--transport=tcp"]].concat();
+    let migrating = source.migrate("tern", receiving.address, &how);
+    migrating.says("round 1:");
+    // From here on its kernel takes what fits into its buffers, and answers for it.
+    receiving.process.signal(libc::SIGSTOP);
+    thread::sleep(Duration::from_millis(500));
+    source.start(["cancel", "tern"]).wait().expect_code(0);
+    migrating.wait().expect_code(130);
+    runs_on(&source, "tern");
+    source.checks_clean("tern");
+    receiving.process.signal(libc::SIGCONT);
+    receiving.process.says("a guest did not arrive");
+    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
 }
 
 #[test]

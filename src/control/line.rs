@@ -38,10 +38,20 @@ struct Inbox {
     bytes: usize,
     /// Why nothing more comes.
     end: Option<End>,
+    /// Nobody here is to wait for the peer any more.
+    interrupted: bool,
     /// The channel was dropped, then.
     left: Option<Instant>,
     /// Connections that are of no use without this one.
     lanes: Vec<TcpStream>,
+}
+
+impl Inbox {
+    fn shut_lanes(&mut self) {
+        for lane in self.lanes.drain(..) {
+            let _ = lane.shutdown(Shutdown::Both);
+        }
+    }
 }
 
 /// Why nothing more comes from a peer.
@@ -71,7 +81,7 @@ impl Line {
     pub(super) fn start(stream: TcpStream, beat: Duration) -> io::Result<Arc<Self>> {
         // Short, so that beats are punctual.
         stream.set_read_timeout(Some(beat / 4))?;
-        stream.set_write_timeout(Some(beat * SILENT_BEATS))?;
+        stream.set_write_timeout(Some(beat / 20))?;
         let (inbox, changed) = Default::default();
         let line = Arc::new(Self { stream, beat, writing: Mutex::new(Ok(())), inbox, changed });
         let listener = Listener { line: line.clone(), beaten: Instant::now(), unanswered: 0 };
@@ -85,19 +95,38 @@ impl Line {
         if whole.is_err() {
             return Err(ControlError::Io(io::ErrorKind::BrokenPipe.into()));
         }
-        if self.check().is_err() {
-            // It may wake up, so it is tried, but not waited for.
-            self.stream.set_write_timeout(Some(self.beat / 4)).map_err(ControlError::Io)?;
-        }
-        (&self.stream).write_all(frame).map_err(|error| {
+        let interrupted = self.inbox().interrupted;
+        // Who is silent may wake up, so it is tried, but not waited for.
+        let hurry = interrupted || self.check().is_err();
+        let limit = if hurry { self.beat / 4 } else { self.beat * SILENT_BEATS };
+        self.write(frame, limit, || !interrupted && self.inbox().interrupted).map_err(|error| {
             *whole = Err(());
             match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    ControlError::NotTaken { message: name, limit: self.beat * SILENT_BEATS }
-                }
+                io::ErrorKind::WouldBlock => ControlError::NotTaken { message: name, limit },
+                io::ErrorKind::Interrupted => ControlError::Interrupted,
                 _ => ControlError::Io(error),
             }
         })
+    }
+
+    /// Writes all of it, as long as some of it is taken within each `limit` and nobody wants to `leave`, which is an error of the
+    /// kind `Interrupted`.
+    fn write(&self, mut bytes: &[u8], limit: Duration, leave: impl Fn() -> bool) -> io::Result<()> {
+        let mut taken = Instant::now();
+        while !bytes.is_empty() {
+            match (&self.stream).write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => (bytes, taken) = (&bytes[count..], Instant::now()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && taken.elapsed() < limit => {
+                    if leave() {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Writes a beat, unless something else is being written or there is no room: then the peer has more to hear already.
@@ -111,7 +140,7 @@ impl Line {
         // An error of the connection is the reader's to tell.
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         if let Ok(sent) = SockRef::from(&self.stream).send_with_flags(frame, flags) {
-            *whole = (&self.stream).write_all(&frame[sent..]).map_err(drop);
+            *whole = self.write(&frame[sent..], self.beat, || false).map_err(drop);
         }
     }
 
@@ -123,6 +152,9 @@ impl Line {
     ) -> Result<Option<Message>, ControlError> {
         let mut inbox = self.inbox();
         loop {
+            if inbox.interrupted {
+                return Err(ControlError::Interrupted);
+            }
             if let Some((message, bytes)) = inbox.messages.pop_front() {
                 inbox.bytes -= bytes;
                 self.changed.notify_all();
@@ -141,6 +173,11 @@ impl Line {
         }
     }
 
+    /// Whether anybody here may wait for the peer.
+    pub(super) fn check_not_interrupted(&self) -> Result<(), ControlError> {
+        if self.inbox().interrupted { Err(ControlError::Interrupted) } else { Ok(()) }
+    }
+
     /// Whether the peer may still say something.
     pub(super) fn check(&self) -> Result<(), ControlError> {
         self.inbox().end.as_ref().map_or(Ok(()), |end| Err(end.error("the end of the transfer")))
@@ -149,11 +186,19 @@ impl Line {
     /// Has a connection shut down when this one ends, so that nobody waits there for a peer that is gone.
     pub(super) fn shut_with(&self, lane: TcpStream) {
         let mut inbox = self.inbox();
-        if inbox.end.is_some() {
+        if inbox.end.is_some() || inbox.interrupted {
             let _ = lane.shutdown(Shutdown::Both);
         } else {
             inbox.lanes.push(lane);
         }
+    }
+
+    /// Ends every wait for the peer, here and on the lanes. Something short can be said to it still.
+    pub(super) fn interrupt(&self) {
+        let mut inbox = self.inbox();
+        inbox.interrupted = true;
+        inbox.shut_lanes();
+        self.changed.notify_all();
     }
 
     /// Nobody here will send or receive any more. What was sent still arrives.
@@ -186,9 +231,7 @@ impl Listener {
         let Err(end) = self.listen();
         let mut inbox = self.line.inbox();
         inbox.end = Some(end);
-        for lane in inbox.lanes.drain(..) {
-            let _ = lane.shutdown(Shutdown::Both);
-        }
+        inbox.shut_lanes();
         self.line.changed.notify_all();
     }
 
@@ -281,6 +324,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
+    use crate::control::BEAT;
     use crate::wire::{DIGESTS_MAX, Epoch};
 
     fn pair() -> (TcpStream, TcpStream) {
@@ -321,6 +365,37 @@ mod tests {
         other.leave();
         assert_eq!(line.receive("GO", None).unwrap(), Some(Message::Go(Epoch([1; 16]))));
         assert!(matches!(line.receive("more", None), Err(ControlError::Closed("more"))));
+        line.leave();
+    }
+
+    #[test]
+    fn an_interrupt_ends_every_wait_and_leaves_room_for_a_word() {
+        let ((ours, theirs), (mut lane, _its_other_end)) = (pair(), pair());
+        let (line, other) = (Line::start(ours, BEAT).unwrap(), Line::start(theirs, BEAT).unwrap());
+        line.shut_with(lane.try_clone().unwrap());
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| line.receive("anything", None));
+            line.interrupt();
+            assert!(matches!(waiting.join().unwrap(), Err(ControlError::Interrupted)));
+        });
+        assert_eq!(lane.read(&mut [0]).unwrap(), 0, "it was shut down");
+        line.send(&frame(&Message::Go(Epoch([1; 16]))), "Go").unwrap();
+        assert_eq!(other.receive("GO", None).unwrap(), Some(Message::Go(Epoch([1; 16]))));
+        line.leave();
+        other.leave();
+    }
+
+    #[test]
+    fn an_interrupt_ends_the_sending_of_what_is_not_taken() {
+        let (ours, _theirs) = pair();
+        let line = Line::start(ours, 2 * BEAT).unwrap();
+        thread::scope(|scope| {
+            let sending = scope.spawn(|| line.send(&vec![0; 64 << 20], "a flood"));
+            thread::sleep(Duration::from_millis(50));
+            line.interrupt();
+            assert!(matches!(sending.join().unwrap(), Err(ControlError::Interrupted)));
+        });
+        assert!(line.send(b"more", "more").is_err(), "nobody could tell where it begins");
         line.leave();
     }
 

@@ -83,6 +83,9 @@ pub enum ControlError {
         /// For how long.
         limit: Duration,
     },
+    /// This side waits no more.
+    #[error("this side has ended its wait for the other side")]
+    Interrupted,
     /// The connection broke.
     #[error("the control connection broke: {0}")]
     Io(#[source] io::Error),
@@ -130,6 +133,20 @@ impl Pulse {
             Err(error @ ControlError::Silent { .. }) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Ends every wait for the other end, of whoever receives and of the lanes that are [shut with](Self::shut_with) it. What is short
+    /// can be sent still.
+    pub(crate) fn interrupt(&self) {
+        self.0.interrupt();
+    }
+
+    /// Whether that has happened: for who waits on neither.
+    ///
+    /// # Errors
+    /// [`ControlError::Interrupted`].
+    pub(crate) fn check_not_interrupted(&self) -> Result<(), ControlError> {
+        self.0.check_not_interrupted()
     }
 
     /// Has a lane shut down when nothing more comes from the other end, so that nobody waits there.

@@ -251,7 +251,7 @@ impl Receiver {
         let mut landing = land(&hello.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
         control.send(&Message::Ready(landing.ready()))?;
-        landing.connect(&self.listener)?;
+        landing.connect(&self.listener).map_err(|error| explained(error, control))?;
         let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
         let holding = (self.hold, self.held.clone());
         Ok(Attempt::new(guest, (&ram, landing), ownership, holding))
@@ -270,6 +270,16 @@ pub struct Arrival<G> {
     /// Whether the source knows that it runs here, and has recorded that. If not, the source is in doubt and asks: have
     /// [`Receiver::answer_until_done`] answer.
     pub settled: bool,
+}
+
+/// Why the lanes do not come: the source's word of it explains more than that it has gone.
+fn explained(error: TransportError, control: &mut ControlChannel) -> ReceiveError {
+    let said = matches!(error, TransportError::Control(_))
+        .then(|| control.receive("the source's reason", Some(Duration::ZERO)));
+    match said {
+        Some(Ok(Message::Abort(_, reason))) => ReceiveError::SourceGaveUp(reason),
+        _ => error.into(),
+    }
 }
 
 /// Answers what the source asks while pages arrive, until FINAL. `checks` takes the digests of RAM, where there may be any.

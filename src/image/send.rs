@@ -17,7 +17,7 @@ use crate::control::{ControlChannel, STEP_MAX};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
-use crate::source::{Brakes, Cancel, Link, MigrationFailure, Pace, mbps, ms, new_epoch, unexpected};
+use crate::source::{Brakes, Cancel, Link, MigrationFailure, Pace, connect, mbps, ms, new_epoch, unexpected};
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
 use crate::wire::{DIGESTS_MAX, Epoch, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
@@ -117,7 +117,7 @@ pub struct Report {
 /// [`SendError`]; the file is as it was, and sending it again may succeed.
 pub fn send(path: &Path, to: &str, options: &Options, progress: &Progress) -> Result<Report, SendError> {
     let started = Instant::now();
-    let before_sending = |cause| SendError { refused: true, cause };
+    let before_sending = |cause| SendError { refused: true, cause: explained(&options.cancel, cause) };
     let source = Source::open(path).map_err(before_sending)?;
     let mut transfer = Transfer::prepare(&source, to, options, progress).map_err(before_sending)?;
     transfer.run(started).map_err(|cause| transfer.fail(cause))
@@ -254,7 +254,7 @@ impl<'transfer> Transfer<'transfer> {
     ) -> Result<Self, SendFailure> {
         let parts = &source.content.parts;
         let way = if parts.regions.is_empty() {
-            let (mut control, epoch) = (ControlChannel::connect(to)?, new_epoch()?);
+            let (mut control, epoch) = (connect(to, &options.cancel)?, new_epoch()?);
             control.send(&source.offer(epoch, None))?;
             Way::NoData(Box::new(control), epoch)
         } else {
@@ -411,6 +411,7 @@ impl<'transfer> Transfer<'transfer> {
 
     /// After a failure: tells the destination, and finds out what lies behind it.
     fn fail(&mut self, cause: SendFailure) -> SendError {
+        let cause = explained(&self.options.cancel, cause);
         let cause = match cause {
             // Reading fails where the file has become shorter.
             SendFailure::Transfer(MigrationFailure::Dirty(_) | MigrationFailure::Transport(_)) => {
@@ -426,6 +427,14 @@ impl<'transfer> Transfer<'transfer> {
             (cause, _) => cause,
         };
         SendError { refused: false, cause }
+    }
+}
+
+/// What a failure is of which a request to end the transfer may be the cause.
+fn explained(cancel: &Cancel, cause: SendFailure) -> SendFailure {
+    match cause {
+        SendFailure::Transfer(cause) => cancel.explain(cause).into(),
+        cause => cause,
     }
 }
 

@@ -11,7 +11,10 @@ impl Attempt<'_> {
     pub(super) fn converge_over_any_lanes(&mut self) -> Result<(), MigrationFailure> {
         loop {
             match self.converge() {
-                Err(cause) if self.link.may_fall_back(&cause) => self.fall_back(&cause.to_string())?,
+                Err(cause) if self.link.may_fall_back(&cause) => {
+                    self.options.cancel.check()?;
+                    self.fall_back(&cause.to_string())?;
+                }
                 converged => return converged,
             }
         }

@@ -1,4 +1,5 @@
 use std::panic::resume_unwind;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,13 +48,12 @@ impl Link {
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
         let deadline = Instant::now() + BUSY_MAX;
         let (control, Opened { epoch, transport, reason, fell_back }) = loop {
-            let mut control = ControlChannel::connect(to)?;
+            let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
                 Ok(opened) => break (control, opened),
                 Err(MigrationFailure::Refused(Refusal::Busy)) if Instant::now() < deadline => {
-                    cancel.check()?;
-                    thread::sleep(BUSY_MAX / 50);
+                    thread::sleep(NAP_MAX);
                 }
                 Err(error) => return Err(error),
             }
@@ -172,6 +172,29 @@ impl Link {
     }
 }
 
+/// Connects to a destination. From then on `cancel` ends every wait for it.
+pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, MigrationFailure> {
+    let (send, connected) = mpsc::channel();
+    let address = to.to_owned();
+    // A thread of its own: neither a resolver nor connect(2) can be interrupted. It ends by their own time limits.
+    thread::Builder::new()
+        .name("connect".into())
+        .spawn(move || send.send(ControlChannel::connect(&address)))
+        .map_err(|error| MigrationFailure::System { what: "a thread", error: error.to_string() })?;
+    let control = loop {
+        cancel.check()?;
+        match connected.recv_timeout(NAP_MAX) {
+            Ok(connected) => break connected?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(MigrationFailure::Panicked("the thread that connects has ended".into()));
+            }
+        }
+    };
+    cancel.ends_waits_for(control.pulse())?;
+    Ok(control)
+}
+
 /// A willing destination.
 struct Opened {
     epoch: Epoch,
@@ -194,13 +217,15 @@ fn open(
         let epoch = new_epoch()?;
         let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
         control.send(&opening(epoch, offer.lanes())?)?;
-        let ready = match await_ready(control, ram)? {
-            Message::Ready(ready) => ready,
-            Message::Refused(Refusal::Transport(reason)) if may_fall_back => {
+        let ready = match await_ready(control, ram) {
+            Ok(Message::Ready(ready)) => ready,
+            Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
                 offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
                 continue;
             }
-            other => return Err(unexpected("READY", epoch, other)),
+            Ok(other) => return Err(unexpected("READY", epoch, other)),
+            Err(error @ MigrationFailure::DestinationFailed(_)) => return Err(error),
+            Err(error) => return Err(give_up(control, epoch, cancel.explain(error))),
         };
         let reason = offer.reason().to_owned();
         let connected: Result<_, MigrationFailure> =
@@ -213,13 +238,15 @@ fn open(
                 offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
                 fell_back = Some(why);
             }
-            Err(error) => {
-                // The destination has reserved everything and waits; it may also be gone.
-                let _ = control.send(&Message::Abort(epoch, error.to_string()));
-                return Err(error);
-            }
+            Err(error) => return Err(give_up(control, epoch, cancel.explain(error))),
         }
     }
+}
+
+/// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be gone.
+fn give_up(control: &mut ControlChannel, epoch: Epoch, error: MigrationFailure) -> MigrationFailure {
+    let _ = control.send(&Message::Abort(epoch, error.to_string()));
+    error
 }
 
 /// The answer to an opening, behind what may be on its way from an attempt whose lanes failed.
@@ -261,6 +288,9 @@ const BUSY_MAX: Duration = Duration::from_secs(5);
 
 /// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
 const REASON_MAX: Duration = Duration::from_secs(1);
+
+/// How long to sleep at most before it is looked whether the migration was cancelled.
+const NAP_MAX: Duration = Duration::from_millis(50);
 
 /// More lanes than processors cannot help, and four fill most links.
 fn default_lanes() -> u8 {

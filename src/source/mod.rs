@@ -12,6 +12,7 @@
 //! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
 
 mod beat;
+mod cancel;
 mod converge;
 mod error;
 mod fallback;
@@ -25,16 +26,15 @@ mod verified;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+pub use cancel::Cancel;
 pub use error::{GuestIs, MigrationError, MigrationFailure};
 pub use ownership::{Doubt, OpenError, StillInDoubt, Verdict};
 pub use tuning::Tuning;
 
 pub(crate) use self::beat::BeatAt;
-pub(crate) use self::link::{Link, new_epoch, unexpected};
+pub(crate) use self::link::{Link, connect, new_epoch, unexpected};
 use self::ownership::{Ownership, open_journal};
 pub(crate) use self::rounds::Brakes;
 use self::switch::Switched;
@@ -74,44 +74,6 @@ pub struct Options {
     pub cancel: Cancel,
 }
 
-/// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicU8>);
-
-impl Cancel {
-    const OPEN: u8 = 0;
-    const CANCELLED: u8 = 1;
-    const TOO_LATE: u8 = 2;
-
-    /// Asks for the end. False if it is too late: the guest is being given away, and the destination may run it already.
-    pub fn cancel(&self) -> bool {
-        self.turn(Self::OPEN, Self::CANCELLED) || self.0.load(Ordering::Relaxed) == Self::CANCELLED
-    }
-
-    pub(crate) fn check(&self) -> Result<(), MigrationFailure> {
-        if self.0.load(Ordering::Relaxed) == Self::CANCELLED {
-            Err(MigrationFailure::Cancelled)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// From here on it is too late, unless it was asked for before.
-    fn close(&self) -> Result<(), MigrationFailure> {
-        self.turn(Self::OPEN, Self::TOO_LATE);
-        self.check()
-    }
-
-    /// The guest was not given away after all.
-    fn reopen(&self) {
-        self.turn(Self::TOO_LATE, Self::OPEN);
-    }
-
-    fn turn(&self, from: u8, to: u8) -> bool {
-        self.0.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-}
-
 /// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once it runs there: the guest
 /// here is paused for good then, and its VMM should destroy it.
 ///
@@ -128,11 +90,10 @@ pub fn migrate(
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
     let first_beat = BeatAt::now(guest);
-    let (link, log, journal) = prepare(guest, to, options).map_err(|cause| MigrationError {
-        guest: GuestIs::RunningAtSource,
-        refused: !matches!(cause, MigrationFailure::Cancelled),
-        cause,
-        doubt: None,
+    let (link, log, journal) = prepare(guest, to, options).map_err(|cause| {
+        let cause = options.cancel.explain(cause);
+        let refused = !matches!(cause, MigrationFailure::Cancelled);
+        MigrationError { guest: GuestIs::RunningAtSource, refused, cause, doubt: None }
     })?;
     if let Some(why) = link.fell_back.clone() {
         observer.event(&Event::FellBack { why });
@@ -263,6 +224,7 @@ impl<'migration> Attempt<'migration> {
 
     /// After a failure: lets the guest run here again, if it is this side's to run.
     fn fail(mut self, cause: MigrationFailure) -> MigrationError {
+        let cause = self.options.cancel.explain(cause);
         // Before anything else: to learn why may take a moment.
         if self.course.throttle_percent() > 0 {
             self.throttle(0);

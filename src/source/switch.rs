@@ -30,6 +30,7 @@ impl Attempt<'_> {
         self.paused = true;
         parts.pause = clock.lap();
         self.observer.event(&Event::Paused);
+        self.options.cancel.check()?;
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
         let state = self.guest.save()?;
         parts.save = clock.lap();

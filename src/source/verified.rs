@@ -8,7 +8,7 @@ use crate::digest::BLOCK_PAGES;
 use crate::memory::PAGE_BYTES;
 use crate::progress::Event;
 use crate::verify::{CHUNK_BLOCKS, Verify};
-use crate::wire::{BlockDigests, DIGESTS_MAX, Message};
+use crate::wire::{BlockDigests, Message};
 
 impl Attempt<'_> {
     /// Asks for another round, with blocks hashed before it, if that makes the pause shorter. The switch can wait for it.
@@ -75,9 +75,9 @@ impl Attempt<'_> {
             return Ok(0);
         }
         let rest = self.ledger.unsettled();
-        let digests = self.link.pool.install(|| self.ledger.hash(&self.link.ram, &rest))?;
-        for part in digests.chunks(DIGESTS_MAX) {
-            let digests = part.to_vec();
+        for part in rest.chunks(PAUSED_CHUNK_BLOCKS) {
+            self.options.cancel.check()?;
+            let digests = self.link.pool.install(|| self.ledger.hash(&self.link.ram, part))?;
             self.link.control.send(&Message::BlockDigests(BlockDigests { now: false, digests }))?;
         }
         Ok(self.ledger.len() as u64)
@@ -102,6 +102,10 @@ impl Attempt<'_> {
         }
     }
 }
+
+/// How many blocks to hash of a paused guest before it is looked whether that is still wanted: 1 GiB of RAM, so that workers are
+/// seldom idle at the end of it.
+const PAUSED_CHUNK_BLOCKS: usize = 512;
 
 /// 16 MiB/s is slow for hashing.
 fn hashing_max(bytes: u64) -> Duration {

@@ -113,7 +113,7 @@ impl Offer {
                 Ok(Box::new(TcpTransport::connect(control, lanes, token, ram)?))
             }
             (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
-                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes)?))
+                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes, &control.pulse())?))
             }
             _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
         }

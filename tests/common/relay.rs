@@ -20,6 +20,8 @@ pub(crate) enum From {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pass,
+    /// It never arrives, and what comes behind it does.
+    Lose,
     /// It is lost, and its connection with it.
     Cut,
 }
@@ -97,8 +99,10 @@ fn pass_messages(
         let mut body = vec![0; head.body_len.get() as usize];
         from.read_exact(&mut body)?;
         let message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
-        if decide(&message) == Fate::Cut {
-            return Ok(());
+        match decide(&message) {
+            Fate::Pass => {}
+            Fate::Lose => continue,
+            Fate::Cut => return Ok(()),
         }
         to.write_all(head.as_bytes())?;
         to.write_all(&body)?;

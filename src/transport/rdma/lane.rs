@@ -7,6 +7,7 @@ use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, W
 
 use super::slices::{Slice, Slices};
 use super::{RdmaTuning, STALL_MAX};
+use crate::control::Pulse;
 use crate::memory::{MemoryError, PAGE_BYTES, PageRun};
 use crate::transport::{Lane, TransportError};
 use crate::wire::SliceRange;
@@ -19,6 +20,7 @@ pub(super) struct RdmaLane {
     completions: Arc<CompletionQueue>,
     slices: Arc<Slices>,
     tuning: RdmaTuning,
+    pulse: Pulse,
     /// The slice written from last.
     current: Option<Held>,
     /// Slices that writes on their way come from.
@@ -59,7 +61,7 @@ impl RdmaLane {
         queue_pair: QueuePair,
         completions: Arc<CompletionQueue>,
         slices: Arc<Slices>,
-        tuning: RdmaTuning,
+        (tuning, pulse): (RdmaTuning, Pulse),
     ) -> Self {
         Self {
             index,
@@ -67,6 +69,7 @@ impl RdmaLane {
             completions,
             slices,
             tuning,
+            pulse,
             current: None,
             held: Vec::new(),
             list: WriteList::with_capacity(usize::try_from(tuning.list_writes).unwrap_or(1)),
@@ -191,10 +194,13 @@ impl RdmaLane {
     fn reap(&mut self) -> Result<(), TransportError> {
         let mut done = [Completion::BLANK; 16];
         let began = Instant::now();
-        let count = self.completions.wait(&mut done, STALL_MAX)?;
-        if count == 0 {
-            return Err(TransportError::Stalled { lane: self.index, silence: began.elapsed() });
-        }
+        let count = loop {
+            match self.completions.wait(&mut done, NAP_MAX)? {
+                0 if began.elapsed() < STALL_MAX => self.pulse.check_not_interrupted()?,
+                0 => return Err(TransportError::Stalled { lane: self.index, silence: began.elapsed() }),
+                count => break count,
+            }
+        };
         for completion in &done[..count] {
             // The first error is the cause; those after it only say that the queue pair is dead.
             completion.result.map_err(|error| TransportError::Write { lane: self.index, error })?;
@@ -257,6 +263,9 @@ impl Lane for RdmaLane {
         self.waited
     }
 }
+
+/// How long to sleep at most before it is looked whether anybody is still to wait.
+const NAP_MAX: Duration = Duration::from_millis(50);
 
 fn outside_of_ram(PageRun { region, first_page, pages }: PageRun) -> TransportError {
     MemoryError::OutOfRange { region, first_page, pages }.into()

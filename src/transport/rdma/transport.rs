@@ -9,6 +9,7 @@ use super::pinning::pin_budget;
 use super::reach::RdmaReach;
 use super::registrar::Registrar;
 use super::slices::{SLICE_BYTES_MIN, Slices};
+use crate::control::Pulse;
 use crate::memory::GuestRam;
 use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
 
@@ -62,6 +63,7 @@ impl RdmaOffer {
         self,
         peers: &[Endpoint],
         pin_max_bytes: Option<u64>,
+        pulse: &Pulse,
     ) -> Result<RdmaTransport, TransportError> {
         if peers.len() != self.ends.len() {
             let (offered, answered) = (self.ends.len(), peers.len());
@@ -78,7 +80,8 @@ impl RdmaOffer {
         let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(peers.len());
         for ((index, peer), (mut queue_pair, completions)) in peers.iter().enumerate().zip(self.ends) {
             queue_pair.connect(peer, &options)?;
-            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone(), self.tuning)));
+            let how = (self.tuning, pulse.clone());
+            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone(), how)));
         }
         let registrar = Registrar::new(slices, self.domain, self.ram);
         let mut via = format!("{} on {}", count(lanes.len(), "queue pair"), self.reach.describe());

@@ -20,6 +20,9 @@ use crate::wire::{
 /// How long a connection that was just opened has to say what it is.
 const GREETING_MAX: Duration = Duration::from_secs(2);
 
+/// How long to sleep at most before it is looked whether the source is there.
+const NAP_MAX: Duration = Duration::from_millis(50);
+
 /// One thread a lane that reads frames into guest RAM until the lane is closed.
 #[derive(Debug)]
 pub(crate) struct TcpLanding {
@@ -87,15 +90,19 @@ impl Landing for TcpLanding {
     fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
         let deadline = Instant::now() + STALL_MAX;
         while let Some(lane) = self.lanes.iter().position(Option::is_none) {
-            let left = deadline.saturating_duration_since(Instant::now());
+            // A source that has gone connects nothing more.
+            self.pulse.check()?;
             let failed = |error: io::Error| broken(lane, error);
-            // accept(2) heeds the receive timeout, of which zero would mean none.
-            SockRef::from(listener)
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))
-                .map_err(failed)?;
+            // accept(2) heeds the receive timeout.
+            SockRef::from(listener).set_read_timeout(Some(NAP_MAX)).map_err(failed)?;
             let accepted = listener.accept();
             SockRef::from(listener).set_read_timeout(None).map_err(failed)?;
-            let (stream, from) = accepted.map_err(failed)?;
+            let (stream, from) = match accepted {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    continue;
+                }
+                accepted => accepted.map_err(failed)?,
+            };
             if let Err(reason) = self.take(stream) {
                 tracing::warn!("a connection from {from} was closed: {reason}");
             }

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use zerocopy::IntoBytes;
 
 use super::{STALL_MAX, broken};
@@ -30,9 +31,12 @@ impl TcpTransport {
         let (peer, pulse) = (control.peer_address(), control.pulse());
         let connect = |lane: u8| {
             let open = || {
-                let mut stream = TcpStream::connect_timeout(&peer, STALL_MAX)?;
-                tune(&stream)?;
+                let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
+                let mut stream = TcpStream::from(socket);
+                // Before it connects, so that nobody waits for that in vain either.
                 pulse.shut_with(&stream)?;
+                SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
+                tune(&stream)?;
                 stream.set_read_timeout(Some(STALL_MAX))?;
                 stream.set_write_timeout(Some(STALL_MAX))?;
                 stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;

@@ -1,0 +1,80 @@
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::MigrationFailure;
+use crate::control::Pulse;
+
+/// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away, at once: also by
+/// who waits for the destination, which is told.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<Request>);
+
+#[derive(Debug, Default)]
+struct Request {
+    state: AtomicU8,
+    /// The other side, for which there is nothing to wait once this was asked for.
+    peer: Mutex<Option<Pulse>>,
+}
+
+impl Cancel {
+    const OPEN: u8 = 0;
+    const CANCELLED: u8 = 1;
+    const TOO_LATE: u8 = 2;
+
+    /// Asks for the end. False if it is too late: the guest is being given away, and the destination may run it already.
+    pub fn cancel(&self) -> bool {
+        self.turn(Self::OPEN, Self::CANCELLED);
+        let cancelled = self.check().is_err();
+        if let Some(peer) = self.peer().as_ref().filter(|_| cancelled) {
+            peer.interrupt();
+        }
+        cancelled
+    }
+
+    pub(crate) fn check(&self) -> Result<(), MigrationFailure> {
+        if self.0.state.load(Ordering::Relaxed) == Self::CANCELLED {
+            Err(MigrationFailure::Cancelled)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// What a failure is of which this may be the cause.
+    pub(crate) fn explain(&self, cause: MigrationFailure) -> MigrationFailure {
+        match cause {
+            MigrationFailure::Control(_) | MigrationFailure::Transport(_) => {
+                self.check().err().unwrap_or(cause)
+            }
+            cause => cause,
+        }
+    }
+
+    /// From here on it ends every wait for this peer.
+    pub(super) fn ends_waits_for(&self, peer: Pulse) -> Result<(), MigrationFailure> {
+        // Under the lock, so that whoever asks meanwhile finds the peer, or is found here.
+        let mut held = self.peer();
+        self.check()?;
+        *held = Some(peer);
+        Ok(())
+    }
+
+    /// From here on it is too late, unless it was asked for before.
+    pub(super) fn close(&self) -> Result<(), MigrationFailure> {
+        self.turn(Self::OPEN, Self::TOO_LATE);
+        self.check()
+    }
+
+    /// The guest was not given away after all.
+    pub(super) fn reopen(&self) {
+        self.turn(Self::TOO_LATE, Self::OPEN);
+    }
+
+    fn turn(&self, from: u8, to: u8) {
+        // Whoever asks looks at the outcome.
+        let _ = self.0.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    fn peer(&self) -> MutexGuard<'_, Option<Pulse>> {
+        self.0.peer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
