@@ -365,6 +365,26 @@ fn a_folder_that_can_be_none_for_journals_is_refused_at_once() {
     host.start(["recover", "tern"]).wait().expect_code(11);
 }
 
+#[test]
+fn a_state_that_was_damaged_on_its_way_is_not_loaded() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--dirty-rate=50"]);
+    let receiving = destination.receive(&[]);
+    let via = relay(receiving.address, |number, _, message| match message {
+        Message::Final(_) if number == 0 => Fate::Damage,
+        _ => Fate::Pass,
+    });
+    let ended = source.migrate("tern", via, &["--transport=tcp"]).wait().expect_code(10);
+    ended.says("a message was damaged on its way").says("where: the guest runs on at the source");
+    receiving.process.says("a message was damaged on its way");
+    runs_on(&source, "tern");
+    source.checks_clean("tern");
+    source.migrate("tern", via, &["--transport=tcp", "--verify=full"]).wait().expect_code(0);
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+}
+
 /// Cancels a migration as soon as this message of the destination would arrive, which it never does: its wait would end as a
 /// failure of the destination's.
 #[track_caller]

@@ -135,7 +135,7 @@ impl Line {
         if whole.is_err() {
             return;
         }
-        let frame = FrameHead::new(Message::Beat.kind(), 0);
+        let Ok(frame) = FrameHead::new(Message::Beat.kind(), &[]) else { return };
         let frame = frame.as_bytes();
         // An error of the connection is the reader's to tell.
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
@@ -247,6 +247,7 @@ impl Listener {
             }
             let mut body = vec![0; len];
             self.fill(&mut body)?;
+            head.check(&body)?;
             match Message::decode(kind, &body)? {
                 Message::Beat => {}
                 message => self.deliver(message, len + MESSAGE_BYTES)?,
@@ -335,7 +336,7 @@ mod tests {
 
     fn frame(message: &Message) -> Vec<u8> {
         let body = message.encode().unwrap();
-        let head = FrameHead::new(message.kind(), u32::try_from(body.len()).unwrap());
+        let head = FrameHead::new(message.kind(), &body).unwrap();
         [head.as_bytes(), &body].concat()
     }
 

@@ -245,8 +245,7 @@ impl ControlChannel {
     /// have arrived all the same.
     pub fn send(&mut self, message: &Message) -> Result<(), ControlError> {
         let body = message.encode()?;
-        let body_len = u32::try_from(body.len()).map_err(|_| WireError::Malformed("message"))?;
-        let mut frame = FrameHead::new(message.kind(), body_len).as_bytes().to_vec();
+        let mut frame = FrameHead::new(message.kind(), &body)?.as_bytes().to_vec();
         frame.extend(body);
         self.line.send(&frame, message.name())
     }
@@ -331,7 +330,7 @@ mod tests {
         let mut bytes = greeting();
         for message in [Message::RoundClosed(3), Message::Go(Epoch([1; 16]))] {
             let body = message.encode().unwrap();
-            bytes.extend(FrameHead::new(message.kind(), u32::try_from(body.len()).unwrap()).as_bytes());
+            bytes.extend(FrameHead::new(message.kind(), &body).unwrap().as_bytes());
             bytes.extend(body);
         }
         let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
@@ -352,9 +351,22 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_was_damaged_on_its_way_is_not_believed() {
+        let mut bytes = greeting();
+        let body = Message::Go(Epoch([1; 16])).encode().unwrap();
+        bytes.extend(FrameHead::new(Message::Go(Epoch([1; 16])).kind(), &body).unwrap().as_bytes());
+        bytes.extend(Message::Go(Epoch([2; 16])).encode().unwrap());
+        let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
+        let error = channel.receive("GO", Some(STEP_MAX)).unwrap_err();
+        assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
+    }
+
+    #[test]
     fn a_length_past_the_bound_is_refused_before_the_body_comes() {
         let mut bytes = greeting();
-        bytes.extend(FrameHead::new(Message::Go(Epoch([0; 16])).kind(), u32::MAX).as_bytes());
+        let mut head = FrameHead::new(Message::Go(Epoch([0; 16])).kind(), &[]).unwrap();
+        head.body_len = u32::MAX.into();
+        bytes.extend(head.as_bytes());
         let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
         let error = channel.receive("GO", Some(STEP_MAX)).unwrap_err();
         assert!(matches!(error, ControlError::Wire(WireError::TooLong { .. })), "{error}");

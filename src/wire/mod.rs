@@ -2,8 +2,8 @@
 //!
 //! Every connection opens with a [`Preamble`] of fixed form, which no version will change, so that a peer of another
 //! version, or something that is not Sterna at all, is told apart before anything else is believed. The control connection
-//! then carries [`Message`]s, each in a frame with its kind and length; the length is checked against the bound of that
-//! kind before anything is allocated. Data lanes over TCP carry [frames of pages](PageFrame) instead.
+//! then carries [`Message`]s, each in a frame with its kind, length and digest; the length is checked against the bound of that
+//! kind before anything is allocated, the digest before anything is decoded. Data lanes over TCP carry [frames of pages](PageFrame) instead.
 
 mod frame;
 mod message;
@@ -41,6 +41,11 @@ pub enum WireError {
     /// A preamble with a role that does not exist.
     #[error("the peer opened a connection of unknown role {0}")]
     Role(u8),
+    /// A message that is not what was sent.
+    #[error(
+        "a message was damaged on its way, which neither the network nor TCP noticed: is a network card or a memory bank failing?"
+    )]
+    Damaged,
     /// A message of unknown kind.
     #[error("the peer sent a message of unknown kind {0}")]
     Kind(u16),

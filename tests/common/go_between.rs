@@ -54,11 +54,11 @@ fn pass_answers(
         let head = FrameHead::read_from_bytes(&head).expect("a head of its length");
         let mut body = vec![0; head.body_len.get() as usize];
         from.read_exact(&mut body)?;
+        head.check(&body).expect("what sterna says arrives");
         let mut message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
         change(&mut message);
         let body = message.encode().expect("it is as long as before");
-        let body_len = u32::try_from(body.len()).expect("a bounded length");
-        to.write_all(FrameHead::new(message.kind(), body_len).as_bytes())?;
+        to.write_all(FrameHead::new(message.kind(), &body).expect("a bounded length").as_bytes())?;
         to.write_all(&body)?;
     }
 }

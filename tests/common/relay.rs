@@ -22,6 +22,8 @@ pub(crate) enum Fate {
     Pass,
     /// It never arrives, and what comes behind it does.
     Lose,
+    /// A bit in the middle of it flips on the way.
+    Damage,
     /// It is lost, and its connection with it.
     Cut,
 }
@@ -98,10 +100,15 @@ fn pass_messages(
         let head = FrameHead::read_from_bytes(&bytes).expect("a head of its length");
         let mut body = vec![0; head.body_len.get() as usize];
         from.read_exact(&mut body)?;
+        head.check(&body).expect("what sterna says arrives");
         let message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
         match decide(&message) {
             Fate::Pass => {}
             Fate::Lose => continue,
+            Fate::Damage => {
+                let middle = body.len() / 2;
+                body[middle] ^= 1;
+            }
             Fate::Cut => return Ok(()),
         }
         to.write_all(head.as_bytes())?;

@@ -373,6 +373,7 @@ impl Frame {
         let head = FrameHead::read_from_bytes(&head).expect("a head of its length");
         let mut body = vec![0; head.body_len.get() as usize];
         from.read_exact(&mut body)?;
+        head.check(&body).expect("what sterna says arrives");
         let message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
         Ok(Self { name: message.name(), message, body })
     }
@@ -387,8 +388,9 @@ impl Frame {
     }
 
     fn framed(&self, kind: u16, len: usize) -> Vec<u8> {
-        let len = u32::try_from(len).expect("a bounded length");
-        [FrameHead::new(kind, len).as_bytes(), &self.body].concat()
+        let mut head = FrameHead::new(kind, &self.body).expect("a bounded length");
+        head.body_len = u32::try_from(len).expect("a bounded length").into();
+        [head.as_bytes(), &self.body].concat()
     }
 
     fn changed(&self, then: Then) -> Vec<u8> {
