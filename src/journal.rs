@@ -3,6 +3,10 @@
 //!
 //! A journal is a file of a guest and a side, `NAME.source.journal` or `NAME.destination.journal`. All of its space is reserved and
 //! its head durable before anything depends on it; whoever writes to it holds a lock on it, so two processes never share one.
+//!
+//! A journal in which nothing was ever recorded goes when it is closed, so attempts that come to nothing leave nothing behind. One
+//! with a record stays: its last word may be asked for, and no host knows of the other that it will not be. That is 136 KiB for each
+//! name of a guest that was once ready to change hands; an operator may remove it where nobody is in doubt about that guest.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -129,7 +133,7 @@ impl Journals {
                 (journal, Keeper::Memory(memory.clone(), key))
             }
         };
-        Ok(OpenJournal { journal, keeper, boot })
+        Ok(OpenJournal { journal, keeper, boot, unsure: false })
     }
 
     /// Reads the journal of a guest on one side, also while a process writes to it; `None` if there is none.
@@ -184,6 +188,8 @@ pub struct OpenJournal {
     journal: Journal,
     keeper: Keeper,
     boot: BootId,
+    /// A record could not be written, and may be there all the same.
+    unsure: bool,
 }
 
 #[derive(Debug)]
@@ -206,6 +212,7 @@ impl OpenJournal {
             journal: Journal::empty(side),
             keeper: Keeper::Failing(marks.to_owned()),
             boot: BootId([0; 16]),
+            unsure: false,
         }
     }
 
@@ -227,6 +234,7 @@ impl OpenJournal {
                     .journal
                     .write(&record)
                     .map_err(|error| JournalsError::Content { path: path.clone(), error })?;
+                self.unsure = true;
                 file.write_all_at(&bytes, at)
                     .and_then(|()| file.sync_data())
                     .map_err(failed("write to", path))?;
@@ -240,6 +248,7 @@ impl OpenJournal {
             #[cfg(test)]
             Keeper::Failing(_) => {}
         }
+        self.unsure = false;
         self.journal.add(record);
         Ok(())
     }
@@ -247,9 +256,21 @@ impl OpenJournal {
 
 impl Drop for OpenJournal {
     fn drop(&mut self) {
-        // The lock of a file goes with its descriptor.
-        if let Keeper::Memory(memory, key) = &self.keeper {
-            lock(memory).insert(key.clone(), Some(self.journal.clone()));
+        let says_nothing = self.journal.records().is_empty() && !self.unsure;
+        match &self.keeper {
+            Keeper::Memory(memory, key) if says_nothing => drop(lock(memory).remove(key)),
+            Keeper::Memory(memory, key) => {
+                lock(memory).insert(key.clone(), Some(self.journal.clone()));
+            }
+            // While it is locked: whoever waits for the lock makes another. The lock goes with the descriptor.
+            Keeper::File { file, path } if says_nothing && is_at(file, path) => {
+                if let Err(error) = fs::remove_file(path) {
+                    tracing::warn!("the journal {} is empty and stays: {error}", path.display());
+                }
+            }
+            Keeper::File { .. } => {}
+            #[cfg(test)]
+            Keeper::Failing(_) => {}
         }
     }
 }
@@ -305,12 +326,17 @@ fn open_locked(folder: &Path, path: &Path, side: Side) -> Result<File, JournalsE
         if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(JournalsError::InUse(path.to_owned()));
         }
-        let (opened, there) = (file.metadata().map_err(failed("open", path))?, fs::metadata(path));
-        if there.is_ok_and(|there| (there.dev(), there.ino()) == (opened.dev(), opened.ino())) {
+        if is_at(&file, path) {
             return Ok(file);
         }
     }
     Err(JournalsError::InUse(path.to_owned()))
+}
+
+/// Whether a file is the one of this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().map(place).is_ok_and(|opened| fs::metadata(path).map(place).is_ok_and(|at| at == opened))
 }
 
 /// Makes an empty journal: under its name it is there whole, or not at all.
@@ -390,6 +416,32 @@ mod tests {
     }
 
     #[test]
+    fn one_that_says_nothing_goes_when_it_is_closed_and_one_with_a_word_stays() {
+        let (folder, files) = folder();
+        let path = |name: &str| folder.path().join("state").join(format!("{name}.source.journal"));
+        for journals in [files, Journals::in_memory()] {
+            drop(journals.open("tern", Side::Source).unwrap());
+            assert!(journals.look("tern", Side::Source).unwrap().is_none());
+            assert!(!path("tern").exists());
+            journals.open("gull", Side::Source).unwrap().append(Mark::Done, EPOCH, "").unwrap();
+            drop(journals.open("gull", Side::Source).unwrap());
+            assert_eq!(journals.find(EPOCH, Side::Source).unwrap().0, "gull");
+            // Nobody knows what a write that failed has left on the disk.
+            let mut open = journals.open("auk", Side::Source).unwrap();
+            open.unsure = true;
+            drop(open);
+            assert!(journals.look("auk", Side::Source).unwrap().is_some());
+        }
+        // Only what it made itself: the file was moved away, and there is another of that name.
+        let journals = Journals::in_folder(folder.path().join("state"));
+        let open = journals.open("tern", Side::Source).unwrap();
+        fs::remove_file(path("tern")).unwrap();
+        fs::write(path("tern"), b"another").unwrap();
+        drop(open);
+        assert_eq!(fs::read(path("tern")).unwrap(), b"another");
+    }
+
+    #[test]
     fn two_do_not_write_to_one_journal() {
         let (_folder, files) = folder();
         for journals in [files, Journals::in_memory()] {
@@ -419,7 +471,7 @@ mod tests {
     #[test]
     fn what_is_no_journal_of_this_guest_and_side_is_refused_and_left_alone() {
         let (folder, journals) = folder();
-        drop(journals.open("tern", Side::Destination).unwrap());
+        journals.open("tern", Side::Destination).unwrap().append(Mark::Refused, EPOCH, "").unwrap();
         let path = |name: &str| folder.path().join("state").join(name);
         fs::copy(path("tern.destination.journal"), path("tern.source.journal")).unwrap();
         fs::write(path("gull.source.journal"), b"not a journal").unwrap();
