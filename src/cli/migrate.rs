@@ -208,7 +208,9 @@ pub(crate) fn move_guest(
     };
     let mut client = Client::connect(name)
         .map_err(|error| here(error, "the guest is not on this host under that name"))?;
-    client.ask(&Request::Migrate(request)).map_err(|error| here(error, "the guest is at the source"))?;
+    client
+        .ask(&Request::Migrate(request))
+        .map_err(|error| here(error, "at the source, as it was, if the process that holds it is alive"))?;
     loop {
         match client.answer() {
             Ok(Answer::Progress(event)) => progress(&event),

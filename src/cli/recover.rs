@@ -90,7 +90,7 @@ fn without_process(journals: &Journals, args: &RecoverArgs) -> Result<Found, Ope
     let here: Option<Record> = last(Side::Source).map_err(|error: JournalsError| error)?;
     match (here.map(|record| (record.mark, record.peer)), there.map(|record| (record.mark, record.peer))) {
         (Some((Mark::Done, peer)), _) => {
-            found(Exit::Done, format!("runs at {peer}, to which it moved from here"))
+            found(Exit::Done, format!("has moved from here to {peer}, and runs there, or has run there"))
         }
         (_, Some((Mark::Running, peer))) => found(
             Exit::Lost,
@@ -105,6 +105,11 @@ fn without_process(journals: &Journals, args: &RecoverArgs) -> Result<Found, Ope
         (Some((_, peer)), _) => found(
             Exit::Lost,
             format!("was not given to {peer}, and its process here has ended: it may be started anew"),
+        ),
+        // A journal without a word: a migration was begun and did not come to COMMITTED.
+        (None, None) if journals.look(&args.name, Side::Source)?.is_some() => found(
+            Exit::Lost,
+            "was not given to another host, and its process here has ended: it may be started anew".into(),
         ),
         _ => found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into()),
     }
