@@ -57,9 +57,15 @@ impl Attempt<'_> {
         // From this line on the guest may run there, whatever becomes of the send.
         let sent = self.link.control.send(&Message::Go(epoch)).map_err(MigrationFailure::from);
         let heard = sent.and_then(|()| self.await_running());
-        let last_beat_before_go = if heard.is_ok() { beat } else { None };
-        heard.or_else(|cause| self.settle(cause))?;
+        // To record that it is released takes no time of the guest's any more.
         parts.start = clock.lap();
+        let released =
+            heard.and_then(|running| Ok(self.ownership.release(running, &mut self.link.control)?));
+        let last_beat_before_go = if released.is_ok() { beat } else { None };
+        if let Err(cause) = released {
+            self.settle(cause)?;
+            parts.start += clock.lap();
+        }
         parts.verify += verify;
         Ok(Switched { downtime: clock.total(), parts, completion, last_beat_before_go })
     }
@@ -130,9 +136,9 @@ impl Attempt<'_> {
         }
     }
 
-    fn await_running(&mut self) -> Result<(), MigrationFailure> {
+    fn await_running(&mut self) -> Result<Epoch, MigrationFailure> {
         match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
-            Message::Running(epoch) => Ok(self.ownership.release(epoch, &mut self.link.control)?),
+            Message::Running(epoch) => Ok(epoch),
             other => Err(unexpected("RUNNING", self.link.epoch, other)),
         }
     }
