@@ -4,11 +4,14 @@
 //! `STERNA_SIM_SEEDS=100000 cargo test --test simulation` runs more of them; `STERNA_SIM_SEED=17` runs that one and tells it.
 
 mod protocol;
+#[path = "common/random.rs"]
+mod random;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use protocol::{Crash, GuestThere, Letter, Mutant, Outcome, Says, World};
+use random::Random;
 use sterna::handover::{DestinationState, GuestHere, SourceState};
 
 const MS: u64 = 1;
@@ -341,23 +344,6 @@ enum GuestEnds {
     Here,
     There,
     Lost,
-}
-
-/// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): good enough to choose, and the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
 }
 
 fn number(variable: &str) -> Option<u64> {

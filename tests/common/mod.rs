@@ -8,8 +8,11 @@ mod go_between;
 mod host;
 mod machine;
 mod process;
+mod random;
 mod relay;
 mod tap;
+#[cfg(feature = "cli")]
+mod witness;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -22,8 +25,11 @@ pub(crate) use go_between::go_between;
 pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
 pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};
 pub(crate) use process::{Ended, Process};
+pub(crate) use random::Random;
 pub(crate) use relay::{Fate, From, relay};
 pub(crate) use tap::{Tap, Then, Way, say_go};
+#[cfg(feature = "cli")]
+pub(crate) use witness::{never_runs_twice, phase};
 
 /// How long anything may take before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
