@@ -1,0 +1,145 @@
+//! A source that goes on writing when it may not any more: over each of its queue pairs, after FINAL and while the guest already runs
+//! at the destination. On a real device: soft-RoCE in the labs, an adapter where there is one.
+
+mod common;
+
+use std::thread;
+
+use common::{PATIENCE, TestGuest, TestHost, in_a_lab};
+use sterna::control::ControlChannel;
+use sterna::destination::Receiver;
+use sterna::dirty::DirtyBitmap;
+use sterna::guest::Guest;
+use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
+use sterna::transport::rdma::{RdmaReach, RdmaTuning};
+use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
+use sterna::wire::{Epoch, Final, Hello, Message};
+use sterna_rdma::CompletionStatus;
+use vm_memory::{Bytes, GuestAddress};
+
+const EPOCH: Epoch = Epoch([7; 16]);
+const LANES: u8 = 2;
+
+/// Pages of RAM that the built-in guest never touches, one for each lane: what is there, somebody else wrote.
+const UNTOUCHED: [u64; LANES as usize] = [5 << 20, 9 << 20];
+const MARK: u64 = 0x6c61_7465_2121_2121;
+
+#[test]
+fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_destination() {
+    let Some(address) = RdmaReach::any_address() else {
+        assert!(!in_a_lab(), "a lab has an RDMA device");
+        println!(
+            "skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test late_write`"
+        );
+        return;
+    };
+    let receiver = Receiver::bind((address, 0).into()).expect("a free port");
+    let to = receiver.local_address().expect("a bound socket has an address").to_string();
+    let host = TestHost::default();
+    let guest = TestGuest::started();
+    let (arrival, mut transport) = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
+        let transport = hand_over(&guest, &to);
+        (receiving.join().expect("the destination does not panic"), transport)
+    });
+    arrival.guest.beats_on();
+    assert_eq!(host.times_resumed(), 1);
+
+    // All that the source has is stale now, and these pages are what it never was.
+    let there = arrival.guest.machine.memory();
+    for address in UNTOUCHED {
+        guest.machine.memory().write_obj(MARK, GuestAddress(address)).expect("the address is in RAM");
+        let before: u64 = there.read_obj(GuestAddress(address)).expect("the address is in RAM");
+        assert_eq!(before, 0, "nobody has written there");
+    }
+    let ram = guest.ram().expect("it has RAM");
+    let (lanes, _) = transport.parts();
+    let written: Vec<_> = lanes
+        .iter_mut()
+        .zip(UNTOUCHED)
+        .map(|(lane, address)| write_late(lane.as_mut(), &ram, address))
+        .collect();
+
+    for address in UNTOUCHED {
+        let after: u64 = there.read_obj(GuestAddress(address)).expect("the address is in RAM");
+        assert_eq!(after, 0, "a late write has arrived, {written:?}");
+    }
+    for result in written {
+        let Err(TransportError::Write { error, .. }) = result else {
+            panic!("it was not refused: {result:?}")
+        };
+        // Nobody is there to answer: the queue pair is gone.
+        assert_eq!(error.status, CompletionStatus::RetryExceeded, "{error:?}");
+    }
+    arrival.guest.runs_whole();
+}
+
+/// A migration in one round, as a source does it; returns the lanes once the guest runs at the destination.
+fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
+    let ram = guest.ram().expect("it has RAM");
+    let mut control = ControlChannel::connect(to).expect("the destination listens");
+    let offer = Offer::make(TransportChoice::Rdma, &control, &ram, LANES, RdmaTuning::default())
+        .expect("there is a device");
+    let hello = Hello {
+        epoch: EPOCH,
+        name: guest.name().into(),
+        ram: ram.layout(),
+        details: guest.details().expect("it can be told"),
+        lanes: offer.lanes(),
+    };
+    control.send(&Message::Hello(hello)).expect("the destination hears");
+    let Message::Ready(ready) = hear(&mut control) else { panic!("the destination is not ready") };
+    let mut transport = offer.connect(ready, &control, &ram).expect("the lanes connect");
+
+    guest.pause().expect("it can be paused");
+    let state = guest.save().expect("it can be saved");
+    send_all(transport.as_mut(), &ram, &mut control);
+    control.send(&Message::RoundClosed(1)).expect("the destination hears");
+    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state };
+    control.send(&Message::Final(last)).expect("the destination hears");
+    assert!(matches!(hear(&mut control), Message::Prepared(EPOCH, _)));
+    control.send(&Message::Go(EPOCH)).expect("the destination hears");
+    assert_eq!(hear(&mut control), Message::Running(EPOCH));
+    control.send(&Message::Done(EPOCH)).expect("the destination hears");
+    transport
+}
+
+/// All of RAM, on the first lane; the others only fence.
+fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut ControlChannel) {
+    let mut dirty = DirtyBitmap::new(&ram.layout());
+    dirty.fill();
+    let (lanes, supply) = transport.parts();
+    let supply = supply.expect("RDMA has memory registered while it sends");
+    thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            let regions = ram.layout().regions;
+            let all = (0..).zip(&regions).map(|(region, layout)| PageRun {
+                region,
+                first_page: 0,
+                pages: layout.len_bytes / PAGE_BYTES,
+            });
+            let sent = all
+                .map(|run| lanes[0].write(run))
+                .chain([Ok(())])
+                .collect::<Result<Vec<_>, _>>()
+                .and_then(|_| lanes.iter_mut().try_for_each(|lane| lane.fence(1)));
+            supply.end();
+            sent
+        });
+        supply.supply(&dirty, control).expect("memory is registered");
+        sending.join().expect("sending does not panic").expect("all of it is sent");
+    });
+}
+
+/// All of what the guest works on, and the page that it does not; returns once the device has said what became of it.
+fn write_late(lane: &mut dyn Lane, ram: &GuestRam, untouched: u64) -> Result<(), TransportError> {
+    let page = |address| PageRun { region: 0, first_page: address / PAGE_BYTES, pages: 1 };
+    lane.write(page(untouched))?;
+    let pages = ram.layout().regions[0].len_bytes / PAGE_BYTES;
+    lane.write(PageRun { region: 0, first_page: 0, pages })?;
+    lane.fence(2)
+}
+
+fn hear(control: &mut ControlChannel) -> Message {
+    control.receive("the destination's word", Some(PATIENCE)).expect("the destination answers")
+}
