@@ -176,7 +176,8 @@ impl Doubt {
     /// # Errors
     /// [`OpenError`], also if the process that held the guest is alive: that one asks.
     pub fn recover(journals: &Journals, name: &str) -> Result<Option<Self>, OpenError> {
-        if journals.look(name, Side::Source)?.is_none() {
+        // One without a word is left as it is: that a migration was begun is all there is to know.
+        if journals.look(name, Side::Source)?.is_none_or(|journal| journal.last().is_none()) {
             return Ok(None);
         }
         let journal = journals.open(name, Side::Source)?;
