@@ -309,11 +309,10 @@ fn a_journal_that_cannot_be_written_leaves_the_guest_at_the_source() {
     ended.says("cannot make the journal").says("where: the guest runs on at the source");
     files_up_to("unlimited");
     // There is one now, and a disk that takes no records.
-    let how = [&ENDLESS[..], &["--if-stuck=stop"]].concat();
-    let migrating = source.migrate("tern", receiving.address, &how);
+    let migrating = source.migrate("tern", receiving.address, &ENDLESS);
     migrating.says("round 1:");
     files_up_to("8192");
-    source.start(["migrate", "tern", "--set=max-rounds=1"]).wait().expect_code(0);
+    source.start(["migrate", "tern", "--set=if-stuck=stop", "--set=max-rounds=1"]).wait().expect_code(0);
     let ended = migrating.wait().expect_code(10);
     ended.says("cannot write to the journal").says("where: the guest runs on at the source");
     receiving.process.says("the source gave up");
