@@ -2,6 +2,7 @@
 
 mod convergence;
 mod dirty_log;
+mod downtime;
 mod peers;
 mod scan;
 
@@ -27,6 +28,8 @@ enum Command {
     DirtyLog(dirty_log::DirtyLogArgs),
     /// See whether migrations converge, and whether what they predict comes true
     Convergence(convergence::ConvergenceArgs),
+    /// See what journals and comparing memory add to the downtime, and where its milliseconds go
+    Downtime(downtime::DowntimeArgs),
 }
 
 fn main() -> ExitCode {
@@ -35,5 +38,6 @@ fn main() -> ExitCode {
         Command::Scan(args) => scan::run(&args),
         Command::DirtyLog(args) => dirty_log::run(&args),
         Command::Convergence(args) => convergence::run(&args),
+        Command::Downtime(args) => downtime::run(&args),
     }
 }

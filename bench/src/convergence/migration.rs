@@ -8,30 +8,37 @@ use super::BenchError;
 
 /// Runs `sterna demo`: two processes, and a guest that moves from one to the other.
 #[derive(Debug)]
-pub(super) struct Demo {
-    pub(super) program: PathBuf,
+pub(crate) struct Demo {
+    pub(crate) program: PathBuf,
     /// What all migrations have in common.
-    pub(super) common: Vec<String>,
+    pub(crate) common: Vec<String>,
+    /// Where it makes the folder of its sockets and journals, if that is not to be the usual place.
+    pub(crate) temporary: Option<PathBuf>,
 }
 
 /// What the figures need of a migration's report.
 #[derive(Debug, Deserialize)]
-pub(super) struct Migration {
-    pub(super) total_ms: f64,
-    pub(super) downtime_ms: f64,
-    pub(super) downtime_predicted: DowntimeReport,
-    pub(super) downtime_measured: DowntimeReport,
-    pub(super) bytes_sent: u64,
-    pub(super) heartbeats_per_second: Option<f64>,
-    pub(super) per_round: Vec<RoundReport>,
+pub(crate) struct Migration {
+    pub(crate) total_ms: f64,
+    pub(crate) downtime_ms: f64,
+    pub(crate) guest_downtime_ms: Option<f64>,
+    pub(crate) downtime_predicted: DowntimeReport,
+    pub(crate) downtime_measured: DowntimeReport,
+    pub(crate) bytes_sent: u64,
+    pub(crate) heartbeats_per_second: Option<f64>,
+    pub(crate) per_round: Vec<RoundReport>,
 }
 
 impl Demo {
     /// A migration; `None` if it gave up because it did not converge.
-    pub(super) fn migrate(&self, how: &[String]) -> Result<Option<Migration>, BenchError> {
+    pub(crate) fn migrate(&self, how: &[String]) -> Result<Option<Migration>, BenchError> {
         let arguments: Vec<_> =
             ["demo".to_owned(), "--json".into()].iter().chain(&self.common).chain(how).cloned().collect();
-        let output = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(folder) = &self.temporary {
+            command.env("TMPDIR", folder);
+        }
+        let output = command
             .args(&arguments)
             .stdin(Stdio::null())
             .output()
@@ -54,18 +61,18 @@ impl Demo {
 
 impl Migration {
     /// Pages of the rounds over their time, in MB/s.
-    pub(super) fn throughput_mbps(&self) -> f64 {
+    pub(crate) fn throughput_mbps(&self) -> f64 {
         let ms: f64 = self.per_round.iter().map(|round| round.ms).sum();
         self.bytes_sent as f64 / 1e3 / ms
     }
 
     /// The rounds while the guest ran.
-    pub(super) fn running(&self) -> &[RoundReport] {
+    pub(crate) fn running(&self) -> &[RoundReport] {
         self.per_round.split_last().map_or(&[], |(_, running)| running)
     }
 
     /// How fast the guest wrote new pages over all rounds in which it ran, in MB/s.
-    pub(super) fn dirty_rate_mbps(&self) -> f64 {
+    pub(crate) fn dirty_rate_mbps(&self) -> f64 {
         let (bytes, ms) = self.running().iter().fold((0.0, 0.0), |(bytes, ms), round| {
             let time = round.ms + round.harvest_ms;
             (bytes + round.dirty_rate_mbps * time, ms + time)

@@ -18,7 +18,7 @@ use std::process::{ExitCode, ExitStatus};
 use clap::{Args, ValueEnum};
 use thiserror::Error;
 
-use self::migration::Demo;
+pub(crate) use self::migration::{Demo, Migration};
 
 /// What to measure, and with what.
 #[derive(Debug, Args)]
@@ -103,6 +103,7 @@ fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
             format!("--transport={}", args.transport),
             "--verify=off".into(),
         ],
+        temporary: None,
     };
     let wanted = |figure| args.figures.is_empty() || args.figures.contains(&figure);
     println!(
