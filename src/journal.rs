@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +21,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, OFlags, RenameFlags};
 use thiserror::Error;
 
 use crate::handover::{BootId, JOURNAL_LEN, Journal, JournalError, Mark, Record, Side};
+use crate::lock::is_at;
 use crate::wire::{Epoch, NAME_MAX};
 
 /// Where the journals of a host are.
@@ -333,12 +334,6 @@ fn open_locked(folder: &Path, path: &Path, side: Side) -> Result<File, JournalsE
     Err(JournalsError::InUse(path.to_owned()))
 }
 
-/// Whether a file is the one of this name.
-fn is_at(file: &File, path: &Path) -> bool {
-    let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    file.metadata().map(place).is_ok_and(|opened| fs::metadata(path).map(place).is_ok_and(|at| at == opened))
-}
-
 /// Makes an empty journal: under its name it is there whole, or not at all.
 fn make(folder: &Path, path: &Path, side: Side) -> Result<(), JournalsError> {
     let temporary = path.with_extension(format!("{}.new", process::id()));
@@ -385,6 +380,8 @@ fn boot_id() -> Result<BootId, JournalsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
 
     const EPOCH: Epoch = Epoch([1; 16]);

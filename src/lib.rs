@@ -37,7 +37,7 @@
 //! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
-//! | [`handover`], [`journal`] | who owns the VM, and what a host must not forget of that |
+//! | [`handover`], [`journal`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
 //! | [`verify`] | whether what arrived is what the source has |
 //! | [`progress`] | what a migration tells, and its report |
@@ -54,6 +54,7 @@ pub mod guest;
 pub mod handover;
 pub mod image;
 pub mod journal;
+pub mod lock;
 pub mod memory;
 pub mod preflight;
 pub mod progress;

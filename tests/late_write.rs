@@ -86,6 +86,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
         ram: ram.layout(),
         details: guest.details().expect("it can be told"),
         lanes: offer.lanes(),
+        lock: None,
     };
     control.send(&Message::Hello(hello)).expect("the destination hears");
     let Message::Ready(ready) = hear(&mut control) else { panic!("the destination is not ready") };

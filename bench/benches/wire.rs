@@ -34,7 +34,7 @@ fn messages() -> Vec<(&'static str, Message)> {
     let state = vec![0x5a; 4 << 20];
     vec![
         ("go", Message::Go(epoch)),
-        ("hello", Message::Hello(Hello { epoch, name, ram, details, lanes: LaneOffer::Tcp(4) })),
+        ("hello", Message::Hello(Hello { epoch, name, ram, details, lanes: LaneOffer::Tcp(4), lock: None })),
         ("register slices, 1024", Message::RegisterSlices(slices.collect())),
         ("digests, 16384", Message::Digests(vec![[0xa5; 32]; DIGESTS_MAX])),
         ("final, state of 4 MiB", Message::Final(Final { epoch, round: 9, compare_blocks: 0, state })),

@@ -28,11 +28,16 @@ impl Serve for Arriving {
 
 impl Arriving {
     fn found(&self, run_destination: bool) -> Found {
-        if run_destination && self.held.source_is_fenced() {
-            return Found {
-                exit: Exit::Done,
-                what: "is run here, on the word that the other host is fenced".into(),
-            };
+        match if run_destination { self.held.source_is_fenced() } else { Ok(false) } {
+            Ok(true) => {
+                let what = "is run here, on the word that the other host is fenced".into();
+                return Found { exit: Exit::Done, what };
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let what = format!("is ready to run here, and is not run without its lock: {error}");
+                return Found { exit: Exit::InDoubt, what };
+            }
         }
         match self.held.left() {
             Some(left) => Found {

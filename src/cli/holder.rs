@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use sterna::journal::Journals;
+use sterna::lock::Lock;
 use sterna::progress::{Event, LimitsReport, Observer};
 use sterna::sampling::sample;
 use sterna::source::{
@@ -36,6 +37,8 @@ pub(crate) enum Ended {
 struct Holder {
     guest: MachineGuest,
     journals: Journals,
+    /// Held for as long as the guest runs here.
+    lock: Option<Lock>,
     work: Mutex<Work>,
     /// What is asked about a guest in doubt.
     doubt: Mutex<Option<Doubt>>,
@@ -68,10 +71,10 @@ pub(crate) fn end_with_stdin() {
 }
 
 /// Serves the guest's control socket until the guest is gone.
-pub(crate) fn hold(guest: MachineGuest, journals: Journals) -> Ended {
+pub(crate) fn hold(guest: MachineGuest, journals: Journals, lock: Option<Lock>) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
-    let holder = Arc::new(Holder { guest, journals, work, doubt, ended });
+    let holder = Arc::new(Holder { guest, journals, lock, work, doubt, ended });
     holder.guest.socket.serve(Arc::new(AtDesk(holder.clone())));
     // A sender lives in `holder`, so this waits for one to speak.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
@@ -151,7 +154,7 @@ impl Holder {
         let options = match request.options() {
             Ok(options) => {
                 let (switch_cost, journals) = (self.guest.switch_cost(), self.journals.clone());
-                Options { switch_cost, journals, ..options }
+                Options { switch_cost, journals, lock: self.lock.clone(), ..options }
             }
             Err(error) => return failed(Exit::Usage, error.to_string(), "the guest is as it was"),
         };
@@ -218,9 +221,9 @@ impl Holder {
     /// What became of the guest; `fenced` is the operator's word that the destination's host is.
     fn recover(&self, fenced: bool) -> (Found, Option<Ended>) {
         let found = |exit, what: &str| Found { exit, what: what.into() };
-        let ended = match self.ask_once() {
+        let asked = self.ask_once().or_else(|why| if fenced { self.take_word() } else { Err(why) });
+        let ended = match asked {
             Ok(ended) => ended,
-            Err(_) if fenced && self.is_fenced() => None,
             Err(why) => {
                 let what = format!(
                     "is paused here and perhaps runs at the destination: {why}. It is asked again and again; if that host is \
@@ -237,15 +240,15 @@ impl Holder {
         (found, ended)
     }
 
-    /// Takes the guest back on the operator's word; whether it was in doubt.
-    fn is_fenced(&self) -> bool {
+    /// Takes the guest back on the operator's word, if it is in doubt still.
+    fn take_word(&self) -> Result<Option<Ended>, StillInDoubt> {
         let mut doubt = self.doubt();
-        let fenced = doubt.as_mut().is_some_and(|doubt| doubt.fenced().is_ok());
-        if fenced {
+        if let Some(doubt) = doubt.as_mut() {
+            doubt.fenced()?;
             self.take_back();
-            *doubt = None;
         }
-        fenced
+        *doubt = None;
+        Ok(None)
     }
 
     /// The guest was given away in vain, and is this host's again.

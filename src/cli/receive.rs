@@ -11,6 +11,7 @@ use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
 use sterna::journal::Journals;
+use sterna::lock::Lock;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -52,6 +53,9 @@ pub(crate) struct ReceiveArgs {
     hold: u64,
     #[command(flatten)]
     state: StateArgs,
+    /// Take only a guest that runs with this lock at its source, a file on storage that the hosts share, and run it with that
+    #[arg(long, value_name = "FILE", conflicts_with = "into")]
+    lock: Option<PathBuf>,
     /// End after the first attempt, also if it fails
     #[arg(long)]
     once: bool,
@@ -75,9 +79,11 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(journals) => journals,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    let lock = args.lock.as_ref().map(Lock::at);
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
         .map(|receiver| receiver.with_journals(journals.clone()).with_hold(Duration::from_secs(args.hold)))
+        .map(|receiver| receiver.with_lock(lock.clone()))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
         Ok(opened) => opened,
@@ -109,7 +115,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         let epoch = arrival.epoch;
         thread::spawn(move || receiver.answer_until_done(epoch));
     }
-    hold_arrival(arrival, journals, args.json)
+    hold_arrival(arrival, (journals, lock), args.json)
 }
 
 fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
@@ -133,7 +139,11 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
     Exit::Done.into()
 }
 
-fn hold_arrival(arrival: Arrival<MachineGuest>, journals: Journals, json: bool) -> ExitCode {
+fn hold_arrival(
+    arrival: Arrival<MachineGuest>,
+    (journals, lock): (Journals, Option<Lock>),
+    json: bool,
+) -> ExitCode {
     let Arrival { guest, from, .. } = arrival;
     let name = guest.name().to_owned();
     if json {
@@ -141,7 +151,7 @@ fn hold_arrival(arrival: Arrival<MachineGuest>, journals: Journals, json: bool) 
     } else {
         println!("{name} has arrived from {from} and runs here");
     }
-    let ended = hold(guest, journals);
+    let ended = hold(guest, journals, lock);
     say_end(&name, &ended, json);
     Exit::Done.into()
 }

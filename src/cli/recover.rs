@@ -1,5 +1,6 @@
 //! `sterna recover`: what is known of a guest after a migration that went wrong, and what settles it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use clap::Args;
 use sterna::destination;
 use sterna::handover::{Journal, Mark, Record, Side};
 use sterna::journal::{Journals, JournalsError};
+use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
 
 use super::exit::Exit;
@@ -32,6 +34,9 @@ pub(crate) struct RecoverArgs {
     other_host_is_fenced: bool,
     #[command(flatten)]
     state: StateArgs,
+    /// The guest's lock, where its process here has ended: who has that elsewhere may run it
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Print it as JSON, one object
     #[arg(long)]
     json: bool,
@@ -82,7 +87,7 @@ fn without_process(journals: &Journals, args: &RecoverArgs) -> Result<Found, Ope
             "is not held here, ready to run: there is nothing to give a word for".into(),
         );
     }
-    if let Some(mut doubt) = Doubt::recover(journals, &args.name)? {
+    if let Some(mut doubt) = Doubt::recover(journals, &args.name, args.lock.as_ref().map(Lock::at))? {
         return Ok(settle_doubt(&mut doubt, args.resume_source));
     }
     let last = |side| Ok(journals.look(&args.name, side)?.and_then(|journal| journal.last().cloned()));

@@ -1,10 +1,12 @@
 //! `sterna run`: starts a guest and holds it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use sterna::handover::{Mark, Side};
 use sterna::journal::Journals;
+use sterna::lock::Lock;
 use sterna::preflight;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
@@ -27,6 +29,9 @@ pub(crate) struct RunArgs {
     guest: GuestArgs,
     #[command(flatten)]
     state: StateArgs,
+    /// Run the guest only while this file is locked, which is on storage that the hosts share: an arbiter between them
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
     /// Print what happens as JSON, an object a line
     #[arg(long)]
     json: bool,
@@ -134,6 +139,10 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Ok(journals) => journals,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    let lock = args.lock.as_ref().map(Lock::at);
+    if let Err(error) = lock.as_ref().map_or(Ok(()), Lock::take) {
+        return output::error(Exit::Refused, error);
+    }
     let socket = match Listener::bind(&args.name) {
         Ok(socket) => socket,
         Err(error) => return output::error(Exit::Refused, error),
@@ -165,7 +174,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     } else {
         println!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
-    let ended = hold(guest, journals);
+    let ended = hold(guest, journals, lock);
     say_end(&name, &ended, args.json);
     Exit::Done.into()
 }

@@ -10,6 +10,7 @@ use super::{Held, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
 use crate::guest::Guest;
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
+use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
 use crate::transport::Landing;
 use crate::verify::Checks;
@@ -20,6 +21,8 @@ pub(super) struct Attempt<G> {
     pub(super) guest: G,
     landing: Option<Box<dyn Landing>>,
     ownership: Ownership,
+    /// What arbitrates between the hosts.
+    lock: Option<Lock>,
     /// How long it is held without its source, and the operator's handle on that.
     hold: Duration,
     held: Held,
@@ -30,10 +33,10 @@ impl<G: Guest> Attempt<G> {
     pub(super) fn new(
         guest: G,
         (ram, landing): (&GuestRam, Box<dyn Landing>),
-        ownership: Ownership,
+        (ownership, lock): (Ownership, Option<Lock>),
         (hold, held): (Duration, Held),
     ) -> Self {
-        Self { guest, landing: Some(landing), ownership, hold, held, checks: Checks::new(ram) }
+        Self { guest, landing: Some(landing), ownership, lock, hold, held, checks: Checks::new(ram) }
     }
 
     /// Steps 2 to 5; whether the source knows then that the guest runs here.
@@ -95,7 +98,13 @@ impl<G: Guest> Attempt<G> {
     fn go(&mut self, message: Message) -> Result<Instant, ReceiveError> {
         let go = Instant::now();
         match message {
-            Message::Go(epoch) => self.start(DestinationEvent::Go(epoch))?,
+            Message::Go(epoch) => {
+                if let Some(lock) = &self.lock {
+                    // The source gave it up before it sent this.
+                    lock.take_within(LOCK_MAX)?;
+                }
+                self.start(DestinationEvent::Go(epoch))?;
+            }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
             other => return Err(ReceiveError::OutOfTurn(other.name())),
         }
@@ -120,7 +129,7 @@ impl<G: Guest> Attempt<G> {
             "the source is lost, the guest is ready and held for {} s: {error}",
             self.hold.as_secs()
         );
-        self.held.begin(until);
+        self.held.begin(until, self.lock.clone());
         let heard = loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || self.held.is_fenced() {
@@ -233,8 +242,11 @@ impl<G: Guest> Attempt<G> {
             _ => self.ownership.on(DestinationEvent::Failed),
         };
         let epoch = self.ownership.epoch();
-        // Only now, with nothing left that could run and the journal free, may the source hear that this epoch never ran.
+        // Only now, with nothing left that could run, the journal free and the lock given up, may the source hear that this epoch never ran.
         drop((self.guest, self.ownership));
+        if let Some(lock) = &self.lock {
+            lock.give_up();
+        }
         if action == Ok(DestinationAction::Refuse) && !matches!(error, ReceiveError::SourceGaveUp(_)) {
             let _ = control.send(&Message::Abort(epoch, error.to_string()));
         }
@@ -389,8 +401,12 @@ mod tests {
         let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go });
         let ownership =
             Ownership::new(OpenJournal::failing(Side::Destination, fails), "source".into(), EPOCH);
-        let mut attempt =
-            Attempt::new(guest, (&ram, landing), ownership, (Duration::from_secs(5), Held::default()));
+        let mut attempt = Attempt::new(
+            guest,
+            (&ram, landing),
+            (ownership, None),
+            (Duration::from_secs(5), Held::default()),
+        );
         let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
         let (_visits, coming) = mpsc::channel();
         let result = attempt.switch(&mut control, &coming, &last);

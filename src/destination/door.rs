@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::Receiver;
 use crate::control::ControlChannel;
+use crate::lock::{Lock, LockError};
 use crate::wire::{Epoch, Message, Refusal};
 
 /// A source that comes anew for its own guest: with a question, or with GO.
@@ -107,34 +108,40 @@ impl Receiver {
 #[derive(Clone, Debug, Default)]
 pub struct Held(Arc<Mutex<Option<Holding>>>);
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Holding {
     until: Instant,
     fenced: bool,
+    lock: Option<Lock>,
 }
 
 impl Held {
     /// How long the guest will be held from now on; `None` if none is.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        let holding = *self.lock();
-        holding.map(|holding| holding.until.saturating_duration_since(Instant::now()))
+        self.lock().as_ref().map(|holding| holding.until.saturating_duration_since(Instant::now()))
     }
 
     /// The operator's word that the source's host is fenced: it is off, or can reach neither disks nor network, and will not run
     /// this guest. It is run here then. **If the word is false, the guest runs twice.** False if no guest is held.
-    #[must_use]
-    pub fn source_is_fenced(&self) -> bool {
+    ///
+    /// # Errors
+    /// [`LockError`] if the guest has a lock and somebody holds that, so the word cannot be true. Nothing changes.
+    pub fn source_is_fenced(&self) -> Result<bool, LockError> {
         let mut holding = self.lock();
-        holding.as_mut().map(|holding| holding.fenced = true).is_some()
+        let Some(holding) = holding.as_mut() else { return Ok(false) };
+        // Before the end of the holding, which waits for this: so whoever runs the guest then has it, or gives it up.
+        holding.lock.as_ref().map_or(Ok(()), Lock::take)?;
+        holding.fenced = true;
+        Ok(true)
     }
 
-    pub(super) fn begin(&self, until: Instant) {
-        *self.lock() = Some(Holding { until, fenced: false });
+    pub(super) fn begin(&self, until: Instant, lock: Option<Lock>) {
+        *self.lock() = Some(Holding { until, fenced: false, lock });
     }
 
     pub(super) fn is_fenced(&self) -> bool {
-        self.lock().is_some_and(|holding| holding.fenced)
+        self.lock().as_ref().is_some_and(|holding| holding.fenced)
     }
 
     /// Ends it; whether the operator had given their word.

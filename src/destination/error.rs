@@ -7,6 +7,7 @@ use crate::control::ControlError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::journal::JournalsError;
+use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
@@ -67,6 +68,9 @@ pub enum ReceiveError {
     /// The journal, without which nothing is run.
     #[error(transparent)]
     Journal(#[from] JournalsError),
+    /// The lock, without which the guest may not run here.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The control channel.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -25,6 +25,7 @@ use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::handover::Side;
 use crate::journal::Journals;
+use crate::lock::Lock;
 use crate::transport::{Landing, TransportError, land};
 use crate::verify::Checks;
 use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role};
@@ -37,6 +38,7 @@ pub struct Receiver {
     journals: Journals,
     hold: Duration,
     held: Held,
+    lock: Option<Lock>,
 }
 
 impl Receiver {
@@ -48,7 +50,7 @@ impl Receiver {
         let listener = TcpListener::bind(address)
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
         let (journals, held) = (Journals::in_memory(), Held::default());
-        Ok(Self { listener, pin_max_bytes: None, journals, hold: HOLD, held })
+        Ok(Self { listener, pin_max_bytes: None, journals, hold: HOLD, held, lock: None })
     }
 
     /// The same, with at most so much RAM registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK`
@@ -69,6 +71,13 @@ impl Receiver {
     #[must_use]
     pub fn with_hold(self, hold: Duration) -> Self {
         Self { hold, ..self }
+    }
+
+    /// The same, with a lock that arbitrates between the hosts: only a guest that has it at the source is taken, and it is taken
+    /// before that guest runs here. Keep a clone for as long as the guest runs.
+    #[must_use]
+    pub fn with_lock(self, lock: Option<Lock>) -> Self {
+        Self { lock, ..self }
     }
 
     /// The operator's handle on a guest that is held.
@@ -96,7 +105,7 @@ impl Receiver {
     pub fn receive<H: GuestHost>(&self, host: &H) -> Result<Arrival<H::Guest>, ReceiveError> {
         let hello = |message| match message {
             Message::Hello(hello) => Ok(hello),
-            other => Err(other),
+            other => Err(Box::new(other)),
         };
         let (mut control, mut hello) = self.await_opening(hello, &Refusal::OnlyGuests)?;
         let from = control.peer_address();
@@ -150,7 +159,7 @@ impl Receiver {
     /// Waits for somebody who brings what is `wanted`. Who brings the other kind of thing is told so.
     pub(crate) fn await_opening<T>(
         &self,
-        wanted: impl Fn(Message) -> Result<T, Message>,
+        wanted: impl Fn(Message) -> Result<T, Box<Message>>,
         otherwise: &Refusal,
     ) -> Result<(ControlChannel, T), ReceiveError> {
         loop {
@@ -158,14 +167,16 @@ impl Receiver {
             let from = control.peer_address();
             let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(&wanted) {
                 Ok(Ok(opening)) => return Ok((control, opening)),
-                Ok(Err(Message::Ask(epoch))) => {
-                    self.answer(&mut control, epoch);
-                    None
-                }
-                Ok(Err(other)) => {
-                    tracing::warn!("{from} began with {} and was turned away", other.name());
-                    matches!(other, Message::Hello(_) | Message::OfferImage(_)).then(|| otherwise.clone())
-                }
+                Ok(Err(other)) => match *other {
+                    Message::Ask(epoch) => {
+                        self.answer(&mut control, epoch);
+                        None
+                    }
+                    other => {
+                        tracing::warn!("{from} began with {} and was turned away", other.name());
+                        matches!(other, Message::Hello(_) | Message::OfferImage(_)).then(|| otherwise.clone())
+                    }
+                },
                 Err(error) => {
                     tracing::warn!("{from} was turned away: {error}");
                     match error {
@@ -238,6 +249,7 @@ impl Receiver {
         hello: &Hello,
         control: &mut ControlChannel,
     ) -> Result<Attempt<H::Guest>, ReceiveError> {
+        self.check_lock(hello)?;
         let proposal = Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details };
         let guest = host.prepare(&proposal)?;
         let journal = self
@@ -254,7 +266,19 @@ impl Receiver {
         landing.connect(&self.listener).map_err(|error| explained(error, control))?;
         let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
         let holding = (self.hold, self.held.clone());
-        Ok(Attempt::new(guest, (&ram, landing), ownership, holding))
+        Ok(Attempt::new(guest, (&ram, landing), (ownership, self.lock.clone()), holding))
+    }
+
+    /// Both ends have a lock, the same, and it arbitrates between them; or neither has one.
+    fn check_lock(&self, hello: &Hello) -> Result<(), Refusal> {
+        match (&self.lock, hello.lock) {
+            (None, None) => Ok(()),
+            (Some(lock), Some(token)) => lock
+                .arbitrates(token)
+                .map_err(|error| Refusal::Lock(error.to_string().chars().take(REASON_CHARS_MAX).collect())),
+            (None, Some(_)) => Err(Refusal::LockMissing),
+            (Some(_), None) => Err(Refusal::LockUnknown),
+        }
     }
 }
 
@@ -346,6 +370,9 @@ pub(crate) fn await_other_lanes(
 
 /// How long whoever connects has to say what they want: they have nothing to wait for.
 pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);
+
+/// How much of an error that names a path a refusal tells.
+const REASON_CHARS_MAX: usize = 1000;
 
 /// How long a guest that is ready is held for a source that is lost.
 const HOLD: Duration = Duration::from_secs(600);

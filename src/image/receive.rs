@@ -38,7 +38,7 @@ impl Receiver {
     pub fn receive_image(&self, store: &Store) -> Result<Stored, StoreError> {
         let wanted = |message| match message {
             Message::OfferImage(offer) => Ok(offer),
-            other => Err(other),
+            other => Err(Box::new(other)),
         };
         let (mut control, mut offer) = self.await_opening(wanted, &Refusal::OnlyImages)?;
         let from = control.peer_address();

@@ -9,6 +9,7 @@ use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::journal::JournalsError;
+use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
@@ -108,6 +109,17 @@ pub enum MigrationFailure {
     /// The source's journal cannot be kept.
     #[error(transparent)]
     Journal(#[from] JournalsError),
+    /// The lock that arbitrates between the hosts.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The guest is the source's again, and its lock is not.
+    #[error("{cause}; so the guest is the source's again, but stays paused: {error}")]
+    LockLost {
+        /// Why the migration failed.
+        cause: String,
+        /// Why the lock cannot be had.
+        error: LockError,
+    },
     /// A thread of the migration, or the VMM in it, came upon a defect.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),

@@ -2,6 +2,7 @@
 
 use super::{Attempt, MigrationFailure, hello};
 use crate::convergence::Course;
+use crate::lock::Lock;
 use crate::progress::Event;
 use crate::verify::Ledger;
 
@@ -28,7 +29,8 @@ impl Attempt<'_> {
             self.throttle(0);
         }
         self.log.stop()?;
-        let opening = hello(self.guest, self.link.ram.layout());
+        let lock = self.options.lock.as_ref().map(Lock::token).transpose()?;
+        let opening = hello(self.guest, self.link.ram.layout(), lock);
         self.link.fall_back(why.to_owned(), &self.options.cancel, opening)?;
         self.observer.event(&self.link.connected());
         self.ownership.begin_anew(self.link.epoch)?;

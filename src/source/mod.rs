@@ -44,13 +44,14 @@ use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
 use crate::journal::{Journals, OpenJournal};
+use crate::lock::Lock;
 use crate::memory::RamLayout;
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
 use crate::verify::{Ledger, Verify};
-use crate::wire::{Epoch, Hello, LaneOffer, Message};
+use crate::wire::{Epoch, Hello, LaneOffer, LockToken, Message};
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
@@ -70,6 +71,9 @@ pub struct Options {
     /// Where it is recorded that the guest was given away. In memory, a process that dies at the wrong moment leaves a doubt
     /// that only an operator can settle.
     pub journals: Journals,
+    /// What arbitrates between the two hosts. It must be held already, and the destination must have it too. After the migration the
+    /// guest runs here exactly if it is held here.
+    pub lock: Option<Lock>,
     /// Ends the migration when asked to.
     pub cancel: Cancel,
 }
@@ -99,7 +103,7 @@ pub fn migrate(
         observer.event(&Event::FellBack { why });
     }
     observer.event(&link.connected());
-    let ownership = Ownership::new(journal, to.to_owned(), link.epoch);
+    let ownership = Ownership::new(journal, to.to_owned(), link.epoch, options.lock.clone());
     let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
     attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
     // A defect of ours or of the VMM's must not leave a guest slowed or paused that is this side's.
@@ -123,7 +127,7 @@ fn prepare(
 ) -> Result<(Link, Box<dyn DirtyLog>, OpenJournal), MigrationFailure> {
     let journal = open_journal(&options.journals, guest.name())?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
-    let hello = hello(guest, ram.layout());
+    let hello = hello(guest, ram.layout(), options.lock.as_ref().map(Lock::token).transpose()?);
     let link = Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
     Ok((link, log, journal))
 }
@@ -132,10 +136,11 @@ fn prepare(
 fn hello(
     guest: &dyn Guest,
     layout: RamLayout,
+    lock: Option<LockToken>,
 ) -> impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure> {
     move |epoch, lanes| {
         let (name, details) = (guest.name().to_owned(), guest.details()?);
-        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes }))
+        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes, lock }))
     }
 }
 
@@ -233,9 +238,14 @@ impl<'migration> Attempt<'migration> {
             SourceState::Kept => Ok(SourceAction::Resume),
             _ => self.ownership.on(event_of(&cause, self.link.epoch)),
         };
-        let guest = match action {
-            Ok(SourceAction::Resume) => self.resume(),
-            _ => GuestIs::InDoubt,
+        let (guest, cause) = match action {
+            Ok(SourceAction::Resume) => match self.ownership.take_lock() {
+                Ok(()) => (self.resume(), cause),
+                Err(error) => {
+                    (GuestIs::InDoubt, MigrationFailure::LockLost { cause: cause.to_string(), error })
+                }
+            },
+            _ => (GuestIs::InDoubt, cause),
         };
         // It cannot make anything worse, and the cause matters more than it does.
         if let Err(error) = self.log.stop() {

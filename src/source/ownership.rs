@@ -10,6 +10,7 @@ use crate::handover::{
     GuestHere, HandoverError, Mark, Side, SourceAction, SourceEvent, SourceHandover, SourceState,
 };
 use crate::journal::{Journals, JournalsError, OpenJournal};
+use crate::lock::{LOCK_MAX, Lock, LockError};
 use crate::wire::{Epoch, Message, Outcome};
 
 /// The source's half of one handover; what it wants recorded is recorded.
@@ -19,6 +20,8 @@ pub(super) struct Ownership {
     journal: OpenJournal,
     /// The destination, as `HOST:PORT`.
     peer: String,
+    /// What arbitrates between the hosts.
+    lock: Option<Lock>,
     /// Why the last record could not be written.
     unrecorded: Option<JournalsError>,
 }
@@ -37,8 +40,20 @@ pub(super) fn open_journal(journals: &Journals, name: &str) -> Result<OpenJourna
 }
 
 impl Ownership {
-    pub(super) fn new(journal: OpenJournal, peer: String, epoch: Epoch) -> Self {
-        Self { handover: SourceHandover::new(epoch), journal, peer, unrecorded: None }
+    pub(super) fn new(journal: OpenJournal, peer: String, epoch: Epoch, lock: Option<Lock>) -> Self {
+        Self { handover: SourceHandover::new(epoch), journal, peer, lock, unrecorded: None }
+    }
+
+    /// GO is about to leave: whoever runs the guest from now on must get the lock.
+    pub(super) fn give_lock_up(&self) {
+        if let Some(lock) = &self.lock {
+            lock.give_up();
+        }
+    }
+
+    /// Before the guest runs here again.
+    pub(super) fn take_lock(&self) -> Result<(), LockError> {
+        self.lock.as_ref().map_or(Ok(()), |lock| lock.take_within(LOCK_MAX))
     }
 
     /// Another attempt, of a guest that has not stopped running here.
@@ -99,10 +114,16 @@ impl Ownership {
 
     /// In doubt: asks the destination once.
     pub(super) fn ask(&mut self) -> Verdict {
-        match self.state() {
+        let verdict = match self.state() {
             SourceState::Kept => Verdict::Kept,
             SourceState::Released => Verdict::Moved,
             _ => self.converse().unwrap_or_else(Verdict::Open),
+        };
+        match verdict {
+            Verdict::Kept => {
+                self.take_lock().map_or_else(|error| Verdict::Open(error.into()), |()| Verdict::Kept)
+            }
+            verdict => verdict,
         }
     }
 
@@ -130,6 +151,7 @@ impl Ownership {
             if self.on(SourceEvent::Prepared(epoch))? != SourceAction::SendGo {
                 return Err(HandoverError::OtherAction.into());
             }
+            self.give_lock_up();
             control.send(&Message::Go(epoch))?;
             answer = control.receive("RUNNING", Some(STEP_MAX))?;
         }
@@ -153,7 +175,7 @@ impl Ownership {
 
     /// After a failure that nobody can say the outcome of.
     pub(super) fn into_doubt(mut self) -> Doubt {
-        if self.state() != SourceState::InDoubt {
+        if !matches!(self.state(), SourceState::InDoubt | SourceState::Kept) {
             // Something failed in the middle of a step. COMMITTED may be recorded, so it counts as that.
             let epoch = self.handover.epoch();
             if let Ok((handover, _)) = SourceHandover::recover(epoch, Mark::Committed, GuestHere::Paused) {
@@ -171,11 +193,12 @@ pub struct Doubt(Ownership);
 
 impl Doubt {
     /// The doubt that a journal tells of, of a guest that ended with its process or host after COMMITTED was written; none, if it
-    /// tells of none. To ask is worth while all the same: a destination that still waits gets its GO.
+    /// tells of none. To ask is worth while all the same: a destination that still waits gets its GO. With a `lock` the guest counts
+    /// as kept only once that could be taken.
     ///
     /// # Errors
     /// [`OpenError`], also if the process that held the guest is alive: that one asks.
-    pub fn recover(journals: &Journals, name: &str) -> Result<Option<Self>, OpenError> {
+    pub fn recover(journals: &Journals, name: &str, lock: Option<Lock>) -> Result<Option<Self>, OpenError> {
         // One without a word is left as it is: that a migration was begun is all there is to know.
         if journals.look(name, Side::Source)?.is_none_or(|journal| journal.last().is_none()) {
             return Ok(None);
@@ -183,7 +206,7 @@ impl Doubt {
         let journal = journals.open(name, Side::Source)?;
         let Some(last) = journal.journal().last().cloned() else { return Ok(None) };
         let (handover, action) = SourceHandover::recover(last.epoch, last.mark, GuestHere::Gone)?;
-        let doubt = Self(Ownership { handover, journal, peer: last.peer, unrecorded: None });
+        let doubt = Self(Ownership { handover, journal, peer: last.peer, lock, unrecorded: None });
         Ok((action == SourceAction::Ask).then_some(doubt))
     }
 
@@ -196,7 +219,7 @@ impl Doubt {
     /// Asks the destination once, which takes some seconds where it does not answer. A destination that still waits for the guest is
     /// told to run it.
     ///
-    /// On [`Verdict::Kept`] resume the guest, on [`Verdict::Moved`] destroy it. The verdict stays what it was once it is one of those.
+    /// On [`Verdict::Kept`], when its lock is held again too, resume the guest, on [`Verdict::Moved`] destroy it. The verdict stays what it was once it is one of those.
     pub fn ask(&mut self) -> Verdict {
         self.0.ask()
     }
@@ -210,11 +233,19 @@ impl Doubt {
     /// run this guest. Resume the guest then. **If the word is false, the guest runs twice.**
     ///
     /// # Errors
-    /// [`HandoverError`] if there is no doubt any more.
-    pub fn fenced(&mut self) -> Result<(), HandoverError> {
-        match self.0.on(SourceEvent::Fenced)? {
-            SourceAction::Resume => Ok(()),
-            _ => Err(HandoverError::OtherAction),
+    /// [`StillInDoubt::Lock`] if the guest has a lock and somebody holds that, so the word cannot be true;
+    /// [`StillInDoubt::Handover`] if there is no doubt any more.
+    pub fn fenced(&mut self) -> Result<(), StillInDoubt> {
+        self.0.take_lock()?;
+        if self.0.state() == SourceState::Kept {
+            return Ok(());
+        }
+        match self.0.on(SourceEvent::Fenced) {
+            Ok(SourceAction::Resume) => Ok(()),
+            other => {
+                self.0.give_lock_up();
+                Err(other.err().unwrap_or(HandoverError::OtherAction).into())
+            }
         }
     }
 }
@@ -243,6 +274,9 @@ pub enum StillInDoubt {
          --state-dir, that the guest was sent to?"
     )]
     NoWord,
+    /// Whatever the destination says, somebody holds the guest's lock, or it cannot be reached.
+    #[error("the guest does not run here without its lock: {0}")]
+    Lock(#[from] LockError),
     /// An answer out of turn.
     #[error(transparent)]
     Handover(#[from] HandoverError),

@@ -126,7 +126,10 @@ impl Attempt<'_> {
     /// The destination is ready: the guest is given away, durably.
     fn commit(&mut self, prepared: Epoch) -> Result<(), MigrationFailure> {
         match self.ownership.on(SourceEvent::Prepared(prepared))? {
-            SourceAction::SendGo => Ok(()),
+            SourceAction::SendGo => {
+                self.ownership.give_lock_up();
+                Ok(())
+            }
             // That it is given away could not be recorded, so it is not.
             SourceAction::Resume => Err(match self.ownership.take_unrecorded() {
                 Some(error) => error.into(),

@@ -37,6 +37,10 @@ impl fmt::Debug for Epoch {
     }
 }
 
+/// Which lock it is that arbitrates between two hosts: what its file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockToken(pub [u8; 16]);
+
 /// What goes over the control channel. The order of a migration is told in [`source`](crate::source).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
@@ -116,6 +120,8 @@ pub struct Hello {
     pub details: Vec<u8>,
     /// How the pages would travel.
     pub lanes: LaneOffer,
+    /// The lock that the source holds, and whoever runs the guest must hold.
+    pub lock: Option<LockToken>,
 }
 
 /// The opening of the transfer of a file.
@@ -327,6 +333,19 @@ pub enum Refusal {
     /// The destination could not remember what it does with the guest.
     #[error("the destination cannot keep a journal: {0}")]
     Journal(String),
+    /// The guest has a lock, and the destination none.
+    #[error(
+        "the source holds a lock for this guest and the destination has none: start `sterna receive` there with --lock FILE"
+    )]
+    LockMissing,
+    /// The destination has a lock, and the guest none.
+    #[error(
+        "the destination has a lock and the guest at the source runs without: start `sterna receive` there without --lock, or          the guest with it"
+    )]
+    LockUnknown,
+    /// The two have no lock in common that would arbitrate between them.
+    #[error("the destination cannot use its lock: {0}")]
+    Lock(String),
 }
 
 impl Message {
@@ -539,6 +558,7 @@ mod tests {
             ram: RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 16 << 20 }] },
             details: vec![1, 2, 3],
             lanes: LaneOffer::Tcp(2),
+            lock: Some(LockToken([7; 16])),
         }
     }
 
