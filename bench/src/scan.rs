@@ -9,10 +9,10 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 use sterna::dirty::{DirtyBitmap, Stripes};
@@ -39,6 +39,12 @@ pub(crate) struct ScanArgs {
     /// How often everything is measured [default: 7, or 3 if --quick]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "N")]
     repeat: Option<u8>,
+    /// Sizes of RAM, in GiB [default: 1 to 4096, or 64 and 1024 if --quick]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=16_384), value_name = "GIB,…")]
+    ram: Vec<u64>,
+    /// Only patterns with this in their name, such as `0.1 % random`
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    dirty: String,
     /// Write the figures to this file as JSON, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -99,7 +105,11 @@ impl Figure {
 }
 
 pub(crate) fn run(args: &ScanArgs) -> ExitCode {
-    let sizes: &[u64] = if args.quick { &[64, 1024] } else { &[1, 16, 64, 256, 1024, 4096] };
+    let sizes: &[u64] = match &args.ram[..] {
+        [] if args.quick => &[64, 1024],
+        [] => &[1, 16, 64, 256, 1024, 4096],
+        sizes => sizes,
+    };
     let repeat = args.repeat.unwrap_or(if args.quick { 3 } else { 7 });
     let pool = match ThreadPoolBuilder::new().num_threads(2).build() {
         Ok(pool) => pool,
@@ -111,13 +121,15 @@ pub(crate) fn run(args: &ScanArgs) -> ExitCode {
     println!("{HEAD}");
     let mut rows = Vec::new();
     for &ram_gib in sizes {
-        for pattern in patterns() {
+        for pattern in patterns().into_iter().filter(|pattern| pattern.to_string().contains(&args.dirty)) {
             let row = Bench::new(ram_gib * GIB, pattern, &pool).row(ram_gib, repeat);
             println!("{}", row.line());
             rows.push(row);
         }
     }
-    println!("\n{}", fixed_cost(&rows));
+    if let Some(cost) = fixed_cost(&rows) {
+        println!("\n{cost}");
+    }
     let Some(file) = &args.json else { return ExitCode::SUCCESS };
     let written = serde_json::to_vec_pretty(&rows).map_err(Into::into).and_then(|json| fs::write(file, json));
     match written {
@@ -156,14 +168,16 @@ impl Row {
     }
 }
 
-/// What a round costs in which nothing is dirty.
-fn fixed_cost(rows: &[Row]) -> String {
+/// What a round costs in which nothing is dirty, if that was measured.
+fn fixed_cost(rows: &[Row]) -> Option<String> {
+    let mut lines = rows.iter().filter(|row| row.dirty == Pattern::random(0).to_string()).peekable();
+    lines.peek()?;
     let mut text = "| RAM, GiB | nothing dirty: a round, ms | ms per TiB |\n|---|---|---|\n".to_owned();
-    for row in rows.iter().filter(|row| row.dirty == Pattern::random(0).to_string()) {
+    for row in lines {
         let per_tib = row.round_ms.median * 1024.0 / row.ram_gib as f64;
         let _ = writeln!(text, "| {} | {:.4} | {per_tib:.2} |", row.ram_gib, row.round_ms.median);
     }
-    text
+    Some(text)
 }
 
 /// A bitmap, the kernel's record that it is made from, and who works on them.
@@ -187,10 +201,10 @@ impl<'pool> Bench<'pool> {
     }
 
     fn row(&mut self, ram_gib: u64, repeat: u8) -> Row {
-        // The first turn finds out how many passes make a sample, and warms up.
+        // The first turn finds out how many passes make a sample, and warms up. Of two workers one may begin a little later.
         let passes = ROUTINES.map(|routine| {
             let one = self.time(routine, 1).max(Duration::from_nanos(1));
-            u32::try_from(SAMPLE_MIN.as_nanos() / one.as_nanos()).unwrap_or(0).clamp(1, 100_000)
+            u32::try_from(SAMPLE_MIN.as_nanos() / one.as_nanos()).unwrap_or(0).clamp(2, 100_000)
         });
         let turns: Vec<[f64; 7]> = (0..repeat)
             .map(|_| {
@@ -220,6 +234,9 @@ impl<'pool> Bench<'pool> {
     }
 
     fn time(&mut self, routine: Routine, passes: u32) -> Duration {
+        if let Some(worker) = self.worker(routine) {
+            return self.time_of_two(passes, worker);
+        }
         let mut taken = Duration::ZERO;
         for _ in 0..passes {
             if matches!(routine, Routine::Atomic) {
@@ -232,21 +249,44 @@ impl<'pool> Bench<'pool> {
         taken
     }
 
+    /// Both workers are awake when the time begins, and go through all passes without waiting for each other: a virtual processor
+    /// that sleeps can take longer to wake up than a pass does.
+    fn time_of_two(&self, passes: u32, worker: impl Fn(usize) -> u64 + Sync) -> Duration {
+        let start = Barrier::new(2);
+        let times = self.pool.broadcast(|context| {
+            start.wait();
+            let began = Instant::now();
+            for _ in 0..passes {
+                black_box(worker(context.index()));
+            }
+            began.elapsed()
+        });
+        times.into_iter().max().unwrap_or_default()
+    }
+
+    /// What each of two workers does in a pass, if it is for two.
+    fn worker(&self, routine: Routine) -> Option<Box<dyn Fn(usize) -> u64 + Sync + '_>> {
+        let half = self.log.len().div_ceil(2);
+        match routine {
+            Routine::Read2 => Some(Box::new(move |index| {
+                self.bitmap.regions()[0].words().chunks(half).nth(index).map_or(0, plain_read)
+            })),
+            Routine::Scan2 => Some(Box::new(|index| scan(&self.bitmap, 2, index))),
+            _ => None,
+        }
+    }
+
     fn pass(&mut self, routine: Routine) -> u64 {
         match routine {
-            Routine::Read => plain_read(&self.log),
+            Routine::Read => plain_read(self.bitmap.regions()[0].words()),
             Routine::Scan => scan(&self.bitmap, 1, 0),
             Routine::Round => self.round(),
-            Routine::Read2 => {
-                let half = self.log.len().div_ceil(2);
-                self.pool.install(|| {
-                    self.log.par_chunks(half).with_max_len(1).map(plain_read).reduce(|| 0, u64::wrapping_add)
-                })
-            }
-            Routine::Scan2 => {
-                let bitmap = &self.bitmap;
-                let lanes = (0..2usize).into_par_iter().with_max_len(1);
-                self.pool.install(|| lanes.map(|lane| scan(bitmap, 2, lane)).reduce(|| 0, u64::wrapping_add))
+            Routine::Read2 | Routine::Scan2 => {
+                let worker = self.worker(routine);
+                let sums = self
+                    .pool
+                    .broadcast(|context| worker.as_ref().map_or(0, |worker| worker(context.index())));
+                sums.into_iter().fold(0, u64::wrapping_add)
             }
             Routine::BitByBit => bit_by_bit(black_box(&self.log)),
             Routine::Atomic => bit_by_bit(&self.atomic.get_and_reset()),

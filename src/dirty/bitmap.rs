@@ -1,6 +1,7 @@
 use std::ops::Range;
 
 use super::stripes::STRIPE_WORDS;
+use super::words::Words;
 use super::{DirtyError, DirtyLog};
 use crate::memory::RamLayout;
 
@@ -67,7 +68,7 @@ impl DirtyBitmap {
 #[derive(Clone, Debug)]
 pub struct DirtyRegion {
     pages: u64,
-    words: Vec<u64>,
+    words: Words,
     /// For each stripe, which of its words are not zero.
     nonzero: Vec<u64>,
     count: u64,
@@ -77,7 +78,7 @@ impl DirtyRegion {
     fn new(pages: u64) -> Self {
         let words = usize::try_from(pages.div_ceil(64)).expect("RAM that is mapped here fits usize");
         let stripes = words.div_ceil(STRIPE_WORDS);
-        Self { pages, words: vec![0; words], nonzero: vec![0; stripes], count: 0 }
+        Self { pages, words: Words::zeroed(words), nonzero: vec![0; stripes], count: 0 }
     }
 
     /// How many pages the region has.

@@ -15,8 +15,10 @@
 
 mod bitmap;
 mod kvm;
+mod prefetch;
 mod software;
 mod stripes;
+mod words;
 
 use std::fmt::Debug;
 use std::io;

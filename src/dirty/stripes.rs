@@ -1,5 +1,4 @@
-use std::hint::black_box;
-
+use super::prefetch::prefetch;
 use super::{DirtyBitmap, DirtyRegion};
 use crate::memory::Runs;
 
@@ -51,9 +50,7 @@ impl<'bitmap> Stripe<'bitmap> {
     }
 }
 
-/// The stripes of all of guest RAM, dealt out to the lanes in turn: one by one, or in large RAM up to eight at a time, whose
-/// bitmap fills a page of memory. Lines one after the other a processor fetches ahead by itself, but no further than to the end of such a
-/// page, and not at all where every second stripe is another lane's.
+/// The stripes of all of guest RAM, dealt out to the lanes in turn.
 ///
 /// Shard = lane: the worker that scans a stripe's bits is the one that sends its pages. A page therefore always travels on
 /// one lane, whose order makes the latest write win.
@@ -79,14 +76,13 @@ impl Stripes {
         // How far the turn has gone before a region: its first stripe is the turn of that lane.
         let mut turn = 0;
         dirty.regions().iter().enumerate().flat_map(move |(region, dirty)| {
-            let group = group_of(dirty.nonzero().len());
-            let first = (lane + lanes - turn) % lanes * group;
-            turn = (turn + dirty.nonzero().len().div_ceil(group)) % lanes;
+            let first = (lane + lanes - turn) % lanes;
+            turn = (turn + dirty.nonzero().len()) % lanes;
             let stripe = move |(index, nonzero)| {
                 let first_page = index as u64 * STRIPE_PAGES;
                 Stripe { region, first_page, words: words_of(dirty, index), nonzero }
             };
-            DirtyStripes { dirty, next: first, lanes, group }.map(stripe)
+            DirtyStripes { dirty, next: first, lanes }.map(stripe)
         })
     }
 }
@@ -97,37 +93,24 @@ fn words_of(dirty: &DirtyRegion, stripe: usize) -> &[u64] {
     &words[..words.len().min(STRIPE_WORDS)]
 }
 
-/// How many stripes of its own a lane looks ahead: a multiple of any group.
-const AHEAD: usize = 8;
-
-/// How many stripes in a row are the same lane's, in a region of so many: one up to 16 GiB, and eight from 128 GiB on. Fewer would
-/// make the scan slower, more would leave lanes with little to do where a guest writes in one place.
-fn group_of(stripes: usize) -> usize {
-    match stripes / 1024 {
-        0..2 => 1,
-        2..4 => 2,
-        4..8 => 4,
-        _ => AHEAD,
-    }
-}
+/// How many stripes of its own a lane looks ahead: longer than memory takes, and not so long that the cache forgets.
+const AHEAD: usize = 16;
 
 /// The indices of a lane's dirty stripes in one region, and which words of each are not zero.
 struct DirtyStripes<'bitmap> {
     dirty: &'bitmap DirtyRegion,
     next: usize,
     lanes: usize,
-    group: usize,
 }
 
 impl DirtyStripes<'_> {
-    /// Reads a word of each line of a stripe that will be wanted soon, so that it is in the cache by then.
+    /// Has a stripe that will be wanted soon fetched into the cache.
     ///
     /// Dirty words lie too irregularly for a processor to foresee, and a wait for memory at each of them costs three times
-    /// what the scan does. Lines one after the other it fetches ahead by itself.
-    fn touch(&self, stripe: usize) {
+    /// what the scan does.
+    fn prefetch(&self, stripe: usize) {
         if self.dirty.nonzero().get(stripe).is_some_and(|&nonzero| nonzero != 0) {
-            let words = words_of(self.dirty, stripe);
-            black_box(words.iter().step_by(8).fold(0, |any, word| any | word));
+            prefetch(words_of(self.dirty, stripe));
         }
     }
 }
@@ -139,11 +122,8 @@ impl Iterator for DirtyStripes<'_> {
         loop {
             let stripe = self.next;
             let &nonzero = self.dirty.nonzero().get(stripe)?;
-            self.next += 1;
-            if self.next.is_multiple_of(self.group) {
-                self.next += (self.lanes - 1) * self.group;
-            }
-            self.touch(stripe + AHEAD * self.lanes);
+            self.next += self.lanes;
+            self.prefetch(stripe + AHEAD * self.lanes);
             if nonzero != 0 {
                 return Some((stripe, nonzero));
             }
@@ -202,36 +182,6 @@ mod tests {
             }
             found.sort_unstable();
             prop_assert_eq!(found, dirty.into_iter().collect::<Vec<_>>());
-        }
-    }
-
-    #[test]
-    fn in_large_ram_a_lane_has_several_stripes_in_a_row_and_all_lanes_have_all() {
-        for (gib, group) in [(1, 1), (31, 1), (40, 2), (70, 4), (200, 8)] {
-            // The second region takes up the turn where the first has left it.
-            let pages = gib * (1 << 18) + 5 * STRIPE_PAGES + 3;
-            let mut bitmap = DirtyBitmap::new(&layout(&[pages, 4 * STRIPE_PAGES]));
-            bitmap.fill();
-            for lanes in [1, 2, 3, 7] {
-                let stripes = Stripes::new(lanes);
-                let mut lane_of = std::collections::BTreeMap::new();
-                for lane in 0..lanes {
-                    for stripe in stripes.of_lane(lane, &bitmap) {
-                        let twice = lane_of.insert((stripe.region, stripe.first_page / STRIPE_PAGES), lane);
-                        assert_eq!(twice, None);
-                    }
-                }
-                assert_eq!(lane_of.len() as u64, pages.div_ceil(STRIPE_PAGES) + 4);
-                let groups = pages.div_ceil(STRIPE_PAGES).div_ceil(group);
-                for ((region, stripe), lane) in lane_of {
-                    let turn = if region == 0 { stripe / group } else { groups + stripe };
-                    assert_eq!(
-                        turn % lanes as u64,
-                        lane as u64,
-                        "{gib} GiB, {lanes} lanes, {region} {stripe}"
-                    );
-                }
-            }
         }
     }
 }

@@ -1,0 +1,87 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use memmap2::{Advice, MmapMut, MmapOptions};
+use zerocopy::FromBytes;
+
+/// The words of a bitmap, zero at first.
+///
+/// Many of them lie in huge pages where the kernel has some: the bitmap of 1 TiB of RAM takes 8,192 pages, and a scan that comes to
+/// each for a few words waits for the page's translation longer than for the words.
+pub(super) enum Words {
+    Few(Vec<u64>),
+    Many(MmapMut),
+}
+
+/// As many as fill a huge page.
+const MANY: usize = (2 << 20) / size_of::<u64>();
+
+impl Words {
+    pub(super) fn zeroed(len: usize) -> Self {
+        if len < MANY {
+            return Self::Few(vec![0; len]);
+        }
+        // The kernel puts what is that long where huge pages begin.
+        let bytes = len * size_of::<u64>();
+        let mapping = MmapOptions::new().len(bytes).map_anon().inspect(|mapping| {
+            // Without, it is slower and nothing worse.
+            let _ = mapping.advise(Advice::HugePage);
+        });
+        mapping.map_or_else(|_| Self::Few(vec![0; len]), Self::Many)
+    }
+}
+
+impl Deref for Words {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        match self {
+            Self::Few(words) => words,
+            Self::Many(mapping) => <[u64]>::ref_from_bytes(mapping).unwrap_or_default(),
+        }
+    }
+}
+
+impl DerefMut for Words {
+    fn deref_mut(&mut self) -> &mut [u64] {
+        match self {
+            Self::Few(words) => words,
+            Self::Many(mapping) => <[u64]>::mut_from_bytes(mapping).unwrap_or_default(),
+        }
+    }
+}
+
+impl Clone for Words {
+    fn clone(&self) -> Self {
+        let mut words = Self::zeroed(self.len());
+        words.copy_from_slice(self);
+        words
+    }
+}
+
+impl fmt::Debug for Words {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_list().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_and_many_words_are_zero_at_first_and_can_be_written_and_copied() {
+        for len in [0, 1, MANY - 1, MANY, MANY + 1] {
+            let mut words = Words::zeroed(len);
+            assert_eq!(matches!(words, Words::Many(_)), len >= MANY);
+            assert_eq!(words.len(), len);
+            assert!(words.iter().all(|&word| word == 0));
+            if let Some(last) = words.last_mut() {
+                *last = 7;
+                let copy = words.clone();
+                words[len - 1] = 8;
+                assert_eq!((copy.last(), words.last()), (Some(&7), Some(&8)));
+            }
+        }
+    }
+}
