@@ -18,6 +18,9 @@
 //! # }
 //! ```
 //!
+//! A VMM on a host with RDMA calls [`load_ahead`](transport::rdma::load_ahead) when it starts, so that no migration waits for the
+//! drivers to be loaded.
+//!
 //! # Rooms
 //!
 //! A page's way through the house is one line with no turning back:

@@ -78,7 +78,7 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
 fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
     let ram = guest.ram().expect("it has RAM");
     let mut control = ControlChannel::connect(to).expect("the destination listens");
-    let offer = Offer::make(TransportChoice::Rdma, &control, &ram, LANES, RdmaTuning::default())
+    let offer = Offer::make(TransportChoice::Rdma, &control, &ram, Some(LANES), RdmaTuning::default())
         .expect("there is a device");
     let hello = Hello {
         epoch: EPOCH,

@@ -13,7 +13,7 @@ pub(crate) struct LaneArgs {
     /// How the pages travel
     #[arg(long, value_enum, default_value_t)]
     pub(crate) transport: Transport,
-    /// How many lanes (queue pairs or TCP streams) [default: by the number of processors]
+    /// How many lanes (queue pairs or TCP streams) [default: 4 for RDMA; for TCP as many as processors, at most 4]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) lanes: Option<u8>,
     /// Pin at most so much memory for RDMA at this end; the rest takes turns [default: what `ulimit -l` allows]

@@ -12,6 +12,7 @@ use sterna::guest::Guest;
 use sterna::image::Store;
 use sterna::journal::Journals;
 use sterna::lock::Lock;
+use sterna::transport::rdma::load_ahead;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -79,6 +80,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(journals) => journals,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    load_ahead();
     let lock = args.lock.as_ref().map(Lock::at);
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))

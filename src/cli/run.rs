@@ -8,6 +8,7 @@ use sterna::handover::{Mark, Side};
 use sterna::journal::Journals;
 use sterna::lock::Lock;
 use sterna::preflight;
+use sterna::transport::rdma::load_ahead;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
 use super::dirty_log::DirtyLogArgs;
@@ -147,6 +148,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         Ok(socket) => socket,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    load_ahead();
     let (kind, note) = args.guest.machine.decide();
     if let Some(note) = note {
         eprintln!("note: {note}");

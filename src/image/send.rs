@@ -27,7 +27,7 @@ use crate::wire::{DIGESTS_MAX, Epoch, Final, IMAGE_MAX, ImageContent, ImageOffer
 pub struct Options {
     /// By which transport.
     pub transport: TransportChoice,
-    /// Over how many lanes; `None` chooses by the number of processors.
+    /// Over how many lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
     /// How RDMA lanes post their writes, and how much memory they may have pinned.
     pub rdma: RdmaTuning,

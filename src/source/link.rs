@@ -40,14 +40,8 @@ impl Link {
         cancel: &Cancel,
         opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<Self, MigrationFailure> {
-        let lanes = lanes.unwrap_or_else(default_lanes).clamp(1, 64);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(lanes.into())
-            .thread_name(|index| format!("lane-{index}"))
-            .build()
-            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
         let deadline = Instant::now() + BUSY_MAX;
-        let (control, Opened { epoch, transport, reason, fell_back }) = loop {
+        let (mut control, Opened { epoch, transport, reason, lanes, fell_back }) = loop {
             let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
@@ -58,7 +52,15 @@ impl Link {
                 Err(error) => return Err(error),
             }
         };
-        Ok(Self { epoch, control, transport, reason, fell_back, choice, ram, pool, lanes })
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(lanes.into())
+            .thread_name(|index| format!("lane-{index}"))
+            .build()
+            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() });
+        match pool {
+            Ok(pool) => Ok(Self { epoch, control, transport, reason, fell_back, choice, ram, pool, lanes }),
+            Err(error) => Err(give_up(&mut control, epoch, error)),
+        }
     }
 
     /// What there is to tell of it.
@@ -85,8 +87,10 @@ impl Link {
         opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<(), MigrationFailure> {
         self.control.send(&Message::LanesFailed(self.epoch, why.clone()))?;
-        let offer = Offer::tcp(self.lanes, format!("RDMA failed: {why}"));
-        let how = (offer, self.choice, self.lanes);
+        // As many as before: the workers and the stripes are there.
+        let lanes = Some(self.lanes);
+        let offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
+        let how = (offer, self.choice, lanes);
         let opened = open(&mut self.control, &self.ram, how, cancel, opening)?;
         (self.epoch, self.transport, self.reason) = (opened.epoch, opened.transport, opened.reason);
         self.fell_back = Some(why);
@@ -200,6 +204,7 @@ struct Opened {
     epoch: Epoch,
     transport: Box<dyn Transport>,
     reason: String,
+    lanes: u8,
     fell_back: Option<String>,
 }
 
@@ -208,7 +213,7 @@ struct Opened {
 fn open(
     control: &mut ControlChannel,
     ram: &GuestRam,
-    (mut offer, choice, lanes): (Offer, TransportChoice, u8),
+    (mut offer, choice, lanes): (Offer, TransportChoice, Option<u8>),
     cancel: &Cancel,
     opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
 ) -> Result<Opened, MigrationFailure> {
@@ -227,11 +232,11 @@ fn open(
             Err(error @ MigrationFailure::DestinationFailed(_)) => return Err(error),
             Err(error) => return Err(give_up(control, epoch, cancel.explain(error))),
         };
-        let reason = offer.reason().to_owned();
+        let (reason, count) = (offer.reason().to_owned(), offer.count());
         let connected: Result<_, MigrationFailure> =
             cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
         match connected {
-            Ok(transport) => return Ok(Opened { epoch, transport, reason, fell_back }),
+            Ok(transport) => return Ok(Opened { epoch, transport, reason, lanes: count, fell_back }),
             Err(error) if may_fall_back && error.may_fall_back() => {
                 let why = error.to_string();
                 control.send(&Message::LanesFailed(epoch, why.clone()))?;
@@ -291,12 +296,6 @@ const REASON_MAX: Duration = Duration::from_secs(1);
 
 /// How long to sleep at most before it is looked whether the migration was cancelled.
 const NAP_MAX: Duration = Duration::from_millis(50);
-
-/// More lanes than processors cannot help, and four fill most links.
-fn default_lanes() -> u8 {
-    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u8::try_from(processors.min(4)).unwrap_or(4)
-}
 
 pub(crate) fn new_epoch() -> Result<Epoch, MigrationFailure> {
     let mut epoch = Epoch([0; 16]);

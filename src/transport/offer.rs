@@ -1,3 +1,5 @@
+use std::thread;
+
 use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach, RdmaTuning};
 use super::tcp::{TcpLanding, TcpTransport};
 use super::{Landing, Transport, TransportError, TransportKind};
@@ -32,7 +34,8 @@ enum OfferKind {
 }
 
 impl Offer {
-    /// Chooses a transport to the peer of `control` and makes its local end for `lanes` lanes.
+    /// Chooses a transport to the peer of `control` and makes its local end for so many lanes, at most 64; `None`: as many as
+    /// suit the transport.
     ///
     /// # Errors
     /// [`TransportError`] if the operator's choice cannot be had. [`TransportChoice::Auto`] falls back to TCP instead.
@@ -40,13 +43,13 @@ impl Offer {
         choice: TransportChoice,
         control: &ControlChannel,
         ram: &GuestRam,
-        lanes: u8,
+        lanes: Option<u8>,
         tuning: RdmaTuning,
     ) -> Result<Self, TransportError> {
         let any_device = choice == TransportChoice::Rdma;
         let rdma = || {
             let reach = RdmaReach::find(control.local_ip(), any_device)?;
-            RdmaOffer::make(reach, ram, lanes, tuning, any_device)
+            RdmaOffer::make(reach, ram, at_most_64(lanes.unwrap_or(RDMA_LANES)), tuning, any_device)
         };
         let offered = |offer, reason: &str| Self {
             kind: OfferKind::Rdma(offer),
@@ -66,9 +69,10 @@ impl Offer {
         }
     }
 
-    /// TCP, for this reason.
+    /// TCP, for this reason, over so many lanes, at most 64; `None`: as many as suit it.
     #[must_use]
-    pub fn tcp(lanes: u8, reason: String) -> Self {
+    pub fn tcp(lanes: Option<u8>, reason: String) -> Self {
+        let lanes = at_most_64(lanes.unwrap_or_else(tcp_lanes));
         Self { kind: OfferKind::Tcp(lanes), reason, any_device: false }
     }
 
@@ -78,6 +82,15 @@ impl Offer {
         match self.kind {
             OfferKind::Tcp(_) => TransportKind::Tcp,
             OfferKind::Rdma(_) => TransportKind::Rdma,
+        }
+    }
+
+    /// Over how many lanes.
+    #[must_use]
+    pub fn count(&self) -> u8 {
+        match &self.kind {
+            OfferKind::Tcp(lanes) => *lanes,
+            OfferKind::Rdma(offer) => offer.count(),
         }
     }
 
@@ -118,6 +131,20 @@ impl Offer {
             _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
         }
     }
+}
+
+/// The work of a queue pair is the adapter's, or that of the kernel's threads: even a single processor gains by several.
+const RDMA_LANES: u8 = 4;
+
+/// A stream's work is done by its sender: more than processors cannot help, and four fill most links.
+fn tcp_lanes() -> u8 {
+    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u8::try_from(processors.min(4)).unwrap_or(4)
+}
+
+/// What a destination accepts.
+fn at_most_64(lanes: u8) -> u8 {
+    lanes.clamp(1, 64)
 }
 
 /// Makes the destination's end for the lanes that a source offers. RDMA has at most `pin_max_bytes` of RAM registered at

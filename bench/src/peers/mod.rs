@@ -232,6 +232,10 @@ impl Comparison<'_> {
         self.note(names::LANES_PAGES, "MB/s", lanes.as_ref().map(|lanes| lanes.every_second_page));
         let pages = limit::speed(&setup.device, limit::pages(queue_pairs), bytes);
         self.note(names::LIMIT_PAGES, "MB/s", pages);
+        for count in names::LANE_COUNTS {
+            let lanes = ours::lanes(&setup, TransportChoice::Rdma, Some(count));
+            self.note(&names::lanes(count), "MB/s", lanes.map(|lanes| lanes.all_pages));
+        }
         let address = setup.device.address;
         for (count, iperf3, plain, ours) in [
             (1, names::TCP_ONE, names::PLAIN_ONE, names::TCP_LANES_ONE),

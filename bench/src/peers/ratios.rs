@@ -1,5 +1,7 @@
 //! The figures that have an aim, made of what was measured in the same repetition.
 
+use std::iter;
+
 use super::migration::{Load, figure};
 use super::qemu::Way;
 use super::record::Record;
@@ -11,6 +13,8 @@ pub(crate) mod names {
     pub(crate) const FITS: &str = "limit: what fits the downtime asked";
     pub(crate) const LIMIT_PAGES: &str = "limit: ib_write_bw -s 4096";
     pub(crate) const LANES: &str = "RDMA lanes, all pages";
+    /// How many are compared with as many as there are by default.
+    pub(crate) const LANE_COUNTS: [u8; 4] = [1, 2, 4, 8];
     pub(crate) const LANES_PAGES: &str = "RDMA lanes, every second page";
     pub(crate) const TCP_ONE: &str = "iperf3, 1 stream";
     pub(crate) const TCP_MANY: &str = "iperf3, many streams";
@@ -24,6 +28,10 @@ pub(crate) mod names {
     pub(crate) const ZEROS: &str = "guest of zeros: on the wire";
     pub(crate) const OURS_RDMA: &str = "sterna rdma";
     pub(crate) const OURS_TCP: &str = "sterna tcp";
+
+    pub(crate) fn lanes(count: u8) -> String {
+        format!("RDMA lanes, all pages, --lanes {count}")
+    }
 
     pub(crate) fn first_byte(gib: u64) -> String {
         format!("first byte, {gib} GiB guest")
@@ -106,6 +114,9 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
     let (registered, wrote) =
         (total(Load::Idle, Way::Rdma.name()), figure(Load::Loop, names::OURS_RDMA, "downtime"));
     let (ours_tcp, multifd) = (total(Load::Idle, names::OURS_TCP), total(Load::Idle, Way::Multifd.name()));
+    let counts = names::LANE_COUNTS.map(names::lanes);
+    let by_default_and_counts: Vec<&str> =
+        iter::once(names::LANES).chain(counts.iter().map(String::as_str)).collect();
     let first_bytes = [1, 2, 4, 8].map(names::first_byte);
     let ram_mb = ram_bytes as f64 / 1e6;
     let ratio =
@@ -116,6 +127,12 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
             Aim::AtLeast(0.95),
             &[names::LANES, names::LIMIT],
             &by,
+        ),
+        ratio(
+            "bulk RDMA throughput by default / with the best of 1, 2, 4, 8 lanes",
+            Aim::AtLeast(0.95),
+            &by_default_and_counts,
+            &|parts| parts[0] / parts[1..].iter().copied().fold(f64::MIN, f64::max),
         ),
         ratio(
             "scattered 4 KiB pages / ib_write_bw -s 4096, same depth and list",
@@ -219,7 +236,7 @@ mod tests {
         let mut record = Record::default();
         record.note(&figure(Load::Idle, names::OURS_RDMA, "total"), "ms", Ok(2200.0));
         record.note(names::LIMIT, "MB/s", Ok((1u64 << 30) as f64 / 2e6));
-        let ratio = &ratios(&record, 1 << 30, 100)[2];
+        let ratio = &ratios(&record, 1 << 30, 100)[3];
         assert!((ratio.values[0] - 1.1).abs() < 1e-9 && ratio.is_met() == Some(true), "{ratio:?}");
     }
 }

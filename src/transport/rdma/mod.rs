@@ -12,6 +12,7 @@
 mod granted;
 mod landing;
 mod lane;
+mod library;
 mod pinning;
 mod reach;
 mod registrar;
@@ -22,6 +23,7 @@ mod tuning;
 use std::time::Duration;
 
 pub(crate) use landing::RdmaLanding;
+pub use library::load_ahead;
 pub use reach::RdmaReach;
 pub(crate) use transport::RdmaOffer;
 pub use tuning::RdmaTuning;

@@ -1,8 +1,9 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sterna_rdma::{ConnectOptions, Device, Gid, GidChoice, Library, Port};
+use sterna_rdma::{ConnectOptions, Device, Gid, GidChoice, Port};
 
+use super::library::library;
 use crate::transport::TransportError;
 
 /// A device, a port of it and an address on that port: from where RDMA starts on this host.
@@ -29,7 +30,7 @@ impl RdmaReach {
                 error => error.to_string(),
             },
         };
-        let library = Library::load().map_err(unusable)?;
+        let library = library().map_err(unusable)?;
         for info in library.devices().map_err(unusable)? {
             let opened = Device::open(&library, &info.name).and_then(|device| Ok((device.ports()?, device)));
             let (ports, device) = match opened {
@@ -68,7 +69,7 @@ impl RdmaReach {
     /// An IP address of this host at which RDMA arrives, if there is one.
     #[must_use]
     pub fn any_address() -> Option<IpAddr> {
-        let library = Library::load().ok()?;
+        let library = library().ok()?;
         library.devices().ok()?.into_iter().find_map(|info| {
             let ports = Device::open(&library, &info.name).and_then(|device| device.ports()).ok()?;
             ports.iter().filter(|port| port.is_active()).find_map(|port| {

@@ -52,6 +52,10 @@ impl RdmaOffer {
         Ok(Self { reach, domain, ends, ram: ram.clone(), tuning, pin_max_bytes })
     }
 
+    pub(crate) fn count(&self) -> u8 {
+        u8::try_from(self.ends.len()).unwrap_or(u8::MAX)
+    }
+
     /// What the destination needs to connect its ends.
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
         self.ends.iter().map(|(queue_pair, _)| queue_pair.local_endpoint()).collect()
