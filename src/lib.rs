@@ -53,6 +53,8 @@ pub mod convergence;
 pub mod destination;
 mod digest;
 pub mod dirty;
+#[cfg(test)]
+mod faults;
 pub mod guest;
 pub mod handover;
 pub mod image;

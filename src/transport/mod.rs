@@ -8,6 +8,8 @@
 //! [`rdma`] writes them there one-sidedly, [`tcp`] sends them out of and reads them into guest RAM by vectored calls.
 
 mod error;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod offer;
 pub mod rdma;
 pub mod tcp;

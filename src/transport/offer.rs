@@ -1,5 +1,7 @@
 use std::thread;
 
+#[cfg(test)]
+use super::faulty::{self, FaultyLanding, FaultyOffer};
 use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach, RdmaTuning};
 use super::tcp::{TcpLanding, TcpTransport};
 use super::{Landing, Transport, TransportError, TransportKind};
@@ -31,6 +33,8 @@ pub struct Offer {
 enum OfferKind {
     Tcp(u8),
     Rdma(RdmaOffer),
+    #[cfg(test)]
+    Faulty(FaultyOffer),
 }
 
 impl Offer {
@@ -47,6 +51,12 @@ impl Offer {
         tuning: RdmaTuning,
     ) -> Result<Self, TransportError> {
         let any_device = choice == TransportChoice::Rdma;
+        #[cfg(test)]
+        if let Some(faults) = faulty::lanes_here() {
+            let kind =
+                OfferKind::Faulty(FaultyOffer::new(choice, at_most_64(lanes.unwrap_or(RDMA_LANES)), faults));
+            return Ok(Self { kind, reason: "a test wants them".into(), any_device });
+        }
         let rdma = || {
             let reach = RdmaReach::find(control.local_ip(), any_device)?;
             RdmaOffer::make(reach, ram, at_most_64(lanes.unwrap_or(RDMA_LANES)), tuning, any_device)
@@ -82,6 +92,8 @@ impl Offer {
         match self.kind {
             OfferKind::Tcp(_) => TransportKind::Tcp,
             OfferKind::Rdma(_) => TransportKind::Rdma,
+            #[cfg(test)]
+            OfferKind::Faulty(ref offer) => offer.kind(),
         }
     }
 
@@ -91,6 +103,8 @@ impl Offer {
         match &self.kind {
             OfferKind::Tcp(lanes) => *lanes,
             OfferKind::Rdma(offer) => offer.count(),
+            #[cfg(test)]
+            OfferKind::Faulty(offer) => offer.lanes(),
         }
     }
 
@@ -108,6 +122,8 @@ impl Offer {
             OfferKind::Rdma(offer) => {
                 LaneOffer::Rdma { endpoints: offer.endpoints(), any_device: self.any_device }
             }
+            #[cfg(test)]
+            OfferKind::Faulty(offer) => LaneOffer::Tcp(offer.lanes()),
         }
     }
 
@@ -127,6 +143,10 @@ impl Offer {
             }
             (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
                 Ok(Box::new(offer.connect(&endpoints, pin_max_bytes, &control.pulse())?))
+            }
+            #[cfg(test)]
+            (OfferKind::Faulty(offer), LaneReady::Tcp(token)) => {
+                Ok(Box::new(offer.connect(control, token, ram)?))
             }
             _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
         }
@@ -159,7 +179,14 @@ pub fn land(
     pin_max_bytes: Option<u64>,
 ) -> Result<Box<dyn Landing>, TransportError> {
     match offer {
-        LaneOffer::Tcp(lanes) => Ok(Box::new(TcpLanding::new(*lanes, ram, control.pulse())?)),
+        LaneOffer::Tcp(lanes) => {
+            let landing = TcpLanding::new(*lanes, ram, control.pulse())?;
+            #[cfg(test)]
+            if let Some(faults) = faulty::landing_here() {
+                return Ok(Box::new(FaultyLanding::new(landing, faults)));
+            }
+            Ok(Box::new(landing))
+        }
         LaneOffer::Rdma { endpoints, any_device } => {
             let reach = RdmaReach::find(control.local_ip(), *any_device)?;
             Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints, pin_max_bytes, *any_device)?))

@@ -25,6 +25,8 @@ use std::time::Duration;
 pub(crate) use landing::RdmaLanding;
 pub use library::load_ahead;
 pub use reach::RdmaReach;
+#[cfg(test)]
+pub(in crate::transport) use registrar::await_keys;
 pub(crate) use transport::RdmaOffer;
 pub use tuning::RdmaTuning;
 

@@ -118,7 +118,11 @@ impl Supply for Registrar {
     }
 }
 
-fn await_keys(ranges: &[SliceRange], control: &mut ControlChannel) -> Result<Vec<SliceKey>, TransportError> {
+/// The destination's answer to what was asked to be registered.
+pub(in crate::transport) fn await_keys(
+    ranges: &[SliceRange],
+    control: &mut ControlChannel,
+) -> Result<Vec<SliceKey>, TransportError> {
     let pages: u64 = ranges.iter().map(|range| range.pages).sum();
     // Fresh memory is zeroed as it is pinned; 16 MiB/s is slow for that.
     let limit = STEP_MAX + Duration::from_secs((pages * PAGE_BYTES) >> 24);

@@ -30,6 +30,8 @@ pub(crate) struct TcpLanding {
     ram: GuestRam,
     lanes: Vec<Option<Reader>>,
     fences: Arc<Fences>,
+    /// How long to wait for the fences of a round.
+    patience: Duration,
     pulse: Pulse,
 }
 
@@ -45,7 +47,15 @@ impl TcpLanding {
         let mut token = Token([0; 16]);
         getrandom::fill(&mut token.0).map_err(TransportError::Random)?;
         let lanes: Vec<_> = (0..lanes).map(|_| None).collect();
-        Ok(Self { token, ram: ram.clone(), fences: Arc::new(Fences::new(lanes.len())), lanes, pulse })
+        let (ram, fences) = (ram.clone(), Arc::new(Fences::new(lanes.len())));
+        Ok(Self { token, ram, lanes, fences, patience: STALL_MAX, pulse })
+    }
+
+    /// The same, waiting only so long for the fences of a round.
+    #[cfg(test)]
+    pub(crate) fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Takes a connection if it is one of the lanes still missing.
@@ -119,7 +129,7 @@ impl Landing for TcpLanding {
     }
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
-        self.fences.wait(round)
+        self.fences.wait(round, self.patience)
     }
 
     /// Closes the connections and waits for their threads, which alone write to guest RAM.
@@ -206,15 +216,13 @@ impl Fences {
         self.changed.notify_all();
     }
 
-    fn wait(&self, round: u32) -> Result<(), TransportError> {
+    fn wait(&self, round: u32, patience: Duration) -> Result<(), TransportError> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
         let missing = |seen: &Option<u32>| *seen < Some(round);
         let pending = |state: &mut FenceState| state.failure.is_none() && state.rounds.iter().any(missing);
-        let (mut state, timeout) = self
-            .changed
-            .wait_timeout_while(state, STALL_MAX, pending)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(state, patience, pending).unwrap_or_else(PoisonError::into_inner);
         if !state.rounds.iter().any(missing) {
             return Ok(());
         }
@@ -223,7 +231,7 @@ impl Fences {
         }
         if timeout.timed_out() {
             let lane = state.rounds.iter().position(missing).unwrap_or(0);
-            return Err(TransportError::Stalled { lane, silence: STALL_MAX });
+            return Err(TransportError::Stalled { lane, silence: patience });
         }
         Ok(())
     }

@@ -28,24 +28,10 @@ impl TcpTransport {
         token: Token,
         ram: &GuestRam,
     ) -> Result<Self, TransportError> {
-        let (peer, pulse) = (control.peer_address(), control.pulse());
-        let connect = |lane: u8| {
-            let open = || {
-                let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
-                let mut stream = TcpStream::from(socket);
-                // Before it connects, so that nobody waits for that in vain either.
-                pulse.shut_with(&stream)?;
-                SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
-                tune(&stream)?;
-                stream.set_read_timeout(Some(STALL_MAX))?;
-                stream.set_write_timeout(Some(STALL_MAX))?;
-                stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;
-                Ok(stream)
-            };
-            let stream = open().map_err(|error| TransportError::Stream { lane: lane.into(), error })?;
-            Ok(Box::new(TcpLane::new(lane.into(), stream, ram.clone())) as Box<dyn Lane>)
-        };
-        Ok(Self { peer, lanes: (0..lanes).map(connect).collect::<Result<_, TransportError>>()? })
+        let connect =
+            |lane| Ok(Box::new(TcpLane::connect(control, lane, token, ram.clone())?) as Box<dyn Lane>);
+        let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
+        Ok(Self { peer: control.peer_address(), lanes })
     }
 }
 
@@ -67,7 +53,8 @@ impl Transport for TcpTransport {
     }
 }
 
-struct TcpLane {
+/// A connection that carries pages.
+pub(crate) struct TcpLane {
     index: usize,
     stream: TcpStream,
     ram: GuestRam,
@@ -79,9 +66,46 @@ struct TcpLane {
 }
 
 impl TcpLane {
-    fn new(index: usize, stream: TcpStream, ram: GuestRam) -> Self {
+    /// Connects to the peer of `control`, showing `token`. The lane ends with it.
+    pub(crate) fn connect(
+        control: &ControlChannel,
+        lane: u8,
+        token: Token,
+        ram: GuestRam,
+    ) -> Result<Self, TransportError> {
+        let (peer, pulse) = (control.peer_address(), control.pulse());
+        let open = || {
+            let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
+            let mut stream = TcpStream::from(socket);
+            // Before it connects, so that nobody waits for that in vain either.
+            pulse.shut_with(&stream)?;
+            SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
+            tune(&stream)?;
+            stream.set_read_timeout(Some(STALL_MAX))?;
+            stream.set_write_timeout(Some(STALL_MAX))?;
+            stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;
+            Ok(stream)
+        };
+        let stream = open().map_err(|error| TransportError::Stream { lane: lane.into(), error })?;
+        Ok(Self::over(lane.into(), stream, ram))
+    }
+
+    fn over(index: usize, stream: TcpStream, ram: GuestRam) -> Self {
         let head = Vec::with_capacity(PageFrame::LEN + RUNS_MAX * RUN_LEN);
         Self { index, stream, ram, runs: Vec::with_capacity(RUNS_MAX), bytes: 0, head }
+    }
+
+    /// A lane on the same connection, out of other RAM.
+    #[cfg(test)]
+    pub(crate) fn out_of(&self, ram: GuestRam) -> std::io::Result<Self> {
+        Ok(Self::over(self.index, self.stream.try_clone()?, ram))
+    }
+
+    /// Cuts the connection, as the network would.
+    #[cfg(test)]
+    pub(crate) fn cut(&self) {
+        // An error means that the peer was faster.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
     fn flush(&mut self) -> Result<(), TransportError> {

@@ -9,6 +9,8 @@ use std::io;
 use std::time::Duration;
 
 pub(crate) use landing::TcpLanding;
+#[cfg(test)]
+pub(crate) use lane::TcpLane;
 pub(crate) use lane::TcpTransport;
 
 use crate::transport::TransportError;

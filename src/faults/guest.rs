@@ -1,0 +1,273 @@
+//! A guest that does nothing but write, and a host at which it arrives.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::PATIENCE;
+use crate::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
+use crate::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::wire::Refusal;
+
+/// Where its RAM is: with two lanes, one region travels on the first of them and one on the second.
+pub(super) const REGIONS: [u64; 2] = [0, 4 << 30];
+
+/// Two blocks of those that are compared: the guest is busy with pages of the first, and never writes to the second again.
+const REGION_BYTES: usize = 4 << 20;
+const REGION_PAGES: u64 = REGION_BYTES as u64 / PAGE_BYTES;
+
+/// How many pages of each region it is busy with; no two are neighbours, so each is a write of its own.
+pub(super) const BUSY_PAGES: u32 = 16;
+
+/// How many pages of each region it wrote before all else. They come after those that it is busy with.
+const QUIET_PAGES: u64 = 16;
+
+/// Of each region: what saving writes to, and what a test may write to. Both come after the busy pages, in this order.
+const SAVED_PAGE: u64 = 100;
+const SPARE_PAGE: u64 = 200;
+
+type Memory = GuestMemoryMmap<SoftwareBitmap>;
+
+fn address(region: usize, page: u64) -> GuestAddress {
+    GuestAddress(REGIONS[region] + page * PAGE_BYTES)
+}
+
+fn busy_page(index: u32) -> u64 {
+    u64::from(index) * 3
+}
+
+#[derive(Debug)]
+pub(super) struct TestGuest {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    /// How often it was let run by the engine; shared with the host that made it.
+    resumed: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    memory: Memory,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    runs: bool,
+    over: bool,
+    /// How often it has written all the pages that it is busy with.
+    passes: u64,
+    throttle_percent: u8,
+    /// Its memory when it was first let run.
+    arrived_with: Option<Contents>,
+}
+
+/// The bytes of all RAM, region by region.
+#[derive(Clone, Debug)]
+pub(super) struct Contents(Vec<u8>);
+
+impl Contents {
+    pub(super) fn differing_pages(&self, other: &Self) -> usize {
+        let page = usize::try_from(PAGE_BYTES).expect("pages are small");
+        self.0.chunks(page).zip(other.0.chunks(page)).filter(|(ours, theirs)| ours != theirs).count()
+    }
+}
+
+impl TestGuest {
+    /// A guest at work.
+    pub(super) fn started() -> Self {
+        let guest = Self::new(Arc::default());
+        for region in 0..REGIONS.len() {
+            for page in 0..QUIET_PAGES {
+                guest.write(region, REGION_PAGES / 2 + page * 2, page + 1);
+            }
+        }
+        guest.shared.state().runs = true;
+        guest.shared.changed.notify_all();
+        guest.writes_on();
+        guest
+    }
+
+    /// One that has never run.
+    fn new(resumed: Arc<AtomicUsize>) -> Self {
+        let regions = REGIONS.map(|address| (GuestAddress(address), REGION_BYTES));
+        let memory = Memory::from_ranges(&regions).expect("there is memory for a small guest");
+        let shared = Arc::new(Shared { memory, state: Mutex::default(), changed: Condvar::new() });
+        let writer = thread::spawn({
+            let shared = shared.clone();
+            move || shared.write_on()
+        });
+        Self { shared, writer: Some(writer), resumed }
+    }
+
+    fn write(&self, region: usize, page: u64, value: u64) {
+        self.shared.memory.write_obj(value, address(region, page)).expect("the page is in RAM");
+    }
+
+    /// Writes to a page that the guest itself does not touch.
+    pub(super) fn write_spare_page(&self, region: usize) {
+        self.write(region, SPARE_PAGE, 1);
+    }
+
+    /// Waits until it has written every page that it is busy with, once more.
+    #[track_caller]
+    pub(super) fn writes_on(&self) {
+        let state = self.shared.state();
+        // The pass that is under way may be nearly over.
+        let enough = state.passes + 2;
+        let waiting = self.shared.changed.wait_timeout_while(state, PATIENCE, |state| state.passes < enough);
+        let (state, timeout) = waiting.unwrap_or_else(PoisonError::into_inner);
+        drop(state);
+        assert!(!timeout.timed_out(), "the guest stands still");
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        !self.shared.state().runs
+    }
+
+    pub(super) fn throttle_percent(&self) -> u8 {
+        self.shared.state().throttle_percent
+    }
+
+    /// All of its memory. It must be paused.
+    pub(super) fn contents(&self) -> Contents {
+        assert!(self.is_paused());
+        self.shared.contents()
+    }
+
+    /// Its memory when it was first let run.
+    pub(super) fn arrived_with(&self) -> Contents {
+        self.shared.state().arrived_with.clone().expect("it was let run")
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn contents(&self) -> Contents {
+        let mut bytes = vec![0; REGIONS.len() * REGION_BYTES];
+        for (region, bytes) in bytes.chunks_mut(REGION_BYTES).enumerate() {
+            self.memory.read_slice(bytes, address(region, 0)).expect("the region is in RAM");
+        }
+        Contents(bytes)
+    }
+
+    /// Writes one page after the other, never the same value twice, whenever it may run.
+    fn write_on(&self) {
+        let mut value = 0u64;
+        loop {
+            for page in 0..BUSY_PAGES {
+                let state = self.state();
+                let waiting = self.changed.wait_while(state, |state| !state.runs && !state.over);
+                // Held while it writes: who has paused it waits for that.
+                let state = waiting.unwrap_or_else(PoisonError::into_inner);
+                if state.over {
+                    return;
+                }
+                for region in 0..REGIONS.len() {
+                    value += 1;
+                    let word = value % (PAGE_BYTES / 8) * 8;
+                    let at = GuestAddress(address(region, busy_page(page)).0 + word);
+                    self.memory.write_obj(value, at).expect("the page is in RAM");
+                }
+                drop(state);
+            }
+            self.state().passes += 1;
+            self.changed.notify_all();
+            thread::sleep(Duration::from_micros(500));
+        }
+    }
+}
+
+impl Drop for TestGuest {
+    fn drop(&mut self) {
+        self.shared.state().over = true;
+        self.shared.changed.notify_all();
+        if let Some(writer) = self.writer.take() {
+            writer.join().expect("the guest's thread does not panic");
+        }
+    }
+}
+
+impl Guest for TestGuest {
+    fn name(&self) -> &'static str {
+        "tern"
+    }
+
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(&self.shared.memory).map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        Ok(Box::new(SoftwareLog::new(&self.shared.memory)))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.shared.state().runs = false;
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.resumed.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.shared.state();
+        if state.arrived_with.is_none() {
+            state.arrived_with = Some(self.shared.contents());
+        }
+        state.runs = true;
+        self.shared.changed.notify_all();
+        Ok(())
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.shared.state().throttle_percent = percent;
+        Ok(())
+    }
+
+    /// Writes into RAM, as that of some device models does.
+    fn save(&self) -> Result<Vec<u8>, GuestError> {
+        let passes = self.shared.state().passes;
+        (0..REGIONS.len()).for_each(|region| self.write(region, SAVED_PAGE, passes));
+        Ok(passes.to_le_bytes().to_vec())
+    }
+
+    fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+        let passes = state.try_into().map_err(GuestError::new)?;
+        self.shared.state().passes = u64::from_le_bytes(passes);
+        Ok(())
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+/// A host at which such guests arrive.
+#[derive(Debug, Default)]
+pub(super) struct TestHost {
+    resumed: Arc<AtomicUsize>,
+}
+
+impl TestHost {
+    /// How often any of the guests that came here was let run.
+    pub(super) fn times_resumed(&self) -> usize {
+        self.resumed.load(Ordering::Relaxed)
+    }
+}
+
+impl GuestHost for TestHost {
+    type Guest = TestGuest;
+
+    fn prepare(&self, _proposal: &Proposal<'_>) -> Result<TestGuest, Refusal> {
+        Ok(TestGuest::new(self.resumed.clone()))
+    }
+}

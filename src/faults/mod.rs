@@ -1,0 +1,227 @@
+//! Faults of the transport, and what has to come of each: the production code of both ends in one process, a guest that goes on
+//! writing, and lanes that fail as they are told to ([`faulty`](crate::transport::faulty)).
+//!
+//! In every scene the guest ends up at one host, whole, and it gets to another in the end: whatever an attempt that failed
+//! has consumed of the dirty log, no page is forgotten.
+
+mod ends;
+mod guest;
+mod lanes;
+mod statuses;
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use self::guest::{TestGuest, TestHost};
+use crate::destination::{Arrival, ReceiveError, Receiver};
+use crate::progress::{Event, Observer, Report};
+use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
+use crate::transport::TransportKind;
+use crate::transport::faulty::{LandingFaults, LaneFaults, with_landing, with_lanes};
+
+/// When a fault strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// In the first round: all pages are sent.
+    FirstRound,
+    /// In the third: of those that were sent most are not dirty any more, and all that the guest is busy with are.
+    LaterRound,
+    /// In the last round, in which the guest is paused.
+    Paused,
+}
+
+impl Moment {
+    const ALL: [Self; 3] = [Self::FirstRound, Self::LaterRound, Self::Paused];
+}
+
+/// What goes wrong in an attempt.
+#[derive(Debug, Default)]
+struct Faults {
+    lanes: Arc<LaneFaults>,
+    landing: Arc<LandingFaults>,
+}
+
+impl Faults {
+    /// Whether any has.
+    fn have_struck(&self) -> bool {
+        self.lanes.struck() > 0 || self.landing.has_struck()
+    }
+}
+
+/// A guest that is to move, and whereto.
+struct Scene {
+    guest: TestGuest,
+    receiver: Receiver,
+    host: TestHost,
+    options: Options,
+}
+
+/// What came of an attempt, at either end.
+struct Outcome {
+    source: Result<Report, MigrationError>,
+    destination: Result<Arrival<TestGuest>, ReceiveError>,
+}
+
+impl Scene {
+    /// Two lanes, by RDMA if that can be.
+    fn new() -> Self {
+        Self::with(Options::default())
+    }
+
+    fn with(options: Options) -> Self {
+        let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let options = Options { lanes: Some(2), ..options };
+        Self { guest: TestGuest::started(), receiver, host: TestHost::default(), options }
+    }
+
+    /// Migrates with faults that are armed when the moment has come, and strike before the next round.
+    fn attempt_at(&self, moment: Moment, faults: &Faults, arm: impl Fn() + Sync) -> Outcome {
+        if moment == Moment::FirstRound {
+            arm();
+        }
+        let armed = AtomicBool::new(moment == Moment::FirstRound);
+        self.attempt(faults, |event| {
+            if matches!(event, Event::Round { .. }) && armed.load(Ordering::Relaxed) {
+                wait_until("a fault strikes", || faults.have_struck());
+            }
+            let now = match event {
+                Event::Round { number: 2, .. } => moment == Moment::LaterRound,
+                Event::Paused => moment == Moment::Paused,
+                _ => false,
+            };
+            if now && !armed.swap(true, Ordering::Relaxed) {
+                arm();
+            }
+        })
+    }
+
+    /// Migrates, with four rounds while the guest runs. In each it writes all the pages that it is busy with.
+    fn attempt(&self, faults: &Faults, watch: impl Fn(&Event) + Sync) -> Outcome {
+        let allow = |downtime| drop(self.options.tuning.change(|limits| limits.downtime = downtime));
+        // What no switch keeps to.
+        allow(Duration::ZERO);
+        let watch = Watch(|event: &Event| {
+            watch(event);
+            if let Event::Round { number, .. } = event {
+                if *number >= 3 {
+                    allow(Duration::from_secs(60));
+                }
+                if !self.guest.is_paused() {
+                    self.guest.writes_on();
+                }
+            }
+        });
+        self.attempt_by(faults, &self.options, &watch)
+    }
+
+    fn attempt_by(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
+        let to = self.receiver.local_address().expect("it is bound").to_string();
+        thread::scope(|scope| {
+            let source =
+                scope.spawn(|| with_lanes(&faults.lanes, || migrate(&self.guest, &to, options, observer)));
+            let destination = with_landing(&faults.landing, || self.receiver.receive(&self.host));
+            Outcome { source: source.join().expect("the source does not panic"), destination }
+        })
+    }
+
+    /// Asserts that the guest has moved, with every byte of its memory as it was when it was paused.
+    #[track_caller]
+    fn moved(&self, outcome: Outcome) -> Report {
+        let (report, pages) = self.moved_with(outcome);
+        assert_eq!(pages, 0, "pages that are not the source's");
+        report
+    }
+
+    /// The same, and how many pages are other than they were.
+    #[track_caller]
+    fn moved_with(&self, Outcome { source, destination }: Outcome) -> (Report, usize) {
+        let arrived = destination.expect("the guest arrives").guest;
+        let report = source.expect("the guest moves");
+        assert!(self.guest.is_paused(), "it runs there, so not here");
+        assert_eq!(self.host.times_resumed(), 1);
+        arrived.writes_on();
+        (report, arrived.arrived_with().differing_pages(&self.guest.contents()))
+    }
+
+    /// Asserts that it has moved over TCP after the RDMA lanes failed for this reason.
+    #[track_caller]
+    fn fell_back(&self, outcome: Outcome, why: &str) {
+        let report = self.moved(outcome);
+        assert_eq!(report.transport, TransportKind::Tcp);
+        let fell_back = report.fell_back.expect("it fell back");
+        assert!(fell_back.contains(why), "{fell_back}");
+    }
+
+    /// Asserts that the attempt failed and the guest runs on at the source at full speed; then that nothing but the fault kept it from
+    /// moving. Returns why it failed, at either end.
+    #[track_caller]
+    fn stayed(&self, Outcome { source, destination }: Outcome) -> (MigrationFailure, ReceiveError) {
+        let source = source.expect_err("the source fails");
+        let destination = destination.map(|_| ()).expect_err("the destination fails");
+        assert_eq!(source.guest, GuestIs::RunningAtSource, "{source}");
+        assert_eq!(self.host.times_resumed(), 0, "{source}");
+        assert!(!self.guest.is_paused(), "{source}");
+        assert_eq!(self.guest.throttle_percent(), 0, "{source}");
+        self.guest.writes_on();
+
+        let report = self.moved(self.attempt(&Faults::default(), |_| {}));
+        assert_eq!(report.fell_back, None);
+        (source.cause, destination)
+    }
+}
+
+/// Calls this with all that happens.
+struct Watch<F>(F);
+
+impl<F: Fn(&Event) + Sync> Observer for Watch<F> {
+    fn event(&self, event: &Event) {
+        (self.0)(event);
+    }
+}
+
+/// Plays a scene for each of these, many at once: a source that failed waits for a second whether its destination knows more.
+#[track_caller]
+fn each<T: Debug + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(&T) + Sync) {
+    const AT_ONCE: usize = 16;
+    let cases = Mutex::new(cases.into_iter().collect::<VecDeque<_>>());
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let next = cases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(case) = next else { return };
+                    if catch_unwind(AssertUnwindSafe(|| play(&case))).is_err() {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(case);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
+}
+
+/// Waits until something holds; `what` is said when it never does.
+#[track_caller]
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "in {} s it did not come to this: {what}", PATIENCE.as_secs());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How long anything may take before a test counts as hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All pairs.
+fn pairs<A: Clone, B: Clone>(some: &[A], others: &[B]) -> Vec<(A, B)> {
+    some.iter().flat_map(|a| others.iter().map(move |b| (a.clone(), b.clone()))).collect()
+}

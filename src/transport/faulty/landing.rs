@@ -1,0 +1,94 @@
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sterna_rdma::RemoteKey;
+
+use super::Once;
+use crate::transport::tcp::TcpLanding;
+use crate::transport::{Landing, TransportError};
+use crate::wire::{LaneReady, SliceKey, SliceRange};
+
+/// What goes wrong at the destination.
+#[derive(Debug, Default)]
+pub(crate) struct LandingFaults {
+    /// Guest RAM is not registered.
+    pub(crate) register: Once,
+    /// A round does not come to its end.
+    pub(crate) await_round: Once,
+    /// The device does not let go.
+    pub(crate) revoke: Once,
+    /// How long to wait for the fences of a round; unless it is said, as long as in production.
+    patience: Option<Duration>,
+    /// Rounds that did not come to their end, for whatever reason.
+    broken: AtomicUsize,
+    /// The ends of lanes that a device did not let go of: the source can write on.
+    kept: Mutex<Vec<TcpLanding>>,
+}
+
+impl LandingFaults {
+    /// None, but for fences that do not come within this time.
+    pub(crate) fn impatient(patience: Duration) -> Self {
+        Self { patience: Some(patience), ..Self::default() }
+    }
+
+    /// Whether anything went wrong, also by faults of the lanes.
+    pub(crate) fn has_struck(&self) -> bool {
+        self.broken.load(Ordering::Relaxed) > 0
+            || [&self.register, &self.await_round, &self.revoke].iter().any(|once| once.has_struck())
+    }
+}
+
+/// A landing of TCP lanes that passes for RDMA's.
+#[derive(Debug)]
+pub(crate) struct FaultyLanding {
+    tcp: TcpLanding,
+    faults: Arc<LandingFaults>,
+}
+
+impl FaultyLanding {
+    pub(crate) fn new(tcp: TcpLanding, faults: Arc<LandingFaults>) -> Self {
+        let tcp = match faults.patience {
+            Some(patience) => tcp.with_patience(patience),
+            None => tcp,
+        };
+        Self { tcp, faults }
+    }
+}
+
+impl Landing for FaultyLanding {
+    fn ready(&self) -> LaneReady {
+        self.tcp.ready()
+    }
+
+    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
+        self.tcp.connect(listener)
+    }
+
+    fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+        self.faults.register.strike()?;
+        let key = |_: &SliceRange| SliceKey { address: 0, key: RemoteKey::from_raw(0) };
+        Ok(slices.iter().map(key).collect())
+    }
+
+    fn release(&mut self, _slices: &[SliceRange]) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
+        let ended = self.tcp.await_round(round).and_then(|()| self.faults.await_round.strike());
+        ended.inspect_err(|_| {
+            self.faults.broken.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
+        let Self { tcp, faults } = *self;
+        if let Err(error) = faults.revoke.strike() {
+            faults.kept.lock().unwrap_or_else(PoisonError::into_inner).push(tcp);
+            return Err(error);
+        }
+        Box::new(tcp).revoke()
+    }
+}

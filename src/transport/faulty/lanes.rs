@@ -1,0 +1,217 @@
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use sterna_rdma::CompletionStatus;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::supply::FaultySupply;
+use super::{FenceFault, LaneFaults, WriteFault, completed_with};
+use crate::control::ControlChannel;
+use crate::memory::{GuestRam, PAGE_BYTES, PageRun};
+use crate::transport::tcp::TcpLane;
+use crate::transport::{Lane, Supply, Transport, TransportChoice, TransportError, TransportKind};
+use crate::wire::Token;
+
+/// Faulty lanes before they are connected.
+#[derive(Debug)]
+pub(crate) struct FaultyOffer {
+    kind: TransportKind,
+    lanes: u8,
+    faults: Arc<LaneFaults>,
+}
+
+impl FaultyOffer {
+    /// Lanes that pass for RDMA's, unless TCP is asked for by name.
+    pub(crate) fn new(choice: TransportChoice, lanes: u8, faults: Arc<LaneFaults>) -> Self {
+        let kind = match choice {
+            TransportChoice::Tcp => TransportKind::Tcp,
+            TransportChoice::Auto | TransportChoice::Rdma => TransportKind::Rdma,
+        };
+        Self { kind, lanes, faults }
+    }
+
+    pub(crate) fn kind(&self) -> TransportKind {
+        self.kind
+    }
+
+    pub(crate) fn lanes(&self) -> u8 {
+        self.lanes
+    }
+
+    pub(crate) fn connect(
+        self,
+        control: &ControlChannel,
+        token: Token,
+        ram: &GuestRam,
+    ) -> Result<FaultyTransport, TransportError> {
+        let Self { kind, lanes, faults } = self;
+        let supply = faults.registers.then(|| Arc::new(FaultySupply::new(ram.layout(), faults.clone())));
+        let connect = |lane: u8| {
+            let tcp = TcpLane::connect(control, lane, token, ram.clone())?;
+            Ok(Box::new(FaultyLane {
+                index: lane.into(),
+                kind,
+                tcp,
+                ram: ram.clone(),
+                faults: faults.clone(),
+                supply: supply.clone(),
+                late: Vec::new(),
+                old: Vec::new(),
+            }) as Box<dyn Lane>)
+        };
+        let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
+        // After that, so that the destination does not wait for TCP connections: it waits for none of RDMA's.
+        faults.connect.strike()?;
+        Ok(FaultyTransport { kind, lanes, supply })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct FaultyTransport {
+    kind: TransportKind,
+    lanes: Vec<Box<dyn Lane>>,
+    supply: Option<Arc<FaultySupply>>,
+}
+
+impl Transport for FaultyTransport {
+    fn kind(&self) -> TransportKind {
+        self.kind
+    }
+
+    fn via(&self) -> String {
+        "lanes that fail as a test tells them to".into()
+    }
+
+    fn registered_bytes(&self) -> u64 {
+        0
+    }
+
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+        let supply = self.supply.as_deref();
+        supply.inspect(|supply| supply.begin());
+        (&mut self.lanes, supply.map(|supply| supply as &dyn Supply))
+    }
+}
+
+#[derive(Debug)]
+struct FaultyLane {
+    index: usize,
+    kind: TransportKind,
+    tcp: TcpLane,
+    ram: GuestRam,
+    faults: Arc<LaneFaults>,
+    supply: Option<Arc<FaultySupply>>,
+    /// What leaves later, and after how many other writes.
+    late: Vec<(PageRun, u32)>,
+    /// Copies of pages, each as a lane out of other RAM.
+    old: Vec<(PageRun, TcpLane)>,
+}
+
+impl FaultyLane {
+    /// Writes these pages, and behind them those of which it is time.
+    fn pass(&mut self, run: PageRun) -> Result<(), TransportError> {
+        self.tcp.write(run)?;
+        for (_, left) in &mut self.late {
+            *left = left.saturating_sub(1);
+        }
+        let due = |(run, left): &(PageRun, u32)| (*left == 0).then_some(*run);
+        let now: Vec<_> = self.late.iter().filter_map(due).collect();
+        self.late.retain(|(_, left)| *left > 0);
+        now.into_iter().try_for_each(|run| self.tcp.write(run))
+    }
+
+    /// Keeps a copy of pages.
+    fn keep_old(&mut self, run: PageRun) -> Result<(), TransportError> {
+        let layout = self.ram.layout();
+        let region = |region: &crate::memory::RegionLayout| {
+            (GuestAddress(region.guest_address), usize::try_from(region.len_bytes).expect("it is in memory"))
+        };
+        let copy: GuestMemoryMmap<()> =
+            GuestMemoryMmap::from_ranges(&layout.regions.iter().map(region).collect::<Vec<_>>())
+                .expect("there is memory for a copy");
+        let pages = self.ram.slice(run)?;
+        let mut bytes = vec![0; pages.len()];
+        pages.copy_to(&mut bytes);
+        let at = layout.regions[run.region].guest_address + run.first_page * PAGE_BYTES;
+        copy.write_slice(&bytes, GuestAddress(at)).expect("the copy is as large");
+        let lane = self.tcp.out_of(GuestRam::from_vm_memory(&copy)?);
+        self.old.push((run, lane.expect("there are file descriptors")));
+        Ok(())
+    }
+
+    fn write_old(&mut self, round: u32) -> Result<(), TransportError> {
+        self.old.drain(..).try_for_each(|(run, mut lane)| {
+            lane.write(run)?;
+            lane.fence(round)
+        })
+    }
+
+    fn try_write(&mut self, run: PageRun) -> Result<(), TransportError> {
+        if let Some(supply) = &self.supply {
+            supply.wait()?;
+        }
+        match self.faults.strike(&self.faults.writes, self.index) {
+            Some(WriteFault::Drop) => return Ok(()),
+            Some(WriteFault::Late(writes)) => {
+                self.late.push((run, writes));
+                return Ok(());
+            }
+            Some(WriteFault::Fail(status)) => return Err(completed_with(self.index, status)),
+            Some(WriteFault::Delay(time)) => thread::sleep(time),
+            Some(WriteFault::Repeat) => self.pass(run)?,
+            Some(WriteFault::KeepOld) => self.keep_old(run)?,
+            Some(WriteFault::Meet(others)) => {
+                others.wait();
+            }
+            Some(WriteFault::Cut) => self.tcp.cut(),
+            None => {}
+        }
+        self.pass(run)
+    }
+
+    fn try_fence(&mut self, round: u32) -> Result<(), TransportError> {
+        let fault = self.faults.strike(&self.faults.fences, self.index);
+        match &fault {
+            Some(FenceFault::Drop) => return Ok(()),
+            Some(FenceFault::Fail(status)) => return Err(completed_with(self.index, *status)),
+            Some(FenceFault::Delay(time)) => thread::sleep(*time),
+            Some(FenceFault::Cut) => self.tcp.cut(),
+            Some(FenceFault::Repeat | FenceFault::WriteOld | FenceFault::CutAfter) | None => {}
+        }
+        let late = std::mem::take(&mut self.late);
+        late.into_iter().try_for_each(|(run, _)| self.tcp.write(run))?;
+        self.tcp.fence(round)?;
+        match fault {
+            Some(FenceFault::Repeat) => self.tcp.fence(round)?,
+            Some(FenceFault::WriteOld) => self.write_old(round)?,
+            Some(FenceFault::CutAfter) => self.tcp.cut(),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What a device says of a peer that is not there any more: no answer, after all retries.
+    fn as_its_kind_says(&self, error: TransportError) -> TransportError {
+        match (self.kind, error) {
+            (TransportKind::Rdma, TransportError::Stream { lane, .. } | TransportError::Closed { lane }) => {
+                completed_with(lane, CompletionStatus::RetryExceeded)
+            }
+            (_, error) => error,
+        }
+    }
+}
+
+impl Lane for FaultyLane {
+    fn write(&mut self, run: PageRun) -> Result<(), TransportError> {
+        self.try_write(run).map_err(|error| self.as_its_kind_says(error))
+    }
+
+    fn fence(&mut self, round: u32) -> Result<(), TransportError> {
+        self.try_fence(round).map_err(|error| self.as_its_kind_says(error))
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
+}
