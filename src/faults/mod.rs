@@ -12,6 +12,7 @@ mod statuses;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -188,11 +189,13 @@ impl<F: Fn(&Event) + Sync> Observer for Watch<F> {
 /// Plays a scene for each of these, many at once: a source that failed waits for a second whether its destination knows more.
 #[track_caller]
 fn each<T: Debug + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(&T) + Sync) {
-    const AT_ONCE: usize = 16;
+    // Not so many that none of them comes to its end in time.
+    const AT_ONCE_BY_PROCESSOR: usize = 6;
+    let at_once = AT_ONCE_BY_PROCESSOR * thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cases = Mutex::new(cases.into_iter().collect::<VecDeque<_>>());
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..at_once {
             scope.spawn(|| {
                 loop {
                     let next = cases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();

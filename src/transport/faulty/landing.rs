@@ -21,8 +21,8 @@ pub(crate) struct LandingFaults {
     pub(crate) revoke: Once,
     /// How long to wait for the fences of a round; unless it is said, as long as in production.
     patience: Option<Duration>,
-    /// Rounds that did not come to their end, for whatever reason.
-    broken: AtomicUsize,
+    /// Landings that are gone because a round did not come to its end, for whatever reason.
+    given_up: AtomicUsize,
     /// The ends of lanes that a device did not let go of: the source can write on.
     kept: Mutex<Vec<TcpLanding>>,
 }
@@ -33,10 +33,10 @@ impl LandingFaults {
         Self { patience: Some(patience), ..Self::default() }
     }
 
-    /// Whether anything went wrong, also by faults of the lanes.
+    /// Whether anything went wrong, also by faults of the lanes. If it was a round, the lanes are closed by then, so that the source
+    /// cannot but notice.
     pub(crate) fn has_struck(&self) -> bool {
-        self.broken.load(Ordering::Relaxed) > 0
-            || [&self.register, &self.await_round, &self.revoke].iter().any(|once| once.has_struck())
+        self.given_up.load(Ordering::Relaxed) > 0 || self.register.has_struck() || self.revoke.has_struck()
     }
 }
 
@@ -45,6 +45,18 @@ impl LandingFaults {
 pub(crate) struct FaultyLanding {
     tcp: TcpLanding,
     faults: Arc<LandingFaults>,
+    /// What is dropped behind the lanes, once a round did not come to its end.
+    broken: Option<GivenUp>,
+}
+
+/// Counts a landing that is given up, when it is dropped.
+#[derive(Debug)]
+struct GivenUp(Arc<LandingFaults>);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.given_up.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl FaultyLanding {
@@ -53,7 +65,7 @@ impl FaultyLanding {
             Some(patience) => tcp.with_patience(patience),
             None => tcp,
         };
-        Self { tcp, faults }
+        Self { tcp, faults, broken: None }
     }
 }
 
@@ -78,13 +90,11 @@ impl Landing for FaultyLanding {
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
         let ended = self.tcp.await_round(round).and_then(|()| self.faults.await_round.strike());
-        ended.inspect_err(|_| {
-            self.faults.broken.fetch_add(1, Ordering::Relaxed);
-        })
+        ended.inspect_err(|_| self.broken = Some(GivenUp(self.faults.clone())))
     }
 
     fn revoke(self: Box<Self>) -> Result<(), TransportError> {
-        let Self { tcp, faults } = *self;
+        let Self { tcp, faults, broken: _broken } = *self;
         if let Err(error) = faults.revoke.strike() {
             faults.kept.lock().unwrap_or_else(PoisonError::into_inner).push(tcp);
             return Err(error);
