@@ -8,12 +8,14 @@
 //! | `ours` | the `sterna` command; the engine between two guests in this process |
 //! | `memory` | the zero test beside a plain read |
 //! | `record`, `ratios`, `table` | what was measured; the figures that have an aim; how both are shown |
+//! | `first_touch` | memory that the machine has but never had from its host |
 //! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | what these share |
 
 mod compare;
 mod cpu;
 mod device;
 mod failure;
+mod first_touch;
 mod limit;
 mod memory;
 mod migration;
@@ -159,8 +161,11 @@ struct Comparison<'args> {
 
 impl Comparison<'_> {
     fn run(&mut self) -> Result<(), String> {
+        let touched = first_touch::touch_free_memory().map_err(|failure| failure.to_string())?;
+        eprintln!("touched {} MiB of free memory", touched >> 20);
         eprintln!("looking for the limit of {}", self.setup.device.name);
         let shape = limit::best(&self.setup.device, self.args.quick).map_err(|failure| failure.to_string());
+        let uncached = limit::best_uncached(&self.setup.device).map_err(|failure| failure.to_string());
         let mut before = self.limit(&shape)?;
         for repetition in 0..usize::from(self.args.repeat) {
             self.record.begin(repetition);
@@ -168,6 +173,7 @@ impl Comparison<'_> {
             if self.wants(Part::Speeds) {
                 self.speeds();
             }
+            self.note(names::LIMIT_UNCACHED, "MB/s", self.limit_uncached(&uncached));
             let mut migrations = self.migrations();
             // What comes first and what last changes, so that no order favours anyone.
             if repetition % 2 == 1 {
@@ -189,6 +195,9 @@ impl Comparison<'_> {
         }
         if let Ok(shape) = &shape {
             println!("The best shape: `ib_write_bw {shape}` on {}\n", self.setup.device.name);
+        }
+        if let Ok(shape) = &uncached {
+            println!("In memory that no cache holds: `ib_write_bw {shape}`\n");
         }
         Ok(())
     }
@@ -220,6 +229,12 @@ impl Comparison<'_> {
             ));
         }
         Ok(speed)
+    }
+
+    /// The limit in memory that no cache holds.
+    fn limit_uncached(&self, shape: &Result<Shape, String>) -> Result<f64, String> {
+        let bytes = if self.args.quick { 1 << 30 } else { 2 << 30 };
+        limit::speed(&self.setup.device, shape.clone()?, bytes).map_err(|failure| failure.to_string())
     }
 
     /// What is no migration, the limits and those that are held against them one after the other.

@@ -10,6 +10,7 @@ use super::statistics::Spread;
 /// Names of what is measured and taken up here again.
 pub(crate) mod names {
     pub(crate) const LIMIT: &str = "limit: ib_write_bw, the best shape";
+    pub(crate) const LIMIT_UNCACHED: &str = "limit: ib_write_bw, 64 MiB buffers that no cache holds";
     pub(crate) const FITS: &str = "limit: what fits the downtime asked";
     pub(crate) const LIMIT_PAGES: &str = "limit: ib_write_bw -s 4096";
     pub(crate) const LANES: &str = "RDMA lanes, all pages";
@@ -129,6 +130,12 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
             &by,
         ),
         ratio(
+            "bulk RDMA throughput / best ib_write_bw in memory that no cache holds",
+            Aim::AtLeast(0.95),
+            &[names::LANES, names::LIMIT_UNCACHED],
+            &by,
+        ),
+        ratio(
             "bulk RDMA throughput by default / with the best of 1, 2, 4, 8 lanes",
             Aim::AtLeast(0.95),
             &by_default_and_counts,
@@ -144,6 +151,12 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
             "idle guest: total time / (RAM ÷ limit)",
             Aim::AtMost(1.15),
             &[&ours, names::LIMIT],
+            &|parts| parts[0] / 1e3 / (ram_mb / parts[1]),
+        ),
+        ratio(
+            "idle guest: total time / (RAM ÷ limit in memory that no cache holds)",
+            Aim::AtMost(1.15),
+            &[&ours, names::LIMIT_UNCACHED],
             &|parts| parts[0] / 1e3 / (ram_mb / parts[1]),
         ),
         ratio("idle guest: QEMU rdma-pin-all / sterna rdma", Aim::AtLeast(1.5), &[&pinned, &ours], &by),
@@ -236,7 +249,7 @@ mod tests {
         let mut record = Record::default();
         record.note(&figure(Load::Idle, names::OURS_RDMA, "total"), "ms", Ok(2200.0));
         record.note(names::LIMIT, "MB/s", Ok((1u64 << 30) as f64 / 2e6));
-        let ratio = &ratios(&record, 1 << 30, 100)[3];
+        let ratio = &ratios(&record, 1 << 30, 100)[4];
         assert!((ratio.values[0] - 1.1).abs() < 1e-9 && ratio.is_met() == Some(true), "{ratio:?}");
     }
 }
