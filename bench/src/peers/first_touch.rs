@@ -3,25 +3,34 @@
 //! A virtual machine, and User-mode Linux most of all, gets its memory from the host page by page, as it is touched for the first
 //! time, which costs several times what is measured here. Without this, whatever is measured first would pay for what follows.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::failure::Failure;
 
 /// What is left to the rest of the machine meanwhile: at least so much, and an eighth of what is free.
 const LEFT_BYTES_MIN: u64 = 256 << 20;
 
-const PAGE_LEN: usize = 4096;
+const CHUNK_BYTES: u64 = 1 << 20;
 
 /// Touches what is free of this machine's memory, and frees it again; returns how many bytes.
+///
+/// By writing a file in memory: the kernel does that without mapping a page, each of which takes User-mode Linux a system call.
 pub(crate) fn touch_free_memory() -> Result<u64, Failure> {
     const MEMINFO: &str = "/proc/meminfo";
     let text = fs::read_to_string(MEMINFO).map_err(Failure::system(format!("read {MEMINFO}")))?;
     let free = free_bytes(&text)
         .ok_or_else(|| Failure::Words { what: MEMINFO.into(), said: text.chars().take(100).collect() })?;
     let left = LEFT_BYTES_MIN.max(free / 8);
-    let mut memory = vec![0u8; usize::try_from(free.saturating_sub(left)).unwrap_or(0)];
-    memory.iter_mut().step_by(PAGE_LEN).for_each(|byte| *byte = 1);
-    Ok(std::hint::black_box(&memory).len() as u64)
+    let chunks = free.saturating_sub(left) / CHUNK_BYTES;
+    let failed = || Failure::system("write a file in memory");
+    let file = memfd_create("sterna-bench-touch", MemfdFlags::CLOEXEC);
+    let mut file = File::from(file.map_err(|error| failed()(error.into()))?);
+    let chunk = [0; CHUNK_BYTES as usize];
+    (0..chunks).try_for_each(|_| file.write_all(&chunk)).map_err(failed())?;
+    Ok(chunks * CHUNK_BYTES)
 }
 
 /// proc(5): `MemFree: 123 kB`. Page cache does not count: it was touched.

@@ -38,7 +38,8 @@ pub(crate) fn lane_rounds(setup: &Setup) -> usize {
 /// Moves a guest that says it has written all pages in some rounds and every second page in others.
 pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>) -> Result<Lanes, Failure> {
     let rounds = lane_rounds(setup);
-    let script = [vec![Pages::All; rounds], vec![Pages::EverySecond; rounds]].concat();
+    let kinds = [Pages::All, Pages::EverySecond];
+    let script = kinds.map(|kind| vec![kind; rounds]).concat();
     let guest = BenchGuest::new(LANES_RAM_BYTES, Content::Addresses)?.with_script(Script(script));
     // Nothing but a round without pages is short enough to switch.
     let downtime = Duration::from_millis(25);
@@ -46,17 +47,19 @@ pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>
     let tuning = Tuning::new(limits);
     let heard = Heard::default();
     let moved = migrate(setup, &guest, &Options { transport, lanes, tuning, ..Options::default() }, &heard)?;
-    let speed = |from: usize| {
-        // The first round registers, and first touches the memory there.
-        let rounds = moved.report.rounds.get(1 + from..1 + from + rounds)?;
-        let (bytes, ms) =
-            rounds.iter().fold((0, 0.0), |(bytes, ms), round| (bytes + round.bytes, ms + round.ms));
-        Some(bytes as f64 / 1e3 / ms)
+    // The first round registers, and first touches the memory there.
+    let scripted = moved.report.rounds.get(1..=2 * rounds).unwrap_or_default();
+    let mut scripted = scripted.chunks_exact(rounds);
+    let mut speed = |bytes: u64| match scripted.next() {
+        Some(of_kind) if of_kind.iter().all(|round| round.bytes == bytes) => {
+            let ms: f64 = of_kind.iter().map(|round| round.ms).sum();
+            Ok((bytes * rounds as u64) as f64 / 1e3 / ms)
+        }
+        _ => Err(Failure::Sterna("the rounds did not send what the log said".into())),
     };
-    let short = || Failure::Sterna("the migration had fewer rounds than its log said".into());
     Ok(Lanes {
-        all_pages: speed(0).ok_or_else(short)?,
-        every_second_page: speed(rounds).ok_or_else(short)?,
+        all_pages: speed(LANES_RAM_BYTES)?,
+        every_second_page: speed(LANES_RAM_BYTES / 2)?,
         lanes: heard.lanes()?,
     })
 }

@@ -128,7 +128,7 @@ impl Guest for BenchGuest {
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
         Ok(match &self.script {
-            Some(script) => Box::new(ScriptedLog { script: script.clone(), round: AtomicU64::new(0) }),
+            Some(script) => Box::new(ScriptedLog { script: script.clone(), harvests: AtomicU64::new(0) }),
             None => Box::new(SoftwareLog::new(&self.memory)),
         })
     }
@@ -184,7 +184,7 @@ impl GuestHost for BenchHost {
 #[derive(Debug)]
 struct ScriptedLog {
     script: Script,
-    round: AtomicU64,
+    harvests: AtomicU64,
 }
 
 impl DirtyLog for ScriptedLog {
@@ -193,8 +193,10 @@ impl DirtyLog for ScriptedLog {
     }
 
     fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
-        let round = usize::try_from(self.round.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-        match self.script.0.get(round) {
+        let harvests = usize::try_from(self.harvests.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+        // The first is before the first round, to which it adds nothing.
+        let ended = harvests.checked_sub(1).and_then(|round| self.script.0.get(round));
+        match ended {
             Some(Pages::All) => dirty.mark(0..dirty.pages()),
             Some(Pages::EverySecond) => {
                 (0..dirty.words().len()).for_each(|word| dirty.mark_word(word, 0x5555_5555_5555_5555));
