@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::memory::{GuestRam, MemoryError, PAGE_LEN, PageRun, RamLayout};
+use crate::memory::{GuestRam, MemoryError, PAGE_LEN, PageRun, RamLayout, TouchedSearch};
 
 /// Pages in a block: 2 MiB.
 pub(crate) const BLOCK_PAGES: u64 = 512;
@@ -33,7 +33,7 @@ pub(crate) fn digests(ram: &GuestRam, blocks: &[PageRun]) -> Result<Vec<Digest>,
 fn digest(ram: &GuestRam, block: PageRun, zeros: &Digest) -> Result<Digest, MemoryError> {
     let outside =
         MemoryError::OutOfRange { region: block.region, first_page: block.first_page, pages: block.pages };
-    let touched = ram.regions().get(block.region).ok_or(outside)?.touched(block)?;
+    let touched = TouchedSearch::default().touched(ram.regions().get(block.region).ok_or(outside)?, block)?;
     if touched.is_empty() && block.pages == BLOCK_PAGES {
         return Ok(*zeros);
     }

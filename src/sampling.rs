@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::convergence::{DirtyCurve, DirtySample, Plan, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::guest::{Guest, GuestError};
-use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout};
+use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
 use crate::source::BeatAt;
 
 /// What was seen of a guest.
@@ -156,7 +156,7 @@ fn touched_bytes(ram: &GuestRam, layout: &RamLayout) -> Result<u64, MemoryError>
     let mut pages = 0;
     for (index, region) in ram.regions().iter().enumerate() {
         let all = PageRun { region: index, first_page: 0, pages: layout.regions[index].pages() };
-        pages += region.touched(all)?.iter().map(|run| run.pages).sum::<u64>();
+        pages += TouchedSearch::default().touched(region, all)?.iter().map(|run| run.pages).sum::<u64>();
     }
     Ok(pages * PAGE_BYTES)
 }

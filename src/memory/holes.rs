@@ -1,27 +1,41 @@
 #![expect(unsafe_code, reason = "lseek(2) with SEEK_DATA, which the standard library does not offer")]
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
 use super::{MemoryError, PAGE_BYTES, PageRun, RamRegion};
 
-/// Pages between two looks at the file: 256 KiB.
+/// Pages between two looks at the file, to begin with and at most: 256 KiB and 4 MiB.
+const GROUP_PAGES: RangeInclusive<u64> = 64..=1024;
+
+/// A search for touched memory, run after run by ascending page, that looks at the file less often where there are no holes.
 ///
 /// `SEEK_HOLE` would say where data ends, but walks all of it, to the end of the guest if need be, at every call. So a
-/// group counts as touched from its first page with data on; what is read of a hole in vain is at most one group.
-const GROUP_PAGES: u64 = 64;
+/// group of pages counts as touched from its first page with data on. Where data has no gap the next group is twice as large: what is
+/// read of a hole in vain is about as much as there was data before it, and at most 4 MiB.
+#[derive(Clone, Debug)]
+pub struct TouchedSearch {
+    group_pages: u64,
+}
 
-impl RamRegion {
-    /// The parts of `run` that have been touched: those where the backing file has data rather than a hole, and perhaps
-    /// some pages more.
+impl Default for TouchedSearch {
+    fn default() -> Self {
+        Self { group_pages: *GROUP_PAGES.start() }
+    }
+}
+
+impl TouchedSearch {
+    /// The parts of `run` that have been touched: those where the file behind `region`, whose pages they are, has data rather
+    /// than a hole, and perhaps some pages more.
     ///
     /// Watch the pages before asking: a page found to be a hole and written later is then known to be dirty. A region
     /// without a file has no holes. Hugetlbfs reports none either, which is safe, only slower.
     ///
     /// # Errors
     /// [`MemoryError::Holes`] if the kernel refuses.
-    pub fn touched(&self, run: PageRun) -> Result<Vec<PageRun>, MemoryError> {
-        let Some(backing) = self.backing() else { return Ok(vec![run]) };
+    pub fn touched(&mut self, region: &RamRegion, run: PageRun) -> Result<Vec<PageRun>, MemoryError> {
+        let Some(backing) = region.backing() else { return Ok(vec![run]) };
         let (mut page, end) = (run.first_page, run.first_page + run.pages);
         let mut touched: Vec<PageRun> = Vec::new();
         while page < end {
@@ -31,7 +45,11 @@ impl RamRegion {
             else {
                 break;
             };
-            page = ((first_page / GROUP_PAGES + 1) * GROUP_PAGES).min(end);
+            self.group_pages = match first_page - page {
+                0 => (self.group_pages * 2).min(*GROUP_PAGES.end()),
+                _ => *GROUP_PAGES.start(),
+            };
+            page = ((first_page / self.group_pages + 1) * self.group_pages).min(end);
             match touched.last_mut() {
                 Some(last) if last.first_page + last.pages == first_page => {
                     last.pages = page - last.first_page;
@@ -39,10 +57,15 @@ impl RamRegion {
                 _ => touched.push(PageRun { region: run.region, first_page, pages: page - first_page }),
             }
         }
+        if page < end {
+            self.group_pages = *GROUP_PAGES.start();
+        }
         Ok(touched)
     }
+}
 
-    /// Whether any page of `run` has been touched; as [`touched`](Self::touched) would tell, in one look.
+impl RamRegion {
+    /// Whether any page of `run` has been touched; as a [`TouchedSearch`] would tell, in one look.
     ///
     /// # Errors
     /// [`MemoryError::Holes`] if the kernel refuses.
@@ -71,11 +94,13 @@ fn next_data(file: &impl AsRawFd, at: u64) -> Result<Option<u64>, MemoryError> {
 mod tests {
     use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
+    use super::TouchedSearch;
     use crate::memory::{GuestRam, PageRun};
 
-    #[test]
-    fn every_page_with_data_is_found_and_no_whole_group_without() {
-        const PAGES: u64 = 1000;
+    const PAGES: u64 = 5000;
+
+    /// What is found in these runs, one after the other, if there is data in these pages.
+    fn touched(data: impl IntoIterator<Item = u64>, runs: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
         let file = tempfile::tempfile().unwrap();
         file.set_len((PAGES + 3) * 4096).unwrap();
         let memory: GuestMemoryMmap<()> = GuestMemoryMmap::from_ranges_with_files([(
@@ -84,19 +109,31 @@ mod tests {
             Some(FileOffset::new(file, 3 * 4096)),
         )])
         .unwrap();
-        let data = [5u64, 63, 64, 300, 999];
         for page in data {
             memory.write_obj(1u8, GuestAddress(page * 4096)).unwrap();
         }
         let ram = GuestRam::from_vm_memory(&memory).unwrap();
-        let touched = |first_page, pages| {
-            let run = PageRun { region: 0, first_page, pages };
-            let runs = ram.regions()[0].touched(run).unwrap();
-            runs.iter().map(|run| (run.first_page, run.pages)).collect::<Vec<_>>()
+        let mut search = TouchedSearch::default();
+        let mut of_run = |&(first_page, pages): &(u64, u64)| {
+            let runs = search.touched(&ram.regions()[0], PageRun { region: 0, first_page, pages }).unwrap();
+            runs.iter().map(|run| (run.first_page, run.pages)).collect()
         };
-        // 5 to 63 are a group from its first data on, 64 to 127 the next one, and 960 to 999 the last.
-        assert_eq!(touched(0, PAGES), [(5, 123), (300, 20), (999, 1)]);
-        assert_eq!(touched(64, 1), [(64, 1)]);
-        assert_eq!(touched(320, 600), []);
+        runs.iter().map(&mut of_run).collect()
+    }
+
+    #[test]
+    fn every_page_with_data_is_found_and_no_whole_group_without() {
+        // 5 to 63 are a group from its first data on, 64 to 127 the next one, and 4992 to 4999 the last.
+        let data = [5, 63, 64, 300, 4999];
+        assert_eq!(touched(data, &[(0, PAGES)]), [[(5, 123), (300, 20), (4999, 1)]]);
+        assert_eq!(touched(data, &[(64, 1), (320, 600)]), [vec![(64, 1)], vec![]]);
+    }
+
+    #[test]
+    fn groups_grow_where_data_has_no_gap_and_are_small_again_behind_a_hole() {
+        // 64, 128, 256, 512 and 1024 pages, at their multiples: 64 to 127 end the first of 128.
+        let data = (0..1500).chain([2100, 3000]);
+        let runs = [(0, 1024), (1024, 1024), (2048, 1024)];
+        assert_eq!(touched(data, &runs), [vec![(0, 1024)], vec![(1024, 1024)], vec![(2100, 12), (3000, 8)]]);
     }
 }

@@ -15,6 +15,7 @@ mod run;
 mod slice;
 
 pub use error::MemoryError;
+pub use holes::TouchedSearch;
 pub use io::{receive_into, send_from};
 pub use region::{GuestRam, RamLayout, RamRegion, RegionLayout};
 pub use run::{PageRun, Runs};

@@ -12,7 +12,7 @@ use super::metered::MeteredLane;
 use super::tuning::Pace;
 use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
-use crate::memory::{GuestRam, PageRun};
+use crate::memory::{GuestRam, PageRun, TouchedSearch};
 use crate::transport::{Lane, Supply};
 
 /// What a round sent.
@@ -111,7 +111,7 @@ impl Rounds<'_> {
         (index, lane): (usize, &mut dyn Lane),
         stop: &AtomicBool,
     ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
-        let first = round == 1;
+        let mut search = (round == 1).then(TouchedSearch::default);
         let mut lane = MeteredLane::new(lane, self.brakes, Instant::now());
         let mut pages = Pages::default();
         for stripe in self.stripes.of_lane(index, dirty) {
@@ -119,7 +119,7 @@ impl Rounds<'_> {
             if stop.load(Ordering::Relaxed) {
                 return Ok((pages, LaneLoad::default(), None));
             }
-            self.send_stripe(stripe, &mut lane, first, &mut pages)?;
+            self.send_stripe(stripe, &mut lane, search.as_mut(), &mut pages)?;
             lane.end_stripe(Instant::now());
         }
         let (load, first_page) = lane.fence(round)?;
@@ -130,7 +130,8 @@ impl Rounds<'_> {
         &self,
         stripe: Stripe<'_>,
         lane: &mut MeteredLane<'_>,
-        first: bool,
+        // In the first round.
+        mut search: Option<&mut TouchedSearch>,
         pages: &mut Pages,
     ) -> Result<(), MigrationFailure> {
         for part in stripe.parts() {
@@ -141,7 +142,10 @@ impl Rounds<'_> {
             for (first_page, count) in part.runs() {
                 let run =
                     PageRun { region: part.region, first_page: part.first_page + first_page, pages: count };
-                let sent = if first { self.send_touched(run, lane)? } else { send_all(lane, run)? };
+                let sent = match &mut search {
+                    Some(search) => self.send_touched(run, search, lane)?,
+                    None => send_all(lane, run)?,
+                };
                 pages.sent += sent;
                 pages.zero += run.pages - sent;
             }
@@ -150,9 +154,14 @@ impl Rounds<'_> {
     }
 
     /// Sends the pages of a run that are not zero; returns how many.
-    fn send_touched(&self, run: PageRun, lane: &mut MeteredLane<'_>) -> Result<u64, MigrationFailure> {
+    fn send_touched(
+        &self,
+        run: PageRun,
+        search: &mut TouchedSearch,
+        lane: &mut MeteredLane<'_>,
+    ) -> Result<u64, MigrationFailure> {
         let mut pages_sent = 0;
-        for touched in self.ram.regions()[run.region].touched(run)? {
+        for touched in search.touched(&self.ram.regions()[run.region], run)? {
             let mut next = PageRun { pages: 0, ..touched };
             for (page, bytes) in (touched.first_page..).zip(self.ram.slice(touched)?.pages()) {
                 if !bytes.is_zero() {
