@@ -72,7 +72,7 @@ pub enum TransportError {
     #[error("the other side gave up: {0}")]
     PeerGaveUp(String),
     /// Nothing moved for too long.
-    #[error("lane {lane} has made no progress for {} s: is the link up?", silence.as_secs())]
+    #[error("lane {lane} has made no progress for {} s: is the link up?", silence.as_secs_f64().ceil())]
     Stalled {
         /// The lane.
         lane: usize,

@@ -51,15 +51,15 @@ impl Offer {
         tuning: RdmaTuning,
     ) -> Result<Self, TransportError> {
         let any_device = choice == TransportChoice::Rdma;
+        let rdma_lanes = at_most_64(lanes.unwrap_or(RDMA_LANES));
         #[cfg(test)]
         if let Some(faults) = faulty::lanes_here() {
-            let kind =
-                OfferKind::Faulty(FaultyOffer::new(choice, at_most_64(lanes.unwrap_or(RDMA_LANES)), faults));
+            let kind = OfferKind::Faulty(FaultyOffer::new(choice, rdma_lanes, faults));
             return Ok(Self { kind, reason: "a test wants them".into(), any_device });
         }
         let rdma = || {
             let reach = RdmaReach::find(control.local_ip(), any_device)?;
-            RdmaOffer::make(reach, ram, at_most_64(lanes.unwrap_or(RDMA_LANES)), tuning, any_device)
+            RdmaOffer::make(reach, ram, rdma_lanes, tuning, any_device)
         };
         let offered = |offer, reason: &str| Self {
             kind: OfferKind::Rdma(offer),
@@ -153,7 +153,8 @@ impl Offer {
     }
 }
 
-/// The work of a queue pair is the adapter's, or that of the kernel's threads: even a single processor gains by several.
+/// The work of a queue pair is the adapter's, or that of the kernel's threads, not the lane's: four keep either busy, also for fewer
+/// processors, where they are as fast as one.
 const RDMA_LANES: u8 = 4;
 
 /// A stream's work is done by its sender: more than processors cannot help, and four fill most links.

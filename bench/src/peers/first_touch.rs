@@ -13,7 +13,7 @@ use super::failure::Failure;
 /// What is left to the rest of the machine meanwhile: at least so much, and an eighth of what is free.
 const LEFT_BYTES_MIN: u64 = 256 << 20;
 
-const CHUNK_BYTES: u64 = 1 << 20;
+const CHUNK_LEN: usize = 1 << 20;
 
 /// Touches what is free of this machine's memory, and frees it again; returns how many bytes.
 ///
@@ -24,13 +24,13 @@ pub(crate) fn touch_free_memory() -> Result<u64, Failure> {
     let free = free_bytes(&text)
         .ok_or_else(|| Failure::Words { what: MEMINFO.into(), said: text.chars().take(100).collect() })?;
     let left = LEFT_BYTES_MIN.max(free / 8);
-    let chunks = free.saturating_sub(left) / CHUNK_BYTES;
+    let chunks = free.saturating_sub(left) / CHUNK_LEN as u64;
     let failed = || Failure::system("write a file in memory");
     let file = memfd_create("sterna-bench-touch", MemfdFlags::CLOEXEC);
     let mut file = File::from(file.map_err(|error| failed()(error.into()))?);
-    let chunk = [0; CHUNK_BYTES as usize];
+    let chunk = [0; CHUNK_LEN];
     (0..chunks).try_for_each(|_| file.write_all(&chunk)).map_err(failed())?;
-    Ok(chunks * CHUNK_BYTES)
+    Ok(chunks * CHUNK_LEN as u64)
 }
 
 /// proc(5): `MemFree: 123 kB`. Page cache does not count: it was touched.
