@@ -13,6 +13,9 @@ use super::failure::Failure;
 /// What is left to the rest of the machine meanwhile: at least so much, and an eighth of what is free.
 const LEFT_BYTES_MIN: u64 = 256 << 20;
 
+/// A machine with more has had what this takes of it long since.
+const TOUCHED_BYTES_MAX: u64 = 32 << 30;
+
 const CHUNK_LEN: usize = 1 << 20;
 
 /// Touches what is free of this machine's memory, and frees it again; returns how many bytes.
@@ -24,7 +27,7 @@ pub(crate) fn touch_free_memory() -> Result<u64, Failure> {
     let free = free_bytes(&text)
         .ok_or_else(|| Failure::Words { what: MEMINFO.into(), said: text.chars().take(100).collect() })?;
     let left = LEFT_BYTES_MIN.max(free / 8);
-    let chunks = free.saturating_sub(left) / CHUNK_LEN as u64;
+    let chunks = free.saturating_sub(left).min(TOUCHED_BYTES_MAX) / CHUNK_LEN as u64;
     let failed = || Failure::system("write a file in memory");
     let file = memfd_create("sterna-bench-touch", MemfdFlags::CLOEXEC);
     let mut file = File::from(file.map_err(|error| failed()(error.into()))?);
