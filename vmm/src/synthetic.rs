@@ -146,6 +146,9 @@ impl Worker<'_> {
     }
 
     fn sweep(&self, pages: u64) -> Flow {
+        if pages == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
         let share = self.share()?;
         let total = pages_of(&share).max(1);
         let mut next_beat = monotonic_ns().saturating_add(self.control.get(control::TICK_TSC)?);

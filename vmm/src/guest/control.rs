@@ -55,8 +55,10 @@ pub(crate) const NEXT_BEAT: u64 = 0xd8;
 
 pub(crate) const NO_PAGE: u64 = u64::MAX;
 
-/// How long a tick is. vCPU 0 beats for the machine; the others only show that they live.
-const TICK_US: [u64; 2] = [2_000, 10_000];
+/// How long a tick is: that of vCPU 0 of a guest that writes at a rate, whose beats tell how much it is slowed and how long it
+/// stood still, and that of all others, which only show that they live: an idle guest is to cost its host next to nothing.
+const TICK_US: u64 = 2_000;
+const QUIET_TICK_US: u64 = 10_000;
 /// More pages a tick than any host can write; keeps the fixed-point arithmetic in range.
 const PAGES_PER_TICK_MAX: u64 = 1 << 30;
 
@@ -96,15 +98,16 @@ impl<'a> ControlPage<'a> {
     ) -> Result<(), MachineError> {
         let pages = pages_of(share);
         let prefilled = if workload.prefill { pages } else { 0 };
-        let pages_per_tick = if pages == 0 { 0 } else { self.pages_per_tick(workload.rate_mb_per_s, vcpus) };
+        let rate_mb_per_s = if pages == 0 { 0 } else { workload.rate_mb_per_s };
+        let tick_us = self.tick_us(rate_mb_per_s == 0);
         for (offset, value) in [
             (INDEX, u64::from(self.vcpu)),
             (FIRST_ADDRESS, share[0].address()),
             (FIRST_PAGES, share[0].pages),
             (SECOND_ADDRESS, share[1].address()),
             (SECOND_PAGES, share[1].pages),
-            (TICK_TSC, self.tick_tsc(tsc_khz)),
-            (PAGES_PER_TICK, pages_per_tick),
+            (TICK_TSC, tick_tsc(tick_us, tsc_khz)),
+            (PAGES_PER_TICK, pages_per_tick(rate_mb_per_s, vcpus, tick_us)),
             (TARGET, pages),
             (FIRST_GENERATION, if workload.prefill { 2 } else { 1 }),
             (PROGRESS, prefilled),
@@ -116,24 +119,24 @@ impl<'a> ControlPage<'a> {
 
     /// Tells a vCPU that came from another host how fast the time stamp counter runs here.
     pub(crate) fn adopt_tsc(&self, tsc_khz: u32) -> Result<(), MachineError> {
-        let tick_tsc = self.tick_tsc(tsc_khz);
+        let tick_tsc = tick_tsc(self.tick_us(self.get(PAGES_PER_TICK)? == 0), tsc_khz);
         if self.get(TICK_TSC)? == tick_tsc { Ok(()) } else { self.set(TICK_TSC, tick_tsc) }
     }
 
-    fn tick_us(&self) -> u64 {
-        TICK_US[usize::from(self.vcpu > 0)]
+    fn tick_us(&self, idle: bool) -> u64 {
+        if self.vcpu == 0 && !idle { TICK_US } else { QUIET_TICK_US }
     }
+}
 
-    fn tick_tsc(&self, tsc_khz: u32) -> u64 {
-        u64::from(tsc_khz) * self.tick_us() / 1000
-    }
+fn tick_tsc(tick_us: u64, tsc_khz: u32) -> u64 {
+    u64::from(tsc_khz) * tick_us / 1000
+}
 
-    fn pages_per_tick(&self, rate_mb_per_s: u64, vcpus: u8) -> u64 {
-        // MB/s is bytes/µs, so this is bytes in a tick, as 32.32 fixed point.
-        let bytes = (u128::from(rate_mb_per_s) * u128::from(self.tick_us())) << 32;
-        let pages = bytes / u128::from(PAGE_BYTES) / u128::from(vcpus);
-        // A rate too small for the fixed point is still a rate, not "once".
-        let least = rate_mb_per_s.min(1);
-        u64::try_from(pages).unwrap_or(u64::MAX).clamp(least, PAGES_PER_TICK_MAX << 32)
-    }
+fn pages_per_tick(rate_mb_per_s: u64, vcpus: u8, tick_us: u64) -> u64 {
+    // MB/s is bytes/µs, so this is bytes in a tick, as 32.32 fixed point.
+    let bytes = (u128::from(rate_mb_per_s) * u128::from(tick_us)) << 32;
+    let pages = bytes / u128::from(PAGE_BYTES) / u128::from(vcpus);
+    // A rate too small for the fixed point is still a rate, not "once".
+    let least = rate_mb_per_s.min(1);
+    u64::try_from(pages).unwrap_or(u64::MAX).clamp(least, PAGES_PER_TICK_MAX << 32)
 }
