@@ -1,6 +1,8 @@
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use zerocopy::FromZeros;
+
 /// Words of bits, and a summary with a bit for each word that may not be zero.
 ///
 /// A word is marked before its summary bit, and taken after it. So a taker that finds the summary bit clear comes either
@@ -12,7 +14,8 @@ pub(crate) struct Marks<W> {
 }
 
 /// An atomic word: that of the standard library, or loom's.
-pub(crate) trait Word: Default + Debug {
+pub(crate) trait Word: Debug + Sized {
+    fn zeros(count: usize) -> Box<[Self]>;
     fn load(&self, order: Ordering) -> u64;
     fn swap(&self, value: u64, order: Ordering) -> u64;
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
@@ -20,8 +23,7 @@ pub(crate) trait Word: Default + Debug {
 
 impl<W: Word> Marks<W> {
     pub(crate) fn new(words: usize) -> Self {
-        let zeros = |words| (0..words).map(|_| W::default()).collect();
-        Self { words: zeros(words), summary: zeros(words.div_ceil(64)) }
+        Self { words: W::zeros(words), summary: W::zeros(words.div_ceil(64)) }
     }
 
     /// # Panics
@@ -68,8 +70,12 @@ impl<W> Default for Marks<W> {
 }
 
 macro_rules! impl_word {
-    ($atomic:ty) => {
+    ($atomic:ty, $zeros:expr) => {
         impl Word for $atomic {
+            fn zeros(count: usize) -> Box<[Self]> {
+                $zeros(count)
+            }
+
             fn load(&self, order: Ordering) -> u64 {
                 self.load(order)
             }
@@ -85,9 +91,10 @@ macro_rules! impl_word {
     };
 }
 
-impl_word!(AtomicU64);
+// Zeroed by the kernel, page by page, once something is marked there: a machine need not wait for the bitmap of all its RAM.
+impl_word!(AtomicU64, |count| <[Self]>::new_box_zeroed_with_elems(count).expect("memory for a bitmap"));
 #[cfg(test)]
-impl_word!(loom::sync::atomic::AtomicU64);
+impl_word!(loom::sync::atomic::AtomicU64, |count| (0..count).map(|_| Self::default()).collect());
 
 #[cfg(test)]
 mod tests {

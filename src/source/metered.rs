@@ -17,8 +17,9 @@ pub(super) struct MeteredLane<'round> {
     meter: Meter,
     /// What the lane had waited in all, before this round.
     waited_before: Duration,
-    /// When the stripe began that is being sent. Clocks are read once a stripe: for each run of pages it would be felt.
-    stripe_began: Instant,
+    /// When the stripe began that is being sent; not known if the one before had nothing to send. Clocks are read once a stripe, and
+    /// not for one that sends nothing: for each run of pages, or for each hole of a large guest, it would be felt.
+    stripe_began: Option<Instant>,
     stripe_bytes: u64,
     /// When the first page had been taken.
     first_page: Option<Instant>,
@@ -28,10 +29,19 @@ impl<'round> MeteredLane<'round> {
     pub(super) fn new(lane: &'round mut dyn Lane, brakes: Brakes<'round>, now: Instant) -> Self {
         let waited_before = lane.waited();
         let meter = Meter::new(now);
-        Self { lane, brakes, meter, waited_before, stripe_began: now, stripe_bytes: 0, first_page: None }
+        Self {
+            lane,
+            brakes,
+            meter,
+            waited_before,
+            stripe_began: Some(now),
+            stripe_bytes: 0,
+            first_page: None,
+        }
     }
 
     pub(super) fn write(&mut self, run: PageRun) -> Result<(), MigrationFailure> {
+        self.stripe_began.get_or_insert_with(Instant::now);
         match self.brakes.pace.portion_bytes() {
             None => self.lane.write(run)?,
             Some(portion_bytes) => {
@@ -47,12 +57,12 @@ impl<'round> MeteredLane<'round> {
     }
 
     /// The stripe is done; what comes is the next.
-    pub(super) fn end_stripe(&mut self, now: Instant) {
-        if self.stripe_bytes > 0 {
-            self.meter.sends(self.stripe_began);
-            self.meter.sent(now, self.stripe_bytes);
-        }
-        (self.stripe_began, self.stripe_bytes) = (now, 0);
+    pub(super) fn end_stripe(&mut self) {
+        let Some(began) = self.stripe_began.take().filter(|_| self.stripe_bytes > 0) else { return };
+        let now = Instant::now();
+        self.meter.sends(began);
+        self.meter.sent(now, self.stripe_bytes);
+        (self.stripe_began, self.stripe_bytes) = (Some(now), 0);
     }
 
     /// Closes the round; what the lane did in it, and when its first page had been taken.

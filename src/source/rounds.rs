@@ -120,7 +120,7 @@ impl Rounds<'_> {
                 return Ok((pages, LaneLoad::default(), None));
             }
             self.send_stripe(stripe, &mut lane, search.as_mut(), &mut pages)?;
-            lane.end_stripe(Instant::now());
+            lane.end_stripe();
         }
         let (load, first_page) = lane.fence(round)?;
         Ok((pages, load, first_page))
