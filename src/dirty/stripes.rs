@@ -34,12 +34,17 @@ impl<'bitmap> Stripe<'bitmap> {
         Runs::of_block(self.words, self.nonzero)
     }
 
+    /// How many of its pages are dirty.
+    #[must_use]
+    pub fn dirty_pages(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
     /// The parts of it that should be rearmed at once: all of it, or, where more than 4 MiB are dirty, what is dirty of each
     /// 4 MiB. So a page is read soon after it is rearmed, and few are written again in between; and where little is dirty,
     /// `KVM_CLEAR_DIRTY_LOG`, for which processors that log pages themselves must stop all vCPUs, is called rarely.
     pub fn parts(self) -> impl Iterator<Item = Stripe<'bitmap>> {
-        let pages: u32 = self.words.iter().map(|word| word.count_ones()).sum();
-        let words = if pages as usize > PART_WORDS * 64 { PART_WORDS } else { STRIPE_WORDS };
+        let words = if self.dirty_pages() > PART_WORDS as u64 * 64 { PART_WORDS } else { STRIPE_WORDS };
         let part = move |(index, part)| Stripe {
             first_page: self.first_page + (index * words * 64) as u64,
             words: part,

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
+use super::region::Backing;
 use super::{MemoryError, PAGE_BYTES, PageRun, RamRegion};
 
 /// Pages between two looks at the file, to begin with and at most: 256 KiB and 4 MiB.
@@ -17,11 +18,13 @@ const GROUP_PAGES: RangeInclusive<u64> = 64..=1024;
 #[derive(Clone, Debug)]
 pub struct TouchedSearch {
     group_pages: u64,
+    /// The region that was last looked at, and its first page with data behind the run that was asked for.
+    next_data: Option<(usize, u64)>,
 }
 
 impl Default for TouchedSearch {
     fn default() -> Self {
-        Self { group_pages: *GROUP_PAGES.start() }
+        Self { group_pages: *GROUP_PAGES.start(), next_data: None }
     }
 }
 
@@ -36,20 +39,20 @@ impl TouchedSearch {
     /// [`MemoryError::Holes`] if the kernel refuses.
     pub fn touched(&mut self, region: &RamRegion, run: PageRun) -> Result<Vec<PageRun>, MemoryError> {
         let Some(backing) = region.backing() else { return Ok(vec![run]) };
+        self.next_data = None;
         let (mut page, end) = (run.first_page, run.first_page + run.pages);
         let mut touched: Vec<PageRun> = Vec::new();
         while page < end {
-            let data = next_data(&backing.file, backing.offset_bytes + page * PAGE_BYTES)?;
-            let Some(first_page) =
-                data.map(|at| (at - backing.offset_bytes) / PAGE_BYTES).filter(|&at| at < end)
-            else {
+            let first_page = next_data(backing, page)?;
+            if first_page >= end {
+                self.next_data = Some((run.region, first_page));
                 break;
-            };
+            }
             let group_end = |group_pages: u64| ((first_page / group_pages + 1) * group_pages).min(end);
             let larger = (self.group_pages * 2).min(*GROUP_PAGES.end());
-            let last = PageRun { region: run.region, first_page: group_end(larger) - 1, pages: 1 };
-            self.group_pages =
-                if first_page == page && region.is_touched(last)? { larger } else { *GROUP_PAGES.start() };
+            let last = group_end(larger) - 1;
+            let no_gap = first_page == page && next_data(backing, last)? == last;
+            self.group_pages = if no_gap { larger } else { *GROUP_PAGES.start() };
             page = group_end(self.group_pages);
             match touched.last_mut() {
                 Some(last) if last.first_page + last.pages == first_page => {
@@ -63,29 +66,37 @@ impl TouchedSearch {
         }
         Ok(touched)
     }
-}
 
-impl RamRegion {
-    /// Whether any page of `run` has been touched; as a [`TouchedSearch`] would tell, in one look.
+    /// Whether any page of `run` has been touched, in one look.
     ///
     /// # Errors
     /// [`MemoryError::Holes`] if the kernel refuses.
-    pub fn is_touched(&self, run: PageRun) -> Result<bool, MemoryError> {
-        let Some(backing) = self.backing() else { return Ok(true) };
-        let start = backing.offset_bytes + run.first_page * PAGE_BYTES;
-        Ok(next_data(&backing.file, start)?.is_some_and(|at| at < start + run.len_bytes()))
+    pub fn any_touched(&mut self, region: &RamRegion, run: PageRun) -> Result<bool, MemoryError> {
+        let Some(backing) = region.backing() else { return Ok(true) };
+        let page = next_data(backing, run.first_page)?;
+        self.next_data = Some((run.region, page));
+        Ok(page < run.first_page + run.pages)
+    }
+
+    /// Whether a run behind the last one had no data when the search last looked. It is no more than a hint: who wants to leave such
+    /// pages out watches them first, and then asks whether [any is touched](Self::any_touched), at once for as many as he likes.
+    #[must_use]
+    pub fn expects_hole(&self, run: PageRun) -> bool {
+        self.next_data
+            .is_some_and(|(region, page)| region == run.region && run.first_page + run.pages <= page)
     }
 }
 
-/// Where the next data is, at or after `at`; `None` if there is none up to the end of the file.
-fn next_data(file: &impl AsRawFd, at: u64) -> Result<Option<u64>, MemoryError> {
-    let at = libc::off_t::try_from(at).map_err(|_| MemoryError::Holes(io::ErrorKind::InvalidInput.into()))?;
+/// The first page with data, from this one on; `u64::MAX` if there is none up to the end of the file.
+fn next_data(backing: &Backing, page: u64) -> Result<u64, MemoryError> {
+    let at = libc::off_t::try_from(backing.offset_bytes + page * PAGE_BYTES)
+        .map_err(|_| MemoryError::Holes(io::ErrorKind::InvalidInput.into()))?;
     // SAFETY: lseek takes no pointer. It moves the file's position, which nobody uses: guest RAM is mapped, not read.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) };
+    let found = unsafe { libc::lseek(backing.file.as_raw_fd(), at, libc::SEEK_DATA) };
     match u64::try_from(found) {
-        Ok(found) => Ok(Some(found)),
+        Ok(found) => Ok((found - backing.offset_bytes) / PAGE_BYTES),
         Err(_) => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(u64::MAX),
             error => Err(MemoryError::Holes(error)),
         },
     }

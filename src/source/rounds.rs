@@ -114,19 +114,64 @@ impl Rounds<'_> {
         let mut search = (round == 1).then(TouchedSearch::default);
         let mut lane = MeteredLane::new(lane, self.brakes, Instant::now());
         let mut pages = Pages::default();
+        let mut holes = Vec::with_capacity(HOLES_MAX);
         for stripe in self.stripes.of_lane(index, dirty) {
             (self.brakes.check)()?;
             if stop.load(Ordering::Relaxed) {
                 return Ok((pages, LaneLoad::default(), None));
             }
-            self.send_stripe(stripe, &mut lane, search.as_mut(), &mut pages)?;
+            if holes.len() < HOLES_MAX
+                && search.as_ref().is_some_and(|search| search.expects_hole(run_of(&stripe)))
+            {
+                self.rearm(stripe)?;
+                holes.push(stripe);
+                continue;
+            }
+            self.pass(&mut holes, &mut lane, search.as_mut(), &mut pages)?;
+            for part in stripe.parts() {
+                self.rearm(part)?;
+                self.send_watched(part, &mut lane, search.as_mut(), &mut pages)?;
+            }
             lane.end_stripe();
         }
+        self.pass(&mut holes, &mut lane, search.as_mut(), &mut pages)?;
         let (load, first_page) = lane.fence(round)?;
         Ok((pages, load, first_page))
     }
 
-    fn send_stripe(
+    /// Passes over stripes in which nothing was touched when they were about to be rearmed, or sends them, if something was meanwhile.
+    fn pass(
+        &self,
+        holes: &mut Vec<Stripe<'_>>,
+        lane: &mut MeteredLane<'_>,
+        mut search: Option<&mut TouchedSearch>,
+        pages: &mut Pages,
+    ) -> Result<(), MigrationFailure> {
+        let (Some(search), [Some(first), Some(last)]) =
+            (&mut search, [holes.first(), holes.last()].map(|hole| hole.map(run_of)))
+        else {
+            return Ok(());
+        };
+        let all = PageRun { pages: last.first_page + last.pages - first.first_page, ..first };
+        let touched = search.any_touched(&self.ram.regions()[all.region], all)?;
+        for stripe in holes.drain(..) {
+            if touched {
+                self.send_watched(stripe, lane, Some(search), pages)?;
+                lane.end_stripe();
+            } else {
+                pages.zero += stripe.dirty_pages();
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the pages of a stripe watched again, before any of them is read: so that a write from here on is seen by the next harvest.
+    fn rearm(&self, stripe: Stripe<'_>) -> Result<(), MigrationFailure> {
+        let Some(log) = self.log else { return Ok(()) };
+        Ok(log.rearm(stripe.region, stripe.first_page, stripe.words)?)
+    }
+
+    fn send_watched(
         &self,
         stripe: Stripe<'_>,
         lane: &mut MeteredLane<'_>,
@@ -134,21 +179,15 @@ impl Rounds<'_> {
         mut search: Option<&mut TouchedSearch>,
         pages: &mut Pages,
     ) -> Result<(), MigrationFailure> {
-        for part in stripe.parts() {
-            if let Some(log) = self.log {
-                // Before any page of it is read, so that a write from here on is seen by the next harvest.
-                log.rearm(part.region, part.first_page, part.words)?;
-            }
-            for (first_page, count) in part.runs() {
-                let run =
-                    PageRun { region: part.region, first_page: part.first_page + first_page, pages: count };
-                let sent = match &mut search {
-                    Some(search) => self.send_touched(run, search, lane)?,
-                    None => send_all(lane, run)?,
-                };
-                pages.sent += sent;
-                pages.zero += run.pages - sent;
-            }
+        for (first_page, count) in stripe.runs() {
+            let run =
+                PageRun { region: stripe.region, first_page: stripe.first_page + first_page, pages: count };
+            let sent = match &mut search {
+                Some(search) => self.send_touched(run, search, lane)?,
+                None => send_all(lane, run)?,
+            };
+            pages.sent += sent;
+            pages.zero += run.pages - sent;
         }
         Ok(())
     }
@@ -175,6 +214,13 @@ impl Rounds<'_> {
         }
         Ok(pages_sent)
     }
+}
+
+/// How many stripes a lane passes over before it asks whether they still are holes: 1 GiB of guest RAM, for one lane.
+const HOLES_MAX: usize = 64;
+
+fn run_of(stripe: &Stripe<'_>) -> PageRun {
+    PageRun { region: stripe.region, first_page: stripe.first_page, pages: stripe.words.len() as u64 * 64 }
 }
 
 /// Sends the pages of a run, which may be none; returns how many.
@@ -244,16 +290,55 @@ mod tests {
         GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 100 * 4096)]).unwrap()
     }
 
+    /// A log under which the guest writes a page just as it is watched again.
+    #[derive(Debug)]
+    struct LateWrite<'test> {
+        log: NotedLog,
+        memory: &'test GuestMemoryMmap<SoftwareBitmap>,
+        page: u64,
+    }
+
+    impl DirtyLog for LateWrite<'_> {
+        fn start(&self) -> Result<(), DirtyError> {
+            Ok(())
+        }
+
+        fn harvest(&self, _region: usize, _dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+            Ok(())
+        }
+
+        fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+            if (first_page..first_page + bits.len() as u64 * 64).contains(&self.page) {
+                self.memory.write_obj(1u8, GuestAddress(self.page * 4096)).unwrap();
+            }
+            self.log.rearm(region, first_page, &bits[..1])
+        }
+
+        fn stop(&self) -> Result<(), DirtyError> {
+            Ok(())
+        }
+    }
+
     fn send(
         round: u32,
         dirty: &DirtyBitmap,
         memory: &GuestMemoryMmap<SoftwareBitmap>,
     ) -> (Sent, Vec<String>) {
         let journal = Journal::default();
+        send_with(round, dirty, memory, &NotedLog(journal.clone()), &journal)
+    }
+
+    fn send_with(
+        round: u32,
+        dirty: &DirtyBitmap,
+        memory: &GuestMemoryMmap<SoftwareBitmap>,
+        log: &dyn DirtyLog,
+        journal: &Journal,
+    ) -> (Sent, Vec<String>) {
         let ram = GuestRam::from_vm_memory(memory).unwrap();
         let rounds = Rounds {
             ram: &ram,
-            log: Some(&NotedLog(journal.clone())),
+            log: Some(log),
             stripes: &Stripes::new(1),
             pool: &rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(),
             brakes: Brakes { pace: &Pace::default(), check: &|| Ok(()) },
@@ -294,5 +379,42 @@ mod tests {
         let (sent, notes) = send(2, &dirty, &memory);
         assert_eq!((sent.pages, sent.zero_pages), (100, 0));
         assert_eq!(notes[1..], ["write 0+100", "fence 2"]);
+    }
+
+    #[test]
+    fn a_page_of_a_hole_is_sent_if_it_is_written_as_the_lane_comes_to_it() {
+        const STRIPES: u64 = 2 * HOLES_MAX as u64 + 10;
+        for late in [1, 4096, 20 * 4096 + 7, STRIPES * 4096 - 1] {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(STRIPES << 24).unwrap();
+            let len = usize::try_from(STRIPES << 24).unwrap();
+            let file = vm_memory::FileOffset::new(file, 0);
+            let ranges = [(GuestAddress(0), len, Some(file))];
+            let memory = GuestMemoryMmap::<SoftwareBitmap>::from_ranges_with_files(ranges).unwrap();
+            memory.write_obj(1u8, GuestAddress(0)).unwrap();
+            memory.write_obj(1u8, GuestAddress(100 << 24)).unwrap();
+            let mut dirty = DirtyBitmap::new(&GuestRam::from_vm_memory(&memory).unwrap().layout());
+            dirty.fill();
+            let journal = Journal::default();
+            let log = LateWrite { log: NotedLog(journal.clone()), memory: &memory, page: late };
+            let (sent, notes) = send_with(1, &dirty, &memory, &log, &journal);
+            assert_eq!((sent.pages, sent.zero_pages), (3, STRIPES * 4096 - 3), "{late}");
+            let at = |note: &str| notes.iter().position(|other| other == note);
+            let watched = at(&format!("rearm {} [ffffffffffffffff]", late / 1024 * 1024))
+                .or(at(&format!("rearm {} [ffffffffffffffff]", late / 4096 * 4096)));
+            let written = notes.iter().position(|note| {
+                let run = note.strip_prefix("write ").and_then(|run| run.split_once('+'));
+                run.is_some_and(|(first, count)| {
+                    let [first, count]: [u64; 2] = [first, count].map(|number| number.parse().unwrap());
+                    (first..first + count).contains(&late)
+                })
+            });
+            assert!(watched.is_some() && watched < written, "{late}: {watched:?} {written:?}");
+            let rearmed = notes.iter().filter(|note| note.starts_with("rearm")).count() as u64;
+            assert!(
+                (STRIPES..STRIPES + 40).contains(&rearmed),
+                "most stripes are watched again whole: {rearmed}"
+            );
+        }
     }
 }

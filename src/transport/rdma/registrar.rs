@@ -9,7 +9,7 @@ use super::pinning::register;
 use super::slices::{Slice, Slices};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::DirtyBitmap;
-use crate::memory::{GuestRam, PAGE_BYTES, PageRun};
+use crate::memory::{GuestRam, PAGE_BYTES, PageRun, TouchedSearch};
 use crate::transport::{Supply, TransportError};
 use crate::wire::{Message, SliceKey, SliceRange};
 
@@ -45,17 +45,17 @@ impl Registrar {
 
     /// The slices that the lanes will need in a round.
     fn plan(&self, dirty: &DirtyBitmap) -> Result<VecDeque<SliceRange>, TransportError> {
-        let mut planned = self.slices.plan(dirty);
-        let mut holes = Vec::new();
-        for range in &planned {
+        let mut search = TouchedSearch::default();
+        let mut touched = VecDeque::new();
+        for range in self.slices.plan(dirty) {
             let region = usize::from(range.region);
             let run = PageRun { region, first_page: range.first_page, pages: range.pages };
-            if !self.ram.regions()[region].is_touched(run)? {
-                holes.push(*range);
+            // One look for a hole of many slices: what is written there meanwhile, a lane asks for.
+            if !search.expects_hole(run) && search.any_touched(&self.ram.regions()[region], run)? {
+                touched.push_back(range);
             }
         }
-        planned.retain(|range| !holes.contains(range));
-        Ok(planned)
+        Ok(touched)
     }
 
     fn register_until_over(
