@@ -15,7 +15,9 @@ pub(crate) struct Marks<W> {
 
 /// An atomic word: that of the standard library, or loom's.
 pub(crate) trait Word: Debug + Sized {
+    /// So many words of zeros.
     fn zeros(count: usize) -> Box<[Self]>;
+
     fn load(&self, order: Ordering) -> u64;
     fn swap(&self, value: u64, order: Ordering) -> u64;
     fn fetch_or(&self, bits: u64, order: Ordering) -> u64;

@@ -124,6 +124,7 @@ impl Rounds<'_> {
                 && search.as_ref().is_some_and(|search| search.expects_hole(run_of(&stripe)))
             {
                 self.rearm(stripe)?;
+                lane.end_stripe();
                 holes.push(stripe);
                 continue;
             }

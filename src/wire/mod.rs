@@ -5,6 +5,7 @@
 //! then carries [`Message`]s, each in a frame with its kind, length and digest; the length is checked against the bound of that
 //! kind before anything is allocated, the digest before anything is decoded. Data lanes over TCP carry [frames of pages](PageFrame) instead.
 
+mod codec;
 mod frame;
 mod message;
 mod pages;

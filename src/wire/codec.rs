@@ -1,0 +1,418 @@
+//! Messages to bytes and back. Whatever a peer sends is measured against its bounds before it is believed.
+
+use serde::de::DeserializeOwned;
+
+use super::WireError;
+use super::message::{
+    DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady, Message, NAME_MAX,
+    SLICES_MAX, STATE_MAX,
+};
+use crate::memory::PAGE_BYTES;
+
+/// The most lanes a migration has.
+const LANES_MAX: usize = 64;
+/// The longest opaque description of a machine, in bytes.
+const DETAILS_MAX: usize = 256 << 10;
+/// The longest text that explains something, in bytes.
+const TEXT_MAX: usize = 4 << 10;
+
+impl Message {
+    /// The message's kind in a frame's head.
+    #[must_use]
+    pub fn kind(&self) -> u16 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Ready(_) => 2,
+            Self::Refused(_) => 3,
+            Self::RegisterSlices(_) => 4,
+            Self::SliceKeys(_) => 5,
+            Self::RoundClosed(_) => 6,
+            Self::Digests(_) => 7,
+            Self::Final(_) => 8,
+            Self::Prepared(..) => 9,
+            Self::Go(_) => 10,
+            Self::Running(_) => 11,
+            Self::Alive(..) => 12,
+            Self::Abort(..) => 13,
+            Self::OfferImage(_) => 14,
+            Self::Stored(_) => 15,
+            Self::ReleaseSlices(_) => 16,
+            Self::Beat => 17,
+            Self::LanesFailed(..) => 18,
+            Self::Ask(_) => 19,
+            Self::Outcome(..) => 20,
+            Self::Done(_) => 21,
+            Self::BlockDigests(_) => 22,
+            Self::Checked(_) => 23,
+        }
+    }
+
+    /// The message's name, for errors and logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        kind_bound(self.kind()).map_or("message", |(name, _)| name)
+    }
+
+    /// The longest body, in bytes, that a message of this kind may have.
+    ///
+    /// # Errors
+    /// [`WireError::Kind`] for a kind that does not exist.
+    pub fn body_max(kind: u16) -> Result<usize, WireError> {
+        kind_bound(kind).map(|(_, max)| max).ok_or(WireError::Kind(kind))
+    }
+
+    /// The message's body.
+    ///
+    /// # Errors
+    /// [`WireError::TooLong`] if it is longer than its kind may be.
+    pub fn encode(&self) -> Result<Vec<u8>, WireError> {
+        let (what, max) = kind_bound(self.kind()).ok_or(WireError::Kind(self.kind()))?;
+        let body = match self {
+            Self::Hello(body) => postcard::to_stdvec(body),
+            Self::Ready(body) => postcard::to_stdvec(body),
+            Self::Refused(body) => postcard::to_stdvec(body),
+            Self::RegisterSlices(body) | Self::ReleaseSlices(body) => postcard::to_stdvec(body),
+            Self::SliceKeys(body) => postcard::to_stdvec(body),
+            Self::RoundClosed(body) => postcard::to_stdvec(body),
+            Self::Digests(body) => postcard::to_stdvec(body),
+            Self::Final(body) => postcard::to_stdvec(body),
+            Self::Prepared(epoch, completion) => postcard::to_stdvec(&(epoch, completion)),
+            Self::Go(body)
+            | Self::Running(body)
+            | Self::Stored(body)
+            | Self::Ask(body)
+            | Self::Done(body) => postcard::to_stdvec(body),
+            Self::Outcome(epoch, outcome) => postcard::to_stdvec(&(epoch, outcome)),
+            Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
+            Self::Abort(epoch, text) | Self::LanesFailed(epoch, text) => {
+                let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+                postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
+            }
+            Self::OfferImage(body) => postcard::to_stdvec(body),
+            Self::Beat => Ok(Vec::new()),
+            Self::BlockDigests(body) => postcard::to_stdvec(body),
+            Self::Checked(body) => postcard::to_stdvec(body),
+        }
+        .map_err(|_| WireError::Malformed(what))?;
+        if body.len() > max {
+            return Err(WireError::TooLong { what, len: body.len(), max });
+        }
+        Ok(body)
+    }
+
+    /// Reads a message of a kind from its body, and checks every bound that the body's length does not imply.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that this version would not send.
+    pub fn decode(kind: u16, body: &[u8]) -> Result<Self, WireError> {
+        let (what, max) = kind_bound(kind).ok_or(WireError::Kind(kind))?;
+        if body.len() > max {
+            return Err(WireError::TooLong { what, len: body.len(), max });
+        }
+        let message = match kind {
+            1 => Self::Hello(parse(what, body)?),
+            2 => Self::Ready(parse(what, body)?),
+            3 => Self::Refused(parse(what, body)?),
+            4 => Self::RegisterSlices(parse(what, body)?),
+            5 => Self::SliceKeys(parse(what, body)?),
+            6 => Self::RoundClosed(parse(what, body)?),
+            7 => Self::Digests(parse(what, body)?),
+            8 => Self::Final(parse(what, body)?),
+            9 => parse(what, body).map(|(epoch, completion)| Self::Prepared(epoch, completion))?,
+            10 => Self::Go(parse(what, body)?),
+            11 => Self::Running(parse(what, body)?),
+            12 => parse(what, body).map(|(epoch, count, after_us)| Self::Alive(epoch, count, after_us))?,
+            13 => parse(what, body).map(|(epoch, text)| Self::Abort(epoch, text))?,
+            14 => Self::OfferImage(parse(what, body)?),
+            15 => Self::Stored(parse(what, body)?),
+            16 => Self::ReleaseSlices(parse(what, body)?),
+            17 => parse(what, body).map(|()| Self::Beat)?,
+            18 => parse(what, body).map(|(epoch, text)| Self::LanesFailed(epoch, text))?,
+            19 => Self::Ask(parse(what, body)?),
+            20 => parse(what, body).map(|(epoch, outcome)| Self::Outcome(epoch, outcome))?,
+            21 => Self::Done(parse(what, body)?),
+            22 => Self::BlockDigests(parse(what, body)?),
+            23 => Self::Checked(parse(what, body)?),
+            other => return Err(WireError::Kind(other)),
+        };
+        message.check_bounds()?;
+        Ok(message)
+    }
+
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Hello(hello) => {
+                bound("a guest's name", hello.name.len(), NAME_MAX)?;
+                bound("a machine's description", hello.details.len(), DETAILS_MAX)?;
+                hello.ram.validate().map_err(|_| WireError::Malformed("RAM layout"))?;
+                hello.lanes.check_bounds()
+            }
+            Self::OfferImage(offer) => offer.check_bounds(),
+            Self::Ready(LaneReady::Rdma { endpoints, .. }) => lanes_bound(endpoints.len()),
+            Self::RegisterSlices(slices) | Self::ReleaseSlices(slices) => {
+                bound("a list of slices", slices.len(), SLICES_MAX)
+            }
+            Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
+            Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
+            Self::BlockDigests(blocks) => bound("a list of digests", blocks.digests.len(), DIGESTS_MAX),
+            Self::Final(last) => bound("saved state", last.state.len(), STATE_MAX),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl LaneOffer {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        match self {
+            Self::Tcp(lanes) => lanes_bound((*lanes).into()),
+            Self::Rdma { endpoints, .. } => lanes_bound(endpoints.len()),
+        }
+    }
+}
+
+impl ImageOffer {
+    fn check_bounds(&self) -> Result<(), WireError> {
+        let malformed = || WireError::Malformed("offer of a file");
+        bound("a file's name", self.name.len(), FILE_NAME_MAX)?;
+        if self.len_bytes > IMAGE_MAX {
+            return Err(malformed());
+        }
+        let parts_bytes = match &self.content {
+            None => 0,
+            Some(ImageContent { parts, lanes }) => {
+                lanes.check_bounds()?;
+                parts.validate().map_err(|_| malformed())?;
+                let last = parts.regions.last().ok_or_else(malformed)?;
+                if last.guest_address + last.len_bytes > self.len_bytes.next_multiple_of(PAGE_BYTES) {
+                    return Err(malformed());
+                }
+                parts.total_bytes()
+            }
+        };
+        if self.data_bytes > parts_bytes { Err(malformed()) } else { Ok(()) }
+    }
+}
+
+/// The name and the longest body of each kind; the body's length bounds every list in it.
+fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
+    Some(match kind {
+        1 => ("Hello", DETAILS_MAX + (64 << 10)),
+        2 => ("Ready", 16 << 10),
+        3 => ("Refused", TEXT_MAX + 64),
+        4 => ("RegisterSlices", SLICES_MAX * 24 + 8),
+        5 => ("SliceKeys", SLICES_MAX * 24 + 8),
+        6 => ("RoundClosed", 8),
+        7 => ("Digests", DIGESTS_MAX * 32 + 8),
+        8 => ("Final", STATE_MAX + 64),
+        9 => ("Prepared", 64),
+        10 => ("Go", 16),
+        11 => ("Running", 16),
+        12 => ("Alive", 64),
+        13 => ("Abort", TEXT_MAX + 64),
+        14 => ("OfferImage", 64 << 10),
+        15 => ("Stored", 16),
+        16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
+        17 => ("Beat", 0),
+        18 => ("LanesFailed", TEXT_MAX + 64),
+        19 => ("Ask", 16),
+        20 => ("Outcome", 17),
+        21 => ("Done", 16),
+        22 => ("BlockDigests", DIGESTS_MAX * 37 + 8),
+        23 => ("Checked", 8),
+        _ => return None,
+    })
+}
+
+fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, WireError> {
+    match postcard::take_from_bytes(body) {
+        Ok((value, [])) => Ok(value),
+        _ => Err(WireError::Malformed(what)),
+    }
+}
+
+fn bound(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
+    if len > max { Err(WireError::TooLong { what, len, max }) } else { Ok(()) }
+}
+
+fn lanes_bound(lanes: usize) -> Result<(), WireError> {
+    if lanes == 0 {
+        Err(WireError::Malformed("list of lanes"))
+    } else {
+        bound("a list of lanes", lanes, LANES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::{RamLayout, RegionLayout};
+    use crate::wire::{
+        BlockDigest, BlockDigests, Completion, Epoch, Final, Hello, LockToken, Outcome, Refusal, SliceRange,
+        Token,
+    };
+
+    const EPOCH: Epoch = Epoch([7; 16]);
+
+    fn hello() -> Hello {
+        Hello {
+            epoch: EPOCH,
+            name: "tern".into(),
+            ram: RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 16 << 20 }] },
+            details: vec![1, 2, 3],
+            lanes: LaneOffer::Tcp(2),
+            lock: Some(LockToken([7; 16])),
+        }
+    }
+
+    /// An offer with as many parts as there may be, of a file that ends within its last page.
+    fn image() -> ImageOffer {
+        let part = |index: u64| RegionLayout { guest_address: index << 33, len_bytes: 8192 };
+        let parts = RamLayout { regions: (0..1024).map(part).collect() };
+        ImageOffer {
+            epoch: EPOCH,
+            name: "ö".repeat(127),
+            len_bytes: (1023 << 33) + 4097,
+            data_bytes: parts.total_bytes(),
+            content: Some(ImageContent { parts, lanes: LaneOffer::Tcp(64) }),
+        }
+    }
+
+    fn one_of_each() -> Vec<Message> {
+        vec![
+            Message::Hello(hello()),
+            Message::Ready(LaneReady::Tcp(Token([1; 16]))),
+            Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
+            Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::SliceKeys(Vec::new()),
+            Message::RoundClosed(u32::MAX),
+            Message::Digests(vec![[0xff; 32]; DIGESTS_MAX]),
+            Message::Final(Final { epoch: EPOCH, round: 4, compare_blocks: 8, state: vec![0; STATE_MAX] }),
+            Message::Prepared(
+                EPOCH,
+                Completion { verified_pages: u64::MAX, revoke_us: u64::MAX, verify_us: u64::MAX, load_us: 1 },
+            ),
+            Message::Go(EPOCH),
+            Message::Running(EPOCH),
+            Message::Alive(EPOCH, u64::MAX, u64::MAX),
+            Message::Abort(EPOCH, "cancelled".into()),
+            Message::OfferImage(image()),
+            Message::Stored(EPOCH),
+            Message::ReleaseSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::LanesFailed(EPOCH, "the cable is out".into()),
+            Message::Ask(EPOCH),
+            Message::Outcome(EPOCH, Outcome::Unknown),
+            Message::Done(EPOCH),
+            Message::BlockDigests(BlockDigests {
+                now: true,
+                digests: vec![BlockDigest { block: u32::MAX, digest: [0xff; 32] }; DIGESTS_MAX],
+            }),
+            Message::Checked(u32::MAX),
+        ]
+    }
+
+    #[test]
+    fn each_message_comes_back_as_it_was_also_at_its_bound() {
+        for (message, kind) in one_of_each().into_iter().zip((1..=16).chain(18..)) {
+            assert_eq!(message.kind(), kind);
+            let body = message.encode().unwrap();
+            assert!(body.len() <= Message::body_max(kind).unwrap());
+            assert_eq!(Message::decode(kind, &body).unwrap(), message);
+        }
+        assert_eq!(Message::body_max(24), Err(WireError::Kind(24)));
+    }
+
+    #[test]
+    fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
+        for message in one_of_each() {
+            let mut body = message.encode().unwrap();
+            assert!(Message::decode(message.kind(), &body[..body.len() - 1]).is_err(), "{}", message.name());
+            body.push(0);
+            assert!(Message::decode(message.kind(), &body).is_err(), "{}", message.name());
+        }
+    }
+
+    #[test]
+    fn lanes_that_failed_say_why_in_a_bounded_text() {
+        let failed = Message::LanesFailed(EPOCH, "the cable is out".into());
+        assert_eq!(Message::decode(18, &failed.encode().unwrap()), Ok(failed));
+        let body = Message::LanesFailed(EPOCH, "ö".repeat(TEXT_MAX)).encode().unwrap();
+        assert!(matches!(Message::decode(18, &body), Ok(Message::LanesFailed(EPOCH, _))));
+    }
+
+    #[test]
+    fn a_beat_has_no_body() {
+        assert_eq!(Message::decode(17, &Message::Beat.encode().unwrap()), Ok(Message::Beat));
+        assert!(matches!(Message::decode(17, &[0]), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn digests_of_blocks_come_back_also_at_their_bound() {
+        let digests = vec![BlockDigest { block: u32::MAX, digest: [0xff; 32] }; DIGESTS_MAX];
+        for message in [
+            Message::BlockDigests(BlockDigests { now: true, digests: digests.clone() }),
+            Message::Checked(u32::MAX),
+        ] {
+            let body = message.encode().unwrap();
+            assert_eq!(Message::decode(message.kind(), &body), Ok(message));
+        }
+        let more = BlockDigests { now: false, digests: [&digests[..], &digests[..1]].concat() };
+        let body = postcard::to_stdvec(&BlockDigests { digests: Vec::new(), ..more.clone() }).unwrap();
+        assert!(Message::decode(22, &body).is_ok());
+        assert!(matches!(Message::BlockDigests(more).encode(), Err(WireError::TooLong { .. })));
+        // Short in bytes, and too many all the same.
+        let small = vec![BlockDigest { block: 0, digest: [0; 32] }; DIGESTS_MAX + 1];
+        let body = postcard::to_stdvec(&BlockDigests { now: false, digests: small }).unwrap();
+        assert!(matches!(Message::decode(22, &body), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn bounds_hold_before_anything_is_believed() {
+        let refused = |hello: Hello| Message::decode(1, &postcard::to_stdvec(&hello).unwrap()).unwrap_err();
+        assert!(matches!(
+            refused(Hello { name: "x".repeat(NAME_MAX + 1), ..hello() }),
+            WireError::TooLong { .. }
+        ));
+        assert_eq!(
+            refused(Hello { lanes: LaneOffer::Tcp(0), ..hello() }),
+            WireError::Malformed("list of lanes")
+        );
+        assert!(matches!(refused(Hello { lanes: LaneOffer::Tcp(65), ..hello() }), WireError::TooLong { .. }));
+        let ram = RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 1 }] };
+        assert_eq!(refused(Hello { ram, ..hello() }), WireError::Malformed("RAM layout"));
+        assert!(matches!(Message::decode(10, &[0; 17]), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn an_offered_file_is_bounded_and_its_parts_lie_in_it() {
+        let decode = |offer: ImageOffer| Message::decode(14, &postcard::to_stdvec(&offer).unwrap());
+        let nothing = ImageOffer { data_bytes: 0, content: None, ..image() };
+        assert!(decode(nothing.clone()).is_ok());
+        for wrong in [
+            ImageOffer { name: "x".repeat(256), ..image() },
+            ImageOffer { len_bytes: IMAGE_MAX + 1, ..image() },
+            ImageOffer { len_bytes: 1023 << 33, ..image() },
+            ImageOffer { data_bytes: image().data_bytes + 1, ..image() },
+            ImageOffer { data_bytes: 1, ..nothing.clone() },
+            ImageOffer { len_bytes: u64::MAX, ..nothing },
+        ] {
+            assert!(decode(wrong.clone()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        let text = "ö".repeat(TEXT_MAX);
+        let body = Message::Abort(EPOCH, text.clone()).encode().unwrap();
+        let Message::Abort(_, cut) = Message::decode(13, &body).unwrap() else { panic!("another kind") };
+        assert!(!cut.is_empty() && text.starts_with(&cut));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..25u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Message::decode(kind, &body);
+        }
+    }
+}
