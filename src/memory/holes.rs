@@ -18,7 +18,7 @@ const GROUP_PAGES: RangeInclusive<u64> = 64..=1024;
 #[derive(Clone, Debug)]
 pub struct TouchedSearch {
     group_pages: u64,
-    /// The region that was last looked at, and its first page with data behind the run that was asked for.
+    /// The region that was last looked at, and its first page with data from there on.
     next_data: Option<(usize, u64)>,
 }
 
@@ -147,6 +147,26 @@ mod tests {
         let data = (0..1500).chain([2100, 3000]);
         let runs = [(0, 1024), (1024, 1024), (2048, 1024)];
         assert_eq!(touched(data, &runs), [vec![(0, 1024)], vec![(1024, 512)], vec![(2100, 12), (3000, 8)]]);
+    }
+
+    #[test]
+    fn a_hole_is_expected_up_to_the_next_data_and_in_no_other_region() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(PAGES * 4096).unwrap();
+        let range = (GuestAddress(0), usize::try_from(PAGES * 4096).unwrap(), Some(FileOffset::new(file, 0)));
+        let memory: GuestMemoryMmap<()> = GuestMemoryMmap::from_ranges_with_files([range]).unwrap();
+        memory.write_obj(1u8, GuestAddress(1000 * 4096)).unwrap();
+        let ram = GuestRam::from_vm_memory(&memory).unwrap();
+        let region = &ram.regions()[0];
+        let run = |region, first_page, pages| PageRun { region, first_page, pages };
+        let mut search = TouchedSearch::default();
+        assert!(!search.expects_hole(run(0, 0, 1)), "nobody has looked");
+        assert!(!search.any_touched(region, run(0, 0, 1000)).unwrap());
+        assert!(search.expects_hole(run(0, 500, 500)));
+        assert!(!search.expects_hole(run(0, 500, 501)) && !search.expects_hole(run(1, 500, 500)));
+        assert!(search.any_touched(region, run(0, 1000, 1)).unwrap());
+        assert!(search.touched(region, run(0, 1001, 9)).unwrap().is_empty());
+        assert!(search.expects_hole(run(0, 1010, PAGES)), "there is no data any more");
     }
 
     #[test]

@@ -29,11 +29,9 @@ const PLACES: usize = PLACES_MASK + 1 + 8;
 const PLACES_MASK: usize = (ENOUGH + GROUP_WORDS * 64).next_power_of_two() - 1;
 
 impl<'bitmap> DenseRuns<'bitmap> {
-    /// More would not fit into the places' 16 bits.
-    pub(super) const WORDS_MAX: usize = 1023;
-
+    /// Of at most 1,023 words: places have 16 bits.
     pub(super) fn new(words: &'bitmap [u64]) -> Self {
-        debug_assert!(words.len() <= Self::WORDS_MAX);
+        debug_assert!(words.len() < 1024);
         Self { words, last_bit: 0, begin: [0; 8], places: [0; PLACES], given: 0, found: 0 }
     }
 
