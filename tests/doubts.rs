@@ -5,7 +5,9 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -154,6 +156,21 @@ fn when_running_is_lost_the_source_asks_and_the_migration_succeeds() {
     // And on from there: the name is free at the source again.
     drop(crossing.source.run("tern", &[]));
     moves_away_from(&crossing.destination, crossing.receiving.process, "tern", &[]);
+}
+
+#[test]
+fn a_process_that_ends_while_it_is_asked_leaves_the_answer_to_the_journals() {
+    let host = Host::new();
+    let ending = UnixListener::bind(host.socket("tern")).expect("nobody else is there");
+    let ends = thread::spawn(move || {
+        for _ in 0..2 {
+            let (asking, _) = ending.accept().expect("it is asked");
+            BufReader::new(asking).read_line(&mut String::new()).expect("it is asked something");
+        }
+    });
+    let found = recover(&host, &[]).expect_code(11).json();
+    assert!(found["guest"].as_str().is_some_and(|guest| guest.contains("is not known here")), "{found}");
+    ends.join().expect("it was asked twice");
 }
 
 #[test]

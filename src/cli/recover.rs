@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use sterna::destination;
@@ -59,14 +60,25 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
     let journals = args.state.journals()?;
     let request =
         Request::Recover { resume_source: args.resume_source, run_destination: args.run_destination };
-    let found = match ask(&args.name, &request) {
-        Ok(Answer::Found(found)) => found,
-        Ok(Answer::Failed(failure)) => Found { exit: failure.exit, what: failure.what },
-        Ok(other) => return Err(format!("{} answered {other:?}", args.name)),
-        Err(SocketError::NoGuest { .. }) => {
-            without_process(&journals, args).map_err(|error| error.to_string())?
+    let deadline = Instant::now() + ENDS_WITHIN;
+    let found = loop {
+        // A process that is just ending breaks off, and may have its journals a little longer: what it leaves tells.
+        let ending = match ask(&args.name, &request) {
+            Ok(Answer::Found(found)) => break found,
+            Ok(Answer::Failed(failure)) => break Found { exit: failure.exit, what: failure.what },
+            Ok(other) => return Err(format!("{} answered {other:?}", args.name)),
+            Err(error @ SocketError::Broken(_)) => error.to_string(),
+            Err(SocketError::NoGuest { .. }) => match without_process(&journals, args) {
+                Ok(found) => break found,
+                Err(error @ OpenError::Journal(JournalsError::InUse(_))) => error.to_string(),
+                Err(error) => return Err(error.to_string()),
+            },
+            Err(error) => return Err(error.to_string()),
+        };
+        if Instant::now() >= deadline {
+            return Err(ending);
         }
-        Err(error) => return Err(error.to_string()),
+        thread::sleep(NAP);
     };
     // As they are now, after what was settled.
     let look = |side| {
@@ -143,6 +155,10 @@ fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
         },
     }
 }
+
+/// How long a process that has broken off may take to close its files. It had given back its guest's memory before.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+const NAP: Duration = Duration::from_millis(50);
 
 /// For how long the other host is asked: an operator waits.
 const ASKED_FOR: Duration = Duration::from_secs(5);
