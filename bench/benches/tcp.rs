@@ -76,9 +76,12 @@ impl Vectored {
     fn new(ram: GuestRam, destination: &GuestRam, frames: Vec<Frame>) -> Self {
         let (destination, expected) = (destination.clone(), frames.clone());
         let stream = Stream::new(move |socket| {
-            for frame in &expected {
-                socket.read_exact(&mut vec![0; frame.head.len()])?;
-                receive_into(socket.as_fd(), &slices(&destination, &frame.runs))?;
+            let mut first = [0; PageFrame::LEN];
+            socket.read_exact(&mut first)?;
+            for (index, frame) in expected.iter().enumerate() {
+                socket.read_exact(&mut vec![0; frame.head.len() - PageFrame::LEN])?;
+                let next = if index + 1 < expected.len() { PageFrame::LEN } else { 0 };
+                receive_into(socket.as_fd(), &slices(&destination, &frame.runs), &mut first[..next])?;
             }
             Ok(())
         });

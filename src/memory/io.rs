@@ -26,15 +26,18 @@ pub fn send_from(socket: BorrowedFd<'_>, head: &[u8], slices: &[GuestSlice<'_>])
     })
 }
 
-/// Fills all `slices`, in order, straight into guest RAM. There may be 1,024: the kernel's `IOV_MAX`.
+/// Fills all `slices`, in order, straight into guest RAM, and then `next` with what follows. There may be 1,023 slices: the
+/// kernel's `IOV_MAX`, less one.
 ///
 /// # Errors
 /// Those of `readv(2)`; `UnexpectedEof` if the peer closes first. Part may have been written.
-pub fn receive_into(socket: BorrowedFd<'_>, slices: &[GuestSlice<'_>]) -> io::Result<()> {
-    let mut vectors: Vec<libc::iovec> = slices.iter().map(vector).collect();
+pub fn receive_into(socket: BorrowedFd<'_>, slices: &[GuestSlice<'_>], next: &mut [u8]) -> io::Result<()> {
+    let next = libc::iovec { iov_base: next.as_mut_ptr().cast(), iov_len: next.len() };
+    let mut vectors: Vec<libc::iovec> = slices.iter().map(vector).chain([next]).collect();
     transfer(&mut vectors, io::ErrorKind::UnexpectedEof, |vectors| {
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: each vector is guest RAM of a `GuestSlice`, writable while that lives and never a Rust reference.
+        // SAFETY: each vector is guest RAM of a `GuestSlice`, writable while that lives and never a Rust reference, or all of
+        // `next`, which is borrowed for this call alone.
         unsafe { libc::readv(socket.as_raw_fd(), vectors.as_ptr(), count) }
     })
 }
@@ -103,13 +106,16 @@ mod tests {
                 let slices: Vec<_> = runs.iter().map(|&run| ram.slice(run).unwrap()).collect();
                 let mut head = [0; 5];
                 io::Read::read_exact(&mut &destination, &mut head).unwrap();
-                receive_into(destination.as_fd(), &slices).unwrap();
+                let mut next = [0; 3];
+                receive_into(destination.as_fd(), &slices, &mut next).unwrap();
+                assert_eq!(&next, b"fly");
                 head
             })
         };
         let ram = GuestRam::from_vm_memory(&from).unwrap();
         let slices: Vec<_> = runs.iter().map(|&run| ram.slice(run).unwrap()).collect();
         send_from(source.as_fd(), b"terns", &slices).unwrap();
+        send_from(source.as_fd(), b"fly", &[]).unwrap();
         assert_eq!(&receiver.join().unwrap(), b"terns");
         for page in 0..PAGES {
             let sent = runs.iter().any(|run| (run.first_page..run.first_page + run.pages).contains(&page));
@@ -125,7 +131,7 @@ mod tests {
         let page = ram.slice(PageRun { region: 0, first_page: 0, pages: 1 }).unwrap();
         let (source, destination) = UnixStream::pair().unwrap();
         drop(source);
-        let error = receive_into(destination.as_fd(), &[page]).unwrap_err();
+        let error = receive_into(destination.as_fd(), &[page], &mut []).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -159,12 +159,13 @@ struct Frames {
 impl Frames {
     fn read_all(&mut self) -> Result<(), TransportError> {
         let mut runs = vec![WireRun::new_zeroed(); RUNS_MAX];
+        let mut frame = PageFrame::new_zeroed();
+        self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
         loop {
-            let mut frame = PageFrame::new_zeroed();
-            self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
             if let Some(round) = frame.fenced_round() {
                 self.fences.seen(self.lane, round);
                 self.stream.write_all(&round.to_le_bytes()).map_err(|error| broken(self.lane, error))?;
+                self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
                 continue;
             }
             let runs = &mut runs[..frame.runs()?];
@@ -180,7 +181,9 @@ impl Frames {
                     [bytes, FRAME_BYTES_MAX].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
                 return Err(WireError::TooLong { what: "a frame of pages", len, max }.into());
             }
-            receive_into(self.stream.as_fd(), &slices).map_err(|error| broken(self.lane, error))?;
+            // With the next frame's head, for which alone this thread would be woken else: one always follows, the fence's if no other.
+            receive_into(self.stream.as_fd(), &slices, frame.as_mut_bytes())
+                .map_err(|error| broken(self.lane, error))?;
         }
     }
 }
