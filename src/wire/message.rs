@@ -171,8 +171,8 @@ pub enum LaneReady {
     },
 }
 
-/// A part of a RAM region that is registered as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A part of a RAM region that is registered as a whole. In the order of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SliceRange {
     /// Index of the region.
     pub region: u16,

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,12 +11,10 @@ use crate::memory::{PAGE_BYTES, RamLayout};
 use crate::transport::TransportError;
 use crate::wire::SliceRange;
 
-/// Pages in a slice, the unit of registration, where there is no budget: 64 MiB. The first page leaves once the first
-/// slice is ready, and many small ones are slow to make.
-pub(super) const SLICE_PAGES: u64 = 16_384;
+mod slicing;
 
-/// The smallest slice that a budget leads to: 4 MiB, what a lane rearms at once of a full stripe.
-pub(super) const SLICE_BYTES_MIN: u64 = 4 << 20;
+pub(super) use self::slicing::SLICE_BYTES_MIN;
+use self::slicing::Slicing;
 
 /// A slice that both ends have registered.
 #[derive(Debug)]
@@ -34,8 +32,7 @@ pub(super) struct Slice {
 /// there is no room is what no lane holds, and of that the least recently used.
 #[derive(Debug)]
 pub(super) struct Slices<S = Slice> {
-    layout: RamLayout,
-    slice_pages: u64,
+    slicing: Slicing,
     /// How many bytes may be registered at once; `None`: all of RAM.
     budget_bytes: Option<u64>,
     /// How long a lane waits for a slice.
@@ -46,9 +43,8 @@ pub(super) struct Slices<S = Slice> {
 
 #[derive(Debug)]
 struct State<S> {
-    /// Of each region, a slot for so many pages.
-    slots: Vec<Vec<Slot<S>>>,
-    slice_pages: u64,
+    /// Those that are registered or about to be.
+    slots: BTreeMap<SliceRange, Slot<S>>,
     /// Slices that lanes wait for, one entry a lane, in the order in which they began to wait.
     wanted: Vec<SliceRange>,
     /// Bytes of the slices that are registered or about to be.
@@ -63,10 +59,9 @@ struct State<S> {
     failed: bool,
 }
 
-/// What is known of one slice.
+/// What is known of one slice that is not absent.
 #[derive(Debug)]
 enum Slot<S> {
-    Absent,
     /// Being registered.
     Coming,
     Here {
@@ -87,11 +82,8 @@ pub(super) struct Batch<S = Slice> {
 impl<S> Slices<S> {
     /// For so many lanes, with at most so many bytes registered at once.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
-        let slice_pages = slice_pages(lanes, budget_bytes);
-        let slots = |pages: u64| (0..pages.div_ceil(slice_pages)).map(|_| Slot::Absent).collect();
         let state = State {
-            slots: layout.regions.iter().map(|region| slots(region.pages())).collect(),
-            slice_pages,
+            slots: BTreeMap::new(),
             wanted: Vec::new(),
             registered_bytes: 0,
             uses: 0,
@@ -99,16 +91,14 @@ impl<S> Slices<S> {
             over: false,
             failed: false,
         };
+        let slicing = Slicing::new(layout, lanes, budget_bytes);
         let (patience, changed) = (STALL_MAX * 4, Condvar::new());
-        Self { layout, slice_pages, budget_bytes, patience, state: Mutex::new(state), changed }
+        Self { slicing, budget_bytes, patience, state: Mutex::new(state), changed }
     }
 
     /// The slice in which a page lies.
     pub(super) fn range_of(&self, region: usize, page: u64) -> Option<SliceRange> {
-        let pages = self.layout.regions.get(region)?.pages();
-        let first_page = page - page % self.slice_pages;
-        let pages = pages.checked_sub(first_page).filter(|&left| left > 0)?.min(self.slice_pages);
-        Some(SliceRange { region: u16::try_from(region).ok()?, first_page, pages })
+        self.slicing.range_of(region, page)
     }
 
     pub(super) fn registered_bytes(&self) -> u64 {
@@ -136,24 +126,24 @@ impl<S> Slices<S> {
     /// The slices with dirty pages that are not registered, in the order in which the lanes will come to them. Those that are
     /// stay for this round.
     pub(super) fn plan(&self, dirty: &DirtyBitmap) -> VecDeque<SliceRange> {
-        let words_per_slice = usize::try_from(self.slice_pages / 64).unwrap_or(usize::MAX);
         let mut needed = VecDeque::new();
         for (region, bits) in dirty.regions().iter().enumerate() {
-            for (first_page, words) in
-                (0..).step_by(words_per_slice * 64).zip(bits.words().chunks(words_per_slice))
-            {
-                if words.iter().any(|&word| word != 0) {
-                    needed.extend(self.range_of(region, first_page));
+            let mut words = bits.words();
+            for range in self.slicing.ranges(region) {
+                let (of_range, rest) = words.split_at(words_of(range).min(words.len()));
+                words = rest;
+                if of_range.iter().any(|&word| word != 0) {
+                    needed.push_back(range);
                 }
             }
         }
         let mut state = self.state();
-        for slot in state.slots.iter_mut().flatten() {
+        for slot in state.slots.values_mut() {
             if let Slot::Here { ahead, .. } = slot {
                 *ahead = false;
             }
         }
-        needed.retain(|&range| match state.slot(range) {
+        needed.retain(|&range| match state.slots.get_mut(&range) {
             Some(Slot::Here { ahead, .. }) => {
                 *ahead = true;
                 false
@@ -204,7 +194,7 @@ impl<S> Slices<S> {
         if wanted.is_none() {
             planned.pop_front();
         }
-        *state.slot(range)? = Slot::Coming;
+        state.slots.insert(range, Slot::Coming);
         state.registered_bytes += bytes_of(range);
         Some(range)
     }
@@ -225,18 +215,16 @@ impl<S> Slices<S> {
         }
         let passed = state.reached.iter().min().copied().unwrap_or_default();
         let mut candidates = Vec::new();
-        for (region, slots) in state.slots.iter().enumerate() {
-            for (first_page, slot) in (0..).step_by(pages_step(self.slice_pages)).zip(slots) {
-                if let Slot::Here { slice, last_use, ahead } = slot
-                    && Arc::strong_count(slice) == 1
-                    && let Some(candidate) = self.range_of(region, first_page)
-                    && !state.wanted.contains(&candidate)
-                {
-                    // What all lanes have passed over, they will not come to in this round.
-                    let ahead = *ahead && (region, candidate.first_page + candidate.pages) > passed;
-                    if wanted || !ahead {
-                        candidates.push((ahead, *last_use, candidate));
-                    }
+        for (&candidate, slot) in &state.slots {
+            if let Slot::Here { slice, last_use, ahead } = slot
+                && Arc::strong_count(slice) == 1
+                && !state.wanted.contains(&candidate)
+            {
+                // What all lanes have passed over, they will not come to in this round.
+                let end = (usize::from(candidate.region), candidate.first_page + candidate.pages);
+                let ahead = *ahead && end > passed;
+                if wanted || !ahead {
+                    candidates.push((ahead, *last_use, candidate));
                 }
             }
         }
@@ -249,9 +237,7 @@ impl<S> Slices<S> {
             enough += 1;
         }
         for &(_, _, candidate) in &candidates[..enough] {
-            if let Some(slot) = state.slot(candidate)
-                && let Slot::Here { slice, .. } = mem::replace(slot, Slot::Absent)
-            {
+            if let Some(Slot::Here { slice, .. }) = state.slots.remove(&candidate) {
                 evicted.push((candidate, slice));
             }
         }
@@ -264,9 +250,7 @@ impl<S> Slices<S> {
         let mut state = self.state();
         state.uses += 1;
         let last_use = state.uses;
-        if let Some(slot) = state.slot(range) {
-            *slot = Slot::Here { slice: Arc::new(slice), last_use, ahead: true };
-        }
+        state.slots.insert(range, Slot::Here { slice: Arc::new(slice), last_use, ahead: true });
         drop(state);
         self.changed.notify_all();
     }
@@ -345,11 +329,6 @@ impl<S> Drop for FailOnDrop<'_, S> {
 }
 
 impl<S> State<S> {
-    fn slot(&mut self, range: SliceRange) -> Option<&mut Slot<S>> {
-        let index = self.index(range)?;
-        self.slots.get_mut(usize::from(range.region))?.get_mut(index)
-    }
-
     fn reach(&mut self, lane: usize, place: (usize, u64)) {
         if let Some(reached) = self.reached.get_mut(lane) {
             *reached = place;
@@ -357,41 +336,29 @@ impl<S> State<S> {
     }
 
     fn is_absent(&self, range: SliceRange) -> bool {
-        let slot = self.index(range).and_then(|index| self.slots.get(usize::from(range.region))?.get(index));
-        matches!(slot, Some(Slot::Absent))
-    }
-
-    fn index(&self, range: SliceRange) -> Option<usize> {
-        usize::try_from(range.first_page / self.slice_pages).ok()
+        !self.slots.contains_key(&range)
     }
 
     fn acquire(&mut self, range: SliceRange) -> Option<Arc<S>> {
         self.uses += 1;
         let uses = self.uses;
-        match self.slot(range)? {
+        match self.slots.get_mut(&range)? {
             Slot::Here { slice, last_use, ahead } => {
                 (*last_use, *ahead) = (uses, false);
                 Some(slice.clone())
             }
-            Slot::Absent | Slot::Coming => None,
+            Slot::Coming => None,
         }
     }
-}
-
-/// Pages in a slice: with a budget so few that every lane can hold one while two more are made ready.
-fn slice_pages(lanes: usize, budget_bytes: Option<u64>) -> u64 {
-    let Some(budget_bytes) = budget_bytes else { return SLICE_PAGES };
-    let share_pages = budget_bytes / (lanes as u64 + 2) / PAGE_BYTES;
-    let power = share_pages.checked_ilog2().map_or(1, |log| 1 << log);
-    power.clamp(SLICE_BYTES_MIN / PAGE_BYTES, SLICE_PAGES)
 }
 
 fn bytes_of(range: SliceRange) -> u64 {
     range.pages * PAGE_BYTES
 }
 
-fn pages_step(slice_pages: u64) -> usize {
-    usize::try_from(slice_pages).unwrap_or(usize::MAX)
+/// Words of a bitmap in which the pages of a slice are.
+fn words_of(range: SliceRange) -> usize {
+    usize::try_from(range.pages.div_ceil(64)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -21,39 +21,19 @@ fn slice(region: u16, first_page: u64, pages: u64) -> SliceRange {
 
 #[test]
 fn slices_with_dirty_pages_are_planned_in_order_and_only_once() {
-    let layout = RamLayout {
-        regions: vec![
-            RegionLayout { guest_address: 0, len_bytes: (SLICE_PAGES + 1) * PAGE_BYTES },
-            RegionLayout { guest_address: 1 << 40, len_bytes: 5 * PAGE_BYTES },
-        ],
-    };
-    let mut dirty = DirtyBitmap::new(&layout);
-    let slices: Slices<()> = Slices::new(layout, 1, None);
+    let slices: Slices<()> = Slices::new(layout(&[9, 1]), 1, None);
+    let mut dirty = DirtyBitmap::new(&layout(&[9, 1]));
     assert!(slices.plan(&dirty).is_empty());
-    dirty.regions_mut()[0].mark(SLICE_PAGES..SLICE_PAGES + 1);
-    let last = slice(0, SLICE_PAGES, 1);
-    assert_eq!(slices.plan(&dirty), [last]);
+    let [first, second, third, other] =
+        [slice(0, 0, 1024), slice(0, 1024, 1024), slice(0, 2048, 256), slice(1, 0, 256)];
+    dirty.regions_mut()[0].mark(2303..2304);
+    assert_eq!(slices.plan(&dirty), [third]);
+    dirty.regions_mut()[0].mark(1023..1025);
+    assert_eq!(slices.plan(&dirty), [first, second, third]);
     dirty.fill();
-    assert_eq!(slices.plan(&dirty), [slice(0, 0, SLICE_PAGES), last, slice(1, 0, 5)]);
-    slices.set(last, ());
-    assert_eq!(slices.plan(&dirty), [slice(0, 0, SLICE_PAGES), slice(1, 0, 5)]);
-}
-
-#[test]
-fn pages_outside_of_ram_are_in_no_slice() {
-    let slices: Slices<()> = Slices::new(layout(&[1]), 1, None);
-    assert_eq!(slices.range_of(0, 255), Some(slice(0, 0, 256)));
-    for (region, page) in [(0, SLICE_PAGES), (1, 0), (0, u64::MAX)] {
-        assert_eq!(slices.range_of(region, page), None, "{region} {page}");
-    }
-}
-
-#[test]
-fn a_small_budget_makes_small_slices_so_that_each_lane_can_hold_one() {
-    assert_eq!(slice_pages(4, None), SLICE_PAGES);
-    assert_eq!(slice_pages(4, Some(1 << 40)), SLICE_PAGES);
-    assert_eq!(slice_pages(4, Some(100 * MIB)), 16 * MIB / PAGE_BYTES);
-    assert_eq!(slice_pages(4, Some(5 * MIB)), SLICE_BYTES_MIN / PAGE_BYTES);
+    assert_eq!(slices.plan(&dirty), [first, second, third, other]);
+    slices.set(third, ());
+    assert_eq!(slices.plan(&dirty), [first, second, other]);
 }
 
 #[test]
@@ -64,9 +44,9 @@ fn what_a_lane_waits_for_comes_before_the_plan_and_failure_wakes_it() {
         while slices.state().wanted.is_empty() {
             thread::yield_now();
         }
-        let mut planned = [slice(0, 0, SLICE_PAGES)].into();
+        let mut planned = [slice(0, 0, 1024)].into();
         assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(1, 0, 256)]);
-        assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(0, 0, SLICE_PAGES)]);
+        assert_eq!(slices.next(&mut planned, 1, true).ranges, [slice(0, 0, 1024)]);
         slices.fail();
         let failed = lane.join().unwrap();
         assert!(matches!(failed, Err(TransportError::NotRegistered { .. })), "it is no fault of the peer's");
@@ -79,7 +59,7 @@ fn what_a_lane_waits_for_comes_before_the_plan_and_failure_wakes_it() {
 fn a_registrar_that_panics_leaves_no_lane_waiting() {
     let slices: Slices<()> = Slices::new(layout(&[64]), 1, None);
     thread::scope(|scope| {
-        let lane = scope.spawn(|| slices.await_slice(slice(0, 0, SLICE_PAGES)).map(|_| ()));
+        let lane = scope.spawn(|| slices.await_slice(slice(0, 0, 1024)).map(|_| ()));
         while slices.state().wanted.is_empty() {
             thread::yield_now();
         }
