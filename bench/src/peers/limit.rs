@@ -102,7 +102,8 @@ pub(crate) fn speed(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64
         .ok_or_else(|| Failure::TooShort(format!("ib_write_bw {shape}")))
 }
 
-fn once(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64, Failure> {
+/// The speed of a shape in MB/s, measured once.
+pub(crate) fn once(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64, Failure> {
     // As many on each queue pair, and whole lists.
     let writes = |bytes: u64| (bytes / shape.write_bytes / shape.queue_pairs).next_multiple_of(shape.list);
     // The buffer, and what is on its way, are faulted in and warm in both.

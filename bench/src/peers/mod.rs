@@ -7,6 +7,7 @@
 //! | `qemu` | QEMU's migrations: the guest as a boot sector, the QMP client, a run |
 //! | `ours` | the `sterna` command; the engine between two guests in this process |
 //! | `memory` | the zero test beside a plain read |
+//! | `speeds` | lanes beside their limits, in turns |
 //! | `record`, `ratios`, `table` | what was measured; the figures that have an aim; how both are shown |
 //! | `first_touch` | memory that the machine has but never had from its host |
 //! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | what these share |
@@ -27,6 +28,7 @@ mod qemu;
 mod ratios;
 mod record;
 mod setup;
+mod speeds;
 pub(crate) mod statistics;
 mod table;
 mod tcp;
@@ -44,6 +46,7 @@ use self::migration::Load;
 use self::ratios::names;
 use self::record::Record;
 use self::setup::Setup;
+use self::speeds::Shapes;
 use self::statistics::Spread;
 
 /// For `--help`.
@@ -164,28 +167,29 @@ impl Comparison<'_> {
         let touched = first_touch::touch_free_memory().map_err(|failure| failure.to_string())?;
         eprintln!("touched {} MiB of free memory", touched >> 20);
         eprintln!("looking for the limit of {}", self.setup.device.name);
-        let shape = limit::best(&self.setup.device, self.args.quick).map_err(|failure| failure.to_string());
-        let uncached = limit::best_uncached(&self.setup.device).map_err(|failure| failure.to_string());
-        let mut before = self.limit(&shape)?;
+        let shapes = Shapes {
+            best: limit::best(&self.setup.device, self.args.quick).map_err(|failure| failure.to_string()),
+            uncached: limit::best_uncached(&self.setup.device).map_err(|failure| failure.to_string()),
+        };
+        let mut before = self.limit(&shapes.best)?;
         for repetition in 0..usize::from(self.args.repeat) {
             self.record.begin(repetition);
             eprintln!("repetition {} of {}", repetition + 1, self.args.repeat);
             if self.wants(Part::Speeds) {
-                self.speeds();
+                self.speeds(&shapes);
             }
-            self.note(names::LIMIT_UNCACHED, "MB/s", self.limit_uncached(&uncached));
             let mut migrations = self.migrations();
             // What comes first and what last changes, so that no order favours anyone.
             if repetition % 2 == 1 {
                 migrations.reverse();
             }
             for migration in migrations {
-                self.migrate(migration);
+                self.migrate(migration, &shapes);
             }
             if self.wants(Part::FirstByte) {
                 self.first_bytes();
             }
-            let after = self.limit(&shape)?;
+            let after = self.limit(&shapes.best)?;
             // The limit of a repetition is that before and after it.
             let around = before.clone().and_then(|before| Ok(f64::midpoint(before, after.clone()?)));
             let fits_mb = around.clone().map(|limit| limit * f64::from(self.args.downtime_limit) / 1e3);
@@ -193,10 +197,10 @@ impl Comparison<'_> {
             self.record.note(names::FITS, "MB", fits_mb);
             before = after;
         }
-        if let Ok(shape) = &shape {
+        if let Ok(shape) = &shapes.best {
             println!("The best shape: `ib_write_bw {shape}` on {}\n", self.setup.device.name);
         }
-        if let Ok(shape) = &uncached {
+        if let Ok(shape) = &shapes.uncached {
             println!("In memory that no cache holds: `ib_write_bw {shape}`\n");
         }
         Ok(())
@@ -208,9 +212,8 @@ impl Comparison<'_> {
 
     /// Measures the limit; fails if it has drifted too far.
     fn limit(&mut self, shape: &Result<Shape, String>) -> Result<Result<f64, String>, String> {
-        let bytes = if self.args.quick { 1 << 30 } else { 2 << 30 };
         let speed = shape.clone().and_then(|shape| {
-            limit::speed(&self.setup.device, shape, bytes).map_err(|failure| failure.to_string())
+            limit::speed(&self.setup.device, shape, self.limit_bytes()).map_err(|failure| failure.to_string())
         });
         match &speed {
             Ok(speed) => {
@@ -231,48 +234,8 @@ impl Comparison<'_> {
         Ok(speed)
     }
 
-    /// The limit in memory that no cache holds.
-    fn limit_uncached(&self, shape: &Result<Shape, String>) -> Result<f64, String> {
-        let bytes = if self.args.quick { 1 << 30 } else { 2 << 30 };
-        limit::speed(&self.setup.device, shape.clone()?, bytes).map_err(|failure| failure.to_string())
-    }
-
-    /// What is no migration, the limits and those that are held against them one after the other.
-    fn speeds(&mut self) {
-        let bytes = if self.args.quick { 512 << 20 } else { 2 << 30 };
-        let (setup, streams) = (self.setup.clone(), self.args.streams);
-        let lanes = ours::lanes(&setup, TransportChoice::Rdma, None);
-        let queue_pairs = lanes.as_ref().map_or(1, |lanes| lanes.lanes.into());
-        self.note(names::LANES, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
-        self.note(names::LANES_PAGES, "MB/s", lanes.as_ref().map(|lanes| lanes.every_second_page));
-        let pages = limit::speed(&setup.device, limit::pages(queue_pairs), bytes);
-        self.note(names::LIMIT_PAGES, "MB/s", pages);
-        for count in names::LANE_COUNTS {
-            let lanes = ours::lanes(&setup, TransportChoice::Rdma, Some(count));
-            self.note(&names::lanes(count), "MB/s", lanes.map(|lanes| lanes.all_pages));
-        }
-        let address = setup.device.address;
-        for (count, iperf3, plain, ours) in [
-            (1, names::TCP_ONE, names::PLAIN_ONE, names::TCP_LANES_ONE),
-            (streams, names::TCP_MANY, names::PLAIN_MANY, names::TCP_LANES_MANY),
-        ] {
-            self.note(iperf3, "MB/s", tcp::speed(address, count, bytes));
-            // Before and after the lanes, so that a drift of the machine favours nobody.
-            let plain_speed = || {
-                plain::speed(address, count, ours::LANES_RAM_BYTES, ours::lane_rounds(&setup))
-                    .map_err(|failure| failure.to_string())
-            };
-            let before = plain_speed();
-            let lanes = ours::lanes(&setup, TransportChoice::Tcp, Some(count));
-            let around = before.and_then(|before| Ok(f64::midpoint(before, plain_speed()?)));
-            self.note(plain, "MB/s", around);
-            self.note(ours, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
-        }
-        let memory = memory::zero_test();
-        self.note(names::READ, "MB/s", Ok::<_, Failure>(memory.read));
-        self.note(names::ZERO_TEST, "MB/s", Ok::<_, Failure>(memory.zero_test));
-        self.note(names::OWN_CPU, "s/GiB", ours::own_cpu_s_per_gib(&setup));
-        self.note(names::ZEROS, "MB", ours::zeros_mb(&setup));
+    fn limit_bytes(&self) -> u64 {
+        if self.args.quick { 1 << 30 } else { 2 << 30 }
     }
 
     fn note<E: ToString>(&mut self, name: &str, unit: &'static str, outcome: Result<f64, E>) {
@@ -291,10 +254,17 @@ impl Comparison<'_> {
             if !self.wants(part) {
                 continue;
             }
-            all.push((load, By::SternaRdma));
-            let qemu = qemu::Way::ALL.iter().filter(|_| !self.args.without_qemu);
-            all.extend(qemu.map(|&way| (load, By::Qemu(way))));
-            all.push((load, By::SternaTcp));
+            // Each of ours beside those of QEMU that it is held against.
+            let all_ways = [
+                By::Qemu(qemu::Way::Tcp),
+                By::Qemu(qemu::Way::Multifd),
+                By::SternaTcp,
+                By::Qemu(qemu::Way::Rdma),
+                By::SternaRdma,
+                By::Qemu(qemu::Way::RdmaPinAll),
+            ];
+            let wanted = |by: &By| !(self.args.without_qemu && matches!(by, By::Qemu(_)));
+            all.extend(all_ways.into_iter().filter(wanted).map(|by| (load, by)));
             if load == Load::Loop {
                 all.push((load, By::SternaRdmaUnthrottled));
             }
@@ -302,10 +272,26 @@ impl Comparison<'_> {
         all
     }
 
-    fn migrate(&mut self, (load, by): (Load, By)) {
+    fn migrate(&mut self, (load, by): (Load, By), shapes: &Shapes) {
         if self.diverged.contains(&(load, by)) {
             return;
         }
+        // Just before and just after what is held against it.
+        if (load, by) == (Load::Idle, By::SternaRdma) {
+            self.idle_limits(shapes);
+            self.migrate_once((load, by));
+            self.idle_limits(shapes);
+        } else {
+            self.migrate_once((load, by));
+        }
+    }
+
+    fn idle_limits(&mut self, shapes: &Shapes) {
+        self.note_limit(names::LIMIT_IDLE, &shapes.best);
+        self.note_limit(names::LIMIT_IDLE_UNCACHED, &shapes.uncached);
+    }
+
+    fn migrate_once(&mut self, (load, by): (Load, By)) {
         let setup = &self.setup;
         let (name, outcome) = match (by, load) {
             (By::Qemu(way), load) => (way.name(), qemu::migrate(setup, way, load)),
@@ -323,13 +309,6 @@ impl Comparison<'_> {
             self.diverged.push((load, by));
         }
         self.record.migration(load, name, outcome);
-    }
-
-    fn first_bytes(&mut self) {
-        for gib in [1, 2, 4, 8] {
-            let first_byte = ours::first_byte_ms(&self.setup, gib << 30);
-            self.note(&names::first_byte(gib), "ms", first_byte);
-        }
     }
 }
 

@@ -9,7 +9,7 @@ pub(crate) struct Record {
     repetition: usize,
 }
 
-/// One thing that is measured in each repetition.
+/// One thing that is measured in each repetition, once or more.
 #[derive(Debug)]
 pub(crate) struct Figure {
     pub(crate) name: String,
@@ -38,13 +38,13 @@ impl Record {
         &self.figures
     }
 
-    /// The value of a figure in a repetition, or why there is none.
+    /// The value of a figure in a repetition, the median if it was measured more than once, or why there is none.
     pub(crate) fn value(&self, name: &str, repetition: usize) -> Result<f64, String> {
-        self.figures
-            .iter()
-            .find(|figure| figure.name == name)
-            .and_then(|figure| figure.outcomes.iter().find(|(of, _)| *of == repetition))
-            .map_or_else(|| Err(format!("{name} was not measured")), |(_, outcome)| outcome.clone())
+        let figure = self.figures.iter().find(|figure| figure.name == name);
+        let outcomes = figure.into_iter().flat_map(|figure| &figure.outcomes);
+        let here = outcomes.filter(|(of, _)| *of == repetition).map(|(_, outcome)| outcome.clone());
+        let values = here.collect::<Result<Vec<f64>, String>>()?;
+        Spread::of(&values).map(|spread| spread.median).ok_or_else(|| format!("{name} was not measured"))
     }
 
     /// How many repetitions were begun.
@@ -87,10 +87,13 @@ mod tests {
         record.note("speed", "MB/s", Err("it broke".into()));
         record.begin(2);
         record.note("speed", "MB/s", Ok(3.0));
+        record.note("speed", "MB/s", Ok(5.0));
+        record.note("speed", "MB/s", Ok(4.0));
         assert_eq!(record.value("speed", 0), Ok(1.0));
         assert_eq!(record.value("speed", 1), Err("it broke".into()));
+        assert_eq!(record.value("speed", 2), Ok(4.0));
         assert!(record.value("speed", 3).is_err() && record.value("size", 0).is_err());
-        assert_eq!(record.figures()[0].values(), [1.0, 3.0]);
+        assert_eq!(record.figures()[0].values(), [1.0, 3.0, 5.0, 4.0]);
         assert_eq!(record.figures()[0].failures(), [("it broke".to_owned(), 1)]);
     }
 }

@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn met_and_missed_are_told_apart() {
         let mut record = Record::default();
-        record.note(names::LIMIT, "MB/s", Ok(100.0));
+        record.note(names::LIMIT_LANES, "MB/s", Ok(100.0));
         record.note(names::LANES, "MB/s", Ok(94.0));
         record.note(names::READ, "MB/s", Ok(100.0));
         record.note(names::ZERO_TEST, "MB/s", Ok(99.0));

@@ -35,8 +35,6 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 4] = [Self::Tcp, Self::Multifd, Self::Rdma, Self::RdmaPinAll];
-
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tcp => "QEMU tcp",

@@ -1,0 +1,119 @@
+//! What is measured beside its limit: in turns so short that the machine is much the same for all of a turn, and with the order
+//! changed from turn to turn, so that no place in it favours anyone.
+
+use sterna::transport::TransportChoice;
+
+use super::failure::Failure;
+use super::limit::{self, Shape};
+use super::ratios::names;
+use super::{Comparison, memory, ours, plain, tcp};
+
+/// The fastest shapes of the limit on this device, or why there is none.
+#[derive(Clone, Debug)]
+pub(super) struct Shapes {
+    /// Of all.
+    pub(super) best: Result<Shape, String>,
+    /// Of those with buffers that no cache holds.
+    pub(super) uncached: Result<Shape, String>,
+}
+
+/// What of RDMA is measured in a turn.
+#[derive(Clone, Copy, Debug)]
+enum Rdma {
+    /// Lanes: as many as there are by default, or so many.
+    Lanes(Option<u8>),
+    Limit,
+    LimitUncached,
+    LimitPages,
+}
+
+impl Comparison<'_> {
+    /// What is no migration.
+    pub(super) fn speeds(&mut self, shapes: &Shapes) {
+        self.rdma_lanes(shapes);
+        for (streams, names) in [
+            (1, [names::TCP_ONE, names::PLAIN_ONE, names::TCP_LANES_ONE]),
+            (self.args.streams, [names::TCP_MANY, names::PLAIN_MANY, names::TCP_LANES_MANY]),
+        ] {
+            self.tcp_lanes(streams, names);
+        }
+        let memory = memory::zero_test();
+        self.note(names::READ, "MB/s", Ok::<_, Failure>(memory.read));
+        self.note(names::ZERO_TEST, "MB/s", Ok::<_, Failure>(memory.zero_test));
+        let own_cpu = ours::own_cpu_s_per_gib(&self.setup);
+        self.note(names::OWN_CPU, "s/GiB", own_cpu);
+        let zeros = ours::zeros_mb(&self.setup);
+        self.note(names::ZEROS, "MB", zeros);
+    }
+
+    fn rdma_lanes(&mut self, shapes: &Shapes) {
+        let mut all = vec![Rdma::Lanes(None), Rdma::Limit, Rdma::LimitUncached, Rdma::LimitPages];
+        all.extend(names::LANE_COUNTS.map(|count| Rdma::Lanes(Some(count))));
+        // Known once lanes were there.
+        let mut queue_pairs = 1;
+        for _ in 0..self.turns() {
+            for &what in &all {
+                match what {
+                    Rdma::Lanes(None) => {
+                        let lanes = ours::lanes(&self.setup, TransportChoice::Rdma, None);
+                        queue_pairs = lanes.as_ref().map_or(queue_pairs, |lanes| lanes.lanes.into());
+                        self.note(names::LANES, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
+                        self.note(names::LANES_PAGES, "MB/s", lanes.map(|lanes| lanes.every_second_page));
+                    }
+                    Rdma::Lanes(Some(count)) => {
+                        let lanes = ours::lanes(&self.setup, TransportChoice::Rdma, Some(count));
+                        self.note(&names::lanes(count), "MB/s", lanes.map(|lanes| lanes.all_pages));
+                    }
+                    Rdma::Limit => self.note_limit(names::LIMIT_LANES, &shapes.best),
+                    Rdma::LimitUncached => self.note_limit(names::LIMIT_LANES_UNCACHED, &shapes.uncached),
+                    Rdma::LimitPages => self.note_limit(names::LIMIT_PAGES, &Ok(limit::pages(queue_pairs))),
+                }
+            }
+            all.reverse();
+        }
+    }
+
+    /// Measures a limit once, beside what is held against it.
+    pub(super) fn note_limit(&mut self, name: &str, shape: &Result<Shape, String>) {
+        let speed = shape.clone().and_then(|shape| {
+            limit::once(&self.setup.device, shape, self.limit_bytes() / 2)
+                .map_err(|failure| failure.to_string())
+        });
+        self.note(name, "MB/s", speed);
+    }
+
+    fn tcp_lanes(&mut self, streams: u8, [iperf3, plain, ours]: [&'static str; 3]) {
+        let (address, bytes, rounds) =
+            (self.setup.device.address, self.limit_bytes(), ours::lane_rounds(&self.setup));
+        let mut all = [iperf3, plain, ours];
+        for _ in 0..self.turns() {
+            for name in all {
+                let speed = if name == iperf3 {
+                    tcp::speed(address, streams, bytes)
+                } else if name == plain {
+                    plain::speed(address, streams, ours::LANES_RAM_BYTES, rounds)
+                } else {
+                    let lanes = ours::lanes(&self.setup, TransportChoice::Tcp, Some(streams));
+                    lanes.map(|lanes| lanes.all_pages)
+                };
+                self.note(name, "MB/s", speed);
+            }
+            all.reverse();
+        }
+    }
+
+    pub(super) fn first_bytes(&mut self) {
+        let mut guests_gib = [1, 2, 4, 8];
+        for _ in 0..self.turns() {
+            for gib in guests_gib {
+                let first_byte = ours::first_byte_ms(&self.setup, gib << 30);
+                self.note(&names::first_byte(gib), "ms", first_byte);
+            }
+            guests_gib.reverse();
+        }
+    }
+
+    fn turns(&self) -> usize {
+        if self.args.quick { 1 } else { 3 }
+    }
+}
