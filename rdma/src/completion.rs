@@ -1,6 +1,7 @@
 //! Completion queues and what they report.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::completion_error::CompletionError;
@@ -20,6 +21,8 @@ use crate::sys::structs::ibv_wc;
 #[derive(Debug)]
 pub struct CompletionQueue {
     completions: Arc<Completions>,
+    /// The queue was armed, and what came was polled without a sleep: its event is left.
+    event_left: AtomicBool,
     device: Arc<Device>,
 }
 
@@ -32,7 +35,8 @@ impl CompletionQueue {
         DeviceLimits::check("completions in one queue", capacity, device.limits().completions)?;
         let entries = i32::try_from(capacity.max(1)).unwrap_or(i32::MAX);
         let completions = Completions::create(device.context(), entries)?;
-        Ok(Arc::new(CompletionQueue { completions, device: Arc::clone(device) }))
+        let event_left = AtomicBool::new(false);
+        Ok(Arc::new(CompletionQueue { completions, event_left, device: Arc::clone(device) }))
     }
 
     /// How many completions it has room for: at least as many as were asked for.
@@ -69,7 +73,8 @@ impl CompletionQueue {
     /// Like [`poll`](Self::poll), but sleeps up to `timeout` for the first completion; 0 when none came.
     ///
     /// The queue is armed and then polled once more before the sleep, so a completion that arrives in between
-    /// is not slept over. Completions are put into `into`, never left behind.
+    /// is not slept over. Completions are put into `into`, never left behind. A sleep that ends with nothing there is
+    /// followed by others, the second up to `timeout` again and no later one beyond that.
     ///
     /// # Errors
     /// Those of [`poll`](Self::poll), and [`Error::Call`] when the completion channel cannot be read.
@@ -77,7 +82,8 @@ impl CompletionQueue {
         if into.is_empty() {
             return Ok(0);
         }
-        let start = Instant::now();
+        // Read only once a sleep was in vain: where the clock costs a system call, that is as much as all else.
+        let (mut slept, mut since) = (false, None);
         loop {
             match self.poll(into)? {
                 0 => {}
@@ -86,17 +92,35 @@ impl CompletionQueue {
             self.completions.arm()?;
             match self.poll(into)? {
                 0 => {}
-                taken => return Ok(taken),
+                taken => {
+                    // One may be left, and no more: the device's list of them has no end.
+                    if self.event_left.swap(true, Ordering::Relaxed) {
+                        self.take_events()?;
+                    }
+                    return Ok(taken);
+                }
             }
-            let left = timeout.saturating_sub(start.elapsed());
+            let left = match slept {
+                true => timeout.saturating_sub(since.get_or_insert_with(Instant::now).elapsed()),
+                false => timeout,
+            };
             let readable = os::wait_readable(self.completions.fd(), left);
             if !readable.map_err(|source| Error::Call { call: "poll", source })? {
                 return Ok(0);
             }
-            // An event may be left from an earlier arming whose completion was polled already: then around
-            // again.
-            while self.completions.take_event()? {}
+            // An event that was left may have ended the sleep: then around again.
+            if self.event_left.swap(false, Ordering::Relaxed) {
+                self.take_events()?;
+            } else {
+                self.completions.take_event()?;
+            }
+            slept = true;
         }
+    }
+
+    fn take_events(&self) -> Result<(), Error> {
+        while self.completions.take_event()? {}
+        Ok(())
     }
 
     pub(crate) fn completions(&self) -> &Arc<Completions> {

@@ -5,7 +5,7 @@ mod common;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{End, Memory, address, connected, device_or_skip};
 use sterna_rdma::{
@@ -191,6 +191,24 @@ fn a_wait_for_nothing_ends_with_nothing() {
     }
     assert_eq!(completions.wait(&mut [], Duration::from_secs(3600)).expect("nothing to wait for"), 0);
     assert_eq!(device.poll_event(Duration::ZERO).expect("the event queue works"), None);
+}
+
+#[test]
+fn events_of_completions_that_were_taken_already_end_no_wait() {
+    let Some(device) = device_or_skip() else { return };
+    let (mut source, destination) = connected(&device, PeerAccess::Write);
+    let (from, to) = (Memory::new(PAGE_BYTES), Memory::new(PAGE_BYTES));
+    let (from_region, to_region) =
+        (source.register(&from, Access::LocalRead), destination.register(&to, Access::RemoteWrite));
+    let mut list = WriteList::with_capacity(1);
+    for _ in 0..200 {
+        list.push(page(0, &from_region, &to_region)).expect("the list has room");
+        source.queue_pair.post_writes(&mut list).expect("the list is posted");
+        source.succeed(1);
+    }
+    let (mut into, nap, began) = ([Completion::BLANK; 4], Duration::from_millis(30), Instant::now());
+    assert_eq!(source.completions.wait(&mut into, nap).expect("the queue works"), 0);
+    assert!(began.elapsed() >= nap, "it came back with nothing after {:?}", began.elapsed());
 }
 
 #[test]

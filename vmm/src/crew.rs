@@ -11,6 +11,7 @@ use std::time::Duration;
 use libc::c_int;
 use vmm_sys_util::signal::Killable;
 
+use crate::clock::monotonic_ns;
 use crate::error::MachineError;
 
 /// What a thread does after [`Crew::wait`].
@@ -109,9 +110,17 @@ impl Crew {
         }
     }
 
-    /// Sleeps this long, or until the calling thread is wanted.
-    pub(crate) fn sleep(&self, at_most: Duration) {
-        drop(self.wait_while(self.orders(), at_most, |orders| !orders.wanted()));
+    /// Sleeps till this time, or until the calling thread is wanted. Returns the time then.
+    pub(crate) fn sleep_till(&self, due_ns: u64) -> u64 {
+        let mut orders = self.orders();
+        loop {
+            let now = monotonic_ns();
+            if now >= due_ns || orders.wanted() {
+                return now;
+            }
+            let left = Duration::from_nanos(due_ns - now);
+            orders = self.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Stops all threads and returns when they stand still.

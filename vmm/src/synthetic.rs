@@ -7,7 +7,6 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
@@ -134,15 +133,8 @@ impl Worker<'_> {
 
     /// Sleeps till `due`, or not at all when late; returns when the next tick begins.
     fn sleep_till(&self, due: u64, tick: u64) -> u64 {
-        let now = monotonic_ns();
-        if now < due {
-            self.crew.sleep(Duration::from_nanos(due - now));
-            due
-        } else if now - due > tick.saturating_mul(4) {
-            now
-        } else {
-            due
-        }
+        let now = self.crew.sleep_till(due);
+        if now.saturating_sub(due) > tick.saturating_mul(4) { now } else { due }
     }
 
     fn sweep(&self, pages: u64) -> Flow {

@@ -20,10 +20,9 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Sleeps until `fd` is readable or `timeout` has passed; says whether it is readable. A signal does not end
 /// the sleep.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
-    let start = Instant::now();
+    let (start, mut left) = (Instant::now(), timeout);
     loop {
         // Rounded up: a wait of 0.5 ms must not become a busy loop of zero-length ones.
-        let left = timeout.saturating_sub(start.elapsed());
         let left_ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
         let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: `entry` is one pollfd, alive and ours for the length of the call.
@@ -39,6 +38,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
                 }
             }
         }
+        left = timeout.saturating_sub(start.elapsed());
     }
 }
 

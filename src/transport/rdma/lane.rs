@@ -145,7 +145,7 @@ impl RdmaLane {
         self.make_room(requests + 1, bytes)?;
         let signalled = signalled
             || self.unsignalled.requests + requests >= self.tuning.signal_writes.into()
-            || self.unsignalled.bytes + bytes >= RdmaTuning::LIST_MAX_BYTES;
+            || self.unsignalled.bytes + bytes >= self.tuning.window_bytes / 2;
         if signalled {
             self.list.signal_last(self.next_id);
         }
@@ -193,11 +193,17 @@ impl RdmaLane {
     /// Takes completions, sleeping for the first if there is none yet.
     fn reap(&mut self) -> Result<(), TransportError> {
         let mut done = [Completion::BLANK; 16];
-        let began = Instant::now();
+        // From the end of the first nap on: mostly there is none, and no need to ask for the time.
+        let mut silent_since = None;
         let count = loop {
             match self.completions.wait(&mut done, NAP_MAX)? {
-                0 if began.elapsed() < STALL_MAX => self.pulse.check_not_interrupted()?,
-                0 => return Err(TransportError::Stalled { lane: self.index, silence: began.elapsed() }),
+                0 => {
+                    let silence = silent_since.get_or_insert_with(Instant::now).elapsed();
+                    if silence >= STALL_MAX {
+                        return Err(TransportError::Stalled { lane: self.index, silence });
+                    }
+                    self.pulse.check_not_interrupted()?;
+                }
                 count => break count,
             }
         };

@@ -7,8 +7,8 @@ pub struct RdmaTuning {
     pub write_max_bytes: u64,
     /// How many writes make a list, which is posted with one doorbell.
     pub list_writes: u32,
-    /// After how many writes one is signalled: each signal wakes the lane. A signal also goes with every
-    /// [`list_max_bytes`](Self::LIST_MAX_BYTES).
+    /// After how many writes one is signalled: each signal wakes the lane. A signal also goes with every half of
+    /// `window_bytes`, so that one half is on its way while the lane wakes up for the other.
     pub signal_writes: u32,
     /// How many bytes may be on their way on one lane: at least twice bandwidth × round trip.
     pub window_bytes: u64,
@@ -20,7 +20,7 @@ pub struct RdmaTuning {
 }
 
 impl RdmaTuning {
-    /// How many bytes make a list, if its writes are long, and how many one signal accounts for at most.
+    /// How many bytes make a list, if its writes are long.
     pub const LIST_MAX_BYTES: u64 = 4 << 20;
 
     /// The same within what a device takes, so that several signals fit the window and several lists a signal.
