@@ -14,6 +14,7 @@ mod region;
 mod run;
 mod runs;
 mod slice;
+mod wide;
 
 pub use error::MemoryError;
 pub use holes::TouchedSearch;

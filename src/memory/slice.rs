@@ -6,6 +6,7 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use super::wide::{self, Wide};
 use super::{PAGE_LEN, RamRegion};
 
 /// A pointer and a length inside guest RAM, valid as long as the region it was made from.
@@ -64,21 +65,21 @@ impl<'ram> GuestSlice<'ram> {
         }
     }
 
-    /// Whether every byte is zero. Stops at the first word that is not.
+    /// Whether every byte is zero. Stops at the first 64 bytes that are not.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        const WORD: usize = size_of::<u64>();
-        const LINE: usize = 8;
-        let words = self.start.as_ptr().cast::<u64>();
-        let count = self.len / WORD;
-        // Eight loads are OR-ed between two branches: enough to keep the memory bus the limit.
-        (0..count / LINE).all(|line| {
-            (0..LINE).fold(0, |bits, word| {
-                // SAFETY: the index is below `len / 8`.
-                let address = unsafe { words.add(line * LINE + word) };
-                // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them.
-                bits | unsafe { address.read_volatile() }
-            }) == 0
+        /// Loads that are OR-ed between two branches: enough to keep the memory bus the limit.
+        const LOADS: usize = 64 / size_of::<Wide>();
+        let words = self.start.as_ptr().cast::<Wide>();
+        let count = self.len / size_of::<Wide>();
+        (0..count / LOADS).all(|line| {
+            let bits = (0..LOADS).fold(wide::zeros(), |bits, word| {
+                // SAFETY: the index is below `count`.
+                let address = unsafe { words.add(line * LOADS + word) };
+                // SAFETY: in bounds as above; slices are whole pages, so words of any width are aligned and fill them.
+                wide::either(bits, unsafe { address.read_volatile() })
+            });
+            wide::is_zero(bits)
         })
     }
 }
