@@ -54,8 +54,8 @@ const HELP: &str = "\
 Needs perftest, iperf3 and qemu-system-x86 (Debian's names); what is missing is named in the table, and the rest measured.
 Where this machine has no RDMA device:
   cargo build --release --workspace
-  STERNA_LAB_MEMORY=6G STERNA_LAB_TIMEOUT=7200 ci/lab uml target/release/sterna-bench peers
-A guest of SIZE takes twice that, and some 600 MiB more.";
+  STERNA_LAB_MEMORY=10G STERNA_LAB_TIMEOUT=7200 ci/lab uml target/release/sterna-bench peers
+A guest of SIZE takes twice that, and some 600 MiB more; the time to the first byte is measured with one of up to 8 GiB.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
