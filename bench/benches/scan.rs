@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 
 use criterion::Criterion;
 use sterna::dirty::{DirtyBitmap, SoftwareBitmap, SoftwareLog, Stripes};
-use sterna::memory::{PAGE_BYTES, PAGE_LEN, Runs};
+use sterna::memory::{PAGE_BYTES, PAGE_LEN, RunEdges, Runs};
 use sterna_bench::dirty::Pattern;
 use sterna_bench::{Stage, all_sizes, criterion, measuring, plain_read, ram};
 use vm_memory::bitmap::AtomicBitmap;
@@ -73,9 +73,9 @@ fn scan(criterion: &mut Criterion, ram_bytes: u64, pattern: Pattern) {
 
 /// What the worker of the first lane does with the bitmap in a round.
 fn lane(stripes: &Stripes, bitmap: &DirtyBitmap) -> u64 {
-    let mut sum = 0;
+    let (mut sum, mut edges) = (0, RunEdges::default());
     for stripe in stripes.of_lane(0, bitmap) {
-        sum = stripe.runs().fold(sum, taken);
+        sum = stripe.runs(&mut edges).fold(sum, taken);
     }
     sum
 }

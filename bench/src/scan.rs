@@ -16,7 +16,7 @@ use clap::Args;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 use sterna::dirty::{DirtyBitmap, Stripes};
-use sterna::memory::{PAGE_BYTES, PAGE_LEN, Runs};
+use sterna::memory::{PAGE_BYTES, PAGE_LEN, RunEdges, Runs};
 use sterna_bench::dirty::Pattern;
 use sterna_bench::plain_read;
 use vm_memory::bitmap::AtomicBitmap;
@@ -315,9 +315,9 @@ impl<'pool> Bench<'pool> {
 
 /// What the worker of a lane does with the bitmap.
 fn scan(bitmap: &DirtyBitmap, lanes: usize, lane: usize) -> u64 {
-    let mut sum = 0;
+    let (mut sum, mut edges) = (0, RunEdges::default());
     for stripe in Stripes::new(lanes).of_lane(lane, black_box(bitmap)) {
-        sum = stripe.runs().fold(sum, taken);
+        sum = stripe.runs(&mut edges).fold(sum, taken);
     }
     sum
 }

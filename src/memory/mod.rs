@@ -21,7 +21,7 @@ pub use holes::TouchedSearch;
 pub use io::{receive_into, send_from};
 pub use region::{GuestRam, RamLayout, RamRegion, RegionLayout};
 pub use run::PageRun;
-pub use runs::Runs;
+pub use runs::{RunEdges, Runs};
 pub use slice::GuestSlice;
 
 /// The unit in which memory is tracked and moved, in bytes. KVM's dirty log counts in host pages, 4 KiB on x86-64.

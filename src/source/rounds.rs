@@ -12,7 +12,7 @@ use super::metered::MeteredLane;
 use super::tuning::Pace;
 use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
-use crate::memory::{GuestRam, PageRun, TouchedSearch};
+use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
 use crate::transport::{Lane, Supply};
 
 /// What a round sent.
@@ -44,6 +44,15 @@ pub(super) struct Rounds<'migration> {
     pub(super) brakes: Brakes<'migration>,
     /// What works beside the lanes.
     pub(super) supply: Option<&'migration dyn Supply>,
+}
+
+/// A lane in a round.
+struct LaneRound<'lane> {
+    metered: MeteredLane<'lane>,
+    pages: Pages,
+    /// In the first round.
+    search: Option<TouchedSearch>,
+    edges: RunEdges,
 }
 
 /// Pages of one lane in one round.
@@ -111,45 +120,43 @@ impl Rounds<'_> {
         (index, lane): (usize, &mut dyn Lane),
         stop: &AtomicBool,
     ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
-        let mut search = (round == 1).then(TouchedSearch::default);
-        let mut lane = MeteredLane::new(lane, self.brakes, Instant::now());
-        let mut pages = Pages::default();
-        let mut holes = Vec::with_capacity(HOLES_MAX);
+        let mut lane = LaneRound {
+            metered: MeteredLane::new(lane, self.brakes, Instant::now()),
+            pages: Pages::default(),
+            search: (round == 1).then(TouchedSearch::default),
+            edges: RunEdges::default(),
+        };
+        // Of the first round; none is in any other, which so allocates nothing.
+        let mut holes = Vec::new();
         for stripe in self.stripes.of_lane(index, dirty) {
             (self.brakes.check)()?;
             if stop.load(Ordering::Relaxed) {
-                return Ok((pages, LaneLoad::default(), None));
+                return Ok((lane.pages, LaneLoad::default(), None));
             }
             if holes.len() < HOLES_MAX
-                && search.as_ref().is_some_and(|search| search.expects_hole(run_of(&stripe)))
+                && lane.search.as_ref().is_some_and(|search| search.expects_hole(run_of(&stripe)))
             {
                 self.rearm(stripe)?;
-                lane.end_stripe();
+                lane.metered.end_stripe();
                 holes.push(stripe);
                 continue;
             }
-            self.pass(&mut holes, &mut lane, search.as_mut(), &mut pages)?;
+            self.pass(&mut holes, &mut lane)?;
             for part in stripe.parts() {
                 self.rearm(part)?;
-                self.send_watched(part, &mut lane, search.as_mut(), &mut pages)?;
+                self.send_watched(part, &mut lane)?;
             }
-            lane.end_stripe();
+            lane.metered.end_stripe();
         }
-        self.pass(&mut holes, &mut lane, search.as_mut(), &mut pages)?;
-        let (load, first_page) = lane.fence(round)?;
-        Ok((pages, load, first_page))
+        self.pass(&mut holes, &mut lane)?;
+        let (load, first_page) = lane.metered.fence(round)?;
+        Ok((lane.pages, load, first_page))
     }
 
     /// Passes over stripes in which nothing was touched when they were about to be rearmed, or sends them, if something was meanwhile.
-    fn pass(
-        &self,
-        holes: &mut Vec<Stripe<'_>>,
-        lane: &mut MeteredLane<'_>,
-        mut search: Option<&mut TouchedSearch>,
-        pages: &mut Pages,
-    ) -> Result<(), MigrationFailure> {
+    fn pass(&self, holes: &mut Vec<Stripe<'_>>, lane: &mut LaneRound<'_>) -> Result<(), MigrationFailure> {
         let (Some(search), [Some(first), Some(last)]) =
-            (&mut search, [holes.first(), holes.last()].map(|hole| hole.map(run_of)))
+            (&mut lane.search, [holes.first(), holes.last()].map(|hole| hole.map(run_of)))
         else {
             return Ok(());
         };
@@ -157,10 +164,10 @@ impl Rounds<'_> {
         let touched = search.any_touched(&self.ram.regions()[all.region], all)?;
         for stripe in holes.drain(..) {
             if touched {
-                self.send_watched(stripe, lane, Some(search), pages)?;
-                lane.end_stripe();
+                self.send_watched(stripe, lane)?;
+                lane.metered.end_stripe();
             } else {
-                pages.zero += stripe.dirty_pages();
+                lane.pages.zero += stripe.dirty_pages();
             }
         }
         Ok(())
@@ -172,20 +179,14 @@ impl Rounds<'_> {
         Ok(log.rearm(stripe.region, stripe.first_page, stripe.words)?)
     }
 
-    fn send_watched(
-        &self,
-        stripe: Stripe<'_>,
-        lane: &mut MeteredLane<'_>,
-        // In the first round.
-        mut search: Option<&mut TouchedSearch>,
-        pages: &mut Pages,
-    ) -> Result<(), MigrationFailure> {
-        for (first_page, count) in stripe.runs() {
+    fn send_watched(&self, stripe: Stripe<'_>, lane: &mut LaneRound<'_>) -> Result<(), MigrationFailure> {
+        let LaneRound { metered, pages, search, edges } = lane;
+        for (first_page, count) in stripe.runs(edges) {
             let run =
                 PageRun { region: stripe.region, first_page: stripe.first_page + first_page, pages: count };
-            let sent = match &mut search {
-                Some(search) => self.send_touched(run, search, lane)?,
-                None => send_all(lane, run)?,
+            let sent = match search {
+                Some(search) => self.send_touched(run, search, metered)?,
+                None => send_all(metered, run)?,
             };
             pages.sent += sent;
             pages.zero += run.pages - sent;

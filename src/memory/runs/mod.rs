@@ -1,36 +1,36 @@
 //! From the words of a bitmap to the runs of its set bits.
 
-mod dense;
+mod edges;
 mod sparse;
 
-use self::dense::DenseRuns;
+use std::slice;
+
+pub use self::edges::RunEdges;
 use self::sparse::SparseRuns;
 
 /// The runs of set bits in a bitmap, in order: joined across words, never a step per bit. Yields `(first, count)` in bits from the
 /// start of the words.
 #[derive(Clone, Debug)]
-pub struct Runs<'bitmap>(Ways<'bitmap>);
+pub struct Runs<'words>(Ways<'words>);
 
 /// What costs least depends on how many words have something in them.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "made on the stack, one at a time, and never moved")]
-enum Ways<'bitmap> {
-    Sparse(SparseRuns<'bitmap>),
-    Dense(DenseRuns<'bitmap>),
+enum Ways<'words> {
+    Sparse(SparseRuns<'words>),
+    Dense(slice::Iter<'words, [u16; 2]>),
 }
 
-impl<'bitmap> Runs<'bitmap> {
+impl<'words> Runs<'words> {
     /// The runs of `words`, bit 0 of word 0 being page 0 (the layout of `KVM_GET_DIRTY_LOG`).
     #[must_use]
-    pub fn new(words: &'bitmap [u64]) -> Self {
+    pub fn new(words: &'words [u64]) -> Self {
         Self(Ways::Sparse(SparseRuns::new(words, nonzero(words))))
     }
 
-    /// The runs of at most 64 words, of which those set in `nonzero` are not zero.
-    pub(crate) fn of_block(words: &'bitmap [u64], nonzero: u64) -> Self {
-        debug_assert!(words.len() <= 64);
+    /// The runs of a stripe's words, of which those set in `nonzero` are not zero.
+    pub(crate) fn of_stripe(words: &'words [u64], nonzero: u64, edges: &'words mut RunEdges) -> Self {
         Self(if nonzero.count_ones() as usize * 2 > words.len() {
-            Ways::Dense(DenseRuns::new(words))
+            Ways::Dense(edges.find(words).iter())
         } else {
             Ways::Sparse(SparseRuns::new(words, nonzero))
         })
@@ -44,7 +44,7 @@ impl Iterator for Runs<'_> {
     fn next(&mut self) -> Option<(u64, u64)> {
         match &mut self.0 {
             Ways::Sparse(runs) => runs.next(),
-            Ways::Dense(runs) => runs.next(),
+            Ways::Dense(edges) => edges.next().map(run),
         }
     }
 
@@ -52,9 +52,14 @@ impl Iterator for Runs<'_> {
     fn fold<B, F: FnMut(B, (u64, u64)) -> B>(self, init: B, f: F) -> B {
         match self.0 {
             Ways::Sparse(runs) => runs.fold(init, f),
-            Ways::Dense(runs) => runs.fold(init, f),
+            Ways::Dense(edges) => edges.map(run).fold(init, f),
         }
     }
+}
+
+/// From where a run begins and ends to where it begins and how long it is.
+fn run(&[begin, end]: &[u16; 2]) -> (u64, u64) {
+    (begin.into(), (end - begin).into())
 }
 
 /// Which of the first 64 words are not zero.
@@ -90,8 +95,26 @@ mod tests {
         assert_eq!(Runs::new(&[]).count(), 0);
     }
 
+    /// As many edges as there are bits.
+    const EVERY_SECOND: u64 = u64::MAX / 3;
+
+    #[test]
+    fn every_second_page_is_a_run() {
+        let words = [EVERY_SECOND << 1; 64];
+        let runs: Vec<_> = Runs::of_stripe(&words, u64::MAX, &mut RunEdges::default()).collect();
+        assert_eq!(runs, (0..2048).map(|run| (run * 2 + 1, 1)).collect::<Vec<_>>());
+    }
+
     fn word() -> impl Strategy<Value = u64> {
-        prop_oneof![Just(0), Just(u64::MAX), any::<u64>(), (0..64u32).prop_map(|n| u64::MAX << n)]
+        prop_oneof![
+            Just(0),
+            Just(u64::MAX),
+            Just(EVERY_SECOND),
+            any::<u64>(),
+            // One bit in eight.
+            any::<[u64; 3]>().prop_map(|[a, b, c]| a & b & c),
+            (0..64u32).prop_map(|n| u64::MAX << n),
+        ]
     }
 
     proptest! {
@@ -102,13 +125,16 @@ mod tests {
 
         /// Whether few words have something in them or many.
         #[test]
-        fn so_are_those_of_a_block(
+        fn so_are_those_of_a_stripe(
             words in prop::collection::vec(word(), 0..=64),
             clear in prop_oneof![Just(0), any::<u64>()],
         ) {
             let words: Vec<_> =
                 words.iter().enumerate().map(|(index, &word)| if clear >> index & 1 == 1 { 0 } else { word }).collect();
-            let runs = Runs::of_block(&words, nonzero(&words));
+            let mut edges = RunEdges::default();
+            // What was there before does not matter.
+            edges.find(&[EVERY_SECOND; 64]);
+            let runs = Runs::of_stripe(&words, nonzero(&words), &mut edges);
             prop_assert_eq!(runs.clone().collect::<Vec<_>>(), naive(&words));
             prop_assert_eq!(runs.count(), naive(&words).len());
         }
