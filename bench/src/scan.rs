@@ -56,15 +56,16 @@ enum Routine {
     Read,
     Scan,
     Round,
+    Copy,
     Read2,
     Scan2,
     BitByBit,
     Atomic,
 }
 
-const ROUTINES: [Routine; 7] = {
+const ROUTINES: [Routine; 8] = {
     use Routine as R;
-    [R::Read, R::Scan, R::Round, R::Read2, R::Scan2, R::BitByBit, R::Atomic]
+    [R::Read, R::Scan, R::Round, R::Copy, R::Read2, R::Scan2, R::BitByBit, R::Atomic]
 };
 
 /// A row of the table; all but the first two are ratios of speeds.
@@ -81,6 +82,8 @@ struct Row {
     scan_to_bit_by_bit: Figure,
     scan_to_atomic: Figure,
     round_ms: Figure,
+    copy_ms: Figure,
+    round_to_copy: Figure,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -172,13 +175,19 @@ impl Row {
 fn fixed_cost(rows: &[Row]) -> Option<String> {
     let mut lines = rows.iter().filter(|row| row.dirty == Pattern::random(0).to_string()).peekable();
     lines.peek()?;
-    let mut text = "| RAM, GiB | nothing dirty: a round, ms | ms per TiB |\n|---|---|---|\n".to_owned();
+    let mut text = FIXED_COST_HEAD.to_owned();
     for row in lines {
-        let per_tib = row.round_ms.median * 1024.0 / row.ram_gib as f64;
-        let _ = writeln!(text, "| {} | {:.4} | {per_tib:.2} |", row.ram_gib, row.round_ms.median);
+        let per_tib = |figure: Figure| figure.median * 1024.0 / row.ram_gib as f64;
+        let (round, copy, ratio) = (per_tib(row.round_ms), per_tib(row.copy_ms), row.round_to_copy.cell());
+        let _ = writeln!(text, "| {} | {round:.2} | {copy:.2} | {ratio} |", row.ram_gib);
     }
     Some(text)
 }
+
+const FIXED_COST_HEAD: &str = "\
+| RAM, GiB | nothing dirty: a round, ms per TiB | of it the kernel's copy | round ÷ copy (speeds) |
+|---|---|---|---|
+";
 
 /// A bitmap, the kernel's record that it is made from, and who works on them.
 struct Bench<'pool> {
@@ -206,9 +215,9 @@ impl<'pool> Bench<'pool> {
             let one = self.time(routine, 1).max(Duration::from_nanos(1));
             u32::try_from(SAMPLE_MIN.as_nanos() / one.as_nanos()).unwrap_or(0).clamp(2, 100_000)
         });
-        let turns: Vec<[f64; 7]> = (0..repeat)
+        let turns: Vec<[f64; ROUTINES.len()]> = (0..repeat)
             .map(|_| {
-                let mut seconds = [0.0; 7];
+                let mut seconds = [0.0; ROUTINES.len()];
                 for (routine, &passes) in ROUTINES.into_iter().zip(&passes) {
                     seconds[routine as usize] = self.time(routine, passes).as_secs_f64() / f64::from(passes);
                 }
@@ -218,6 +227,8 @@ impl<'pool> Bench<'pool> {
         let faster = |fast: Routine, slow: Routine| {
             Figure::of(turns.iter().map(|seconds| seconds[slow as usize] / seconds[fast as usize]))
         };
+        let milliseconds =
+            |routine: Routine| Figure::of(turns.iter().map(|seconds| seconds[routine as usize] * 1e3));
         let gib = size_of_val(&self.log[..]) as f64 / GIB as f64;
         Row {
             ram_gib,
@@ -229,7 +240,9 @@ impl<'pool> Bench<'pool> {
             two_to_two_reads: faster(Routine::Scan2, Routine::Read2),
             scan_to_bit_by_bit: faster(Routine::Scan, Routine::BitByBit),
             scan_to_atomic: faster(Routine::Scan, Routine::Atomic),
-            round_ms: Figure::of(turns.iter().map(|seconds| seconds[Routine::Round as usize] * 1e3)),
+            round_ms: milliseconds(Routine::Round),
+            copy_ms: milliseconds(Routine::Copy),
+            round_to_copy: faster(Routine::Round, Routine::Copy),
         }
     }
 
@@ -281,6 +294,10 @@ impl<'pool> Bench<'pool> {
             Routine::Read => plain_read(self.bitmap.regions()[0].words()),
             Routine::Scan => scan(&self.bitmap, 1, 0),
             Routine::Round => self.round(),
+            Routine::Copy => {
+                self.copy(|_, _, _| ());
+                0
+            }
             Routine::Read2 | Routine::Scan2 => {
                 let worker = self.worker(routine);
                 let sums = self
@@ -296,13 +313,17 @@ impl<'pool> Bench<'pool> {
     /// What a round does with bitmaps: forgets what was sent, takes over the kernel's record slot by slot, and finds the runs.
     fn round(&mut self) -> u64 {
         self.bitmap.clear();
+        self.copy(|bitmap, first_word, words| bitmap.regions_mut()[0].mark_words(first_word, words));
+        scan(&self.bitmap, 1, 0)
+    }
+
+    /// Copies the record slot by slot, as the kernel does, and passes each on with the place of its first word.
+    fn copy(&mut self, mut take: impl FnMut(&mut DirtyBitmap, usize, &[u64])) {
         for (index, slot) in self.log.chunks(SLOT_WORDS).enumerate() {
-            // As the kernel copies.
             let copy = &mut self.scratch[..slot.len()];
             copy.copy_from_slice(slot);
-            self.bitmap.regions_mut()[0].mark_words(index * SLOT_WORDS, black_box(copy));
+            take(&mut self.bitmap, index * SLOT_WORDS, black_box(copy));
         }
-        scan(&self.bitmap, 1, 0)
     }
 
     fn fill_atomic(&self) {

@@ -28,11 +28,11 @@ fn lines_of(nonzero: u64) -> [u8; 8] {
     const ONES: u64 = u64::MAX / 255;
     const LOW: u64 = 127 * ONES;
     // The highest bit of each byte that is not zero, then all its bits: adding 127 to what is not zero reaches the highest.
-    let highest = ((nonzero & LOW) + LOW | nonzero) & !LOW;
+    let highest = (((nonzero & LOW) + LOW) | nonzero) & !LOW;
     let some = highest << 1;
     let some = some.wrapping_sub(highest >> 7);
     let first = u64::from(nonzero.trailing_zeros() / 8);
-    (u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7]) & some | first * ONES & !some).to_le_bytes()
+    (u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7]) & some | (first * ONES) & !some).to_le_bytes()
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -131,7 +131,7 @@ fn lowest(bits: u64) -> u16 {
 #[inline]
 fn many(edges: u64, begin: [u16; AT_ONCE], room: &mut WordRoom) -> usize {
     let count = in_chunks::<CHUNK_BITS>(edges, begin, room);
-    if count < TOO_MANY { count } else { in_bytes(edges, begin, room) }
+    if count < usize::from(TOO_MANY) { count } else { in_bytes(edges, begin, room) }
 }
 
 /// The same, eight bits at a time, of which none are too many.
@@ -202,14 +202,15 @@ static CLEAR_BEFORE: [[u8; AT_ONCE]; 1 << CHUNK_BITS] = {
 /// How many bits of a chunk are set, or [`TOO_MANY`].
 static COUNTS: [u8; 1 << CHUNK_BITS] = {
     let mut table = [0; 1 << CHUNK_BITS];
-    let mut chunk: usize = 0;
+    let mut chunk: usize = 1;
     while chunk < table.len() {
-        let count = chunk.count_ones();
-        table[chunk] = if count > AT_ONCE as u32 { TOO_MANY as u8 } else { count as u8 };
+        // As many as without the lowest of them, and one.
+        let others = table[chunk & (chunk - 1)];
+        table[chunk] = if (others as usize) < AT_ONCE { others + 1 } else { TOO_MANY };
         chunk += 1;
     }
     table
 };
 
 /// In the place of a count: more than a word has bits, so that sums tell.
-const TOO_MANY: usize = 128;
+const TOO_MANY: u8 = 128;
