@@ -16,11 +16,12 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags, RenameFlags};
 use thiserror::Error;
 
-use crate::handover::{BootId, JOURNAL_LEN, Journal, JournalError, Mark, Record, Side};
+use crate::handover::{BootId, JOURNAL_LEN, Journal, JournalError, Mark, Record, Side, WRITE_LEN};
 use crate::lock::is_at;
 use crate::wire::{Epoch, NAME_MAX};
 
@@ -115,12 +116,17 @@ impl Journals {
     /// [`JournalsError`]; nothing may be handed over then.
     pub fn open(&self, name: &str, side: Side) -> Result<OpenJournal, JournalsError> {
         let boot = boot_id()?;
+        let mut record_time = Duration::ZERO;
         let (journal, keeper) = match &self.0 {
             Place::Folder(folder) => {
                 let path = folder.join(file_name(name, side)?);
                 make_folder(folder)?;
                 let file = open_locked(folder, &path, side)?;
                 let journal = read(&file, &path, side)?;
+                // The head stays what it is, and is as long as a record.
+                let began = Instant::now();
+                write(&file, &Journal::head(side), 0).map_err(failed("write to", &path))?;
+                record_time = began.elapsed();
                 (journal, Keeper::File { file, path })
             }
             Place::Memory(memory) => {
@@ -134,7 +140,7 @@ impl Journals {
                 (journal, Keeper::Memory(memory.clone(), key))
             }
         };
-        Ok(OpenJournal { journal, keeper, boot, unsure: false })
+        Ok(OpenJournal { journal, keeper, boot, record_time, unsure: false })
     }
 
     /// Reads the journal of a guest on one side, also while a process writes to it; `None` if there is none.
@@ -189,6 +195,7 @@ pub struct OpenJournal {
     journal: Journal,
     keeper: Keeper,
     boot: BootId,
+    record_time: Duration,
     /// A record could not be written, and may be there all the same.
     unsure: bool,
 }
@@ -213,6 +220,7 @@ impl OpenJournal {
             journal: Journal::empty(side),
             keeper: Keeper::Failing(marks.to_owned()),
             boot: BootId([0; 16]),
+            record_time: Duration::ZERO,
             unsure: false,
         }
     }
@@ -221,6 +229,12 @@ impl OpenJournal {
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
+    }
+
+    /// How long a record takes: what writing as much took when it was opened.
+    #[must_use]
+    pub fn record_time(&self) -> Duration {
+        self.record_time
     }
 
     /// Writes a record, and returns once it is durable.
@@ -236,9 +250,7 @@ impl OpenJournal {
                     .write(&record)
                     .map_err(|error| JournalsError::Content { path: path.clone(), error })?;
                 self.unsure = true;
-                file.write_all_at(&bytes, at)
-                    .and_then(|()| file.sync_data())
-                    .map_err(failed("write to", path))?;
+                write(file, &bytes, at).map_err(failed("write to", path))?;
             }
             Keeper::Memory(..) => {}
             #[cfg(test)]
@@ -358,6 +370,12 @@ fn make(folder: &Path, path: &Path, side: Side) -> Result<(), JournalsError> {
     })
 }
 
+/// Writes to it, and returns once that is durable.
+fn write(file: &File, bytes: &[u8; WRITE_LEN], at: u64) -> io::Result<()> {
+    file.write_all_at(bytes, at)?;
+    file.sync_data()
+}
+
 fn read(file: &File, path: &Path, side: Side) -> Result<Journal, JournalsError> {
     let content = |error| JournalsError::Content { path: path.to_owned(), error };
     let found = file.metadata().map_err(failed("read", path))?;
@@ -410,6 +428,21 @@ mod tests {
             assert!(journals.find(EPOCH, Side::Destination).is_none());
             assert!(journals.find(Epoch([2; 16]), Side::Source).is_none());
         }
+    }
+
+    #[test]
+    fn how_long_a_record_takes_is_known_before_there_is_one_and_costs_none() {
+        let (_folder, files) = folder();
+        let mut open = files.open("tern", Side::Source).unwrap();
+        assert!(open.record_time() > Duration::ZERO);
+        open.append(Mark::Committed, EPOCH, "host-b:7837").unwrap();
+        drop(open);
+        let again = files.open("tern", Side::Source).unwrap();
+        assert!(again.record_time() > Duration::ZERO);
+        assert_eq!(files.look("tern", Side::Source).unwrap().as_ref(), Some(again.journal()));
+        assert_eq!(again.journal().records().len(), 1);
+        let memory = Journals::in_memory().open("tern", Side::Source).unwrap();
+        assert_eq!(memory.record_time(), Duration::ZERO);
     }
 
     #[test]

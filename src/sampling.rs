@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::convergence::{DirtyCurve, DirtySample, Plan, SwitchCost};
+use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::guest::{Guest, GuestError};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
@@ -92,7 +92,7 @@ impl Sampled {
             round_trip: ROUND_TRIP,
             harvest: self.harvest,
             cost: SwitchCost::default(),
-            revoke: Duration::ZERO,
+            handover: HandoverCost { revoke: Duration::ZERO, record_here: RECORD, record_there: RECORD },
             limits,
         }
     }
@@ -100,6 +100,9 @@ impl Sampled {
 
 /// The round trip of a link that is not known yet: that within a data centre, with what it takes to wake a process.
 const ROUND_TRIP: Duration = Duration::from_micros(200);
+
+/// A record in a journal on a disk that is not known either: what a solid-state disk takes, over a file system.
+const RECORD: Duration = Duration::from_micros(500);
 
 /// A dirty log that is on; off when this is dropped.
 struct Watch<'log> {

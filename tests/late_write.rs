@@ -89,7 +89,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
         lock: None,
     };
     control.send(&Message::Hello(hello)).expect("the destination hears");
-    let Message::Ready(ready) = hear(&mut control) else { panic!("the destination is not ready") };
+    let Message::Ready(ready, _) = hear(&mut control) else { panic!("the destination is not ready") };
     let mut transport = offer.connect(ready, &control, &ram).expect("the lanes connect");
 
     guest.pause().expect("it can be paused");

@@ -313,7 +313,7 @@ impl fmt::Display for Help {
 #[cfg(test)]
 mod tests {
     use super::super::course::tests::{round, round_in};
-    use super::super::prediction::SwitchCost;
+    use super::super::prediction::{HandoverCost, SwitchCost};
     use super::*;
 
     const COST: SwitchCost = SwitchCost {
@@ -342,7 +342,7 @@ mod tests {
         }
 
         fn outlook(&self) -> Outlook<'_> {
-            let predicted = Downtime::predicted(&self.course, &COST, Duration::ZERO, None).unwrap();
+            let predicted = Downtime::predicted(&self.course, &COST, &HandoverCost::default(), None).unwrap();
             Outlook { limits: &self.limits, course: &self.course, predicted, elapsed: self.elapsed }
         }
 

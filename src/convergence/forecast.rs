@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::course::{Course, LaneLoad, Round};
 use super::decision::{Decision, Outlook, Stuck};
 use super::limits::Limits;
-use super::prediction::{Downtime, SwitchCost};
+use super::prediction::{Downtime, HandoverCost, SwitchCost};
 use crate::memory::PAGE_BYTES;
 
 /// How much a running guest wrote in a time.
@@ -70,8 +70,8 @@ pub struct Plan {
     pub harvest: Duration,
     /// What a switch costs besides.
     pub cost: SwitchCost,
-    /// How long it takes to take remote access away.
-    pub revoke: Duration,
+    /// And besides that.
+    pub handover: HandoverCost,
     /// What would be asked of it.
     pub limits: Limits,
 }
@@ -127,7 +127,7 @@ impl Forecast {
             });
             next_bytes = round.dirty_bytes();
             course.push(round);
-            let downtime = Downtime::predicted(&course, &plan.cost, plan.revoke, None).unwrap_or_default();
+            let downtime = Downtime::predicted(&course, &plan.cost, &plan.handover, None).unwrap_or_default();
             let now_stuck = plan.outlook(&course, downtime, elapsed).stuck();
             course.judged(now_stuck.is_some());
             stuck = stuck.or(now_stuck);
@@ -210,7 +210,7 @@ mod tests {
             round_trip: Duration::from_micros(100),
             harvest: Duration::from_micros(200),
             cost: SwitchCost::default(),
-            revoke: Duration::ZERO,
+            handover: HandoverCost::default(),
             limits: Limits {
                 downtime: Duration::from_millis(50),
                 if_stuck: if_stuck.parse().unwrap(),

@@ -25,4 +25,4 @@ pub use course::{Course, LaneLoad, Round};
 pub use decision::{Decision, Help, Outlook, Stuck, Why};
 pub use forecast::{DirtyCurve, DirtySample, Forecast, ForecastRound, Plan};
 pub use limits::{IfStuck, IfStuckError, Limits, Policy};
-pub use prediction::{Downtime, SAFETY, SwitchCost};
+pub use prediction::{Downtime, HandoverCost, SAFETY, SwitchCost};

@@ -39,6 +39,17 @@ impl Default for SwitchCost {
     }
 }
 
+/// What handing over costs besides: known before, and none of the VMM's business.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandoverCost {
+    /// Taking remote access away at the destination.
+    pub revoke: Duration,
+    /// A record in the source's journal: one falls into the switch, before GO.
+    pub record_here: Duration,
+    /// One in the destination's: before PREPARED, and before the guest runs.
+    pub record_there: Duration,
+}
+
 /// A downtime as the sum of its parts: predicted, or measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Downtime {
@@ -52,13 +63,13 @@ pub struct Downtime {
     pub send: Duration,
     /// Comparing, at both ends.
     pub verify: Duration,
-    /// Sending the state, and the answer to it, without what the destination does in between.
+    /// Sending the state, and the answer to it, without what the destination does in between other than to record it.
     pub transfer: Duration,
     /// Taking remote access away at the destination.
     pub revoke: Duration,
     /// Loading the state there.
     pub load: Duration,
-    /// From GO to the word that the guest runs.
+    /// From PREPARED to the word that the guest runs; two records in journals are part of it.
     pub start: Duration,
 }
 
@@ -79,7 +90,7 @@ impl Downtime {
 
     /// How long the guest would stand still if it were paused now, without comparing: `None` before the first round.
     ///
-    /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `revoke` are what cannot be. What the
+    /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `handover` are what cannot be. What the
     /// guest writes until it stands still has to be sent too. `bandwidth_max` is the limit now, which the rounds may not know; where it
     /// is what holds the link, it is the bandwidth, and the last round makes up for some of the time since the round before
     /// ([`Bucket`]).
@@ -87,7 +98,7 @@ impl Downtime {
     pub fn predicted(
         course: &Course,
         cost: &SwitchCost,
-        revoke: Duration,
+        handover: &HandoverCost,
         bandwidth_max: Option<NonZeroU64>,
     ) -> Option<Self> {
         let last = course.rounds().last()?;
@@ -118,10 +129,10 @@ impl Downtime {
             harvest,
             send: on_the_wire(left_bytes).saturating_sub(made_up_for) + round_trip,
             verify: Duration::ZERO,
-            transfer: on_the_wire(state_bytes) + round_trip,
-            revoke,
+            transfer: on_the_wire(state_bytes) + round_trip + handover.record_there,
+            revoke: handover.revoke,
             load: cost.load,
-            start: cost.start + round_trip,
+            start: handover.record_here + round_trip + handover.record_there + cost.start,
         })
     }
 
@@ -152,7 +163,7 @@ mod tests {
     };
 
     fn predicted(course: &Course, cost: &SwitchCost) -> Duration {
-        Downtime::predicted(course, cost, Duration::ZERO, None).unwrap().total()
+        Downtime::predicted(course, cost, &HandoverCost::default(), None).unwrap().total()
     }
 
     #[test]
@@ -181,14 +192,20 @@ mod tests {
             load: Duration::from_millis(40),
             start: Duration::from_millis(80),
         };
-        let parts = Downtime::predicted(&course, &cost, Duration::from_millis(160), None).unwrap();
+        let handover = HandoverCost {
+            revoke: Duration::from_millis(160),
+            record_here: Duration::from_millis(320),
+            record_there: Duration::from_millis(640),
+        };
+        let parts = Downtime::predicted(&course, &cost, &handover, None).unwrap();
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         assert_eq!((parts.pause, parts.save, parts.load), (cost.pause, cost.save, cost.load));
         assert_eq!(parts.harvest, Duration::from_millis(4), "the quickest");
         // 90 MiB, and 15 ms at 90 MiB in 305 ms, at 1 MiB/ms; and a round trip of 2 ms.
         assert!((ms(parts.send) - (90.0 + 15.0 * 90.0 / 305.0 + 2.0)).abs() < 1e-3, "{parts:?}");
-        assert!((ms(parts.transfer) - (4.0 + 2.0)).abs() < 1e-3, "{parts:?}");
-        assert_eq!((parts.revoke, parts.start), (Duration::from_millis(160), Duration::from_millis(82)));
+        assert!((ms(parts.transfer) - (4.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
+        assert_eq!(parts.revoke, handover.revoke);
+        assert_eq!(parts.start, Duration::from_millis(80 + 2 + 320 + 640));
         assert!(parts.without_pages(&course).total() < parts.total() - Duration::from_millis(90));
     }
 
@@ -200,7 +217,8 @@ mod tests {
         let cost = SwitchCost { pause: Duration::from_millis(1), ..NOTHING };
         let send = |mib_per_second: u64| {
             let limit = NonZeroU64::new(mib_per_second << 20);
-            Downtime::predicted(&course, &cost, Duration::ZERO, limit).unwrap().send.as_secs_f64() * 1e3
+            Downtime::predicted(&course, &cost, &HandoverCost::default(), limit).unwrap().send.as_secs_f64()
+                * 1e3
         };
         // 95 MiB, and what is written in 5 ms at 95 MiB in 104 ms.
         let left_mib = 95.0 + 5.0 * 95.0 / 104.0;
@@ -214,6 +232,6 @@ mod tests {
     fn without_a_measured_bandwidth_only_an_empty_rest_has_a_prediction() {
         assert_eq!(predicted(&course(&[round_in(0, 1, 0)]), &NOTHING), Duration::ZERO);
         assert!(predicted(&course(&[round_in(0, 1, 1)]), &NOTHING) > Duration::from_secs(1 << 29));
-        assert_eq!(Downtime::predicted(&course(&[]), &NOTHING, Duration::ZERO, None), None);
+        assert_eq!(Downtime::predicted(&course(&[]), &NOTHING, &HandoverCost::default(), None), None);
     }
 }

@@ -262,7 +262,8 @@ impl Receiver {
         }
         let mut landing = land(&hello.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
-        control.send(&Message::Ready(landing.ready()))?;
+        let record_us = u64::try_from(journal.record_time().as_micros()).unwrap_or(u64::MAX);
+        control.send(&Message::Ready(landing.ready(), record_us))?;
         landing.connect(&self.listener).map_err(|error| explained(error, control))?;
         let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
         let holding = (self.hold, self.held.clone());

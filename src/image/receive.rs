@@ -116,7 +116,7 @@ impl Receiver {
             .map_err(ReceiveError::from)?;
         let mut landing = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
-        control.send(&Message::Ready(landing.ready()))?;
+        control.send(&Message::Ready(landing.ready(), 0))?;
         landing.connect(&self.listener)?;
         Ok(Some(landing))
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
-use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round};
+use crate::convergence::{Decision, Downtime, HandoverCost, LaneLoad, Outlook, Round};
 use crate::memory::PAGE_BYTES;
 use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
 
@@ -97,9 +97,13 @@ impl Attempt<'_> {
     }
 
     fn predict(&self) -> Downtime {
-        let revoke = self.link.revoke_expected();
-        let bandwidth_max = self.limits.bandwidth_max;
-        let without = Downtime::predicted(&self.course, &self.options.switch_cost, revoke, bandwidth_max);
+        let handover = HandoverCost {
+            revoke: self.link.revoke_expected(),
+            record_here: self.ownership.record_time(),
+            record_there: self.link.record_there,
+        };
+        let (cost, bandwidth_max) = (&self.options.switch_cost, self.limits.bandwidth_max);
+        let without = Downtime::predicted(&self.course, cost, &handover, bandwidth_max);
         Downtime { verify: self.verify_expected(), ..without.unwrap_or_default() }
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) reason: String,
     /// Why the RDMA lanes that there were first were given up, if they were.
     pub(crate) fell_back: Option<String>,
+    /// How long a record in the journal takes there.
+    pub(crate) record_there: Duration,
     choice: TransportChoice,
     pub(crate) ram: GuestRam,
     /// A worker for each lane.
@@ -41,7 +43,7 @@ impl Link {
         opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<Self, MigrationFailure> {
         let deadline = Instant::now() + BUSY_MAX;
-        let (mut control, Opened { epoch, transport, reason, lanes, fell_back }) = loop {
+        let (mut control, Opened { epoch, transport, reason, lanes, fell_back, record_there }) = loop {
             let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
@@ -58,7 +60,18 @@ impl Link {
             .build()
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() });
         match pool {
-            Ok(pool) => Ok(Self { epoch, control, transport, reason, fell_back, choice, ram, pool, lanes }),
+            Ok(pool) => Ok(Self {
+                epoch,
+                control,
+                transport,
+                reason,
+                fell_back,
+                record_there,
+                choice,
+                ram,
+                pool,
+                lanes,
+            }),
             Err(error) => Err(give_up(&mut control, epoch, error)),
         }
     }
@@ -206,6 +219,7 @@ struct Opened {
     reason: String,
     lanes: u8,
     fell_back: Option<String>,
+    record_there: Duration,
 }
 
 /// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where RDMA does not
@@ -222,8 +236,8 @@ fn open(
         let epoch = new_epoch()?;
         let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
         control.send(&opening(epoch, offer.lanes())?)?;
-        let ready = match await_ready(control, ram) {
-            Ok(Message::Ready(ready)) => ready,
+        let (ready, record_there) = match await_ready(control, ram) {
+            Ok(Message::Ready(ready, record_us)) => (ready, Duration::from_micros(record_us).min(STEP_MAX)),
             Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
                 offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
                 continue;
@@ -236,7 +250,9 @@ fn open(
         let connected: Result<_, MigrationFailure> =
             cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
         match connected {
-            Ok(transport) => return Ok(Opened { epoch, transport, reason, lanes: count, fell_back }),
+            Ok(transport) => {
+                return Ok(Opened { epoch, transport, reason, lanes: count, fell_back, record_there });
+            }
             Err(error) if may_fall_back && error.may_fall_back() => {
                 let why = error.to_string();
                 control.send(&Message::LanesFailed(epoch, why.clone()))?;
@@ -277,11 +293,11 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// TCP only closes its connections. RDMA also unpins RAM: so many bytes a second, an assumption.
+/// TCP ends its connections and the threads that read them. RDMA also unpins RAM: so many bytes a second, an assumption.
 pub(crate) fn revoke_expected(kind: TransportKind, registered_bytes: u64) -> Duration {
     const UNPINNED_PER_SECOND: u64 = 32 << 30;
     match kind {
-        TransportKind::Tcp => Duration::ZERO,
+        TransportKind::Tcp => Duration::from_micros(200),
         TransportKind::Rdma => {
             Duration::from_millis(1) + Duration::from_millis(registered_bytes * 1000 / UNPINNED_PER_SECOND)
         }

@@ -65,6 +65,11 @@ impl Ownership {
         Ok(())
     }
 
+    /// How long a record takes.
+    pub(super) fn record_time(&self) -> Duration {
+        self.journal.record_time()
+    }
+
     pub(super) fn state(&self) -> SourceState {
         self.handover.state()
     }

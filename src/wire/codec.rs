@@ -22,7 +22,7 @@ impl Message {
     pub fn kind(&self) -> u16 {
         match self {
             Self::Hello(_) => 1,
-            Self::Ready(_) => 2,
+            Self::Ready(..) => 2,
             Self::Refused(_) => 3,
             Self::RegisterSlices(_) => 4,
             Self::SliceKeys(_) => 5,
@@ -69,7 +69,7 @@ impl Message {
         let (what, max) = kind_bound(self.kind()).ok_or(WireError::Kind(self.kind()))?;
         let body = match self {
             Self::Hello(body) => postcard::to_stdvec(body),
-            Self::Ready(body) => postcard::to_stdvec(body),
+            Self::Ready(lanes, record_us) => postcard::to_stdvec(&(lanes, record_us)),
             Self::Refused(body) => postcard::to_stdvec(body),
             Self::RegisterSlices(body) | Self::ReleaseSlices(body) => postcard::to_stdvec(body),
             Self::SliceKeys(body) => postcard::to_stdvec(body),
@@ -111,7 +111,7 @@ impl Message {
         }
         let message = match kind {
             1 => Self::Hello(parse(what, body)?),
-            2 => Self::Ready(parse(what, body)?),
+            2 => parse(what, body).map(|(lanes, record_us)| Self::Ready(lanes, record_us))?,
             3 => Self::Refused(parse(what, body)?),
             4 => Self::RegisterSlices(parse(what, body)?),
             5 => Self::SliceKeys(parse(what, body)?),
@@ -148,7 +148,7 @@ impl Message {
                 hello.lanes.check_bounds()
             }
             Self::OfferImage(offer) => offer.check_bounds(),
-            Self::Ready(LaneReady::Rdma { endpoints, .. }) => lanes_bound(endpoints.len()),
+            Self::Ready(LaneReady::Rdma { endpoints, .. }, _) => lanes_bound(endpoints.len()),
             Self::RegisterSlices(slices) | Self::ReleaseSlices(slices) => {
                 bound("a list of slices", slices.len(), SLICES_MAX)
             }
@@ -282,7 +282,7 @@ mod tests {
     fn one_of_each() -> Vec<Message> {
         vec![
             Message::Hello(hello()),
-            Message::Ready(LaneReady::Tcp(Token([1; 16]))),
+            Message::Ready(LaneReady::Tcp(Token([1; 16])), 700),
             Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
             Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
             Message::SliceKeys(Vec::new()),

@@ -41,8 +41,9 @@ pub struct LockToken(pub [u8; 16]);
 pub enum Message {
     /// Source: what would come, and how.
     Hello(Hello),
-    /// Destination: RAM is reserved and the lanes may connect.
-    Ready(LaneReady),
+    /// Destination: RAM is reserved and the lanes may connect. For a guest also how long a record in the journal takes there, in
+    /// microseconds: two fall into the switch.
+    Ready(LaneReady, u64),
     /// Destination: not here, for this reason. Nothing has been sent.
     Refused(Refusal),
     /// Source: let these slices of RAM be written to.

@@ -31,7 +31,8 @@ const AT_ONCE: usize = 8;
 impl RunEdges {
     /// Where each run of at most [`WORDS_MAX`] words begins and where it ends, in bits.
     pub(super) fn find(&mut self, words: &[u64]) -> &[[u16; 2]] {
-        debug_assert!(words.len() <= WORDS_MAX);
+        // More would be forgotten.
+        assert!(words.len() <= WORDS_MAX, "a stripe has {WORDS_MAX} words");
         let mut found = if are_crowded(words) { self.find_many(words) } else { self.find_few(words) };
         if words.last().is_some_and(|word| word >> 63 == 1) {
             self.places[found] = bits_of(words);
