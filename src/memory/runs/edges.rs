@@ -1,6 +1,5 @@
 //! Where most words have something in them.
 
-use std::array;
 use std::fmt;
 
 /// Room for where the runs of a stripe begin and end: 8 KiB that a lane makes once a round and lends for each stripe.
@@ -44,7 +43,7 @@ impl RunEdges {
     /// Finds the edges, of which most words have many; returns how many there are.
     fn find_many(&mut self, words: &[u64]) -> usize {
         let (mut found, mut last_bit) = (0, 0);
-        let mut begin = from(0);
+        let mut begin = places_from(0);
         for &word in words {
             found += many(edges(word, last_bit), begin, self.room(found));
             last_bit = word >> 63;
@@ -119,7 +118,7 @@ fn few(edges: u64, begin: u16, room: &mut WordRoom) -> usize {
         count += usize::from(rest != 0);
         rest &= rest.wrapping_sub(1);
     }
-    if rest == 0 { count } else { many(edges, from(begin), room) }
+    if rest == 0 { count } else { many(edges, places_from(begin), room) }
 }
 
 /// Which bit is the lowest one that is set; 64 if none is.
@@ -159,14 +158,13 @@ fn in_chunks<const BITS: u16>(edges: u64, mut begin: [u16; AT_ONCE], room: &mut 
     count
 }
 
-/// What is added to the number of clear bits before each set bit, to get its place.
-fn from(begin: u16) -> [u16; AT_ONCE] {
-    let mut places = begin..;
-    array::from_fn(|_| places.next().unwrap_or_default())
+/// Where the first set bits would be if none were clear before them: what [`CLEAR_BEFORE`] is added to.
+fn places_from(begin: u16) -> [u16; AT_ONCE] {
+    later([0, 1, 2, 3, 4, 5, 6, 7], begin)
 }
 
-fn later(begin: [u16; AT_ONCE], bits: u16) -> [u16; AT_ONCE] {
-    begin.map(|begin| begin.wrapping_add(bits))
+fn later(places: [u16; AT_ONCE], bits: u16) -> [u16; AT_ONCE] {
+    places.map(|place| place.wrapping_add(bits))
 }
 
 /// Bits that are looked up at once. The tables take 18 KiB; for one bit more they would not fit the first cache.
@@ -179,8 +177,8 @@ fn chunk<const BITS: u16>(bits: u64) -> usize {
 }
 
 /// How many bits of a chunk are clear before each of the first that are set, [`COUNTS`] of them; then anything.
-// With the index of a set bit among them it makes its place. The bare place would do with less said, but then the same is added eight
-// times over, and the compiler makes those eight anew for each chunk, out of one.
+// A table of bare places would say the same with less. But then one number is added to all eight, and compilers make eight of it anew
+// for each chunk.
 static CLEAR_BEFORE: [[u8; AT_ONCE]; 1 << CHUNK_BITS] = {
     let mut table = [[0; AT_ONCE]; 1 << CHUNK_BITS];
     let mut chunk = 0;
