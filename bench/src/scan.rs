@@ -59,13 +59,26 @@ enum Routine {
     Copy,
     Read2,
     Scan2,
+    Registers,
+    Registers2,
     BitByBit,
     Atomic,
 }
 
-const ROUTINES: [Routine; 8] = {
+const ROUTINES: [Routine; 10] = {
     use Routine as R;
-    [R::Read, R::Scan, R::Round, R::Copy, R::Read2, R::Scan2, R::BitByBit, R::Atomic]
+    [
+        R::Read,
+        R::Scan,
+        R::Round,
+        R::Copy,
+        R::Read2,
+        R::Scan2,
+        R::Registers,
+        R::Registers2,
+        R::BitByBit,
+        R::Atomic,
+    ]
 };
 
 /// A row of the table; all but the first two are ratios of speeds.
@@ -78,6 +91,8 @@ struct Row {
     scan_to_read: Figure,
     round_to_read: Figure,
     two_to_one: Figure,
+    /// Of a loop that needs no memory: as much as the machine gains by a second processor just then.
+    two_to_one_in_registers: Figure,
     two_to_two_reads: Figure,
     scan_to_bit_by_bit: Figure,
     scan_to_atomic: Figure,
@@ -145,8 +160,8 @@ pub(crate) fn run(args: &ScanArgs) -> ExitCode {
 }
 
 const HEAD: &str = "\
-| RAM, GiB | dirty | plain read, GiB/s | scan ÷ plain read | round ÷ plain read | 2 workers ÷ 1 | 2 workers ÷ their plain read | scan ÷ bit by bit | scan ÷ get_and_reset and bits |
-|---|---|---|---|---|---|---|---|---|";
+| RAM, GiB | dirty | plain read, GiB/s | scan ÷ plain read | round ÷ plain read | 2 workers ÷ 1 | the same in registers | 2 workers ÷ their plain read | scan ÷ bit by bit | scan ÷ get_and_reset and bits |
+|---|---|---|---|---|---|---|---|---|---|";
 
 fn patterns() -> Vec<Pattern> {
     use Pattern as P;
@@ -161,6 +176,7 @@ impl Row {
             self.scan_to_read,
             self.round_to_read,
             self.two_to_one,
+            self.two_to_one_in_registers,
             self.two_to_two_reads,
             self.scan_to_bit_by_bit,
             self.scan_to_atomic,
@@ -240,6 +256,7 @@ impl<'pool> Bench<'pool> {
             scan_to_read: faster(Routine::Scan, Routine::Read),
             round_to_read: faster(Routine::Round, Routine::Read),
             two_to_one: faster(Routine::Scan2, Routine::Scan),
+            two_to_one_in_registers: faster(Routine::Registers2, Routine::Registers),
             two_to_two_reads: faster(Routine::Scan2, Routine::Read2),
             scan_to_bit_by_bit: faster(Routine::Scan, Routine::BitByBit),
             scan_to_atomic: faster(Routine::Scan, Routine::Atomic),
@@ -288,6 +305,7 @@ impl<'pool> Bench<'pool> {
                 self.bitmap.regions()[0].words().chunks(half).nth(index).map_or(0, plain_read)
             })),
             Routine::Scan2 => Some(Box::new(|index| scan(&self.bitmap, 2, index))),
+            Routine::Registers2 => Some(Box::new(|_| in_registers(REGISTERS_ROUNDS / 2))),
             _ => None,
         }
     }
@@ -301,7 +319,8 @@ impl<'pool> Bench<'pool> {
                 self.copy(|_, _, _| ());
                 0
             }
-            Routine::Read2 | Routine::Scan2 => {
+            Routine::Registers => in_registers(REGISTERS_ROUNDS),
+            Routine::Read2 | Routine::Scan2 | Routine::Registers2 => {
                 let worker = self.worker(routine);
                 let sums = self
                     .pool
@@ -335,6 +354,19 @@ impl<'pool> Bench<'pool> {
             self.atomic.set_addr_range(bytes(first), bytes(count));
         }
     }
+}
+
+/// Rounds of a pass of [`in_registers`]: some tenths of a millisecond.
+const REGISTERS_ROUNDS: u64 = 1 << 17;
+
+/// Work that waits for nothing, neither memory nor a guess that was wrong. Two virtual processors that are one core of the host do no
+/// more of it than one.
+fn in_registers(rounds: u64) -> u64 {
+    let mut values = [1u64, 2, 3, 4, 5, 6];
+    for round in 0..black_box(rounds) {
+        values = values.map(|value| value.rotate_left(7) ^ round);
+    }
+    values.into_iter().fold(0, u64::wrapping_add)
 }
 
 /// What the worker of a lane does with the bitmap.
@@ -389,7 +421,7 @@ mod tests {
             assert_eq!(bench.pass(Routine::Round), by_stripe, "{pattern}");
             assert_eq!(bench.pass(Routine::Scan2), by_stripe, "{pattern}");
             let row = bench.row(1, 1);
-            assert!(row.round_ms.median > 0.0 && row.line().matches('|').count() == 10, "{}", row.line());
+            assert!(row.round_ms.median > 0.0 && row.line().matches('|').count() == 11, "{}", row.line());
         }
     }
 }
