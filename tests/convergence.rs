@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, moves_away_from, runs_on};
+use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, moves_away_from, runs_on};
+use sterna::wire::Message;
 
 /// Rounds that never get smaller: the guest writes all of its 8 MiB many times while they are sent once, in 0.4 s.
 const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=8M", BUSY];
@@ -128,6 +129,25 @@ fn a_limit_below_what_any_switch_takes_is_told_and_no_guest_is_slowed_for_it() {
     let ended = UnderWay::new(&["--downtime-limit=0", "--if-stuck=throttle,abort"]).stays(10);
     ended.says("even with nothing left to send");
     assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
+}
+
+#[test]
+fn what_records_take_at_the_destination_is_part_of_what_is_predicted() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=16M"]);
+    let receiving = destination.receive(&[]);
+    let between = go_between(receiving.address.ip(), receiving.address, |message| {
+        if let Message::Ready(_, record_us) = message {
+            *record_us = 70_000;
+        }
+    });
+    let report = source.migrate("tern", between, &["--transport=tcp"]).wait().expect_code(0).json();
+    for (part, record) in [("transfer_ms", "PREPARED"), ("start_ms", "RUNNING")] {
+        let predicted = report["downtime_predicted"][part].as_f64();
+        assert!(predicted > Some(70.0), "{record} has to be recorded: {report}");
+    }
+    running.wait().expect_code(0);
+    destination.checks_clean("tern");
 }
 
 #[test]
