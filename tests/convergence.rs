@@ -138,6 +138,7 @@ fn what_records_take_at_the_destination_is_part_of_what_is_predicted() {
     let receiving = destination.receive(&[]);
     let between = go_between(receiving.address.ip(), receiving.address, |message| {
         if let Message::Ready(_, record_us) = message {
+            assert!(*record_us > 0, "its journal is on a disk");
             *record_us = 70_000;
         }
     });

@@ -70,7 +70,7 @@ pub struct Plan {
     pub harvest: Duration,
     /// What a switch costs besides.
     pub cost: SwitchCost,
-    /// And besides that.
+    /// What handing over costs besides.
     pub handover: HandoverCost,
     /// What would be asked of it.
     pub limits: Limits,

@@ -126,7 +126,7 @@ impl Rounds<'_> {
             search: (round == 1).then(TouchedSearch::default),
             edges: RunEdges::default(),
         };
-        // Of the first round; none is in any other, which so allocates nothing.
+        // None but in the first round: the others allocate nothing for it.
         let mut holes = Vec::new();
         for stripe in self.stripes.of_lane(index, dirty) {
             (self.brakes.check)()?;
