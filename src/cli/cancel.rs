@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Exit;
-use super::output;
+use super::output::{self, outln};
 use super::protocol::{Answer, Request};
 use super::socket::{self, ask};
 
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &CancelArgs) -> ExitCode {
         match ask(name, &Request::Status) {
             Ok(Answer::Status(status)) if status.migrating => thread::sleep(Duration::from_millis(50)),
             Ok(Answer::Status(status)) => {
-                println!("{name} stays: its migration is cancelled, and it is {} here", status.phase);
+                outln!("{name} stays: its migration is cancelled, and it is {} here", status.phase);
                 return Exit::Done.into();
             }
             Ok(other) => return output::error(Exit::Failed, format!("{name} answered {other:?}")),

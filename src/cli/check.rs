@@ -1,7 +1,7 @@
 //! `sterna check`: what this machine has for migrations, and what mends what it lacks.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use sterna::preflight::{Check, KvmAccess, KvmCapabilities, Outcome, Readings, Transports, judge};
 
 use super::exit::Exit;
+use super::output::outln;
 
 /// What `sterna check` takes.
 #[derive(Clone, Copy, Debug, Args)]
@@ -31,8 +32,8 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
     }
     let report = Report::of(&readings);
     let text = if args.json { report.json() } else { report.text(Paint::for_stdout()) };
-    // A reader that has gone away needs no answer, and the exit code is the answer's better half.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    // Where nobody reads it, the exit code is the answer's better half.
+    outln!("{}", text.trim_end());
     report.exit_code(args.strict)
 }
 

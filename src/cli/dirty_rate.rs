@@ -7,7 +7,7 @@ use sterna::convergence::{Decision, Forecast, Limits};
 
 use super::exit::Exit;
 use super::migrate::LimitArgs;
-use super::output;
+use super::output::{self, outln};
 use super::protocol::{Answer, Request, Samples};
 use super::size::Size;
 use super::socket::{self, ask};
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &DirtyRateArgs) -> ExitCode {
         .collect();
     if args.json {
         let forecasts: Vec<_> = forecasts.iter().map(|(mbps, forecast)| json(*mbps, forecast)).collect();
-        println!("{}", serde_json::json!({ "name": args.name, "sampled": samples, "forecasts": forecasts }));
+        outln!("{}", serde_json::json!({ "name": args.name, "sampled": samples, "forecasts": forecasts }));
     } else {
         print(&args.name, &samples, &forecasts);
     }
@@ -63,18 +63,18 @@ pub(crate) fn run(args: &DirtyRateArgs) -> ExitCode {
 }
 
 fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
-    println!("{name} has {} of RAM, {} of it touched", Size(samples.ram_bytes), Size(samples.touched_bytes));
+    outln!("{name} has {} of RAM, {} of it touched", Size(samples.ram_bytes), Size(samples.touched_bytes));
     for sample in &samples.samples {
-        println!("  wrote {} in {:.0} ms: {:.0} MB/s", Size(sample.dirty_bytes), sample.ms, sample.mbps);
+        outln!("  wrote {} in {:.0} ms: {:.0} MB/s", Size(sample.dirty_bytes), sample.ms, sample.mbps);
     }
     if let (Some(before), Some(watched)) =
         (samples.heartbeats_per_second, samples.heartbeats_per_second_watched)
     {
-        println!("  beats {before:.0} times a second, {watched:.0} while it is watched");
+        outln!("  beats {before:.0} times a second, {watched:.0} while it is watched");
     }
-    println!("To move it would take");
+    outln!("To move it would take");
     for (mbps, forecast) in forecasts {
-        println!(
+        outln!(
             "  at {mbps:>6} MB/s: {}, {:.1} s, {} sent, a downtime of {:.0} ms: {}",
             match forecast.rounds.len() {
                 1 => "1 round".to_owned(),

@@ -19,6 +19,7 @@ use sterna_vmm::Phase;
 
 use super::exit::Exit;
 use super::machine::MachineGuest;
+use super::output::errln;
 use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status, Tune};
 use super::server::{Asked, Serve, Served};
 use super::socket::write_line;
@@ -256,7 +257,7 @@ impl Holder {
         if let Err(error) = self.guest.machine.resume() {
             tracing::error!("{} is this host's again, and cannot be resumed: {error}", self.guest.name);
         } else {
-            eprintln!("{} did not run at the destination and runs on here", self.guest.name);
+            errln!("{} did not run at the destination and runs on here", self.guest.name);
         }
         *self.work() = Work::Idle;
     }

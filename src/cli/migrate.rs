@@ -14,6 +14,7 @@ use sterna::verify::Verify;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
+use super::output::{errln, outln};
 use super::protocol::{Answer, Failure, Move, Request, Tune};
 use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
@@ -154,10 +155,10 @@ pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
     let result = move_guest(&args.name, request, &mut output::progress);
     match result {
         Ok(report) => {
-            println!("{} runs at {to} now", args.name);
+            outln!("{} runs at {to} now", args.name);
             output::print_lines(&output::summary(&report));
             if args.json {
-                println!("{}", serde_json::Value::Object(output::json(&report, 0)));
+                outln!("{}", serde_json::Value::Object(output::json(&report, 0)));
             }
             Exit::Done.into()
         }
@@ -167,7 +168,7 @@ pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
             }
             let code = output::failed(&failure);
             if args.json {
-                println!("{}", output::json_failure(&failure));
+                outln!("{}", output::json_failure(&failure));
             }
             code
         }
@@ -183,9 +184,9 @@ fn set(args: &MigrateArgs) -> ExitCode {
     match ask(&args.name, &Request::Tune(limits.tune())) {
         Ok(Answer::Limits(limits)) => {
             if args.json {
-                println!("{}", serde_json::json!({ "status": "set", "limits": limits }));
+                outln!("{}", serde_json::json!({ "status": "set", "limits": limits }));
             } else {
-                println!("{}: {}", args.name, output::limits(&limits));
+                outln!("{}: {}", args.name, output::limits(&limits));
             }
             Exit::Done.into()
         }
@@ -247,11 +248,11 @@ fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
             thread::spawn(move || {
                 for came in signals.forever() {
                     signal.store(came, Ordering::Relaxed);
-                    eprintln!("cancelling ...");
+                    errln!("cancelling ...");
                     match ask(&name, &Request::Cancel) {
-                        Ok(Answer::Failed(failure)) => eprintln!("not cancelled: {}", failure.what),
+                        Ok(Answer::Failed(failure)) => errln!("not cancelled: {}", failure.what),
                         Ok(_) => {}
-                        Err(error) => eprintln!("not cancelled: {error}"),
+                        Err(error) => errln!("not cancelled: {error}"),
                     }
                 }
             });

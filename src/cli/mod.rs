@@ -46,6 +46,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use self::exit::Exit;
+
 /// The port at which a destination listens unless told otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 7837;
 
@@ -86,11 +88,21 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // By `eprintln!`, which panics.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
         .init();
-    match Sterna::parse().command {
+    let command = match Sterna::try_parse() {
+        Ok(sterna) => sterna.command,
+        Err(text) => {
+            // Help, or what is wrong; unlike `parse`, this leaves an error of the stream to us.
+            let _ = text.print();
+            return if text.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    match command {
         Command::Run(args) => run::run(&args),
         Command::Receive(args) => receive::run(&args),
         Command::Migrate(args) => migrate::run(&args),

@@ -18,6 +18,7 @@ use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
 use super::holder::{end_with_stdin, hold};
 use super::machine::{MachineGuest, MachineHost};
+use super::output::{errln, outln};
 use super::run::say_end;
 use super::size::Size;
 use super::socket;
@@ -92,9 +93,9 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Err(error) => return output::error(Exit::Refused, error),
     };
     if args.json {
-        println!("{}", serde_json::json!({ "event": "listening", "address": address }));
+        outln!("{}", serde_json::json!({ "event": "listening", "address": address }));
     } else {
-        println!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
+        outln!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
     }
     if let Some(store) = store {
         return receive_file(&receiver, &store, args);
@@ -109,7 +110,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         match receiver.receive(&host) {
             Ok(arrival) => break arrival,
             Err(error) if args.once => return output::error(Exit::Failed, error),
-            Err(error) => eprintln!("a guest did not arrive: {error}"),
+            Err(error) => errln!("a guest did not arrive: {error}"),
         }
     };
     // The guest has this process to itself: as soon as its source knows of it, nobody listens here.
@@ -125,7 +126,7 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
         match receiver.receive_image(store) {
             Ok(stored) => break stored,
             Err(error) if args.once => return output::error(Exit::Failed, error),
-            Err(error) => eprintln!("a file did not arrive: {error}"),
+            Err(error) => errln!("a file did not arrive: {error}"),
         }
     };
     let (path, digest) = (stored.path.display(), stored.digest.to_string());
@@ -134,9 +135,9 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
         let stored = serde_json::json!({
             "event": "stored", "path": path, "from": from, "file_bytes": stored.len_bytes, "digest": digest,
         });
-        println!("{stored}");
+        outln!("{stored}");
     } else {
-        println!("{path} has arrived from {}, {}, digest {digest}", stored.from, Size(stored.len_bytes));
+        outln!("{path} has arrived from {}, {}, digest {digest}", stored.from, Size(stored.len_bytes));
     }
     Exit::Done.into()
 }
@@ -149,9 +150,9 @@ fn hold_arrival(
     let Arrival { guest, from, .. } = arrival;
     let name = guest.name().to_owned();
     if json {
-        println!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
+        outln!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
     } else {
-        println!("{name} has arrived from {from} and runs here");
+        outln!("{name} has arrived from {from} and runs here");
     }
     let ended = hold(guest, journals, lock);
     say_end(&name, &ended, json);

@@ -13,7 +13,7 @@ use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
 
 use super::exit::Exit;
-use super::output;
+use super::output::{self, outln};
 use super::protocol::{Answer, Found, Request};
 use super::socket::{self, SocketError, ask};
 use super::state::StateArgs;
@@ -180,21 +180,23 @@ impl Report {
                     })
                 })
                 .collect();
-            println!(
+            outln!(
                 "{}",
                 serde_json::json!({ "name": args.name, "guest": what, "exit": exit, "journals": journals })
             );
         } else {
             for (side, journal) in &self.journals {
-                println!("the {side}'s journal says:");
+                outln!("the {side}'s journal says:");
                 for record in journal.records() {
-                    println!(
+                    outln!(
                         "  {:<10} attempt {:?}, the other side {}",
-                        record.mark, record.epoch, record.peer
+                        record.mark,
+                        record.epoch,
+                        record.peer
                     );
                 }
             }
-            println!("{} {what}", args.name);
+            outln!("{} {what}", args.name);
         }
         (*exit).into()
     }

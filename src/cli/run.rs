@@ -15,7 +15,7 @@ use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
 use super::holder::{Ended, end_with_stdin, hold};
 use super::machine::MachineGuest;
-use super::output;
+use super::output::{self, errln, outln};
 use super::server::Server;
 use super::size::Size;
 use super::socket::{self, Listener};
@@ -151,7 +151,7 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     load_ahead();
     let (kind, note) = args.guest.machine.decide();
     if let Some(note) = note {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
     let started = args
         .guest
@@ -169,12 +169,12 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
         return output::error(Exit::Failed, error);
     }
     if args.json {
-        println!(
+        outln!(
             "{}",
             serde_json::json!({ "event": "running", "name": name, "machine": MachineChoice::word(kind) })
         );
     } else {
-        println!("{name} runs here. To move it: sterna migrate {name} --to HOST");
+        outln!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
     let ended = hold(guest, journals, lock);
     say_end(&name, &ended, args.json);
@@ -197,10 +197,10 @@ fn check_free(journals: Journals, name: &str) -> Result<Journals, String> {
 pub(crate) fn say_end(name: &str, ended: &Ended, json: bool) {
     match ended {
         Ended::Moved(to) if json => {
-            println!("{}", serde_json::json!({ "event": "moved", "name": name, "to": to }));
+            outln!("{}", serde_json::json!({ "event": "moved", "name": name, "to": to }));
         }
-        Ended::Stopped if json => println!("{}", serde_json::json!({ "event": "stopped", "name": name })),
-        Ended::Moved(to) => println!("{name} has moved to {to} and runs here no more"),
-        Ended::Stopped => println!("{name} was stopped"),
+        Ended::Stopped if json => outln!("{}", serde_json::json!({ "event": "stopped", "name": name })),
+        Ended::Moved(to) => outln!("{name} has moved to {to} and runs here no more"),
+        Ended::Stopped => outln!("{name} was stopped"),
     }
 }

@@ -20,7 +20,7 @@ use sterna::source::{Cancel, MigrationFailure};
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::migrate::with_port;
-use super::output::{print_lines, transport_name};
+use super::output::{errln, outln, print_lines, transport_name};
 use super::size::Size;
 
 /// For `--help`.
@@ -67,10 +67,10 @@ pub(crate) fn run(args: &SendArgs) -> ExitCode {
     });
     match result {
         Ok(report) => {
-            println!("{} is stored at {}", args.file.display(), args.to);
+            outln!("{} is stored at {}", args.file.display(), args.to);
             print_lines(&summary(&report));
             if args.json {
-                println!("{}", json_report(&report));
+                outln!("{}", json_report(&report));
             }
             Exit::Done.into()
         }
@@ -102,10 +102,10 @@ fn fail(args: &SendArgs, error: &SendError, verifying: bool, signal: i32) -> Exi
             args.to
         )
     };
-    eprintln!("error: {error}");
-    eprintln!("where: {data}");
+    errln!("error: {error}");
+    errln!("where: {data}");
     if args.json {
-        println!("{}", json!({ "status": "failed", "error": error.to_string(), "data": data, "exit": exit }));
+        outln!("{}", json!({ "status": "failed", "error": error.to_string(), "data": data, "exit": exit }));
     }
     exit.into()
 }
@@ -153,7 +153,7 @@ fn cancel_on_signal(cancel: &Cancel) -> Arc<AtomicI32> {
                 cancel.cancel();
                 // An answer may be awaited that takes long. Nothing is lost by leaving: the destination keeps what it has.
                 thread::sleep(HEED_MAX);
-                eprintln!("error: cancelled\nwhere: what arrived is kept at the destination");
+                errln!("error: cancelled\nwhere: what arrived is kept at the destination");
                 exit(128 + came);
             });
         }
@@ -192,7 +192,7 @@ fn show(progress: &Progress, end: &Receiver<()>) {
             bar.set_message(doing);
         } else if last_line.elapsed() >= LINE_EVERY {
             last_line = Instant::now();
-            eprintln!("  {doing}: {} of {}", Size(done), Size(total));
+            errln!("  {doing}: {} of {}", Size(done), Size(total));
         }
     }
     if let Some(bar) = bar {

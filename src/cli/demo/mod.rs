@@ -15,7 +15,7 @@ use self::processes::{Holders, start_receiver, start_runner};
 use super::exit::Exit;
 use super::lanes::Transport;
 use super::migrate::{MoveArgs, VerifyChoice, move_guest};
-use super::output;
+use super::output::{self, errln, outln};
 use super::protocol::{Answer, Checked, Failure, Request, Status};
 use super::run::{GuestArgs, MachineChoice};
 use super::size::Size;
@@ -50,7 +50,7 @@ struct Seen {
 pub(crate) fn run(args: &DemoArgs) -> ExitCode {
     let (kind, note) = args.guest.machine.decide();
     if let Some(note) = note {
-        eprintln!("note: {note}");
+        errln!("note: {note}");
     }
     let json = args.json;
     match demonstrate(args, kind) {
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
         Err(failure) => {
             let code = output::failed(&failure);
             if json {
-                println!("{}", output::json_failure(&failure));
+                outln!("{}", output::json_failure(&failure));
             }
             code
         }
@@ -69,11 +69,11 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
     let address = args.address.unwrap_or_else(|| default_address(args.how.lanes.transport));
     let mut holders = Holders::new()?;
     let to = start_receiver(&mut holders, address)?;
-    eprintln!("destination: process {} listens at {to}", holders.destination_id());
+    errln!("destination: process {} listens at {to}", holders.destination_id());
     start_runner(&mut holders, &args.guest, kind)?;
     let (source, destination) = (holders.source_name(), holders.destination_name());
     let before = wait_until_at_work(&source)?;
-    eprintln!(
+    errln!(
         "source: process {} runs a {} guest, {} of RAM, {} vCPU{}, writing {} MB/s",
         holders.source_id(),
         if kind == MachineKind::Kvm { "KVM" } else { "synthetic" },
@@ -85,7 +85,7 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
     let request = args.how.request(to, args.verify);
     let report = move_guest(&source, request, &mut output::progress)?;
     let source_ended = holders.source_has_ended(Duration::from_secs(20));
-    eprintln!("  the guest checks its own memory at the destination ...");
+    errln!("  the guest checks its own memory at the destination ...");
     let checked = match ask(&destination, &Request::Check).map_err(|error| arrived(error.to_string()))? {
         Answer::Checked(checked) => checked,
         Answer::Failed(failure) => return Err(failure),
@@ -122,14 +122,11 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
     ));
     lines.push(("source", "its process has ended and runs the guest no more".into()));
     if wrong.is_empty() {
-        let mut out = format!("The guest moved, and kept running. ({} guest)\n", MachineChoice::word(kind));
-        for (label, text) in &lines {
-            out.push_str(&format!("  {label:<12} {text}\n"));
-        }
-        print!("{out}");
+        outln!("The guest moved, and kept running. ({} guest)", MachineChoice::word(kind));
+        output::print_lines(&lines);
     }
     for what in &wrong {
-        eprintln!("error: {what}");
+        errln!("error: {what}");
     }
     if json {
         let mut object = output::json(report, checked.wrong);
@@ -141,7 +138,7 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
             object.insert("status".into(), "failed".into());
             object.insert("error".into(), wrong.join("; ").into());
         }
-        println!("{}", serde_json::Value::Object(object));
+        outln!("{}", serde_json::Value::Object(object));
     }
     if wrong.is_empty() { Exit::Done.into() } else { Exit::Lost.into() }
 }

@@ -15,6 +15,7 @@ use sterna::preflight::{Firewall, Netdev, RdmaDevice, Readings, rdma_devices};
 use self::plan::{Facts, Plan, Removal, Step};
 use self::status::DeviceStatus;
 use super::exit::Exit;
+use super::output::{errln, outln};
 
 /// What `sterna soft-roce` takes.
 #[derive(Clone, Debug, Args)]
@@ -62,7 +63,7 @@ fn up(netdev: Option<&str>, name: &str) -> ExitCode {
     let name = match plan::up(&facts, netdev, name) {
         Err(refusal) => return say_error(Exit::Refused, &refusal, refusal.remedy(&facts)),
         Ok(Plan::Already { name }) => {
-            println!("{name} is there already");
+            outln!("{name} is there already");
             name
         }
         Ok(Plan::Make { name, steps }) => {
@@ -85,7 +86,7 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<(), ExitCode> {
     for step in steps {
         system::execute(step)
             .map_err(|error| say_error(Exit::Failed, &error, plan::remedy_of_failed(step, facts)))?;
-        println!("{step}");
+        outln!("{step}");
     }
     Ok(())
 }
@@ -95,9 +96,9 @@ fn describe(device: &RdmaDevice) {
     // Read anew: the device exists only now.
     let readings = Readings::take();
     let status = DeviceStatus::of(device, &readings.network);
-    println!("{status}");
+    outln!("{status}");
     for note in notes(&readings, readings.network.netdev(&status.netdev)) {
-        println!("note: {note}");
+        outln!("note: {note}");
     }
 }
 
@@ -127,12 +128,12 @@ fn down(name: &str) -> ExitCode {
     match removal {
         Err(refusal) => say_error(Exit::Refused, &refusal, refusal.remedy(&facts)),
         Ok(Removal::NotThere) => {
-            println!("there is no device {name}; `sterna soft-roce status` lists those there are");
+            outln!("there is no device {name}; `sterna soft-roce status` lists those there are");
             Exit::Done.into()
         }
         Ok(Removal::Remove(step)) => match system::execute(&step) {
             Ok(()) => {
-                println!("{step}");
+                outln!("{step}");
                 Exit::Done.into()
             }
             Err(error) => say_error(Exit::Failed, &error, plan::remedy_of_failed(&step, &facts)),
@@ -148,19 +149,19 @@ fn status(json: bool) -> ExitCode {
         .map(|device| DeviceStatus::of(device, &readings.network))
         .collect();
     if json {
-        println!("{}", serde_json::json!({ "devices": devices }));
+        outln!("{}", serde_json::json!({ "devices": devices }));
     } else if devices.is_empty() {
-        println!("no soft-RoCE device; to make one: {}", readings.platform.as_root("sterna soft-roce up"));
+        outln!("no soft-RoCE device; to make one: {}", readings.platform.as_root("sterna soft-roce up"));
     } else {
-        devices.iter().for_each(|device| println!("{device}"));
+        devices.iter().for_each(|device| outln!("{device}"));
     }
     ExitCode::from(u8::from(!devices.iter().any(|device| device.ready)))
 }
 
 fn say_error(exit: Exit, error: &dyn Display, remedy: Option<String>) -> ExitCode {
-    eprintln!("error: {error}");
+    errln!("error: {error}");
     if let Some(remedy) = remedy {
-        eprintln!("mend: {remedy}");
+        errln!("mend: {remedy}");
     }
     exit.into()
 }

@@ -1,5 +1,7 @@
 //! How things are said: errors in three lines, progress on stderr, results on stdout.
 
+mod streams;
+
 use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
@@ -11,16 +13,18 @@ use super::exit::Exit;
 use super::protocol::Failure;
 use super::size::Size;
 
+pub(crate) use streams::{err, errln, out, outln};
+
 /// Says what failed, where the guest is if one is concerned, and ends with the code for it.
 pub(crate) fn failed(failure: &Failure) -> ExitCode {
-    eprintln!("error: {}", failure.what);
-    eprintln!("where: {}", failure.guest);
+    errln!("error: {}", failure.what);
+    errln!("where: {}", failure.guest);
     failure.exit.into()
 }
 
 /// Says what failed where no guest is concerned.
 pub(crate) fn error(exit: Exit, what: impl Display) -> ExitCode {
-    eprintln!("error: {what}");
+    errln!("error: {what}");
     exit.into()
 }
 
@@ -28,9 +32,9 @@ pub(crate) fn error(exit: Exit, what: impl Display) -> ExitCode {
 pub(crate) fn progress(event: &Event) {
     match event {
         Event::Connected { transport, via, total_pages } => {
-            eprintln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(*transport));
+            errln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(*transport));
         }
-        Event::FellBack { why } => eprintln!("  RDMA failed, going on over TCP: {why}"),
+        Event::FellBack { why } => errln!("  RDMA failed, going on over TCP: {why}"),
         Event::Round { number, round, predicted_downtime_ms } => {
             let rest = if round.dirty_rate_mbps > 0.0 {
                 let wrote = format!(", guest wrote {:.0} MB/s", round.dirty_rate_mbps);
@@ -41,36 +45,36 @@ pub(crate) fn progress(event: &Event) {
             } else {
                 String::new()
             };
-            eprintln!(
+            errln!(
                 "  round {number}: {} pages, {} in {:.0} ms{rest}",
                 round.pages,
                 Size(round.bytes),
                 round.ms
             );
         }
-        Event::Throttled { percent: 0 } => eprintln!("  guest at full speed again"),
+        Event::Throttled { percent: 0 } => errln!("  guest at full speed again"),
         Event::Throttled { percent } => {
-            eprintln!("  rounds do not get smaller: guest slowed by {percent} %");
+            errln!("  rounds do not get smaller: guest slowed by {percent} %");
         }
         Event::NotConverging { why, help, .. } => {
-            eprintln!("  warning: {why}; it would take {help}");
+            errln!("  warning: {why}; it would take {help}");
         }
         Event::Relaxed { downtime_limit_ms } => {
-            eprintln!("  rounds do not get smaller: {downtime_limit_ms:.0} ms of downtime allowed");
+            errln!("  rounds do not get smaller: {downtime_limit_ms:.0} ms of downtime allowed");
         }
-        Event::LimitsChanged(changed) => eprintln!("  limits changed: {}", limits(changed)),
+        Event::LimitsChanged(changed) => errln!("  limits changed: {}", limits(changed)),
         Event::Stopping { predicted_downtime_ms } => {
             let unknown = "that nobody knows".to_owned();
             let downtime = predicted_downtime_ms.map_or(unknown, |ms| format!("of about {ms:.0} ms"));
-            eprintln!("  switching all the same, with a downtime {downtime}");
+            errln!("  switching all the same, with a downtime {downtime}");
         }
         Event::Hashed { blocks, of, ms } => {
-            eprintln!("  {blocks} of {of} blocks hashed at both ends in {ms:.0} ms, while the guest runs");
+            errln!("  {blocks} of {of} blocks hashed at both ends in {ms:.0} ms, while the guest runs");
         }
-        Event::Paused => eprintln!("  guest paused for the switch"),
-        Event::Asking { why } => eprintln!("  {why}; asking the destination what became of the guest"),
+        Event::Paused => errln!("  guest paused for the switch"),
+        Event::Asking { why } => errln!("  {why}; asking the destination what became of the guest"),
         Event::Switched { downtime_ms } => {
-            eprintln!("  guest runs at the destination after {downtime_ms:.0} ms");
+            errln!("  guest runs at the destination after {downtime_ms:.0} ms");
         }
         _ => {}
     }
@@ -148,7 +152,7 @@ fn parts(report: &Report) -> String {
 /// Prints lines of a label and a text, aligned.
 pub(crate) fn print_lines(lines: &[(&'static str, String)]) {
     for (label, text) in lines {
-        println!("  {label:<12} {text}");
+        outln!("  {label:<12} {text}");
     }
 }
 
