@@ -40,7 +40,9 @@ mod socket;
 mod soft_roce;
 mod state;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -87,9 +89,7 @@ pub(crate) fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("STERNA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        // By `eprintln!`, which panics.
-        .log_internal_errors(false)
+        .with_writer(|| output::Log)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
@@ -102,16 +102,55 @@ pub(crate) fn main() -> ExitCode {
             return if text.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    match command {
-        Command::Run(args) => run::run(&args),
-        Command::Receive(args) => receive::run(&args),
-        Command::Migrate(args) => migrate::run(&args),
-        Command::Cancel(args) => cancel::run(&args),
-        Command::Recover(args) => recover::run(&args),
-        Command::DirtyRate(args) => dirty_rate::run(&args),
-        Command::Send(args) => send::run(&args),
-        Command::Demo(args) => demo::run(&args),
-        Command::Check(args) => check::run(&args),
-        Command::SoftRoce(args) => soft_roce::run(&args),
+    if matches!(command, Command::Run(_) | Command::Receive(_)) {
+        output::never_wait();
+    }
+    report_panics();
+    let code = never_101(|| command.run());
+    output::flush();
+    code
+}
+
+impl Command {
+    fn run(&self) -> ExitCode {
+        match self {
+            Command::Run(args) => run::run(args),
+            Command::Receive(args) => receive::run(args),
+            Command::Migrate(args) => migrate::run(args),
+            Command::Cancel(args) => cancel::run(args),
+            Command::Recover(args) => recover::run(args),
+            Command::DirtyRate(args) => dirty_rate::run(args),
+            Command::Send(args) => send::run(args),
+            Command::Demo(args) => demo::run(args),
+            Command::Check(args) => check::run(args),
+            Command::SoftRoce(args) => soft_roce::run(args),
+        }
+    }
+}
+
+/// Ends a command that panics with an exit code that means something.
+fn never_101(command: impl FnOnce() -> ExitCode) -> ExitCode {
+    panic::catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Exit::Failed.into())
+}
+
+/// Has panics of any thread go where all errors go.
+fn report_panics() {
+    panic::set_hook(Box::new(|panic| {
+        output::errln!("error: {panic}\nThis is a bug in Sterna; please report it with these lines");
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            output::errln!("{backtrace}");
+        }
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_a_command_with_a_code_that_is_documented() {
+        let code = never_101(|| panic!("a fault that a test makes"));
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(10)));
     }
 }

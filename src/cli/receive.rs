@@ -116,7 +116,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     // The guest has this process to itself: as soon as its source knows of it, nobody listens here.
     if !arrival.settled {
         let epoch = arrival.epoch;
-        thread::spawn(move || receiver.answer_until_done(epoch));
+        let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(epoch));
+        if let Err(error) = answering {
+            tracing::warn!("the source is not told that its guest runs here: {error}");
+        }
     }
     hold_arrival(arrival, (journals, lock), args.json)
 }

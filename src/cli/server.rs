@@ -56,7 +56,8 @@ impl Server {
         thread::spawn(move || {
             for stream in shared.listener.incoming() {
                 let shared = shared.clone();
-                thread::spawn(move || shared.converse(stream));
+                // Without a thread left the connection closes, and the next may be served.
+                let _ = thread::Builder::new().spawn(move || shared.converse(stream));
             }
         });
         server

@@ -47,6 +47,15 @@ impl Host {
 
     /// Starts `sterna` with these arguments.
     pub(crate) fn start<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Process {
+        self.start_at(self, arguments)
+    }
+
+    /// The same at another host, in this one's way.
+    pub(crate) fn start_at<A: AsRef<OsStr>>(
+        &self,
+        host: &Self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Process {
         let sterna = env!("CARGO_BIN_EXE_sterna");
         let mut command = match self.prefix.split_first() {
             None => Command::new(sterna),
@@ -56,12 +65,12 @@ impl Host {
                 command
             }
         };
-        let runtime = self.runtime.path();
+        let runtime = host.runtime.path();
         // What a process that is killed leaves behind goes with the host.
         command
             .args(arguments)
             .env("STERNA_RUNTIME_DIR", runtime)
-            .env("STERNA_STATE_DIR", self.state())
+            .env("STERNA_STATE_DIR", host.state())
             .env("TMPDIR", runtime)
             .env_remove("STERNA_LOG");
         Process::start(command)

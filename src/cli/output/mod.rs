@@ -13,7 +13,7 @@ use super::exit::Exit;
 use super::protocol::Failure;
 use super::size::Size;
 
-pub(crate) use streams::{err, errln, out, outln};
+pub(crate) use streams::{Log, err, errln, flush, never_wait, out, outln};
 
 /// Says what failed, where the guest is if one is concerned, and ends with the code for it.
 pub(crate) fn failed(failure: &Failure) -> ExitCode {
