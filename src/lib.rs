@@ -41,6 +41,7 @@
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
 //! | [`handover`], [`journal`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
+//! | [`state`] | the folder that what a host must not forget is kept in |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
 //! | [`verify`] | whether what arrived is what the source has |
 //! | [`progress`] | what a migration tells, and its report |
@@ -65,6 +66,7 @@ pub mod preflight;
 pub mod progress;
 pub mod sampling;
 pub mod source;
+pub mod state;
 pub mod transport;
 pub mod verify;
 pub mod wire;

@@ -1,0 +1,317 @@
+//! A folder for the state of guests: opened once, checked, and used by its handle from then on.
+//!
+//! What it holds decides which host may run a guest. So nobody but its user may be able to change it, and it must outlast a
+//! restart of the host:
+//!
+//! - It belongs to the effective user, and neither its group nor others may write to it. Each folder above it belongs to root or
+//!   to that user, and is not writable by group or others unless it is sticky, like `/tmp`.
+//! - Links above it are followed if they belong to root or to that user. The folder itself may not be a link.
+//! - File systems that lose their content or that other hosts see too are refused, unless the caller
+//!   [accepts](StorageCheck::Accept) them.
+//!
+//! Files are opened, made and removed relative to the handle. A folder that is moved or replaced meanwhile redirects nothing.
+
+mod path;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, IFlags, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+use thiserror::Error;
+
+use self::storage::Storage;
+
+/// A folder in which a host keeps the state of its guests. Clones share one handle.
+#[derive(Clone, Debug)]
+pub struct StateFolder(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    folder: OwnedFd,
+    /// For messages; nothing is opened by it.
+    path: PathBuf,
+    user: u32,
+}
+
+/// What to do with a file system that is not known to keep state on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StorageCheck {
+    /// Refuse it.
+    #[default]
+    Refuse,
+    /// Use it: the caller knows what it is worth.
+    Accept,
+}
+
+/// Why a folder, or a file in it, is not used for state.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FolderError {
+    /// It can be changed by another user.
+    #[error(
+        "{path} belongs to user {owner}, and this process runs as user {user}: that user could change the state of guests. \
+         Choose a folder of user {user}, or change the owner"
+    )]
+    Owner {
+        /// The folder, a folder above it, a link on the way, or a file.
+        path: PathBuf,
+        /// The user that owns it.
+        owner: u32,
+        /// The effective user of this process.
+        user: u32,
+    },
+    /// It can be changed by a group, or by any user.
+    #[error(
+        "{path} is writable by other users (mode {mode:04o}): they could change the state of guests. \
+         Take that permission away (chmod go-w), or choose another folder"
+    )]
+    Writable {
+        /// The folder, a folder above it, or a file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// The folder itself, or a file in it, is a link.
+    #[error("{0} is a symbolic link: name what it points to, so that another target cannot take its place")]
+    Link(PathBuf),
+    /// Something else has the name.
+    #[error("{0} is not a folder: choose another, or move it away")]
+    NotAFolder(PathBuf),
+    /// Something else has the name of a state file.
+    #[error("{0} is not a regular file: find out what made it, then move it away")]
+    NotAFile(PathBuf),
+    /// State would be lost, or another host would take it for its own.
+    #[error("{path} is on {kind}: {danger}. Choose a folder on a disk of this host")]
+    Storage {
+        /// The folder.
+        path: PathBuf,
+        /// The kind of file system.
+        kind: &'static str,
+        /// What it does to state.
+        danger: &'static str,
+    },
+    /// Space for a file could not be had beforehand.
+    #[error(
+        "cannot reserve {len} bytes for {path}: {error}. Free some space, or choose a folder on another disk"
+    )]
+    Room {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// A name that leads out of the folder.
+    #[error("`{0}` cannot be the name of a file")]
+    Name(String),
+    /// The file system refused.
+    #[error("cannot {what} {path}: {error}. The state of guests needs a folder that this user may write to")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+impl StateFolder {
+    /// Opens the folder; makes it, and the missing folders above it, with mode 0700. An entry that was made is durable when this
+    /// returns.
+    ///
+    /// # Errors
+    /// [`FolderError`]. Nothing is made on a file system that is refused.
+    pub fn open(path: &Path, check: StorageCheck) -> Result<Self, FolderError> {
+        Self::open_as(path, check, rustix::process::geteuid().as_raw())
+    }
+
+    fn open_as(path: &Path, check: StorageCheck, user: u32) -> Result<Self, FolderError> {
+        let (folder, path) = path::open(path, check, user)?;
+        Ok(Self(Arc::new(Inner { folder, path, user })))
+    }
+
+    /// Where it was when it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// Opens a file for reading, or for reading and writing; `None` if there is none. It must be a regular file of this user that
+    /// others may not write to.
+    pub(crate) fn open_file(&self, name: &str, write: bool) -> Result<Option<File>, FolderError> {
+        let path = self.named(name)?;
+        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        // What is no regular file must not make this process wait, nor may it be reached through a link.
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match rustix::fs::openat(&self.0.folder, name, flags, Mode::empty()) {
+            Ok(file) => File::from(file),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(FolderError::Link(path)),
+            Err(Errno::ISDIR | Errno::NXIO) => return Err(FolderError::NotAFile(path)),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        let found = rustix::fs::fstat(&file).map_err(failed("look at", &path))?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+            return Err(FolderError::NotAFile(path));
+        }
+        check_access(&found, &path, self.0.user)?;
+        Ok(Some(file))
+    }
+
+    /// Makes a file of `len` bytes: `content`, then zeros. Under its name it exists whole and durable, or not at all. A file that
+    /// has the name already stays as it is: another process was quicker.
+    ///
+    /// All of it is reserved and written beforehand, so that a later write within its length needs no space:
+    ///
+    /// - File systems that overwrite in place (ext4, XFS and most others) keep that promise, with or without `fallocate`.
+    /// - On btrfs the file is exempt from copy-on-write, so the promise holds until a snapshot is taken of it.
+    /// - ZFS and other file systems that copy each block on write promise nothing: a later write fails if the disk is full. That
+    ///   it could be written once is all that this checks for them.
+    pub(crate) fn make_file(&self, name: &str, len: u64, content: &[u8]) -> Result<(), FolderError> {
+        let path = self.named(name)?;
+        let (file, temporary) = self.make_temporary(name, &path)?;
+        self.fill(&file, &path, len, content)
+            .and_then(|()| self.give_name(&temporary, name, &path))
+            .inspect_err(|_| {
+                let _ = self.remove_file(&temporary);
+            })
+    }
+
+    /// Removes a file. Whether that is durable is up to what comes after.
+    pub(crate) fn remove_file(&self, name: &str) -> io::Result<()> {
+        if !is_plain(name) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        Ok(rustix::fs::unlinkat(&self.0.folder, name, AtFlags::empty())?)
+    }
+
+    /// The names in the folder, without those that begin with a dot and those that are not UTF-8: no state file has such a name.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.0.folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_str().ok().filter(|name| !name.starts_with('.'));
+            names.extend(name.map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// Whether an open file is still the one of this name.
+    pub(crate) fn is_at(&self, file: &File, name: &str) -> bool {
+        let place = |found: Stat| (found.st_dev, found.st_ino);
+        let named = rustix::fs::statat(&self.0.folder, name, AtFlags::SYMLINK_NOFOLLOW).map(place);
+        is_plain(name) && rustix::fs::fstat(file).map(place).is_ok_and(|opened| named == Ok(opened))
+    }
+
+    fn named(&self, name: &str) -> Result<PathBuf, FolderError> {
+        if is_plain(name) {
+            Ok(self.path().join(name))
+        } else {
+            Err(FolderError::Name(name.chars().take(80).collect()))
+        }
+    }
+
+    /// A new empty file under a name of its own.
+    fn make_temporary(&self, name: &str, path: &Path) -> Result<(File, String), FolderError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        for number in 0..TEMPORARIES_MAX {
+            let temporary = temporary_name(name, number);
+            match rustix::fs::openat(&self.0.folder, &temporary, flags, Mode::RUSR | Mode::WUSR) {
+                Ok(file) => return Ok((file.into(), temporary)),
+                // Left by a process that was killed, or in use by another: leave it alone.
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(failed("make", path)(error)),
+            }
+        }
+        Err(failed("make", path)(Errno::EXIST))
+    }
+
+    fn fill(&self, file: &File, path: &Path, len: u64, content: &[u8]) -> Result<(), FolderError> {
+        let room = |error| FolderError::Room { path: path.to_owned(), len, error };
+        if Storage::of(file).is_ok_and(|storage| storage == Storage::CopyOnWrite) {
+            // Only while it is empty. Not all kinds can, and then the writes below are all there is.
+            let _ = rustix::fs::ioctl_getflags(file)
+                .and_then(|flags| rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW));
+        }
+        file.set_len(len).map_err(room)?;
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(room(error.into())),
+        }
+        // Also where the reservation holds: to write into reserved blocks for the first time takes a change of the file's metadata,
+        // and so longer than a later record does.
+        let zeros = [0; 4096];
+        let mut at = 0;
+        while at < len {
+            let part = (len - at).min(zeros.len() as u64);
+            #[expect(clippy::cast_possible_truncation, reason = "no more than the array's length")]
+            file.write_all_at(&zeros[..part as usize], at).map_err(room)?;
+            at += part;
+        }
+        file.write_all_at(content, 0).and_then(|()| file.sync_all()).map_err(room)
+    }
+
+    fn give_name(&self, temporary: &str, name: &str, path: &Path) -> Result<(), FolderError> {
+        let folder = &self.0.folder;
+        match rustix::fs::renameat_with(folder, temporary, folder, name, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => self.remove_file(temporary).map_err(|error| FolderError::Io {
+                what: "remove a temporary file of",
+                path: path.to_owned(),
+                error,
+            })?,
+            Err(error) => return Err(failed("make", path)(error)),
+        }
+        sync(folder).map_err(failed("sync", self.path()))
+    }
+}
+
+/// Only the user may be able to change it.
+fn check_access(found: &Stat, path: &Path, user: u32) -> Result<(), FolderError> {
+    if found.st_uid != user {
+        return Err(FolderError::Owner { path: path.to_owned(), owner: found.st_uid, user });
+    }
+    if found.st_mode & OTHERS_WRITE != 0 {
+        return Err(FolderError::Writable { path: path.to_owned(), mode: found.st_mode & 0o7777 });
+    }
+    Ok(())
+}
+
+/// Makes the entries of an open folder durable. Some file systems do not sync folders, and say so.
+fn sync(folder: &OwnedFd) -> Result<(), Errno> {
+    match rustix::fs::fsync(folder) {
+        Err(Errno::INVAL) => Ok(()),
+        synced => synced,
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl Fn(Errno) -> FolderError {
+    let path = path.to_owned();
+    move |error| FolderError::Io { what, path: path.clone(), error: error.into() }
+}
+
+/// A name in the folder, and not a way out of it.
+fn is_plain(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
+}
+
+fn temporary_name(name: &str, number: u32) -> String {
+    format!(".{name}.{}.{number}.new", process::id())
+}
+
+/// Write permission of the group and of all others. An access list shows as the group's.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// How many temporary files of one process and name may be there at a time.
+const TEMPORARIES_MAX: u32 = 256;
