@@ -8,11 +8,16 @@
 //! destination. The adapter of the `sterna` command to its own small VMM, `src/cli/machine.rs`, is the example to copy.
 //!
 //! ```no_run
-//! # fn example(guest: &dyn sterna::guest::Guest) -> Result<(), sterna::source::MigrationError> {
+//! # fn example(guest: &dyn sterna::guest::Guest) -> Result<(), Box<dyn std::error::Error>> {
 //! use sterna::source::{Options, migrate};
+//! use sterna::state::{HostState, StorageCheck};
 //!
-//! let report = migrate(guest, "host-b:7837", &Options::default(), &())?;
-//! println!("it runs there; it stood still for {} ms", report.downtime_ms);
+//! let state = HostState::in_folder("/var/lib/my-vmm".as_ref(), StorageCheck::Refuse)?;
+//! // Before the guest starts: its name is taken on this host, and no guest of that name is known to run elsewhere.
+//! let claim = state.start(guest.name(), false)?;
+//! // ... start the guest, and when it is to move:
+//! let report = migrate(guest, &claim, "host-b:7837", &Options::default(), &())?;
+//! println!("it runs at host-b, after a downtime of {} ms", report.downtime_ms);
 //! // Now destroy the machine: it is host-b's.
 //! # Ok(())
 //! # }
@@ -40,8 +45,7 @@
 //! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
-//! | [`handover`], [`journal`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
-//! | [`state`] | the folder that what a host must not forget is kept in |
+//! | [`handover`], [`state`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
 //! | [`verify`] | whether what arrived is what the source has |
 //! | [`progress`] | what a migration tells, and its report |
@@ -59,7 +63,6 @@ mod faults;
 pub mod guest;
 pub mod handover;
 pub mod image;
-pub mod journal;
 pub mod lock;
 pub mod memory;
 pub mod preflight;

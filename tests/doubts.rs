@@ -116,11 +116,11 @@ fn recover(host: &Host, more: &[&str]) -> Ended {
     host.start(["recover", "tern", "--json"].iter().chain(more)).wait()
 }
 
-/// What the journals of a host say of its guest, the last word of each side.
+/// The last record of a host's guest.
 fn says(found: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
-    let journals = found["journals"].as_array().expect("a list");
-    journals.iter().map(|last| (text(&last["side"]), text(&last["says"]))).collect()
+    let records = found["records"].as_array().expect("a list");
+    records.last().map(|last| (text(&last["side"]), text(&last["says"]))).into_iter().collect()
 }
 
 fn said(side: &str, mark: &str) -> (String, String) {
@@ -154,7 +154,7 @@ fn when_running_is_lost_the_source_asks_and_the_migration_succeeds() {
     let found = recover(&crossing.destination, &[]).expect_code(0).json();
     assert_eq!(says(&found), [said("destination", "RUNNING")]);
     // And on from there: the name is free at the source again.
-    drop(crossing.source.run("tern", &[]));
+    drop(crossing.source.run("tern", &["--new"]));
     moves_away_from(&crossing.destination, crossing.receiving.process, "tern", &[]);
 }
 
@@ -310,76 +310,51 @@ fn a_word_is_not_taken_where_the_destination_can_be_asked() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_written_leaves_the_guest_at_the_source() {
-    let source = Host::under(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
-    let running = source.run("tern", &["--dirty-rate=50"]);
-    let destination = Host::new();
-    let receiving = destination.receive(&[]);
-    let files_up_to = |limit: &str| {
-        let limit = format!("--fsize={limit}:unlimited");
-        let limited = Command::new("prlimit").args(["--pid", &running.id().to_string(), &limit]).status();
-        assert!(limited.expect("util-linux has prlimit").success());
-    };
-    // As on a disk that is full: there is no room for a journal.
-    files_up_to("0");
-    let ended = source.migrate("tern", receiving.address, &[]).wait().expect_code(11);
-    ended.says("cannot make the journal").says("where: the guest runs on at the source");
-    files_up_to("unlimited");
-    // There is one now, and a disk that takes no records.
-    let migrating = source.migrate("tern", receiving.address, &ENDLESS);
-    migrating.says("round 1:");
-    files_up_to("8192");
-    source.start(["migrate", "tern", "--set=if-stuck=stop", "--set=max-rounds=1"]).wait().expect_code(0);
-    let ended = migrating.wait().expect_code(10);
-    ended.says("cannot write to the journal").says("where: the guest runs on at the source");
-    receiving.process.says("the source gave up");
-    runs_on(&source, "tern");
-    source.checks_clean("tern");
-    files_up_to("unlimited");
-    source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
-    running.wait().expect_code(0);
-    runs_on(&destination, "tern");
-    destination.checks_clean("tern");
-}
-
-#[test]
-fn a_journal_that_is_damaged_or_none_is_refused_before_anything_is_sent() {
+fn a_state_that_cannot_be_kept_is_refused_before_anything_is_sent() {
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &[]);
     let receiving = destination.receive(&[]);
-    for (host, file, reason) in [
-        (&source, "tern.source.journal", "it is no journal of sterna"),
-        (&destination, "tern.destination.journal", "the destination cannot keep a journal"),
-    ] {
-        let path = host.state().join(file);
-        fs::write(&path, vec![b'x'; 4096]).expect("the folder is there");
+    let refused = |reason: &str| {
         let ended = source.migrate("tern", receiving.address, &[]).wait().expect_code(11);
-        ended.says(reason).says("where: the guest runs on at the source");
+        ended.says("the destination cannot record what becomes of the guest").says(reason);
+        ended.says("where: the guest runs on at the source");
         runs_on(&source, "tern");
-        recover(host, &[]).expect_code(11).says("it is no journal of sterna");
+    };
+    for (file, reason) in [
+        ("tern.state", "it is no state file of sterna"),
+        ("tern.destination.journal", "written by an earlier version of sterna"),
+    ] {
+        let path = destination.state().join(file);
+        fs::write(&path, vec![b'x'; 4096]).expect("the folder is there");
+        refused(reason);
+        recover(&destination, &[]).expect_code(11).says(reason);
+        destination.start(["run", "tern"]).wait().expect_code(11).says(reason);
         fs::remove_file(path).expect("it was just made");
     }
-    // Both copies of a record that was whole.
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
-    let path = destination.state().join("tern.destination.journal");
+    // Both copies of records that were whole.
+    let path = destination.state().join("tern.state");
     let mut bytes = fs::read(&path).expect("there is one");
     for copy in [3, 4, 5, 6] {
         bytes[4096 * copy - 4096 + 70] ^= 1;
     }
-    fs::write(&path, bytes).expect("it can be written");
+    let file = fs::File::options().write(true).open(&path).expect("it can be written");
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).expect("it can be written");
+    // The process that has the guest knows, and moves it on.
+    recover(&destination, &[]).expect_code(0).says("damaged");
+    let (_, process) = moves_away_from(&destination, receiving.process, "tern", &[]);
+    drop(process);
     recover(&destination, &[]).expect_code(11).says("damaged");
-    // What runs can move on all the same: that is the other side's journal.
-    moves_away_from(&destination, receiving.process, "tern", &[]);
 }
 
 #[test]
-fn a_folder_that_can_be_none_for_journals_is_refused_at_once() {
+fn a_folder_that_can_hold_no_state_is_refused_at_once() {
     let host = Host::new();
     for command in [&["run", "tern"][..], &["receive", "--port=0"], &["recover", "tern"]] {
         let ended = host.start(command.iter().chain(&["--state-dir=/dev/null/state"])).wait().expect_code(11);
-        ended.says("/dev/null/state").says("--state-dir");
+        ended.says("/dev/null").says("--state-dir");
     }
     host.start(["recover", "tern"]).wait().expect_code(11);
 }
@@ -470,10 +445,8 @@ fn a_migration_is_cancelled_while_it_connects_and_while_nobody_takes_its_pages()
     source.checks_clean("tern");
     receiving.process.signal(libc::SIGCONT);
     receiving.process.says("a guest did not arrive");
-    for host in [&source, &destination] {
-        let left = fs::read_dir(host.state()).expect("there was a journal").count();
-        assert_eq!(left, 0, "what came to nothing leaves nothing behind");
-    }
+    let left = fs::read_dir(destination.state()).expect("the folder is there").count();
+    assert_eq!(left, 0, "what came to nothing leaves nothing behind");
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");

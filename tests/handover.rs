@@ -14,6 +14,7 @@ use sterna::convergence::Limits;
 use sterna::destination::{Arrival, ReceiveError, Receiver};
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
+use sterna::state::HostState;
 use sterna::transport::TransportChoice;
 use sterna::verify::Verify;
 use sterna_vmm::{MachineKind, Phase};
@@ -30,10 +31,12 @@ fn options() -> Options {
 
 /// Moves a guest to `host`, which is another thread of this process.
 fn attempt(guest: &TestGuest, host: &TestHost, options: &Options, observer: &dyn Observer) -> Outcome {
-    let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), HostState::lost_with_this_process())
+        .expect("a free port");
+    let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
     let to = receiver.local_address().expect("it is bound").to_string();
     thread::scope(|scope| {
-        let source = scope.spawn(|| migrate(guest, &to, options, observer));
+        let source = scope.spawn(|| migrate(guest, &claim, &to, options, observer));
         let destination = receiver.receive(host);
         Outcome { source: source.join(), destination }
     })

@@ -11,6 +11,7 @@ use sterna::destination::Receiver;
 use sterna::dirty::DirtyBitmap;
 use sterna::guest::Guest;
 use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
+use sterna::state::HostState;
 use sterna::transport::rdma::{RdmaReach, RdmaTuning};
 use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
 use sterna::wire::{Epoch, Final, Hello, Message};
@@ -33,7 +34,8 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
         );
         return;
     };
-    let receiver = Receiver::bind((address, 0).into()).expect("a free port");
+    let receiver =
+        Receiver::bind((address, 0).into(), HostState::lost_with_this_process()).expect("a free port");
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let host = TestHost::default();
     let guest = TestGuest::started();

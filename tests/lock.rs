@@ -50,8 +50,8 @@ fn recover(host: &Host, more: &[&str]) -> Ended {
 
 fn says(host: &Host) -> Vec<String> {
     let found = recover(host, &[]).json();
-    let journals = found["journals"].as_array().expect("a list").clone();
-    journals.iter().map(|last| last["says"].as_str().expect("a text").to_owned()).collect()
+    let records = found["records"].as_array().expect("a list");
+    records.last().map(|last| last["says"].as_str().expect("a text").to_owned()).into_iter().collect()
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn the_lock_goes_with_the_guest_and_keeps_it_from_running_twice() {
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
     assert!(take(&shared.path()).is_none(), "it is held there");
-    let ended = source.start(["run", "tern", &lock]).wait().expect_code(11);
+    let ended = source.start(["run", "tern", "--new", &lock]).wait().expect_code(11);
     ended.says(&receiving.process.id().to_string());
 
     // On from there, and by another path.
@@ -82,7 +82,7 @@ fn the_lock_goes_with_the_guest_and_keeps_it_from_running_twice() {
     onward.process.signal(libc::SIGKILL);
     onward.process.wait();
     // Whoever dies holds it no more.
-    drop(source.run("tern", &[&lock]));
+    drop(source.run("tern", &["--new", &lock]));
 }
 
 #[test]

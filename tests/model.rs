@@ -17,6 +17,7 @@ struct Handover {
     attempts: u8,
     crashes: u8,
     failures: u8,
+    words: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,7 @@ struct State {
     network: BTreeSet<Letter>,
     crashes: u8,
     failures: u8,
+    words: u8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +51,8 @@ impl Model for Handover {
     type Action = Step;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State { world: World::new(self.mutant), network: BTreeSet::new(), crashes: 0, failures: 0 }]
+        let (world, network) = (World::new(self.mutant), BTreeSet::new());
+        vec![State { world, network, crashes: 0, failures: 0, words: 0 }]
     }
 
     fn actions(&self, state: &State, steps: &mut Vec<Step>) {
@@ -78,8 +81,8 @@ impl Model for Handover {
             (world.may_switch(), Step::Switch),
             (world.source.hears(), Step::SourceFails),
             (world.destination.hears(), Step::DestinationFails),
-            (world.may_fence_source(), Step::FenceSource),
-            (world.may_fence_destination(), Step::FenceDestination),
+            (world.may_fence_source() && state.words < self.words, Step::FenceSource),
+            (world.may_fence_destination() && state.words < self.words, Step::FenceDestination),
             (!world.source.is_up, Step::RestartSource),
             (!world.destination.is_up, Step::RestartDestination),
         ];
@@ -120,6 +123,7 @@ impl Model for Handover {
         state.network.extend(sent);
         match step {
             Step::CrashSource(_) | Step::CrashDestination => state.crashes += 1,
+            Step::FenceSource | Step::FenceDestination => state.words += 1,
             Step::SourceDoes(outcome) | Step::DestinationDoes(outcome) if outcome != Outcome::Good => {
                 state.failures += 1;
             }
@@ -133,16 +137,24 @@ impl Model for Handover {
             Property::always("never both run", |_, state: &State| !state.world.both_run()),
             Property::always(
                 "the old image never runs after the destination has run on",
-                |_, state: &State| !state.world.destination.old_image_ran,
+                |_, state: &State| state.world.lied || !state.world.destination.old_image_ran,
             ),
             Property::sometimes(
-                "COMMITTED is there although its write failed, and the guest runs on",
+                "COMMITTED is the last record, and the guest runs on because the destination refused",
                 |_, state: &State| {
                     let here = &state.world.source;
                     here.guest == GuestHere::Running
                         && here.state() == Some(SourceState::Kept)
                         && matches!(here.journal.last(), Some((_, Mark::Committed)))
                 },
+            ),
+            Property::always(
+                "no guest runs on that a crash would revive at the destination",
+                |_, state: &State| !state.world.runs_on_unrecorded(),
+            ),
+            Property::always(
+                "a word is void once the destination answers, and no GO answers it",
+                |_, state: &State| !state.world.took_contradicted_word,
             ),
             Property::always("what is said is in the journal", |_, state: &State| {
                 state.network.iter().all(|&letter| state.world.is_recorded(letter))
@@ -174,6 +186,9 @@ impl Model for Handover {
 /// Whatever has happened: from here on nothing fails any more.
 fn heals(_: &Handover, state: &State) -> bool {
     let mut world = state.world.clone();
+    if world.lied {
+        return true;
+    }
     world.heal();
     world.is_settled()
         && world.one_runs_or_is_lost_with_its_host()
@@ -197,8 +212,8 @@ fn commits(_: &Handover, state: &State) -> bool {
 
 #[test]
 fn never_two_and_one_whenever_that_can_be_known() {
-    for (attempts, crashes, failures) in [(2, 2, 1), (1, 2, 3)] {
-        let model = Handover { mutant: None, attempts, crashes, failures };
+    for (attempts, crashes, failures, words) in [(2, 2, 1, 1), (1, 2, 3, 2)] {
+        let model = Handover { mutant: None, attempts, crashes, failures, words };
         let checker = model.checker().spawn_bfs().join();
         println!("{} states, {} of them different", checker.state_count(), checker.unique_state_count());
         checker.assert_properties();
@@ -207,7 +222,8 @@ fn never_two_and_one_whenever_that_can_be_known() {
 
 /// The property that a mutant breaks, of those that must always hold.
 fn broken_by(mutant: Mutant, attempts: u8, crashes: u8, failures: u8) -> Vec<&'static str> {
-    let model = Handover { mutant: Some(mutant), attempts, crashes, failures };
+    let words = u8::from(mutant == Mutant::GoWhileWordPending);
+    let model = Handover { mutant: Some(mutant), attempts, crashes, failures, words };
     let checker = model.checker().spawn_bfs().join();
     let mut broken: Vec<_> = checker
         .discoveries()
@@ -231,6 +247,18 @@ fn a_source_that_resumes_when_running_is_lost_is_found() {
     assert!(broken_by(Mutant::ResumeOnLostRunning, 1, 0, 0).contains(&"never both run"));
     let old_image = "the old image never runs after the destination has run on";
     assert!(broken_by(Mutant::ResumeOnLostRunning, 1, 0, 0).contains(&old_image));
+}
+
+#[test]
+fn go_while_an_operators_word_is_pending_is_found() {
+    let word = "a word is void once the destination answers, and no GO answers it";
+    assert!(broken_by(Mutant::GoWhileWordPending, 1, 0, 0).contains(&word));
+}
+
+#[test]
+fn a_source_that_resumes_without_a_record_after_an_unsure_commit_is_found() {
+    let revived = "no guest runs on that a crash would revive at the destination";
+    assert!(broken_by(Mutant::ResumeUnrecorded, 1, 0, 2).contains(&revived));
 }
 
 #[test]

@@ -21,8 +21,7 @@ use common::{
     Ended, Fate, Host, PATIENCE, Process, Random, Receiving, in_a_lab, never_runs_twice, phase, relay,
     runs_on, wait_until,
 };
-use sterna::handover::{Mark, Side};
-use sterna::journal::Journals;
+use sterna::handover::Mark;
 use sterna::wire::Message;
 
 /// How many guests are on their way at once: most of it is waiting.
@@ -237,11 +236,11 @@ impl Crossing {
 
     /// The last word of the destination's journal.
     fn word_there(&self) -> Option<Mark> {
-        last_word(&self.destination, Side::Destination)
+        self.destination.last_record("tern")
     }
 
     fn word_here(&self) -> Option<Mark> {
-        last_word(&self.source, Side::Source)
+        self.source.last_record("tern").filter(|&mark| mark != Mark::Started)
     }
 
     fn runs_there_whole(&self) {
@@ -250,11 +249,6 @@ impl Crossing {
         self.destination.checks_clean("tern");
         recovers(&self.destination, &[], &[0]);
     }
-}
-
-fn last_word(host: &Host, side: Side) -> Option<Mark> {
-    let journal = Journals::in_folder(host.state()).look("tern", side).expect("a journal can be read");
-    journal.and_then(|journal| journal.last().map(|record| record.mark))
 }
 
 /// Asserts that `sterna recover` ends with one of these codes; returns which.
@@ -496,9 +490,7 @@ fn both_were_killed(crossing: &mut Crossing, ended: &Ended, look_there_first: bo
 
 /// What is known at the source of a guest whose process ended before COMMITTED: that it is lost, once a journal was made for it.
 fn lost_or_unknown(source: &Host) -> i32 {
-    let begun =
-        Journals::in_folder(source.state()).look("tern", Side::Source).expect("it can be read").is_some();
-    if begun { 13 } else { 11 }
+    if source.sighting("tern").is_some() { 13 } else { 11 }
 }
 
 fn sleep_until(moment: Instant) {

@@ -39,6 +39,8 @@ enum Event {
     SourceTires(u32),
     DestinationTires(u32),
     Cancel,
+    /// An operator says that the destination is fenced, or that the source is.
+    Word(bool),
     CrashSource(Crash),
     CrashDestination,
     RestartSource,
@@ -165,8 +167,14 @@ impl Simulation {
                 self.send(letter);
             }
             self.plan();
+            if self.world.took_contradicted_word {
+                return Err("a word was taken that the destination had contradicted");
+            }
             if self.world.both_run() {
                 return Err("both run");
+            }
+            if self.world.runs_on_unrecorded() {
+                return Err("a crash would revive an old image at the destination");
             }
             if self.world.runs_incomplete() {
                 return Err("an incomplete image runs");
@@ -174,6 +182,9 @@ impl Simulation {
             if self.world.is_open_while_running() {
                 return Err("a remote write may reach the guest that runs");
             }
+        }
+        if self.world.lied {
+            return Ok(GuestEnds::Lied);
         }
         if !self.world.is_settled() {
             return Err("it is not settled");
@@ -218,6 +229,21 @@ impl Simulation {
                 world.destination_fails();
             }
             Event::Cancel if world.source.hears() => world.source_fails(),
+            Event::Word(of_destination) => {
+                // Most operators have looked.
+                let hasty = self.random.below(3) == 0;
+                let world = &mut self.world;
+                let (may, is_off) = if of_destination {
+                    (world.may_fence_destination(), world.is_destination_off())
+                } else {
+                    (world.may_fence_source(), world.is_source_off())
+                };
+                match of_destination {
+                    _ if !may || !(is_off || hasty) => {}
+                    true => world.fence_destination(),
+                    false => world.fence_source(),
+                }
+            }
             Event::CrashSource(crash) => {
                 world.crash_source(crash);
                 let back = self.now + SECOND + self.random.below(100 * SECOND);
@@ -280,6 +306,10 @@ impl Simulation {
         }
         let waits = state.filter(|state| !over.contains(state)).map(|state| (state, attempt));
         let Some(wait) = self.source.begins(waits) else { return };
+        if state == Some(SourceState::InDoubt) && self.random.below(2) == 0 {
+            let word = self.now + self.random.below(60 * SECOND);
+            self.at(word, Event::Word(true));
+        }
         let mut patience = ANSWER;
         if state == Some(SourceState::InDoubt) {
             patience = self.pause;
@@ -294,6 +324,10 @@ impl Simulation {
         let over = [DestinationState::Refused, DestinationState::Running];
         let waits = state.filter(|state| !over.contains(state)).map(|state| (state, there.attempt));
         let Some(wait) = self.destination.begins(waits) else { return };
+        if state == Some(DestinationState::Prepared) && self.random.below(8) == 0 {
+            let word = self.now + self.random.below(100 * SECOND);
+            self.at(word, Event::Word(false));
+        }
         let patience = if state == Some(DestinationState::Prepared) { HOLDING } else { RECEIVING };
         self.at(self.now + patience, Event::DestinationTires(wait));
     }
@@ -344,6 +378,8 @@ enum GuestEnds {
     Here,
     There,
     Lost,
+    /// An operator's word was false, so nothing is promised.
+    Lied,
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -375,6 +411,8 @@ fn each_mutant_is_found() {
         (Mutant::GoBeforeCommitted, "what is said is not in the journal"),
         (Mutant::ResumeOnLostRunning, "both run"),
         (Mutant::VerifyBeforeRevoke, "an incomplete image runs"),
+        (Mutant::GoWhileWordPending, "a word was taken that the destination had contradicted"),
+        (Mutant::ResumeUnrecorded, "a crash would revive an old image at the destination"),
     ] {
         let found = (0..10_000).find(|&seed| Simulation::new(seed, Some(mutant), false).run() == Err(wrong));
         assert!(found.is_some(), "{mutant:?}");

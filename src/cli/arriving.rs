@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use sterna::destination::Held;
+use sterna::destination::{ArrivalPhase, PendingArrival, WordOutcome};
 
 use super::exit::Exit;
 use super::protocol::{Answer, Found, Request};
@@ -12,7 +12,7 @@ use super::socket::write_line;
 /// Answers for it until it has arrived.
 #[derive(Debug)]
 pub(crate) struct Arriving {
-    pub(crate) held: Held,
+    pub(crate) pending: PendingArrival,
 }
 
 impl Serve for Arriving {
@@ -20,40 +20,52 @@ impl Serve for Arriving {
         let Ok(Request::Recover { run_destination, .. }) = asked else {
             return Served::NotYet(Box::new(asked), stream);
         };
-        // Whoever asked may be gone.
-        let _ = write_line(&mut stream, &Answer::Found(self.found(run_destination)));
+        let Some(found) = self.found(run_destination) else { return Served::NotYet(Box::new(asked), stream) };
+        // The client may be gone.
+        let _ = write_line(&mut stream, &Answer::Found(found));
         Served::Done
     }
 }
 
 impl Arriving {
-    fn found(&self, run_destination: bool) -> Found {
-        match if run_destination { self.held.source_is_fenced() } else { Ok(false) } {
-            Ok(true) => {
-                let what = "is run here, on the word that the other host is fenced".into();
-                return Found { exit: Exit::Done, what };
+    /// Where the guest is; `None` if it is this host's already, whose process is about to answer for it.
+    fn found(&self, run_destination: bool) -> Option<Found> {
+        let found = |exit, what: &str| Some(Found { exit, what: what.into() });
+        match if run_destination { self.pending.source_is_fenced() } else { Ok(WordOutcome::NotKept) } {
+            Ok(WordOutcome::Taken) => {
+                return found(Exit::Done, "is run here, on the word that the other host is fenced");
             }
-            Ok(false) => {}
+            Ok(WordOutcome::Contradicted) => {
+                return found(
+                    Exit::InDoubt,
+                    "is ready to run here, and its source is not fenced, because it gave a sign of life: the word does not count",
+                );
+            }
+            Ok(WordOutcome::NotKept) => {}
             Err(error) => {
                 let what = format!("is ready to run here, and is not run without its lock: {error}");
-                return Found { exit: Exit::InDoubt, what };
+                return found(Exit::InDoubt, &what);
             }
         }
-        match self.held.left() {
-            Some(left) => Found {
-                exit: Exit::InDoubt,
-                what: format!(
-                    "is ready to run here, and its source is lost: it is held for {} s more and given up then. \
-                     If the source's host is fenced: --run-destination --other-host-is-fenced",
-                    left.as_secs()
-                ),
-            },
-            None if run_destination => Found {
-                exit: Exit::Refused,
-                what: "is on its way here, and its source is not lost: there is nothing to give a word for"
-                    .into(),
-            },
-            None => Found { exit: Exit::Done, what: "is on its way here; it runs at the source".into() },
+        match self.pending.phase() {
+            ArrivalPhase::Running => None,
+            ArrivalPhase::Ready => found(
+                Exit::InDoubt,
+                "is ready to run here and paused at its source, which decides in a moment",
+            ),
+            kept @ ArrivalPhase::Kept { .. } => {
+                let left = kept.left().unwrap_or_default().as_secs();
+                let what = format!(
+                    "is ready to run here, and its source is lost: it is held for {left} s more and given up then. If the \
+                     source's host is fenced: --run-destination --other-host-is-fenced"
+                );
+                found(Exit::InDoubt, &what)
+            }
+            ArrivalPhase::Arriving if run_destination => found(
+                Exit::Refused,
+                "is on its way here, and its source is not lost: there is nothing to give a word for",
+            ),
+            ArrivalPhase::Arriving => found(Exit::Done, "is on its way here; it runs at the source"),
         }
     }
 }

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use sterna::journal::Journals;
 use sterna::lock::Lock;
 use sterna::progress::{Event, LimitsReport, Observer};
 use sterna::sampling::sample;
 use sterna::source::{
     Cancel, Doubt, GuestIs, MigrationError, MigrationFailure, Options, StillInDoubt, Tuning, Verdict, migrate,
 };
+use sterna::state::GuestClaim;
 use sterna_vmm::Phase;
 
 use super::exit::Exit;
@@ -22,7 +22,7 @@ use super::machine::MachineGuest;
 use super::output::errln;
 use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status, Tune};
 use super::server::{Asked, Serve, Served};
-use super::socket::write_line;
+use super::socket::{self, write_line};
 
 /// Why a process does not hold its guest any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub(crate) enum Ended {
 #[derive(Debug)]
 struct Holder {
     guest: MachineGuest,
-    journals: Journals,
+    /// Its name on this host, for as long as it is here.
+    claim: GuestClaim,
     /// Held for as long as the guest runs here.
     lock: Option<Lock>,
     work: Mutex<Work>,
@@ -72,15 +73,19 @@ pub(crate) fn end_with_stdin() {
 }
 
 /// Serves the guest's control socket until the guest is gone.
-pub(crate) fn hold(guest: MachineGuest, journals: Journals, lock: Option<Lock>) -> Ended {
+pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
-    let holder = Arc::new(Holder { guest, journals, lock, work, doubt, ended });
+    let holder = Arc::new(Holder { guest, claim, lock, work, doubt, ended });
+    holder.claim.announce(&socket::contact(&holder.guest.name));
     holder.guest.socket.serve(Arc::new(AtDesk(holder.clone())));
     // A sender lives in `holder`, so this waits for one to speak.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     holder.guest.socket.close();
     holder.guest.machine.stop();
+    if ended == Ended::Stopped {
+        holder.claim.retire();
+    }
     ended
 }
 
@@ -154,15 +159,14 @@ impl Holder {
     fn migrate(self: &Arc<Self>, request: &Move, observer: &dyn Observer) -> Answer {
         let options = match request.options() {
             Ok(options) => {
-                let (switch_cost, journals) = (self.guest.switch_cost(), self.journals.clone());
-                Options { switch_cost, journals, lock: self.lock.clone(), ..options }
+                Options { switch_cost: self.guest.switch_cost(), lock: self.lock.clone(), ..options }
             }
             Err(error) => return failed(Exit::Usage, error.to_string(), "the guest is as it was"),
         };
         if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone(), options.tuning.clone())) {
             return refusal;
         }
-        let result = migrate(&self.guest, &request.to, &options, observer);
+        let result = migrate(&self.guest, &self.claim, &request.to, &options, observer);
         match result {
             Ok(report) => {
                 *self.work() = Work::Gone;
@@ -199,9 +203,14 @@ impl Holder {
 
     /// Asks the destination once what became of a guest in doubt, and acts on that. Returns how this process is to end, if it is.
     fn ask_once(&self) -> Result<Option<Ended>, StillInDoubt> {
+        self.settle(Doubt::ask)
+    }
+
+    /// Settles the doubt by a question, or by the operator's word; nothing else asks meanwhile.
+    fn settle(&self, by: fn(&mut Doubt) -> Verdict) -> Result<Option<Ended>, StillInDoubt> {
         let mut doubt = self.doubt();
         let Some(asking) = doubt.as_mut() else { return Ok(None) };
-        let ended = match asking.ask() {
+        let ended = match by(asking) {
             Verdict::Open(why) => {
                 tracing::warn!("{} is in doubt: {why}", self.guest.name);
                 return Err(why);
@@ -222,7 +231,8 @@ impl Holder {
     /// What became of the guest; `fenced` is the operator's word that the destination's host is.
     fn recover(&self, fenced: bool) -> (Found, Option<Ended>) {
         let found = |exit, what: &str| Found { exit, what: what.into() };
-        let asked = self.ask_once().or_else(|why| if fenced { self.take_word() } else { Err(why) });
+        // With a word pending the destination is asked, and given nothing.
+        let asked = self.settle(if fenced { Doubt::fenced } else { Doubt::ask });
         let ended = match asked {
             Ok(ended) => ended,
             Err(why) => {
@@ -239,17 +249,6 @@ impl Holder {
             _ => found(Exit::Done, "runs here"),
         };
         (found, ended)
-    }
-
-    /// Takes the guest back on the operator's word, if it is in doubt still.
-    fn take_word(&self) -> Result<Option<Ended>, StillInDoubt> {
-        let mut doubt = self.doubt();
-        if let Some(doubt) = doubt.as_mut() {
-            doubt.fenced()?;
-            self.take_back();
-        }
-        *doubt = None;
-        Ok(None)
     }
 
     /// The guest was given away in vain, and is this host's again.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sterna::convergence::SwitchCost;
-use sterna::destination::Held;
+use sterna::destination::PendingArrival;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
 use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
 use sterna::memory::GuestRam;
@@ -156,8 +156,8 @@ pub(crate) struct MachineHost {
     pub(crate) memory_max_bytes: Option<u64>,
     /// How KVM records what the guest writes.
     pub(crate) dirty_log: DirtyLogArgs,
-    /// The operator's handle on a guest that is held.
-    pub(crate) held: Held,
+    /// The operator's handle on a guest that arrives.
+    pub(crate) pending: PendingArrival,
 }
 
 impl GuestHost for MachineHost {
@@ -199,7 +199,7 @@ impl GuestHost for MachineHost {
         };
         let machine = dirty_log.new_machine(details.kind, details.config).map_err(incompatible)?;
         let socket = Server::new(socket);
-        socket.serve(Arc::new(Arriving { held: self.held.clone() }));
+        socket.serve(Arc::new(Arriving { pending: self.pending.clone() }));
         Ok(MachineGuest::new(name, machine, socket))
     }
 }

@@ -10,8 +10,8 @@ use clap::Args;
 use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
-use sterna::journal::Journals;
 use sterna::lock::Lock;
+use sterna::state::HostState;
 use sterna::transport::rdma::load_ahead;
 
 use super::dirty_log::DirtyLogArgs;
@@ -77,15 +77,17 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(store) => store,
         Err(error) => return output::error(Exit::Refused, error),
     };
-    let journals = match args.state.journals() {
-        Ok(journals) => journals,
+    // No host asks for what became of a file.
+    let state = if store.is_some() { Ok(HostState::lost_with_this_process()) } else { args.state.state() };
+    let state = match state {
+        Ok(state) => state,
         Err(error) => return output::error(Exit::Refused, error),
     };
     load_ahead();
     let lock = args.lock.as_ref().map(Lock::at);
-    let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)))
+    let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)), state)
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
-        .map(|receiver| receiver.with_journals(journals.clone()).with_hold(Duration::from_secs(args.hold)))
+        .map(|receiver| receiver.with_hold(Duration::from_secs(args.hold)))
         .map(|receiver| receiver.with_lock(lock.clone()))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
@@ -104,7 +106,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         name: args.name.clone(),
         memory_max_bytes: args.memory_max.map(|size| size.0),
         dirty_log: args.dirty_log,
-        held: receiver.held(),
+        pending: receiver.pending(),
     };
     let arrival = loop {
         match receiver.receive(&host) {
@@ -121,7 +123,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
             tracing::warn!("the source is not told that its guest runs here: {error}");
         }
     }
-    hold_arrival(arrival, (journals, lock), args.json)
+    hold_arrival(arrival, lock, args.json)
 }
 
 fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
@@ -145,19 +147,15 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
     Exit::Done.into()
 }
 
-fn hold_arrival(
-    arrival: Arrival<MachineGuest>,
-    (journals, lock): (Journals, Option<Lock>),
-    json: bool,
-) -> ExitCode {
-    let Arrival { guest, from, .. } = arrival;
+fn hold_arrival(arrival: Arrival<MachineGuest>, lock: Option<Lock>, json: bool) -> ExitCode {
+    let Arrival { guest, claim, from, .. } = arrival;
     let name = guest.name().to_owned();
     if json {
         outln!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
     } else {
         outln!("{name} has arrived from {from} and runs here");
     }
-    let ended = hold(guest, journals, lock);
+    let ended = hold(guest, claim, lock);
     say_end(&name, &ended, json);
     Exit::Done.into()
 }

@@ -1,21 +1,20 @@
 //! `sterna recover`: what is known of a guest after a migration that went wrong, and what settles it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use sterna::destination;
-use sterna::handover::{Journal, Mark, Record, Side};
-use sterna::journal::{Journals, JournalsError};
+use sterna::handover::{Mark, Record, Standing};
 use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
+use sterna::state::{Holder, HostState, Sighting, StateError};
 
 use super::exit::Exit;
 use super::output::{self, outln};
 use super::protocol::{Answer, Found, Request};
-use super::socket::{self, SocketError, ask};
+use super::socket::{self, SocketError, ask, ask_at};
 use super::state::StateArgs;
 
 #[derive(Debug, Args)]
@@ -30,12 +29,12 @@ pub(crate) struct RecoverArgs {
     #[arg(long, requires = "other_host_is_fenced")]
     run_destination: bool,
     /// Your word that the other host is off, or can reach neither the guest's disks nor its network, and stays so until it was
-    /// restarted. If it is not true, the guest runs twice
+    /// restarted. It counts only if that host gives no sign of life. If it is not true, the guest runs twice
     #[arg(long)]
     other_host_is_fenced: bool,
     #[command(flatten)]
     state: StateArgs,
-    /// The guest's lock, where its process here has ended: who has that elsewhere may run it
+    /// The guest's lock, where its process here has ended: a process that has it elsewhere may run the guest
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Print it as JSON, one object
@@ -52,46 +51,107 @@ pub(crate) fn run(args: &RecoverArgs) -> ExitCode {
 
 /// What there is to say.
 struct Report {
-    journals: Vec<(Side, Journal)>,
+    records: Vec<Record>,
+    /// Whether a process of this host has the guest.
+    alive: bool,
     found: Found,
 }
 
 fn recover(args: &RecoverArgs) -> Result<Report, String> {
-    let journals = args.state.journals()?;
-    let request =
-        Request::Recover { resume_source: args.resume_source, run_destination: args.run_destination };
+    let state = args.state.state()?;
     let deadline = Instant::now() + ENDS_WITHIN;
     let found = loop {
-        // A process that is just ending breaks off, and may have its journals a little longer: what it leaves tells.
-        let ending = match ask(&args.name, &request) {
-            Ok(Answer::Found(found)) => break found,
-            Ok(Answer::Failed(failure)) => break Found { exit: failure.exit, what: failure.what },
-            Ok(other) => return Err(format!("{} answered {other:?}", args.name)),
-            Err(error @ SocketError::Broken(_)) => error.to_string(),
-            Err(SocketError::NoGuest { .. }) => match without_process(&journals, args) {
+        // A process that is just ending breaks off, and may have its state locked a little longer: what it leaves tells.
+        let last_chance = Instant::now() >= deadline;
+        let ending = match by_process(&state, args, last_chance) {
+            Ok(Some(found)) => break found,
+            Ok(None) => match without_process(&state, args) {
                 Ok(found) => break found,
-                Err(error @ OpenError::Journal(JournalsError::InUse(_))) => error.to_string(),
+                Err(error @ OpenError::State(StateError::Claimed { .. })) => error.to_string(),
                 Err(error) => return Err(error.to_string()),
             },
-            Err(error) => return Err(error.to_string()),
+            Err(Unanswered::Ending(error)) => error,
+            Err(Unanswered::Failed(error)) => return Err(error),
         };
-        if Instant::now() >= deadline {
+        if last_chance {
             return Err(ending);
         }
         thread::sleep(NAP);
     };
     // As they are now, after what was settled.
-    let look = |side| {
-        let journal = journals.look(&args.name, side).map_err(|error| error.to_string())?;
-        Ok(journal.filter(|journal| journal.last().is_some()).map(|journal| (side, journal)))
-    };
-    let sides = [Side::Source, Side::Destination].map(look);
-    let journals = sides.into_iter().filter_map(Result::transpose).collect::<Result<_, String>>()?;
-    Ok(Report { journals, found })
+    let seen = state.look(&args.name).unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    });
+    let alive = seen.as_ref().is_some_and(|sighting| sighting.holder.is_some());
+    let records = seen.map(|sighting| sighting.journal.records().to_vec()).unwrap_or_default();
+    Ok(Report { records, alive, found })
 }
 
-/// No process here holds the guest: all that is left of it are journals.
-fn without_process(journals: &Journals, args: &RecoverArgs) -> Result<Found, OpenError> {
+/// Why a process that has the guest has not answered.
+enum Unanswered {
+    /// It is about to end, as it seems.
+    Ending(String),
+    Failed(String),
+}
+
+/// Asks the process that has the guest; `None` if there is none.
+fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Result<Option<Found>, Unanswered> {
+    let failed = |error: &dyn std::fmt::Display| Unanswered::Failed(error.to_string());
+    let request =
+        Request::Recover { resume_source: args.resume_source, run_destination: args.run_destination };
+    // A process that has the guest knows, whatever a disk has made of its file.
+    let (sighting, unreadable) = match state.look(&args.name) {
+        Ok(sighting) => (sighting, None),
+        Err(error) => (None, Some(error)),
+    };
+    let holder = sighting.as_ref().and_then(|sighting| sighting.holder.clone());
+    let mut answer = ask(&args.name, &request);
+    if let (Err(SocketError::NoGuest { .. }), Some(contact)) =
+        (&answer, holder.as_ref().and_then(|holder| holder.contact.as_ref()))
+    {
+        // Its control socket may be in another folder than this command looks in.
+        answer = ask_at(Path::new(contact), &args.name, &request);
+    }
+    match (answer, sighting, holder) {
+        (Ok(Answer::Found(found)), ..) => Ok(Some(found)),
+        (Ok(Answer::Failed(failure)), ..) => Ok(Some(Found { exit: failure.exit, what: failure.what })),
+        (Ok(other), ..) => Err(failed(&format!("{} answered {other:?}", args.name))),
+        (Err(error @ SocketError::Broken(_)), ..) => Err(Unanswered::Ending(error.to_string())),
+        (Err(SocketError::NoGuest { .. }), Some(sighting), Some(holder)) if last_chance => {
+            Ok(Some(unreachable(&sighting, &holder)))
+        }
+        (Err(error @ SocketError::NoGuest { .. }), _, Some(_)) => Err(Unanswered::Ending(error.to_string())),
+        (Err(SocketError::NoGuest { .. }), _, None) => {
+            unreadable.map_or(Ok(None), |error| Err(failed(&error)))
+        }
+        (Err(error), ..) => Err(failed(&error)),
+    }
+}
+
+/// The guest's process lives, because its state file is locked, and cannot be asked.
+fn unreachable(sighting: &Sighting, holder: &Holder) -> Found {
+    let contact = holder.contact.as_deref().map_or_else(
+        || "its control socket is in a folder that is unknown here ($STERNA_RUNTIME_DIR)".to_owned(),
+        |contact| format!("its control socket {contact} does not answer"),
+    );
+    let (exit, what) = match Standing::of(&sighting.journal) {
+        Standing::Ended(_) => (Exit::Done, "runs here".to_owned()),
+        Standing::InDoubt(Record { peer, .. }) => (
+            Exit::InDoubt,
+            format!("is paused here and perhaps runs at {peer}, which is asked again and again"),
+        ),
+        Standing::Moved(Record { peer, .. }) => (Exit::Done, format!("has moved to {peer}")),
+        Standing::AtSource(Record { mark: Mark::Prepared, peer, .. }) => {
+            (Exit::InDoubt, format!("is ready to run here, and its source {peer} decides"))
+        }
+        Standing::AtSource(_) | Standing::Unknown => (Exit::Done, "is on its way here".to_owned()),
+    };
+    Found { exit, what: format!("{what}: a process{holder} has it, and {contact}") }
+}
+
+/// No process of this host has the guest: all that is left of it are records.
+fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenError> {
     let found = |exit, what: String| Ok(Found { exit, what });
     if args.run_destination {
         return found(
@@ -99,36 +159,42 @@ fn without_process(journals: &Journals, args: &RecoverArgs) -> Result<Found, Ope
             "is not held here, ready to run: there is nothing to give a word for".into(),
         );
     }
-    if let Some(mut doubt) = Doubt::recover(journals, &args.name, args.lock.as_ref().map(Lock::at))? {
+    if let Some(mut doubt) = Doubt::recover(state, &args.name, args.lock.as_ref().map(Lock::at))? {
         return Ok(settle_doubt(&mut doubt, args.resume_source));
     }
-    let last = |side| Ok(journals.look(&args.name, side)?.and_then(|journal| journal.last().cloned()));
-    let there: Option<Record> = destination::settle(journals, &args.name)?;
-    let here: Option<Record> = last(Side::Source).map_err(|error: JournalsError| error)?;
-    match (here.map(|record| (record.mark, record.peer)), there.map(|record| (record.mark, record.peer))) {
-        (Some((Mark::Done, peer)), _) => {
-            found(Exit::Done, format!("has moved from here to {peer}, and runs there, or has run there"))
-        }
-        (_, Some((Mark::Running, peer))) => found(
+    if state.look(&args.name)?.is_none() {
+        return found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into());
+    }
+    // To claim it records what became of a guest whose process was ready to run it. It also shows that no process has it.
+    let journal = state.claim(&args.name)?.journal();
+    match Standing::of(&journal) {
+        Standing::Ended(Record { mark: Mark::Running, peer, .. }) => found(
             Exit::Lost,
             format!(
                 "has run here since it came from {peer}, and its process has ended. It must not be resumed at its source, \
                  but may be started anew, on one host"
             ),
         ),
-        (_, Some((Mark::Refused, peer))) => {
-            found(Exit::Failed, format!("did not run here and never will: it is the source's, {peer}"))
-        }
-        (Some((_, peer)), _) => found(
-            Exit::Lost,
-            format!("was not given to {peer}, and its process here has ended: it may be started anew"),
-        ),
-        // A journal without a word: a migration was begun and did not come to COMMITTED.
-        (None, None) if journals.look(&args.name, Side::Source)?.is_some() => found(
+        Standing::Ended(Record { mark: Mark::Started, .. }) => found(
             Exit::Lost,
             "was not given to another host, and its process here has ended: it may be started anew".into(),
         ),
-        _ => found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into()),
+        Standing::Ended(Record { peer, .. }) => found(
+            Exit::Lost,
+            format!("was not given to {peer}, and its process here has ended: it may be started anew"),
+        ),
+        Standing::Moved(Record { peer, .. }) => {
+            found(Exit::Done, format!("has moved from here to {peer}, and runs there, or has run there"))
+        }
+        Standing::AtSource(Record { peer, .. }) => {
+            found(Exit::Failed, format!("did not run here and never will: it is the source's, {peer}"))
+        }
+        Standing::InDoubt(Record { peer, .. }) => {
+            found(Exit::InDoubt, format!("was given to {peer} and may run there"))
+        }
+        Standing::Unknown => {
+            found(Exit::Failed, "was to come here, and its process has ended before it was ready".into())
+        }
     }
 }
 
@@ -139,13 +205,13 @@ fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
         exit: Exit::Lost,
         what: format!("{how}, and ended with its process here: it may be started anew, on one host"),
     };
-    match doubt.ask_for(ASKED_FOR) {
+    // With a word pending the destination is asked, and given nothing.
+    match if fenced { doubt.fenced() } else { doubt.ask_for(ASKED_FOR) } {
         Verdict::Moved => Found { exit: Exit::Done, what: format!("runs at {peer}, or has run there") },
+        Verdict::Kept if fenced => {
+            lost(&format!("does not run at {peer}, by its answer or on the word that it is fenced"))
+        }
         Verdict::Kept => lost(&format!("did not run at {peer} and never will")),
-        Verdict::Open(_) if fenced => match doubt.fenced() {
-            Ok(()) => lost(&format!("does not run at {peer}, on the word that this host is fenced")),
-            Err(error) => Found { exit: Exit::InDoubt, what: error.to_string() },
-        },
         Verdict::Open(why) => Found {
             exit: Exit::InDoubt,
             what: format!(
@@ -167,37 +233,33 @@ impl Report {
     fn print(&self, args: &RecoverArgs) -> ExitCode {
         let Found { exit, what } = &self.found;
         if args.json {
-            let journals: Vec<_> = self
-                .journals
-                .iter()
-                .filter_map(|(side, journal)| Some((side, journal.last()?)))
-                .map(|(side, last)| {
-                    serde_json::json!({
-                        "side": side.to_string(),
-                        "says": last.mark.to_string(),
-                        "attempt": format!("{:?}", last.epoch),
-                        "peer": last.peer,
-                    })
-                })
-                .collect();
+            let records: Vec<_> = self.records.iter().map(json).collect();
+            let (name, alive) = (&args.name, self.alive);
             outln!(
                 "{}",
-                serde_json::json!({ "name": args.name, "guest": what, "exit": exit, "journals": journals })
+                serde_json::json!({
+                    "name": name, "guest": what, "exit": exit, "process": alive, "records": records,
+                })
             );
         } else {
-            for (side, journal) in &self.journals {
-                outln!("the {side}'s journal says:");
-                for record in journal.records() {
-                    outln!(
-                        "  {:<10} attempt {:?}, the other side {}",
-                        record.mark,
-                        record.epoch,
-                        record.peer
-                    );
+            for Record { mark, side, epoch, peer, .. } in &self.records {
+                match mark {
+                    Mark::Started => outln!("  {mark:<10} here"),
+                    _ => outln!("  {mark:<10} as {side} of attempt {epoch:?}, the other side {peer}"),
                 }
             }
             outln!("{} {what}", args.name);
         }
         (*exit).into()
     }
+}
+
+fn json(record: &Record) -> serde_json::Value {
+    serde_json::json!({
+        "side": record.side.to_string(),
+        "says": record.mark.to_string(),
+        "attempt": format!("{:?}", record.epoch),
+        "peer": record.peer,
+        "address": record.address,
+    })
 }

@@ -1,13 +1,13 @@
 //! `sterna run`: starts a guest and holds it.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use sterna::handover::{Mark, Side};
-use sterna::journal::Journals;
 use sterna::lock::Lock;
 use sterna::preflight;
+use sterna::state::{GuestClaim, StartError, StateError};
 use sterna::transport::rdma::load_ahead;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
@@ -30,6 +30,10 @@ pub(crate) struct RunArgs {
     guest: GuestArgs,
     #[command(flatten)]
     state: StateArgs,
+    /// Start a new guest although one of this name was given to another host: your word that this one is another. It takes over
+    /// what is known of the name on this host
+    #[arg(long)]
+    new: bool,
     /// Run the guest only while this file is locked, which is on storage that the hosts share: an arbiter between them
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
@@ -136,38 +140,37 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.until_stdin_closes {
         end_with_stdin();
     }
-    let journals = match args.state.journals().and_then(|journals| check_free(journals, &args.name)) {
-        Ok(journals) => journals,
-        Err(error) => return output::error(Exit::Refused, error),
-    };
+    let claim =
+        match args.state.state().and_then(|state| state.start(&args.name, args.new).map_err(explained)) {
+            Ok(claim) => claim,
+            Err(error) => return output::error(Exit::Refused, error),
+        };
+    run_claimed(args, &claim).unwrap_or_else(|(exit, error)| {
+        // No guest was started.
+        claim.retire();
+        output::error(exit, error)
+    })
+}
+
+fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, String)> {
+    let refused = |error: &dyn Display| (Exit::Refused, error.to_string());
     let lock = args.lock.as_ref().map(Lock::at);
-    if let Err(error) = lock.as_ref().map_or(Ok(()), Lock::take) {
-        return output::error(Exit::Refused, error);
-    }
-    let socket = match Listener::bind(&args.name) {
-        Ok(socket) => socket,
-        Err(error) => return output::error(Exit::Refused, error),
-    };
+    lock.as_ref().map_or(Ok(()), Lock::take).map_err(|error| refused(&error))?;
+    let socket = Listener::bind(&args.name).map_err(|error| refused(&error))?;
     load_ahead();
     let (kind, note) = args.guest.machine.decide();
     if let Some(note) = note {
         errln!("note: {note}");
     }
-    let started = args
-        .guest
-        .dirty_log
-        .new_machine(kind, args.guest.config())
-        .and_then(|machine| machine.start().map(|()| machine));
-    let machine = match started {
-        Ok(machine) => machine,
-        Err(error @ MachineError::Config(_)) => return output::error(Exit::Usage, error),
-        Err(error) => return output::error(Exit::Refused, error),
-    };
+    let made = args.guest.dirty_log.new_machine(kind, args.guest.config());
+    let machine =
+        made.and_then(|machine| machine.start().map(|()| machine)).map_err(|error| match error {
+            MachineError::Config(_) => (Exit::Usage, error.to_string()),
+            error => refused(&error),
+        })?;
     let name = args.name.clone();
     let guest = MachineGuest::new(name.clone(), machine, Server::new(socket));
-    if let Err(error) = guest.rehearse() {
-        return output::error(Exit::Failed, error);
-    }
+    guest.rehearse().map_err(|error| (Exit::Failed, error.to_string()))?;
     if args.json {
         outln!(
             "{}",
@@ -176,20 +179,19 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     } else {
         outln!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
-    let ended = hold(guest, journals, lock);
+    let ended = hold(guest, claim.clone(), lock);
     say_end(&name, &ended, args.json);
-    Exit::Done.into()
+    Ok(Exit::Done.into())
 }
 
-/// Checks that no guest of this name may be running elsewhere: it would run twice.
-fn check_free(journals: Journals, name: &str) -> Result<Journals, String> {
-    let last = journals.look(name, Side::Source).map_err(|error| error.to_string())?;
-    match last.as_ref().and_then(|journal| journal.last()) {
-        Some(last) if last.mark == Mark::Committed => Err(format!(
-            "a guest named {name} was given to {} and may run there: `sterna recover {name}` settles that",
-            last.peer
-        )),
-        _ => Ok(journals),
+/// Why the guest may not be started, with the option that would start it all the same.
+fn explained(error: StartError) -> String {
+    match error {
+        StartError::Elsewhere { .. } | StartError::InDoubt { .. } => {
+            format!("{error}. To start another guest of that name: --new")
+        }
+        StartError::State(StateError::Claimed { .. }) => format!("{error}, or choose another name"),
+        error => error.to_string(),
     }
 }
 

@@ -79,6 +79,12 @@ fn path(name: &str) -> PathBuf {
     directory().join(format!("{name}.sock"))
 }
 
+/// How the process that holds a guest can be reached, for its state file.
+pub(crate) fn contact(name: &str) -> String {
+    let path = path(name);
+    std::path::absolute(&path).unwrap_or(path).display().to_string()
+}
+
 /// Whether a process holds a guest of that name.
 fn is_taken(name: &str) -> bool {
     UnixStream::connect(path(name)).is_ok()
@@ -160,8 +166,12 @@ impl Client {
     /// Connects to the holder of a guest.
     pub(crate) fn connect(name: &str) -> Result<Self, SocketError> {
         check_name(name)?;
-        let path = path(name);
-        let stream = UnixStream::connect(&path).map_err(|error| SocketError::NoGuest {
+        Self::connect_at(&path(name), name)
+    }
+
+    /// The same, by way of the socket at `path`.
+    fn connect_at(path: &Path, name: &str) -> Result<Self, SocketError> {
+        let stream = UnixStream::connect(path).map_err(|error| SocketError::NoGuest {
             name: name.to_owned(),
             path: path.display().to_string(),
             error,
@@ -185,6 +195,13 @@ impl Client {
 /// Asks one thing and returns the one answer.
 pub(crate) fn ask(name: &str, request: &Request) -> Result<Answer, SocketError> {
     let mut client = Client::connect(name)?;
+    client.ask(request)?;
+    client.answer()
+}
+
+/// The same of the process that is reached at this socket.
+pub(crate) fn ask_at(path: &Path, name: &str, request: &Request) -> Result<Answer, SocketError> {
+    let mut client = Client::connect_at(path, name)?;
     client.ask(request)?;
     client.answer()
 }

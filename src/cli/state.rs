@@ -1,31 +1,42 @@
-//! Where this host remembers what became of the guests that it gave away or took in.
+//! Where this host keeps the state of its guests.
 
+use std::env;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use clap::Args;
-use sterna::journal::Journals;
+use sterna::state::{FolderError, HostState, StorageCheck};
 
-/// The folder of the journals.
+/// The folder of the state.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StateArgs {
-    /// Folder of the journals of migrations, on a disk of this host alone [default: $STERNA_STATE_DIR, else /var/lib/sterna for
+    /// Folder of the guests' state files, on a disk of this host alone [default: $STERNA_STATE_DIR, else /var/lib/sterna for
     /// root and ~/.local/state/sterna for others]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Use that folder also on a file system that a restart empties or that other hosts share. What became of a guest may be
+    /// unknown then, or another host's word be taken for this one's [default: $STERNA_STATE_DIR_ANYWAY, if it is 1]
+    #[arg(long)]
+    state_dir_anyway: bool,
 }
 
 impl StateArgs {
-    /// The journals there, of which it is known that they can be written. The text of an error has a remedy.
-    pub(crate) fn journals(&self) -> Result<Journals, String> {
-        let journals = Journals::in_folder(self.folder()?);
-        journals.prepare().map_err(|error| format!("{error}; --state-dir names another"))?;
-        Ok(journals)
+    /// The state there. The text of an error has a remedy.
+    pub(crate) fn state(&self) -> Result<HostState, String> {
+        let anyway =
+            self.state_dir_anyway || env::var_os("STERNA_STATE_DIR_ANYWAY").is_some_and(|set| set == "1");
+        let check = if anyway { StorageCheck::Accept } else { StorageCheck::Refuse };
+        HostState::in_folder(&self.folder()?, check).map_err(|error| match error {
+            FolderError::Storage { .. } => {
+                format!("{error}: --state-dir names one, --state-dir-anyway takes this one all the same")
+            }
+            error => format!("{error}; --state-dir names another"),
+        })
     }
 
     fn folder(&self) -> Result<PathBuf, String> {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if let Some(chosen) = self.state_dir.clone().or_else(|| set("STERNA_STATE_DIR")) {
             return Ok(chosen);
         }
@@ -36,10 +47,10 @@ impl StateArgs {
         let home = || set("HOME").map(|home| home.join(".local/state"));
         match state.or_else(home) {
             Some(state) => Ok(state.join("sterna")),
-            None => Err(
-                "there is no folder for the journals of migrations: HOME is not set; name one by --state-dir"
-                    .into(),
-            ),
+            None => {
+                Err("there is no folder for the state of guests: HOME is not set; name one by --state-dir"
+                    .into())
+            }
         }
     }
 }

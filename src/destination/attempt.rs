@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use super::door::{TICK, Visit};
 use super::ownership::Ownership;
-use super::{Held, ReceiveError, answer_rounds, await_other_lanes};
+use super::{ArrivalPhase, PendingArrival, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
 use crate::guest::Guest;
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
 use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
+use crate::state::GuestClaim;
 use crate::transport::Landing;
 use crate::verify::Checks;
 use crate::wire::{Completion, Final, Message, Outcome};
@@ -25,7 +26,7 @@ pub(super) struct Attempt<G> {
     lock: Option<Lock>,
     /// How long it is held without its source, and the operator's handle on that.
     hold: Duration,
-    held: Held,
+    pending: PendingArrival,
     checks: Checks,
 }
 
@@ -34,9 +35,15 @@ impl<G: Guest> Attempt<G> {
         guest: G,
         (ram, landing): (&GuestRam, Box<dyn Landing>),
         (ownership, lock): (Ownership, Option<Lock>),
-        (hold, held): (Duration, Held),
+        (hold, pending): (Duration, PendingArrival),
     ) -> Self {
-        Self { guest, landing: Some(landing), ownership, lock, hold, held, checks: Checks::new(ram) }
+        pending.set(ArrivalPhase::Arriving, None);
+        Self { guest, landing: Some(landing), ownership, lock, hold, pending, checks: Checks::new(ram) }
+    }
+
+    /// The guest that runs here now, and its name.
+    pub(super) fn arrived(self) -> (G, GuestClaim) {
+        (self.guest, self.ownership.into_claim())
     }
 
     /// Steps 2 to 5; whether the source knows then that the guest runs here.
@@ -86,6 +93,7 @@ impl<G: Guest> Attempt<G> {
         self.advance(DestinationEvent::Loaded, DestinationAction::SendPrepared)?;
         let prepared = Instant::now();
         let epoch = self.ownership.epoch();
+        self.pending.set(ArrivalPhase::Ready, None);
         // What fails from here on is that the source is lost, not that it has given up.
         let told = control.send(&Message::Prepared(epoch, completion));
         match told.and_then(|()| control.receive("GO", Some(GO_MAX.min(self.hold).max(TICK)))) {
@@ -113,11 +121,13 @@ impl<G: Guest> Attempt<G> {
 
     fn start(&mut self, why: DestinationEvent) -> Result<(), ReceiveError> {
         self.advance(why, DestinationAction::Run)?;
+        self.pending.set(ArrivalPhase::Running, None);
         self.guest.resume().map_err(ReceiveError::Start)?;
         self.advance(DestinationEvent::Started, DestinationAction::SendRunning)
     }
 
-    /// The source is lost, and may have given the guest away: waits for it to come anew, or for the operator's word.
+    /// The source is lost or slow, and may have given the guest away: waits for it, on the connection that it has if that still
+    /// stands, and on new ones; or for the operator's word.
     fn hold(
         &mut self,
         control: &mut ControlChannel,
@@ -129,24 +139,37 @@ impl<G: Guest> Attempt<G> {
             "the source is lost, the guest is ready and held for {} s: {error}",
             self.hold.as_secs()
         );
-        self.held.begin(until, self.lock.clone());
-        let heard = loop {
+        self.pending.set(ArrivalPhase::Kept { until }, self.lock.clone());
+        // Whether more may come on the connection of the attempt: GO or Abort, and the source's keepalives.
+        let mut connected = matches!(error, ControlError::Timeout { .. });
+        loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.held.is_fenced() {
-                break None;
+            if left.is_zero() {
+                return Err(ReceiveError::NoGo { held: self.hold, error });
             }
-            let Ok(visit) = visits.recv_timeout(left.min(TICK)) else { continue };
-            if let Some((heard, from)) = self.receive_visit(visit)? {
-                *control = from;
-                break Some(heard);
+            if let Ok(visit) = visits.recv_timeout(left.min(TICK)) {
+                self.pending.contradict();
+                if let Some((message, from)) = self.receive_visit(visit)? {
+                    *control = from;
+                    return self.go(message);
+                }
             }
-        };
-        // The operator is told that their word counts only if it does.
-        let fenced = self.held.end();
-        match heard {
-            Some(message) => self.go(message),
-            None if fenced => self.start(DestinationEvent::Fenced).map(|()| Instant::now()),
-            None => Err(ReceiveError::NoGo { held: self.hold, error }),
+            if connected {
+                match control.receive("GO", Some(left.min(TICK))) {
+                    Ok(message) => {
+                        self.pending.contradict();
+                        return self.go(message);
+                    }
+                    Err(ControlError::Timeout { .. }) => {}
+                    Err(_) => connected = false,
+                }
+            }
+            // A connection that stands is a sign of life: its keepalives come every second.
+            if connected {
+                self.pending.contradict();
+            } else if self.pending.take_word() {
+                return self.start(DestinationEvent::Fenced).map(|()| Instant::now());
+            }
         }
     }
 
@@ -180,7 +203,7 @@ impl<G: Guest> Attempt<G> {
         }
         // The one thing that may come instead is that it gives up, because it could not be recorded.
         Err(match self.ownership.take_unrecorded() {
-            Some(error) => ReceiveError::Journal(error),
+            Some(error) => ReceiveError::State(error),
             None => HandoverError::OtherAction.into(),
         })
     }
@@ -230,7 +253,6 @@ impl<G: Guest> Attempt<G> {
     /// After a failure: gives the guest up, if it may be given up, and tells the source.
     pub(super) fn fail(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
         self.landing = None;
-        self.held.end();
         let error = match (error, control.pulse().check_heard()) {
             // Lanes that were shut down because of it explain less.
             (ReceiveError::Transport(_), Err(silent)) => silent.into(),
@@ -242,12 +264,15 @@ impl<G: Guest> Attempt<G> {
             _ => self.ownership.on(DestinationEvent::Failed),
         };
         let epoch = self.ownership.epoch();
-        // Only now, with nothing left that could run, the journal free and the lock given up, may the source hear that this epoch never ran.
+        // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this epoch never
+        // ran.
         drop((self.guest, self.ownership));
+        self.pending.set(ArrivalPhase::Arriving, None);
         if let Some(lock) = &self.lock {
             lock.give_up();
         }
-        if action == Ok(DestinationAction::Refuse) && !matches!(error, ReceiveError::SourceGaveUp(_)) {
+        // Also to a source that gave up: it may be unable to record that, and wait for this word instead.
+        if action == Ok(DestinationAction::Refuse) {
             let _ = control.send(&Message::Abort(epoch, error.to_string()));
         }
         error
@@ -279,11 +304,10 @@ mod tests {
 
     use super::*;
     use crate::control::read_preamble;
-    use crate::destination::HELLO_MAX;
+    use crate::destination::{HELLO_MAX, WordOutcome};
     use crate::dirty::DirtyLog;
     use crate::guest::{GuestError, Heartbeat};
-    use crate::handover::{Mark, Side};
-    use crate::journal::OpenJournal;
+    use crate::handover::Mark;
     use crate::transport::TransportError;
     use crate::wire::{Epoch, LaneReady, SliceKey, SliceRange, Token};
 
@@ -399,13 +423,12 @@ mod tests {
         let guest = NotedGuest(journal.clone());
         let ram = guest.ram().unwrap();
         let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go });
-        let ownership =
-            Ownership::new(OpenJournal::failing(Side::Destination, fails), "source".into(), EPOCH);
+        let ownership = Ownership::new(GuestClaim::failing(fails), "source".into(), EPOCH).unwrap();
         let mut attempt = Attempt::new(
             guest,
             (&ram, landing),
             (ownership, None),
-            (Duration::from_secs(5), Held::default()),
+            (Duration::from_secs(5), PendingArrival::default()),
         );
         let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
         let (_visits, coming) = mpsc::channel();
@@ -418,6 +441,55 @@ mod tests {
         let heard = source.join().unwrap();
         let noted = journal.lock().unwrap().clone();
         (noted, result, heard)
+    }
+
+    /// A source that was too slow for its first chance, and says this on the connection that it has.
+    fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, ReceiveError>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let source = thread::spawn(move || ControlChannel::connect(&address).unwrap());
+        let (mut stream, _) = listener.accept().unwrap();
+        read_preamble(&mut stream, HELLO_MAX).unwrap();
+        let mut control = ControlChannel::answer(stream).unwrap();
+        let mut slow = source.join().unwrap();
+        let journal = Journal::default();
+        let guest = NotedGuest(journal.clone());
+        let ram = guest.ram().unwrap();
+        let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true });
+        let ownership = Ownership::new(GuestClaim::failing(&[]), "source".into(), EPOCH).unwrap();
+        let (hold, pending) = (Duration::from_secs(3600), PendingArrival::default());
+        let mut attempt = Attempt::new(guest, (&ram, landing), (ownership, None), (hold, pending.clone()));
+        for event in [DestinationEvent::Final(EPOCH), DestinationEvent::Revoked, DestinationEvent::Loaded] {
+            attempt.ownership.on(event).unwrap();
+        }
+        let (_visits, coming) = mpsc::channel();
+        let result = thread::scope(|scope| {
+            let word = scope.spawn(|| {
+                while pending.phase().left().is_none() {
+                    thread::yield_now();
+                }
+                // The source lives: its connection stands.
+                let outcome = pending.source_is_fenced().unwrap();
+                slow.send(says).unwrap();
+                outcome
+            });
+            let error = ControlError::Timeout { awaited: "GO", limit: GO_MAX };
+            let result = attempt.hold(&mut control, &coming, (Instant::now(), error));
+            assert_eq!(word.join().unwrap(), WordOutcome::Contradicted);
+            result
+        });
+        let noted = journal.lock().unwrap().clone();
+        (noted, result)
+    }
+
+    #[test]
+    fn a_slow_source_is_still_heard_on_its_first_connection_and_voids_an_operators_word() {
+        let (noted, result) = held_by_a_slow_source(&Message::Go(EPOCH));
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(noted, ["run"]);
+        let (noted, result) = held_by_a_slow_source(&Message::Abort(EPOCH, "cancelled".into()));
+        assert!(matches!(result, Err(ReceiveError::SourceGaveUp(_))), "{result:?}");
+        assert!(noted.is_empty());
     }
 
     #[test]
@@ -443,7 +515,7 @@ mod tests {
             (&[Mark::Running, Mark::Refused], &["Prepared"]),
         ] {
             let (noted, result, heard) = switch(true, fails);
-            assert!(matches!(result, Err(ReceiveError::Journal(_))), "{result:?}");
+            assert!(matches!(result, Err(ReceiveError::State(_))), "{result:?}");
             assert_eq!(noted, ["revoke", "load"], "{fails:?}");
             assert_eq!(heard, said, "{fails:?}");
         }

@@ -1,14 +1,12 @@
 //! Whoever else comes while a guest arrives, or is held: each gets an answer, and a source in doubt is let in.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::mpsc::{self, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Receiver;
 use crate::control::ControlChannel;
-use crate::lock::{Lock, LockError};
 use crate::wire::{Epoch, Message, Refusal};
 
 /// A source that comes anew for its own guest: with a question, or with GO.
@@ -89,7 +87,7 @@ impl Receiver {
         }
     }
 
-    /// Who asks about another attempt is told what the journals say of it, and who wants to come that this is no time.
+    /// Who asks about another attempt is told what the state says of it, and who wants to come that this is no time.
     fn answer_stranger(&self, control: &mut ControlChannel, message: &Message) {
         match message {
             Message::Ask(epoch) => {
@@ -100,57 +98,6 @@ impl Receiver {
             }
             other => tracing::warn!("{} began with {}", control.peer_address(), other.name()),
         }
-    }
-}
-
-/// A guest that is ready and was left by its source: it is held for a while, for the source or the operator to say what is to become
-/// of it. A handle for the operator's side of that.
-#[derive(Clone, Debug, Default)]
-pub struct Held(Arc<Mutex<Option<Holding>>>);
-
-#[derive(Debug)]
-struct Holding {
-    until: Instant,
-    fenced: bool,
-    lock: Option<Lock>,
-}
-
-impl Held {
-    /// How long the guest will be held from now on; `None` if none is.
-    #[must_use]
-    pub fn left(&self) -> Option<Duration> {
-        self.lock().as_ref().map(|holding| holding.until.saturating_duration_since(Instant::now()))
-    }
-
-    /// The operator's word that the source's host is fenced: it is off, or can reach neither disks nor network, and will not run
-    /// this guest. It is run here then. **If the word is false, the guest runs twice.** False if no guest is held.
-    ///
-    /// # Errors
-    /// [`LockError`] if the guest has a lock and somebody holds that, so the word cannot be true. Nothing changes.
-    pub fn source_is_fenced(&self) -> Result<bool, LockError> {
-        let mut holding = self.lock();
-        let Some(holding) = holding.as_mut() else { return Ok(false) };
-        // Before the end of the holding, which waits for this: so whoever runs the guest then has it, or gives it up.
-        holding.lock.as_ref().map_or(Ok(()), Lock::take)?;
-        holding.fenced = true;
-        Ok(true)
-    }
-
-    pub(super) fn begin(&self, until: Instant, lock: Option<Lock>) {
-        *self.lock() = Some(Holding { until, fenced: false, lock });
-    }
-
-    pub(super) fn is_fenced(&self) -> bool {
-        self.lock().as_ref().is_some_and(|holding| holding.fenced)
-    }
-
-    /// Ends it; whether the operator had given their word.
-    pub(super) fn end(&self) -> bool {
-        self.lock().take().is_some_and(|holding| holding.fenced)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Holding>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,9 +6,9 @@ use thiserror::Error;
 use crate::control::ControlError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
-use crate::journal::JournalsError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
+use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
 use crate::wire::Refusal;
@@ -65,9 +65,9 @@ pub enum ReceiveError {
         /// How the source was lost.
         error: ControlError,
     },
-    /// The journal, without which nothing is run.
+    /// The state, without which nothing is run.
     #[error(transparent)]
-    Journal(#[from] JournalsError),
+    State(#[from] StateError),
     /// The lock, without which the guest may not run here.
     #[error(transparent)]
     Lock(#[from] LockError),

@@ -7,6 +7,7 @@ mod attempt;
 mod door;
 mod error;
 mod ownership;
+mod pending;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -14,18 +15,16 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-pub use door::Held;
 pub use error::ReceiveError;
-pub use ownership::settle;
+pub use pending::{ArrivalPhase, PendingArrival, WordOutcome};
 
 use self::attempt::Attempt;
 use self::door::with_door;
 use self::ownership::Ownership;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::guest::{Guest, GuestHost, Proposal};
-use crate::handover::Side;
-use crate::journal::Journals;
 use crate::lock::Lock;
+use crate::state::{GuestClaim, HostState, StateError};
 use crate::transport::{Landing, TransportError, land};
 use crate::verify::Checks;
 use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role};
@@ -35,22 +34,22 @@ use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, 
 pub struct Receiver {
     pub(crate) listener: TcpListener,
     pub(crate) pin_max_bytes: Option<u64>,
-    journals: Journals,
+    state: HostState,
     hold: Duration,
-    held: Held,
+    pending: PendingArrival,
     lock: Option<Lock>,
 }
 
 impl Receiver {
-    /// Listens at an address; port 0 picks a free one.
+    /// Listens at an address; port 0 picks a free one. What becomes of the guests is recorded in `state`.
     ///
     /// # Errors
     /// [`ReceiveError::Listen`] if the address is not this host's, or is in use.
-    pub fn bind(address: SocketAddr) -> Result<Self, ReceiveError> {
+    pub fn bind(address: SocketAddr, state: HostState) -> Result<Self, ReceiveError> {
         let listener = TcpListener::bind(address)
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
-        let (journals, held) = (Journals::in_memory(), Held::default());
-        Ok(Self { listener, pin_max_bytes: None, journals, hold: HOLD, held, lock: None })
+        let pending = PendingArrival::default();
+        Ok(Self { listener, pin_max_bytes: None, state, hold: HOLD, pending, lock: None })
     }
 
     /// The same, with at most so much RAM registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK`
@@ -58,12 +57,6 @@ impl Receiver {
     #[must_use]
     pub fn with_pin_limit(self, pin_max_bytes: Option<u64>) -> Self {
         Self { pin_max_bytes, ..self }
-    }
-
-    /// The same, with journals that outlive this process: what became of a guest here is then also known after a restart.
-    #[must_use]
-    pub fn with_journals(self, journals: Journals) -> Self {
-        Self { journals, ..self }
     }
 
     /// The same, holding a guest that is ready for so long when its source is lost, and giving it up then; ten minutes
@@ -80,10 +73,10 @@ impl Receiver {
         Self { lock, ..self }
     }
 
-    /// The operator's handle on a guest that is held.
+    /// The operator's handle on a guest that arrives.
     #[must_use]
-    pub fn held(&self) -> Held {
-        self.held.clone()
+    pub fn pending(&self) -> PendingArrival {
+        self.pending.clone()
     }
 
     /// The address at which it listens.
@@ -113,7 +106,10 @@ impl Receiver {
             let mut attempt = self.prepare_any(host, &mut hello, &mut control)?;
             let epoch = hello.epoch;
             match with_door(self, epoch, |visits| attempt.run(&mut control, visits)) {
-                Ok(settled) => return Ok(Arrival { guest: attempt.guest, from, epoch, settled }),
+                Ok(settled) => {
+                    let (guest, claim) = attempt.arrived();
+                    return Ok(Arrival { guest, claim, from, epoch, settled });
+                }
                 Err(ReceiveError::LanesFailed(reason)) => {
                     tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);
                     attempt.discard();
@@ -194,7 +190,7 @@ impl Receiver {
     /// Tells a source what the journals say of an attempt; whether it knows then that its guest runs here, and has recorded that.
     fn answer(&self, control: &mut ControlChannel, epoch: Epoch) -> bool {
         let from = control.peer_address();
-        let Some(outcome) = ownership::outcome(&self.journals, epoch) else { return false };
+        let Some(outcome) = ownership::outcome(&self.state, epoch) else { return false };
         tracing::info!("{from} asks about attempt {epoch:?}: {outcome:?}");
         if let Err(error) = control.send(&Message::Outcome(epoch, outcome)) {
             tracing::warn!("{from} asked and went away: {error}");
@@ -252,21 +248,23 @@ impl Receiver {
         self.check_lock(hello)?;
         let proposal = Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details };
         let guest = host.prepare(&proposal)?;
-        let journal = self
-            .journals
-            .open(guest.name(), Side::Destination)
-            .map_err(|error| ReceiveError::Refused(Refusal::Journal(error.to_string())))?;
+        let refused = |error: StateError| match error {
+            StateError::Claimed { name, .. } => Refusal::NameTaken(name),
+            error => Refusal::State(error.to_string().chars().take(REASON_CHARS_MAX).collect()),
+        };
+        let claim = self.state.claim(guest.name()).map_err(refused)?;
+        let ownership =
+            Ownership::new(claim, control.peer_address().to_string(), hello.epoch).map_err(refused)?;
         let ram = guest.ram()?;
         if ram.layout() != hello.ram {
             return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
         }
         let mut landing = land(&hello.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
-        let record_us = u64::try_from(journal.record_time().as_micros()).unwrap_or(u64::MAX);
+        let record_us = u64::try_from(ownership.record_time().as_micros()).unwrap_or(u64::MAX);
         control.send(&Message::Ready(landing.ready(), record_us))?;
         landing.connect(&self.listener).map_err(|error| explained(error, control))?;
-        let ownership = Ownership::new(journal, control.peer_address().to_string(), hello.epoch);
-        let holding = (self.hold, self.held.clone());
+        let holding = (self.hold, self.pending.clone());
         Ok(Attempt::new(guest, (&ram, landing), (ownership, self.lock.clone()), holding))
     }
 
@@ -288,6 +286,8 @@ impl Receiver {
 pub struct Arrival<G> {
     /// The guest.
     pub guest: G,
+    /// Its name on this host: keep it for as long as the guest lives.
+    pub claim: GuestClaim,
     /// Whence it came.
     pub from: SocketAddr,
     /// The attempt in which it came.

@@ -23,6 +23,7 @@ use self::guest::{TestGuest, TestHost};
 use crate::destination::{Arrival, ReceiveError, Receiver};
 use crate::progress::{Event, Observer, Report};
 use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
+use crate::state::{GuestClaim, HostState};
 use crate::transport::TransportKind;
 use crate::transport::faulty::{LandingFaults, LaneFaults, with_landing, with_lanes};
 
@@ -58,6 +59,7 @@ impl Faults {
 /// A guest that is to move, and whereto.
 struct Scene {
     guest: TestGuest,
+    claim: GuestClaim,
     receiver: Receiver,
     host: TestHost,
     options: Options,
@@ -76,9 +78,12 @@ impl Scene {
     }
 
     fn with(options: Options) -> Self {
-        let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let receiver =
+            Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), HostState::lost_with_this_process())
+                .expect("a free port");
+        let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
         let options = Options { lanes: Some(2), ..options };
-        Self { guest: TestGuest::started(), receiver, host: TestHost::default(), options }
+        Self { guest: TestGuest::started(), claim, receiver, host: TestHost::default(), options }
     }
 
     /// Migrates with faults that are armed when the moment has come, and strike before the next round.
@@ -124,8 +129,9 @@ impl Scene {
     fn attempt_by(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
         let to = self.receiver.local_address().expect("it is bound").to_string();
         thread::scope(|scope| {
-            let source =
-                scope.spawn(|| with_lanes(&faults.lanes, || migrate(&self.guest, &to, options, observer)));
+            let source = scope.spawn(|| {
+                with_lanes(&faults.lanes, || migrate(&self.guest, &self.claim, &to, options, observer))
+            });
             let destination = with_landing(&faults.landing, || self.receiver.receive(&self.host));
             Outcome { source: source.join().expect("the source does not panic"), destination }
         })

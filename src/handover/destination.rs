@@ -103,7 +103,7 @@ impl DestinationHandover {
             Mark::Prepared => (S::Refusing, Do::Record(Mark::Refused)),
             Mark::Running => (S::Running, Do::Continue),
             Mark::Refused => (S::Refused, Do::Continue),
-            Mark::Committed | Mark::Done => return Err(HandoverError::OtherSide(last)),
+            Mark::Started | Mark::Committed | Mark::Done => return Err(HandoverError::OtherSide(last)),
         };
         Ok((Self { epoch, state }, action))
     }

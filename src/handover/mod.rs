@@ -1,37 +1,53 @@
-//! Who owns the VM: two state machines that decide, the journal that outlives them, and nothing else.
+//! Who owns the VM: two state machines that decide, the sequence of records that outlives them, and nothing else.
 //!
-//! They touch no socket and no file and read no clock. A driver ([`source`](crate::source),
-//! [`destination`](crate::destination)) tells each what happened and does what it answers, one thing at a time. The rule they keep:
+//! They use no socket, no file and no clock. A driver ([`source`](crate::source), [`destination`](crate::destination)) reports
+//! each event to its machine and carries out the answer, one at a time. The rule:
 //!
-//! * the source runs the guest only if it never gave it away, which COMMITTED in its journal marks *before* the first GO
-//!   leaves, or if the destination has said of this very epoch that it did not run and will not;
-//! * the destination runs it only on GO for its epoch, once memory is revoked, compared and loaded, and once RUNNING is in its
-//!   journal; it gives up what it was ready to run only by writing REFUSED, before it says so.
+//! * The source runs the guest only if it never gave it away, or if the destination has refused this very attempt. COMMITTED is
+//!   durable *before* the first GO leaves, and marks the guest as given away.
+//! * The destination runs the guest only on GO for its attempt, once memory is revoked, compared and loaded, and once RUNNING is
+//!   durable. It gives up a guest that it was ready to run only by recording REFUSED, before it says so.
 //!
-//! So the two never both run it. When the link is lost in between, the source does not know, keeps the guest paused and asks:
-//! in doubt. What the destination answers is what its journal says.
+//! So the two never both run it. When the link is lost in between, the source keeps the guest paused and asks: in doubt. The
+//! destination answers from its records.
 //!
 //! # The source
 //!
-//! | state | event | next | what is to be done |
+//! | state | event | next | action |
 //! |---|---|---|---|
 //! | running | pausing | paused | |
 //! | paused | FINAL sent | awaiting PREPARED | |
 //! | awaiting PREPARED | PREPARED | committing | record COMMITTED |
+//! | running, paused, awaiting PREPARED | failed, REFUSED | kept | resume |
 //! | committing | recorded | awaiting RUNNING | send GO |
-//! | committing | not recorded | taking back | record REFUSED |
+//! | | not recorded | withdrawing | record REFUSED |
+//! | withdrawing | recorded | kept | resume |
+//! | | not recorded | withdrawn | withdraw: the destination is to refuse |
+//! | withdrawn | failed, PREPARED, fenced | withdrawing | record REFUSED |
 //! | awaiting RUNNING, in doubt | RUNNING | releasing | record DONE |
 //! | | REFUSED | taking back | record REFUSED |
 //! | | PREPARED | the same | send GO (again) |
 //! | | failed | in doubt | ask |
-//! | in doubt | the other host is fenced | taking back | record REFUSED |
+//! | in doubt | the other host is fenced | word pending | ask, and send no GO |
+//! | word pending | failed: no sign of life | fencing | record REFUSED |
+//! | | PREPARED, a sign of life | in doubt | ask |
+//! | word pending, withdrawn | RUNNING | releasing | record DONE |
+//! | | REFUSED | taking back | record REFUSED |
+//! | fencing | recorded | kept | resume |
+//! | | not recorded | in doubt | ask |
 //! | taking back | recorded or not | kept | resume |
 //! | releasing | recorded or not | released | release |
-//! | running, paused, awaiting PREPARED | failed, REFUSED | kept | resume |
+//!
+//! An operator's word is the one thing that the machine cannot check. So any sign of life of the destination voids it, and no GO
+//! leaves while a word is pending: a destination that answers "ready" is not fenced, and would run the guest on that GO.
+//!
+//! A write that failed may be on the disk all the same. After a crash a COMMITTED there leads to a question, and to GO for a
+//! destination that is still ready. So a guest whose COMMITTED is unsure runs on only once REFUSED is durable: at this side, or
+//! at the destination.
 //!
 //! # The destination
 //!
-//! | state | event | next | what is to be done |
+//! | state | event | next | action |
 //! |---|---|---|---|
 //! | receiving | FINAL | revoking | revoke |
 //! | revoking | revoked | loading | compare and load |
@@ -58,22 +74,26 @@
 //! # After a crash
 //!
 //! `recover` makes a machine of the last record. At the source COMMITTED means in doubt; only a guest that is seen *running*
-//! there proves that it was not given away. At the destination PREPARED without RUNNING proves that the guest never ran, as RUNNING
+//! proves that it was not given away. At the destination PREPARED without RUNNING proves that the guest never ran, as RUNNING
 //! is durable before the first vCPU starts: it becomes REFUSED. RUNNING stays RUNNING, also when nothing runs any more: "not running
-//! now" does not prove "never ran", and a guest that has run there may have written to its disks.
+//! now" does not prove "never ran", and a guest that has run may have written to its disks.
 //!
-//! A journal without a word of an epoch proves nothing. A source asks only after it heard PREPARED, which is durable before it
-//! is sent; so a journal without it is another one: lost, wiped, of another host, or gone round since.
+//! A sequence without a record of an attempt proves nothing. A source asks only after it heard PREPARED, which is durable before
+//! it is sent; so a sequence without it is another one: lost, wiped, of another host, or gone round since.
+//!
+//! [`Standing`] is what the last record says of a guest whose process has ended: whether it may be started anew.
 
 mod destination;
 mod journal;
 mod source;
+mod standing;
 
 use thiserror::Error;
 
 pub use destination::{DestinationAction, DestinationEvent, DestinationHandover, DestinationState};
-pub use journal::{BootId, JOURNAL_LEN, Journal, JournalError, Mark, PEER_MAX, Record, Side, WRITE_LEN};
+pub use journal::{JOURNAL_LEN, Journal, JournalError, Mark, PEER_MAX, Record, Side, WRITE_LEN};
 pub use source::{GuestHere, SourceAction, SourceEvent, SourceHandover, SourceState};
+pub use standing::Standing;
 
 use crate::wire::Epoch;
 

@@ -16,7 +16,16 @@ pub enum SourceState {
     AwaitingRunning,
     /// GO was attempted and nothing came back. The guest stays paused.
     InDoubt,
-    /// The guest never ran there and never will; that is being recorded.
+    /// In doubt, and the operator says that the destination is fenced. The destination is asked once more; while it is, no GO
+    /// leaves.
+    WordPending,
+    /// The word is taken: the destination gave no sign of life. REFUSED is being recorded, without which the guest stays paused.
+    Fencing,
+    /// COMMITTED may be on the disk although its write failed, and GO never left. REFUSED is being recorded over it.
+    Withdrawing,
+    /// The same, and REFUSED could not be recorded either. The guest stays paused until it can, or until the destination refuses.
+    Withdrawn,
+    /// The destination refused, durably; that is being recorded.
     TakingBack,
     /// The attempt is over and the guest is here.
     Kept,
@@ -43,10 +52,13 @@ pub enum SourceEvent {
     Running(Epoch),
     /// The destination says that it did not run the guest of this epoch, and never will.
     Refused(Epoch),
-    /// Anything failed, the link was lost, an answer says nothing, or the operator cancelled.
+    /// Anything failed, the link was lost, an answer says nothing, or the operator cancelled. While a word is pending: the
+    /// destination gave no sign of life.
     Failed,
     /// The operator says that the destination's host is fenced: it runs nothing, and will not run this guest.
     Fenced,
+    /// The destination gave a sign of life that says nothing of this attempt.
+    SignOfLife,
 }
 
 /// What the source must do next, before anything else is reported.
@@ -62,8 +74,13 @@ pub enum SourceAction {
     Resume,
     /// Destroy the guest: it runs at the destination.
     Release,
-    /// Keep the guest paused, and ask the destination what became of this epoch: again and again, over new connections.
+    /// Keep the guest paused, and ask the destination what became of this epoch: again and again, over new connections. It
+    /// gets GO again if it still waits for that.
     Ask,
+    /// Ask the destination once what became of this epoch, and send no GO whatever it answers.
+    AskOnly,
+    /// Keep the guest paused. Tell the destination that this attempt is over, and await its REFUSED; then try again.
+    Withdraw,
 }
 
 /// What a VMM that outlived its migration says of the guest.
@@ -104,9 +121,9 @@ impl SourceHandover {
         use {SourceAction as Do, SourceState as S};
         let (state, action) = match (last, guest) {
             // A guest is let run only when it was not given away, whatever a failing disk has kept of that.
-            (Mark::Committed, GuestHere::Running) => (S::TakingBack, Do::Record(Mark::Refused)),
+            (Mark::Committed, GuestHere::Running) => (S::Withdrawing, Do::Record(Mark::Refused)),
             (Mark::Committed, GuestHere::Paused | GuestHere::Gone) => (S::InDoubt, Do::Ask),
-            (Mark::Refused, _) => (S::Kept, Do::Resume),
+            (Mark::Refused | Mark::Started, _) => (S::Kept, Do::Resume),
             (Mark::Done, _) => (S::Released, Do::Release),
             (Mark::Prepared | Mark::Running, _) => return Err(HandoverError::OtherSide(last)),
         };
@@ -145,16 +162,31 @@ impl SourceHandover {
                 (S::Kept, Do::Resume)
             }
             (S::Committing, E::Recorded(Mark::Committed)) => (S::AwaitingRunning, Do::SendGo),
-            // It may be in the journal all the same.
-            (S::Committing, E::NotRecorded(Mark::Committed)) => (S::TakingBack, Do::Record(Mark::Refused)),
-            (S::AwaitingRunning | S::InDoubt, E::Running(_)) => (S::Releasing, Do::Record(Mark::Done)),
-            (S::AwaitingRunning | S::InDoubt, E::Refused(_)) | (S::InDoubt, E::Fenced) => {
+            // It may be on the disk all the same: after a crash it would hand the destination an image from which this side has
+            // run on.
+            (S::Committing, E::NotRecorded(Mark::Committed))
+            | (S::Withdrawn, E::Failed | E::Prepared(_) | E::Fenced | E::SignOfLife) => {
+                (S::Withdrawing, Do::Record(Mark::Refused))
+            }
+            (S::Withdrawing, E::Recorded(Mark::Refused)) => (S::Kept, Do::Resume),
+            (S::Withdrawing, E::NotRecorded(Mark::Refused)) => (S::Withdrawn, Do::Withdraw),
+            (S::AwaitingRunning | S::InDoubt | S::WordPending | S::Withdrawn, E::Running(_)) => {
+                (S::Releasing, Do::Record(Mark::Done))
+            }
+            (S::AwaitingRunning | S::InDoubt | S::WordPending | S::Withdrawn, E::Refused(_)) => {
                 (S::TakingBack, Do::Record(Mark::Refused))
             }
+            // First the destination is asked: a word that it contradicts is false.
+            (S::InDoubt, E::Fenced) => (S::WordPending, Do::AskOnly),
+            (S::WordPending, E::Prepared(_) | E::SignOfLife) => (S::InDoubt, Do::Ask),
+            (S::WordPending, E::Failed) => (S::Fencing, Do::Record(Mark::Refused)),
+            (S::Fencing, E::Recorded(Mark::Refused)) => (S::Kept, Do::Resume),
+            // After a crash the destination, which is back by then, would get its GO.
+            (S::Fencing, E::NotRecorded(Mark::Refused)) => (S::InDoubt, Do::Ask),
             // GO was lost, and the guest has stood still since.
             (state @ (S::AwaitingRunning | S::InDoubt), E::Prepared(_)) => (state, Do::SendGo),
-            (S::AwaitingRunning | S::InDoubt, E::Failed) => (S::InDoubt, Do::Ask),
-            // The destination's word stands, whether or not this side can write it down.
+            (S::AwaitingRunning | S::InDoubt, E::Failed | E::SignOfLife) => (S::InDoubt, Do::Ask),
+            // The destination's REFUSED is durable there, whether or not this side can record it.
             (S::TakingBack, E::Recorded(Mark::Refused) | E::NotRecorded(Mark::Refused)) => {
                 (S::Kept, Do::Resume)
             }
@@ -179,6 +211,10 @@ impl SourceState {
             Self::Committing => "recording COMMITTED",
             Self::AwaitingRunning => "awaiting RUNNING",
             Self::InDoubt => "in doubt",
+            Self::WordPending => "in doubt, with an operator's word pending",
+            Self::Fencing => "recording an operator's word",
+            Self::Withdrawing => "withdrawing",
+            Self::Withdrawn => "withdrawn without a record",
             Self::TakingBack => "taking back",
             Self::Kept => "kept at the source",
             Self::Releasing => "releasing",
@@ -199,6 +235,7 @@ impl SourceEvent {
             Self::Refused(_) => "REFUSED",
             Self::Failed => "failure",
             Self::Fenced => "the other host is fenced",
+            Self::SignOfLife => "a sign of life",
         }
     }
 }
@@ -250,14 +287,30 @@ mod tests {
         assert!(after(6).on(SourceEvent::Failed).is_err(), "a released guest does not come back");
     }
 
-    #[test]
-    fn without_committed_in_the_journal_go_does_not_leave() {
+    /// After a write of COMMITTED that failed.
+    fn unsure() -> SourceHandover {
         let mut handover = after(3);
-        assert_eq!(
-            handover.on(SourceEvent::NotRecorded(Mark::Committed)),
-            Ok(SourceAction::Record(Mark::Refused))
-        );
-        assert_eq!(handover.on(SourceEvent::NotRecorded(Mark::Refused)), Ok(SourceAction::Resume));
+        let action = handover.on(SourceEvent::NotRecorded(Mark::Committed));
+        assert_eq!(action, Ok(SourceAction::Record(Mark::Refused)));
+        handover
+    }
+
+    #[test]
+    fn without_committed_in_the_journal_go_does_not_leave_and_refused_is_recorded_before_the_guest_runs() {
+        assert_eq!(unsure().on(SourceEvent::Recorded(Mark::Refused)), Ok(SourceAction::Resume));
+        let not_recorded = SourceEvent::NotRecorded(Mark::Refused);
+        assert_eq!(unsure().on(not_recorded), Ok(SourceAction::Withdraw));
+        let again =
+            [SourceEvent::Failed, SourceEvent::SignOfLife, SourceEvent::Fenced, SourceEvent::Prepared(EPOCH)];
+        for event in again {
+            let mut handover = unsure();
+            handover.on(not_recorded).unwrap();
+            assert_eq!(handover.on(event), Ok(SourceAction::Record(Mark::Refused)), "{event:?}");
+            assert_eq!(handover.on(not_recorded), Ok(SourceAction::Withdraw), "{event:?}");
+            // The destination's own record will do.
+            assert_eq!(handover.on(SourceEvent::Refused(EPOCH)), Ok(SourceAction::Record(Mark::Refused)));
+            assert_eq!(handover.on(not_recorded), Ok(SourceAction::Resume));
+        }
     }
 
     #[test]
@@ -274,14 +327,43 @@ mod tests {
         assert_eq!(handover.on(SourceEvent::Running(EPOCH)), Ok(SourceAction::Record(Mark::Done)));
     }
 
+    /// In doubt, with an operator's word pending.
+    fn word_pending() -> SourceHandover {
+        let mut handover = after(GO);
+        handover.on(SourceEvent::Failed).unwrap();
+        assert_eq!(handover.on(SourceEvent::Fenced), Ok(SourceAction::AskOnly));
+        handover
+    }
+
     #[test]
-    fn an_operators_word_counts_only_in_doubt() {
+    fn an_operators_word_counts_only_in_doubt_and_only_where_the_destination_is_silent() {
         for steps in 0..=6 {
             assert!(after(steps).on(SourceEvent::Fenced).is_err(), "after {steps} steps");
         }
-        let mut handover = after(GO);
-        handover.on(SourceEvent::Failed).unwrap();
-        assert_eq!(handover.on(SourceEvent::Fenced), Ok(SourceAction::Record(Mark::Refused)));
+        let mut silent = word_pending();
+        assert_eq!(silent.on(SourceEvent::Failed), Ok(SourceAction::Record(Mark::Refused)));
+        assert_eq!(silent.clone().on(SourceEvent::Recorded(Mark::Refused)), Ok(SourceAction::Resume));
+        assert_eq!(silent.on(SourceEvent::NotRecorded(Mark::Refused)), Ok(SourceAction::Ask));
+        assert_eq!(silent.state(), SourceState::InDoubt, "a word that is not recorded is not taken");
+    }
+
+    #[test]
+    fn a_sign_of_life_voids_an_operators_word_and_no_go_answers_it() {
+        for event in [SourceEvent::Prepared(EPOCH), SourceEvent::SignOfLife] {
+            let mut handover = word_pending();
+            assert_eq!(handover.on(event), Ok(SourceAction::Ask), "{event:?}");
+            assert_eq!(handover.state(), SourceState::InDoubt);
+            assert_eq!(handover.on(SourceEvent::Failed), Ok(SourceAction::Ask), "the word is gone");
+        }
+        let said = [
+            (SourceEvent::Running(EPOCH), Mark::Done, SourceAction::Release),
+            (SourceEvent::Refused(EPOCH), Mark::Refused, SourceAction::Resume),
+        ];
+        for (event, mark, then) in said {
+            let mut handover = word_pending();
+            assert_eq!(handover.on(event), Ok(SourceAction::Record(mark)));
+            assert_eq!(handover.on(SourceEvent::NotRecorded(mark)), Ok(then));
+        }
     }
 
     #[test]

@@ -8,9 +8,9 @@ use crate::control::ControlError;
 use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
-use crate::journal::JournalsError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
+use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
 
@@ -106,9 +106,14 @@ pub enum MigrationFailure {
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The source's journal cannot be kept.
+    /// The source's state cannot be kept.
     #[error(transparent)]
-    Journal(#[from] JournalsError),
+    State(#[from] StateError),
+    /// It could not be recorded that the guest is given away, so it is not; nor that it is kept, so it stays paused.
+    #[error(
+        "the guest was not given away, and stays paused until that is recorded or the destination has refused it: {0}"
+    )]
+    Unrecorded(#[source] StateError),
     /// The lock that arbitrates between the hosts.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -154,7 +159,7 @@ pub enum MigrationFailure {
 impl From<OpenError> for MigrationFailure {
     fn from(error: OpenError) -> Self {
         match error {
-            OpenError::Journal(error) => error.into(),
+            OpenError::State(error) => error.into(),
             OpenError::Handover(error) => error.into(),
         }
     }

@@ -35,7 +35,7 @@ pub use tuning::Tuning;
 
 pub(crate) use self::beat::BeatAt;
 pub(crate) use self::link::{Link, connect, new_epoch, unexpected};
-use self::ownership::{Ownership, open_journal};
+use self::ownership::{Ownership, Peer, open_records};
 pub(crate) use self::rounds::Brakes;
 use self::switch::Switched;
 pub(crate) use self::tuning::Pace;
@@ -43,11 +43,11 @@ use crate::convergence::{Course, Downtime, Limits, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
-use crate::journal::{Journals, OpenJournal};
 use crate::lock::Lock;
 use crate::memory::RamLayout;
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
+use crate::state::{GuestClaim, RecordWriter};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
 use crate::verify::{Ledger, Verify};
@@ -68,9 +68,6 @@ pub struct Options {
     pub switch_cost: SwitchCost,
     /// How much of RAM both ends compare. What it adds to the downtime is in the report.
     pub verify: Verify,
-    /// Where it is recorded that the guest was given away. In memory, a process that dies at the wrong moment leaves a doubt
-    /// that only an operator can settle.
-    pub journals: Journals,
     /// What arbitrates between the two hosts. It must be held already, and the destination must have it too. After the migration the
     /// guest runs here exactly if it is held here.
     pub lock: Option<Lock>,
@@ -81,20 +78,22 @@ pub struct Options {
 /// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once it runs there: the guest
 /// here is paused for good then, and its VMM should destroy it.
 ///
-/// That the guest runs here when this is called counts as proof that it was not given away before; so do not start a guest whose
-/// journal [tells of a doubt](Doubt::recover).
+/// `claim` is that of the guest's name on this host, which its VMM has had since before the guest started:
+/// [`HostState::start`](crate::state::HostState::start) gives one for a new guest, an [`Arrival`](crate::destination::Arrival)
+/// brings one. It is recorded there that the guest is given away, before it is.
 ///
 /// # Errors
 /// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
 pub fn migrate(
     guest: &dyn Guest,
+    claim: &GuestClaim,
     to: &str,
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
     let first_beat = BeatAt::now(guest);
-    let (link, log, journal) = prepare(guest, to, options).map_err(|cause| {
+    let (link, log, records) = prepare(guest, claim, to, options).map_err(|cause| {
         let cause = options.cancel.explain(cause);
         let refused = !matches!(cause, MigrationFailure::Cancelled);
         MigrationError { guest: GuestIs::RunningAtSource, refused, cause, doubt: None }
@@ -103,7 +102,8 @@ pub fn migrate(
         observer.event(&Event::FellBack { why });
     }
     observer.event(&link.connected());
-    let ownership = Ownership::new(journal, to.to_owned(), link.epoch, options.lock.clone());
+    let peer = Peer { name: to.to_owned(), address: Some(link.control.peer_address()) };
+    let ownership = Ownership::new(records, peer, link.epoch, options.lock.clone());
     let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
     attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
     // A defect of ours or of the VMM's must not leave a guest slowed or paused that is this side's.
@@ -122,14 +122,15 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 /// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
 fn prepare(
     guest: &dyn Guest,
+    claim: &GuestClaim,
     to: &str,
     options: &Options,
-) -> Result<(Link, Box<dyn DirtyLog>, OpenJournal), MigrationFailure> {
-    let journal = open_journal(&options.journals, guest.name())?;
+) -> Result<(Link, Box<dyn DirtyLog>, RecordWriter), MigrationFailure> {
+    let records = open_records(claim)?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let hello = hello(guest, ram.layout(), options.lock.as_ref().map(Lock::token).transpose()?);
     let link = Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
-    Ok((link, log, journal))
+    Ok((link, log, records))
 }
 
 /// What tells a destination which guest would come.

@@ -1,47 +1,53 @@
-//! Whose the guest is, as its source sees it: the handover's machine, its journal, and what is asked when nobody knows.
+//! Whose the guest is, as its source sees it: the handover's machine, its records, and the questions that settle a doubt.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::handover::{
-    GuestHere, HandoverError, Mark, Side, SourceAction, SourceEvent, SourceHandover, SourceState,
+    GuestHere, HandoverError, Mark, Record, Side, SourceAction, SourceEvent, SourceHandover, SourceState,
 };
-use crate::journal::{Journals, JournalsError, OpenJournal};
 use crate::lock::{LOCK_MAX, Lock, LockError};
+use crate::state::{GuestClaim, HostState, RecordWriter, StateError};
 use crate::wire::{Epoch, Message, Outcome};
 
-/// The source's half of one handover; what it wants recorded is recorded.
+/// The source's half of one handover; what the machine wants recorded is recorded.
 #[derive(Debug)]
 pub(super) struct Ownership {
     handover: SourceHandover,
-    journal: OpenJournal,
-    /// The destination, as `HOST:PORT`.
-    peer: String,
+    records: RecordWriter,
+    peer: Peer,
     /// What arbitrates between the hosts.
     lock: Option<Lock>,
-    /// Why the last record could not be written.
-    unrecorded: Option<JournalsError>,
+    /// Why a record could not be written.
+    unrecorded: Option<StateError>,
 }
 
-/// Opens the journal of a guest that runs here. That it runs is the proof that no earlier attempt gave it away, whatever a disk that
+/// The destination.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// As `HOST:PORT`.
+    pub(super) name: String,
+    /// The address that answered: the name may stand for another host the next time.
+    pub(super) address: Option<SocketAddr>,
+}
+
+/// Opens the records of a guest that runs here. That it runs is the proof that no earlier attempt gave it away, whatever a disk that
 /// fails has kept of that one.
-pub(super) fn open_journal(journals: &Journals, name: &str) -> Result<OpenJournal, OpenError> {
-    let mut journal = journals.open(name, Side::Source)?;
-    if let Some(last) = journal.journal().last().cloned() {
-        let (_, action) = SourceHandover::recover(last.epoch, last.mark, GuestHere::Running)?;
-        if let SourceAction::Record(mark) = action {
-            journal.append(mark, last.epoch, &last.peer)?;
-        }
+pub(super) fn open_records(claim: &GuestClaim) -> Result<RecordWriter, OpenError> {
+    let records = claim.writer()?;
+    if let Some(last) = records.last().filter(|last| last.mark == Mark::Committed) {
+        records.append(Record { mark: Mark::Refused, ..last })?;
     }
-    Ok(journal)
+    Ok(records)
 }
 
 impl Ownership {
-    pub(super) fn new(journal: OpenJournal, peer: String, epoch: Epoch, lock: Option<Lock>) -> Self {
-        Self { handover: SourceHandover::new(epoch), journal, peer, lock, unrecorded: None }
+    pub(super) fn new(records: RecordWriter, peer: Peer, epoch: Epoch, lock: Option<Lock>) -> Self {
+        Self { handover: SourceHandover::new(epoch), records, peer, lock, unrecorded: None }
     }
 
     /// GO is about to leave: whoever runs the guest from now on must get the lock.
@@ -67,14 +73,14 @@ impl Ownership {
 
     /// How long a record takes.
     pub(super) fn record_time(&self) -> Duration {
-        self.journal.record_time()
+        self.records.record_time()
     }
 
     pub(super) fn state(&self) -> SourceState {
         self.handover.state()
     }
 
-    /// Tells the handover what happened, and records what it wants recorded; returns what is to be done then.
+    /// Reports an event to the handover, and records what it wants recorded; returns what is to be done then.
     pub(super) fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let SourceAction::Record(mark) = action {
@@ -85,7 +91,10 @@ impl Ownership {
     }
 
     fn record(&mut self, mark: Mark) -> SourceEvent {
-        match self.journal.append(mark, self.handover.epoch(), &self.peer) {
+        let (epoch, peer) = (self.handover.epoch(), &self.peer);
+        let record =
+            Record { mark, side: Side::Source, epoch, peer: peer.name.clone(), address: peer.address };
+        match self.records.append(record) {
             Ok(()) => SourceEvent::Recorded(mark),
             Err(error) => {
                 tracing::error!("{mark} is not recorded: {error}");
@@ -97,7 +106,7 @@ impl Ownership {
     }
 
     /// Why something could not be recorded.
-    pub(super) fn take_unrecorded(&mut self) -> Option<JournalsError> {
+    pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
         self.unrecorded.take()
     }
 
@@ -117,18 +126,26 @@ impl Ownership {
         Ok(())
     }
 
-    /// In doubt: asks the destination once.
+    /// Settles it by one more question, if that settles it. A destination that is still ready gets GO, or is told that the attempt
+    /// is over where GO never left.
     pub(super) fn ask(&mut self) -> Verdict {
-        let verdict = match self.state() {
-            SourceState::Kept => Verdict::Kept,
-            SourceState::Released => Verdict::Moved,
-            _ => self.converse().unwrap_or_else(Verdict::Open),
+        let settled = match self.state() {
+            SourceState::Kept => Ok(SourceAction::Resume),
+            SourceState::Released => Ok(SourceAction::Release),
+            SourceState::Withdrawn => self.withdraw(),
+            _ => self.ask_and_give(),
         };
-        match verdict {
-            Verdict::Kept => {
+        self.verdict(settled)
+    }
+
+    fn verdict(&self, settled: Result<SourceAction, StillInDoubt>) -> Verdict {
+        match settled {
+            Ok(SourceAction::Release) => Verdict::Moved,
+            Ok(SourceAction::Resume) => {
                 self.take_lock().map_or_else(|error| Verdict::Open(error.into()), |()| Verdict::Kept)
             }
-            verdict => verdict,
+            Ok(_) => Verdict::Open(HandoverError::OtherAction.into()),
+            Err(why) => Verdict::Open(why),
         }
     }
 
@@ -147,11 +164,10 @@ impl Ownership {
         }
     }
 
-    fn converse(&mut self) -> Result<Verdict, StillInDoubt> {
+    /// In doubt: asks, and gives the guest away again if the destination still waits for that.
+    fn ask_and_give(&mut self) -> Result<SourceAction, StillInDoubt> {
         let epoch = self.handover.epoch();
-        let mut control = ControlChannel::connect_within(&self.peer, ANSWER_MAX, ANSWER_MAX)?;
-        control.send(&Message::Ask(epoch))?;
-        let mut answer = control.receive("word of the guest", Some(ANSWER_MAX))?;
+        let (mut control, mut answer) = self.question()?;
         if answer == Message::Outcome(epoch, Outcome::Prepared) {
             if self.on(SourceEvent::Prepared(epoch))? != SourceAction::SendGo {
                 return Err(HandoverError::OtherAction.into());
@@ -160,17 +176,97 @@ impl Ownership {
             control.send(&Message::Go(epoch))?;
             answer = control.receive("RUNNING", Some(STEP_MAX))?;
         }
+        self.settle_by(answer, &mut control)
+    }
+
+    /// GO never left: records that, or has the destination refuse.
+    fn withdraw(&mut self) -> Result<SourceAction, StillInDoubt> {
+        if self.on(SourceEvent::Failed)? == SourceAction::Resume {
+            return Ok(SourceAction::Resume);
+        }
+        let epoch = self.handover.epoch();
+        let (mut control, mut answer) = self.question()?;
+        if answer == Message::Outcome(epoch, Outcome::Prepared) {
+            control.send(&Message::Abort(epoch, WITHDRAWN.into()))?;
+            answer = control.receive("REFUSED", Some(STEP_MAX))?;
+        }
+        self.settle_by(answer, &mut control)
+    }
+
+    /// The same, of a destination that still waits on the connection of the attempt.
+    pub(super) fn withdraw_over(
+        &mut self,
+        control: &mut ControlChannel,
+    ) -> Result<SourceAction, StillInDoubt> {
+        control.send(&Message::Abort(self.handover.epoch(), WITHDRAWN.into()))?;
+        let answer = control.receive("REFUSED", Some(STEP_MAX))?;
+        self.settle_by(answer, control)
+    }
+
+    /// The operator's word that the destination is fenced. The destination is asked once, and gets no GO: its answer counts, and
+    /// any sign of its life voids the word.
+    fn take_word(&mut self) -> Result<SourceAction, StillInDoubt> {
+        let (event, why) = match self.on(SourceEvent::Fenced)? {
+            SourceAction::AskOnly => match self.question() {
+                Ok((mut control, answer)) => {
+                    return match self.settle_by(answer, &mut control) {
+                        Ok(action) => Ok(action),
+                        Err(why) => Err(self.void_word(&why)),
+                    };
+                }
+                Err(error) if is_sign_of_life(&error) => (SourceEvent::SignOfLife, Some(error)),
+                Err(_) => (SourceEvent::Failed, None),
+            },
+            // GO never left: what is missing is a record, and no word replaces that.
+            SourceAction::Resume => return Ok(SourceAction::Resume),
+            _ => return Err(self.unrecorded_or_defect()),
+        };
+        match (self.on(event)?, why) {
+            (SourceAction::Resume, _) => Ok(SourceAction::Resume),
+            (SourceAction::Ask, Some(error)) => Err(StillInDoubt::Contradicted(error.to_string())),
+            _ => Err(self.unrecorded_or_defect()),
+        }
+    }
+
+    /// The destination answered something that settles nothing.
+    fn void_word(&mut self, why: &StillInDoubt) -> StillInDoubt {
+        if self.state() == SourceState::WordPending
+            && let Err(error) = self.on(SourceEvent::SignOfLife)
+        {
+            return error.into();
+        }
+        StillInDoubt::Contradicted(why.to_string())
+    }
+
+    fn unrecorded_or_defect(&mut self) -> StillInDoubt {
+        self.take_unrecorded().map_or(HandoverError::OtherAction.into(), StillInDoubt::Unrecorded)
+    }
+
+    /// Asks what became of this attempt, over a new connection.
+    fn question(&self) -> Result<(ControlChannel, Message), ControlError> {
+        let address = self.peer.address.map_or_else(|| self.peer.name.clone(), |address| address.to_string());
+        let mut control = ControlChannel::connect_within(&address, ANSWER_MAX, ANSWER_MAX)?;
+        control.send(&Message::Ask(self.handover.epoch()))?;
+        let answer = control.receive("word of the guest", Some(ANSWER_MAX))?;
+        Ok((control, answer))
+    }
+
+    /// What the destination's answer means, if it settles anything.
+    fn settle_by(
+        &mut self,
+        answer: Message,
+        control: &mut ControlChannel,
+    ) -> Result<SourceAction, StillInDoubt> {
+        let epoch = self.handover.epoch();
         match answer {
             Message::Running(of) | Message::Outcome(of, Outcome::Running) => {
-                self.release(of, &mut control)?;
-                Ok(Verdict::Moved)
+                self.release(of, control)?;
+                Ok(SourceAction::Release)
             }
             Message::Abort(of, _) | Message::Outcome(of, Outcome::Refused) => {
-                match self.on(SourceEvent::Refused(of))? {
-                    SourceAction::Resume => Ok(Verdict::Kept),
-                    _ => Err(HandoverError::OtherAction.into()),
-                }
+                Ok(self.on(SourceEvent::Refused(of))?)
             }
+            Message::Outcome(of, Outcome::Prepared) if of == epoch => Err(StillInDoubt::Ready),
             Message::Outcome(of, Outcome::Unknown) if of == epoch => Err(StillInDoubt::NoWord),
             other => {
                 Err(ControlError::Unexpected { expected: "word of the guest", got: other.name() }.into())
@@ -178,9 +274,9 @@ impl Ownership {
         }
     }
 
-    /// After a failure that nobody can say the outcome of.
+    /// After a failure whose outcome is unknown.
     pub(super) fn into_doubt(mut self) -> Doubt {
-        if !matches!(self.state(), SourceState::InDoubt | SourceState::Kept) {
+        if !matches!(self.state(), SourceState::InDoubt | SourceState::Withdrawn | SourceState::Kept) {
             // Something failed in the middle of a step. COMMITTED may be recorded, so it counts as that.
             let epoch = self.handover.epoch();
             if let Ok((handover, _)) = SourceHandover::recover(epoch, Mark::Committed, GuestHere::Paused) {
@@ -191,67 +287,78 @@ impl Ownership {
     }
 }
 
-/// A guest that was given away and of which nobody has said that it arrived, or never will: it is kept paused, and the destination
-/// is asked until it says. Whoever holds this keeps the guest's journal locked.
+/// Whether a question that failed has shown that the destination's host lives: it took the connection. That a host refuses one
+/// shows only that it has started again since, which a fenced host may have.
+fn is_sign_of_life(error: &ControlError) -> bool {
+    !matches!(error, ControlError::Resolve { .. } | ControlError::Connect { .. })
+}
+
+/// A guest that was given away, without an answer whether it arrived; or one whose handover failed so that it cannot be recorded as
+/// kept. It stays paused, and the destination is asked until it answers. Whoever holds this keeps the guest's state claimed.
 #[derive(Debug)]
 pub struct Doubt(Ownership);
 
 impl Doubt {
-    /// The doubt that a journal tells of, of a guest that ended with its process or host after COMMITTED was written; none, if it
-    /// tells of none. To ask is worth while all the same: a destination that still waits gets its GO. With a `lock` the guest counts
-    /// as kept only once that could be taken.
+    /// The doubt that the records of a host tell of, of a guest that ended with its process or host after COMMITTED was written;
+    /// `None` if they tell of none. To ask is worth while all the same: a destination that still waits gets its GO. With a `lock`
+    /// the guest counts as kept only once that could be taken.
     ///
     /// # Errors
-    /// [`OpenError`], also if the process that held the guest is alive: that one asks.
-    pub fn recover(journals: &Journals, name: &str, lock: Option<Lock>) -> Result<Option<Self>, OpenError> {
-        // One without a word is left as it is: that a migration was begun is all there is to know.
-        if journals.look(name, Side::Source)?.is_none_or(|journal| journal.last().is_none()) {
+    /// [`OpenError`], also if the process that has the guest is alive: that one asks.
+    pub fn recover(state: &HostState, name: &str, lock: Option<Lock>) -> Result<Option<Self>, OpenError> {
+        let seen = state.look(name)?.and_then(|sighting| sighting.journal.last().cloned());
+        if seen.is_none_or(|last| last.mark != Mark::Committed) {
             return Ok(None);
         }
-        let journal = journals.open(name, Side::Source)?;
-        let Some(last) = journal.journal().last().cloned() else { return Ok(None) };
-        let (handover, action) = SourceHandover::recover(last.epoch, last.mark, GuestHere::Gone)?;
-        let doubt = Self(Ownership { handover, journal, peer: last.peer, lock, unrecorded: None });
-        Ok((action == SourceAction::Ask).then_some(doubt))
+        let records = state.claim(name)?.writer()?;
+        let Some(last) = records.last().filter(|last| last.mark == Mark::Committed) else { return Ok(None) };
+        let (handover, _) = SourceHandover::recover(last.epoch, last.mark, GuestHere::Gone)?;
+        let peer = Peer { name: last.peer, address: last.address };
+        Ok(Some(Self(Ownership { handover, records, peer, lock, unrecorded: None })))
     }
 
     /// The destination, as `HOST:PORT`.
     #[must_use]
     pub fn peer(&self) -> &str {
-        &self.0.peer
+        &self.0.peer.name
     }
 
     /// Asks the destination once, which takes some seconds where it does not answer. A destination that still waits for the guest is
     /// told to run it.
     ///
-    /// On [`Verdict::Kept`], when its lock is held again too, resume the guest, on [`Verdict::Moved`] destroy it. The verdict stays what it was once it is one of those.
+    /// On [`Verdict::Kept`], when its lock is held again too, resume the guest; on [`Verdict::Moved`] destroy it. The verdict stays
+    /// what it was once it is one of those.
     pub fn ask(&mut self) -> Verdict {
         self.0.ask()
     }
 
-    /// The same, again and again for a while: whoever listens there may be busy for a moment.
+    /// The same, again and again for a while: the destination may be busy for a moment.
     pub fn ask_for(&mut self, time: Duration) -> Verdict {
         self.0.ask_for(time)
     }
 
     /// The operator's word that the destination's host is fenced: it is off, or can reach neither disks nor network, and will not
-    /// run this guest. Resume the guest then. **If the word is false, the guest runs twice.**
+    /// run this guest. The destination is asked first, and is given nothing; its answer counts, and any sign of its life voids the
+    /// word. **If the word is false and the destination silent, the guest runs twice.**
     ///
-    /// # Errors
-    /// [`StillInDoubt::Lock`] if the guest has a lock and somebody holds that, so the word cannot be true;
-    /// [`StillInDoubt::Handover`] if there is no doubt any more.
-    pub fn fenced(&mut self) -> Result<(), StillInDoubt> {
-        self.0.take_lock()?;
-        if self.0.state() == SourceState::Kept {
-            return Ok(());
+    /// [`Verdict::Kept`]: resume the guest. [`Verdict::Open`] with [`StillInDoubt::Contradicted`]: the word was false. With
+    /// [`StillInDoubt::Lock`]: another process holds the guest's lock, so the word cannot be true. With
+    /// [`StillInDoubt::Unrecorded`]: it could not be recorded, and so does not count.
+    pub fn fenced(&mut self) -> Verdict {
+        if matches!(self.0.state(), SourceState::Kept | SourceState::Released) {
+            return self.0.ask();
         }
-        match self.0.on(SourceEvent::Fenced) {
-            Ok(SourceAction::Resume) => Ok(()),
-            other => {
-                self.0.give_lock_up();
-                Err(other.err().unwrap_or(HandoverError::OtherAction).into())
-            }
+        if let Err(error) = self.0.take_lock() {
+            return Verdict::Open(error.into());
         }
+        let verdict = match self.0.take_word() {
+            Ok(action) => self.0.verdict(Ok(action)),
+            Err(why) => Verdict::Open(why),
+        };
+        if !matches!(verdict, Verdict::Kept) {
+            self.0.give_lock_up();
+        }
+        verdict
     }
 }
 
@@ -262,7 +369,7 @@ pub enum Verdict {
     Moved,
     /// It never ran there and never will: it is the source's.
     Kept,
-    /// Nobody knows yet.
+    /// Not known yet.
     Open(StillInDoubt),
 }
 
@@ -273,13 +380,22 @@ pub enum StillInDoubt {
     /// The destination could not be asked, or did not answer.
     #[error("the destination does not say what became of the guest: {0}")]
     Silent(#[from] ControlError),
-    /// Its journals have no word of this attempt.
+    /// Its records say nothing of this attempt.
     #[error(
-        "no journal at the destination has a word of this migration, which proves nothing: is it the host, and the \
-         --state-dir, that the guest was sent to?"
+        "the destination's state has no record of this migration, which proves nothing: is it the host, and the folder, that the \
+         guest was sent to?"
     )]
     NoWord,
-    /// Whatever the destination says, somebody holds the guest's lock, or it cannot be reached.
+    /// It waits for GO, which this question must not give.
+    #[error("the destination is ready and waits for the guest")]
+    Ready,
+    /// The operator says that the destination is fenced, and it gave a sign of life.
+    #[error("the destination is not fenced, because it answered: {0}")]
+    Contradicted(String),
+    /// The guest was not given away, or the operator's word was to count, and the disk does not take the record.
+    #[error("the guest stays paused until it is recorded that it is the source's: {0}")]
+    Unrecorded(#[source] StateError),
+    /// Whatever the destination says, another process holds the guest's lock, or it cannot be reached.
     #[error("the guest does not run here without its lock: {0}")]
     Lock(#[from] LockError),
     /// An answer out of turn.
@@ -287,13 +403,13 @@ pub enum StillInDoubt {
     Handover(#[from] HandoverError),
 }
 
-/// Why a source's journal cannot be used.
+/// Why the records of a guest cannot be used.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
     /// The file.
     #[error(transparent)]
-    Journal(#[from] JournalsError),
+    State(#[from] StateError),
     /// What it says.
     #[error(transparent)]
     Handover(#[from] HandoverError),
@@ -301,9 +417,70 @@ pub enum OpenError {
 
 impl fmt::Display for Doubt {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "what became of the guest that was given to {}", self.0.peer)
+        write!(formatter, "what became of the guest that was given to {}", self.peer())
     }
 }
 
 /// How long a destination has for each part of an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+const WITHDRAWN: &str = "the source could not record that it gives the guest away, and keeps it";
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::control::read_preamble;
+
+    const EPOCH: Epoch = Epoch([1; 16]);
+
+    /// A destination that answers one question, and must not get the guest.
+    fn destination(answers: Message) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            read_preamble(&mut stream, ANSWER_MAX).unwrap();
+            let mut control = ControlChannel::answer(stream).unwrap();
+            assert_eq!(control.receive("a question", Some(ANSWER_MAX)).unwrap(), Message::Ask(EPOCH));
+            control.send(&answers).unwrap();
+            // Whatever else is said is no GO.
+            while let Ok(message) = control.receive("the end", Some(ANSWER_MAX)) {
+                assert!(!matches!(message, Message::Go(_)));
+            }
+        });
+        address
+    }
+
+    /// The doubt of a guest that was given to a host of a name that cannot be resolved any more.
+    fn doubt(address: SocketAddr) -> Doubt {
+        let state = HostState::lost_with_this_process();
+        let records = state.start("tern", false).unwrap().writer().unwrap();
+        let (peer, address) = ("no-such-host.invalid:7837".to_owned(), Some(address));
+        let (mark, side) = (Mark::Committed, Side::Source);
+        records.append(Record { mark, side, epoch: EPOCH, peer, address }).unwrap();
+        drop(records);
+        Doubt::recover(&state, "tern", None).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_doubt_asks_at_the_address_that_answered_and_not_at_the_name() {
+        let refused = destination(Message::Outcome(EPOCH, Outcome::Refused));
+        assert!(matches!(doubt(refused).ask(), Verdict::Kept));
+    }
+
+    #[test]
+    fn an_operators_word_gives_nothing_away_and_is_void_where_the_destination_answers() {
+        let ready = destination(Message::Outcome(EPOCH, Outcome::Prepared));
+        let contradicted = doubt(ready).fenced();
+        assert!(matches!(contradicted, Verdict::Open(StillInDoubt::Contradicted(_))), "{contradicted:?}");
+        let unknown = destination(Message::Outcome(EPOCH, Outcome::Unknown));
+        assert!(matches!(doubt(unknown).fenced(), Verdict::Open(StillInDoubt::Contradicted(_))));
+        let running = destination(Message::Outcome(EPOCH, Outcome::Running));
+        assert!(matches!(doubt(running).fenced(), Verdict::Moved));
+        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert!(matches!(doubt(closed).fenced(), Verdict::Kept));
+    }
+}

@@ -135,6 +135,18 @@ impl Attempt<'_> {
                 Some(error) => error.into(),
                 None => HandoverError::OtherAction.into(),
             }),
+            // Nor that it is kept: then the destination's word must do.
+            SourceAction::Withdraw => {
+                let refused = self.ownership.withdraw_over(&mut self.link.control);
+                if let Err(why) = &refused {
+                    tracing::warn!("{why}");
+                }
+                Err(match (self.ownership.take_unrecorded(), refused) {
+                    (Some(error), Ok(SourceAction::Resume)) => error.into(),
+                    (Some(error), _) => MigrationFailure::Unrecorded(error),
+                    (None, _) => HandoverError::OtherAction.into(),
+                })
+            }
             _ => Err(HandoverError::OtherAction.into()),
         }
     }

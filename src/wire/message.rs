@@ -295,8 +295,8 @@ pub enum Refusal {
     )]
     Busy,
     /// The destination could not remember what it does with the guest.
-    #[error("the destination cannot keep a journal: {0}")]
-    Journal(String),
+    #[error("the destination cannot record what becomes of the guest: {0}")]
+    State(String),
     /// The guest has a lock, and the destination none.
     #[error(
         "the source holds a lock for this guest and the destination has none: start `sterna receive` there with --lock FILE"

@@ -12,6 +12,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sterna::handover::Mark;
+use sterna::state::{HostState, Sighting, StorageCheck};
 use tempfile::TempDir;
 
 use super::{PATIENCE, Process, machine_word, wait_until};
@@ -19,6 +21,8 @@ use super::{PATIENCE, Process, machine_word, wait_until};
 #[derive(Debug)]
 pub(crate) struct Host {
     runtime: TempDir,
+    /// The folder of the guests' state, if it is not beside the sockets.
+    state: Option<PathBuf>,
     /// Words before the command: a program that runs it under limits, with its arguments.
     prefix: Vec<String>,
 }
@@ -42,7 +46,12 @@ impl Host {
             .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .expect("a temporary folder");
-        Self { runtime, prefix: prefix.iter().map(|&word| word.to_owned()).collect() }
+        Self { runtime, state: None, prefix: prefix.iter().map(|&word| word.to_owned()).collect() }
+    }
+
+    /// Another login on this host: it shares the state of guests, and looks for their control sockets in another folder.
+    pub(crate) fn login(&self) -> Self {
+        Self { state: Some(self.state()), ..Self::new() }
     }
 
     /// Starts `sterna` with these arguments.
@@ -71,6 +80,8 @@ impl Host {
             .args(arguments)
             .env("STERNA_RUNTIME_DIR", runtime)
             .env("STERNA_STATE_DIR", host.state())
+            // Of a lab, whose /tmp is in memory.
+            .env("STERNA_STATE_DIR_ANYWAY", "1")
             .env("TMPDIR", runtime)
             .env_remove("STERNA_LOG");
         Process::start(command)
@@ -112,9 +123,20 @@ impl Host {
         self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more))
     }
 
-    /// The folder of its journals.
+    /// The folder of its guests' state.
     pub(crate) fn state(&self) -> PathBuf {
-        self.runtime.path().join("state")
+        self.state.clone().unwrap_or_else(|| self.runtime.path().join("state"))
+    }
+
+    /// What a process of this host, or another, sees of a guest's state.
+    pub(crate) fn sighting(&self, name: &str) -> Option<Sighting> {
+        let state = HostState::in_folder(&self.state(), StorageCheck::Accept).expect("the folder is private");
+        state.look(name).expect("the state can be read")
+    }
+
+    /// The last record of a guest.
+    pub(crate) fn last_record(&self, name: &str) -> Option<Mark> {
+        self.sighting(name)?.journal.last().map(|record| record.mark)
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
@@ -129,6 +151,16 @@ impl Host {
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).expect("the holder answers");
         serde_json::from_str(&line).expect("the holder answers in JSON")
+    }
+
+    /// The same with a whole request, of a process that may be about to come or to go.
+    pub(crate) fn try_ask(&self, name: &str, request: &Value) -> Option<Value> {
+        let mut stream = UnixStream::connect(self.socket(name)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        writeln!(stream, "{request}").ok()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).ok()?;
+        serde_json::from_str(&line).ok()
     }
 
     /// Waits until nobody holds a guest of this name here: a destination that gave up still frees what it reserved when the

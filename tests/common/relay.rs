@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use sterna::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role};
 use zerocopy::{FromBytes, IntoBytes};
@@ -40,10 +41,14 @@ pub(crate) fn relay(
     let address = listener.local_addr().expect("a bound socket has an address");
     let decide: Decide = Arc::new(Mutex::new(decide));
     thread::spawn(move || {
-        let mut controls = 0;
-        for source in listener.incoming().map_while(Result::ok) {
-            // A destination that is down closes the connection, as its kernel would.
-            let Ok(there) = TcpStream::connect(destination) else { continue };
+        let (mut controls, mut listener) = (0, listener);
+        while let Ok((source, _)) = listener.accept() {
+            // A destination that is down takes no connection, so the relay takes none either until it is back.
+            let Ok(there) = TcpStream::connect(destination) else {
+                drop((source, listener));
+                listener = again(destination, address);
+                continue;
+            };
             match pass_preamble(&source, &there) {
                 Ok(Role::Control) => {
                     for (from, to, who) in
@@ -74,6 +79,18 @@ pub(crate) fn relay(
         }
     });
     address
+}
+
+/// Listens at `address` again once the destination does.
+fn again(destination: SocketAddr, address: SocketAddr) -> TcpListener {
+    loop {
+        thread::sleep(Duration::from_millis(20));
+        if TcpStream::connect(destination).is_ok()
+            && let Ok(listener) = TcpListener::bind(address)
+        {
+            return listener;
+        }
+    }
 }
 
 fn pass_preamble(mut source: &TcpStream, mut destination: &TcpStream) -> io::Result<Role> {

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use sterna::handover::{Mark, Side};
-use sterna::journal::Journals;
+use sterna::handover::Mark;
+use sterna::state::{HostState, StorageCheck};
 
 use super::Host;
 
@@ -18,7 +18,7 @@ struct Places {
     name: String,
     source: PathBuf,
     destination: PathBuf,
-    journals: Journals,
+    state: HostState,
 }
 
 /// Has a witness watch a guest of this name and its two hosts for as long as `work` takes.
@@ -34,7 +34,7 @@ pub(crate) fn never_runs_twice<T>(
         name: name.to_owned(),
         source: source.socket(name),
         destination: destination.socket(name),
-        journals: Journals::in_folder(destination.state()),
+        state: HostState::in_folder(&destination.state(), StorageCheck::Accept).expect("it is private"),
     };
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -66,8 +66,8 @@ impl Places {
     fn watch(&self, over: &AtomicBool) -> Result<u64, String> {
         let mut samples = 0;
         while !over.load(Ordering::Relaxed) {
-            let recorded = self.journals.look(&self.name, Side::Destination).ok().flatten();
-            let recorded = recorded.and_then(|journal| journal.last().map(|record| record.mark));
+            let recorded = self.state.look(&self.name).ok().flatten();
+            let recorded = recorded.and_then(|sighting| sighting.journal.last().map(|record| record.mark));
             let there = phase(&self.destination);
             let ran_there = recorded == Some(Mark::Running) || there.as_deref() == Some("running");
             if ran_there && phase(&self.source).as_deref() == Some("running") {

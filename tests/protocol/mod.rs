@@ -51,6 +51,10 @@ pub(crate) enum Mutant {
     GoBeforeCommitted,
     ResumeOnLostRunning,
     VerifyBeforeRevoke,
+    /// A destination that answers "ready" to a question with a word pending gets GO all the same.
+    GoWhileWordPending,
+    /// A guest runs on although neither COMMITTED nor REFUSED could be recorded.
+    ResumeUnrecorded,
 }
 
 /// What goes wrong when a journal is written to.
@@ -150,6 +154,12 @@ pub(crate) struct World {
     pub(crate) source: Source,
     pub(crate) destination: Destination,
     pub(crate) mutant: Option<Mutant>,
+    /// An operator said that a host is fenced, and it was not: the guest may run twice if that host stays silent.
+    pub(crate) lied: bool,
+    /// GO left, or the destination gave a sign of life, since the operator gave the word that is pending.
+    contradicted: bool,
+    /// A word was taken all the same.
+    pub(crate) took_contradicted_word: bool,
 }
 
 fn epoch(attempt: Attempt) -> Epoch {
@@ -181,15 +191,27 @@ impl World {
             written_while_running: false,
             old_image_ran: false,
         };
-        Self { source, destination, mutant }
+        let (lied, contradicted, took_contradicted_word) = (false, false, false);
+        Self { source, destination, mutant, lied, contradicted, took_contradicted_word }
     }
 
     // What must always hold.
 
     /// Nor one after the other: what ran at the destination has written to disks and spoken to the world, and the source's
-    /// memory knows nothing of it.
+    /// memory knows nothing of it. An operator's false word may do that, where the host that it is about is silent.
     pub(crate) fn both_run(&self) -> bool {
-        self.source.guest == GuestHere::Running && self.destination.has_run
+        !self.lied && self.source.guest == GuestHere::Running && self.destination.has_run
+    }
+
+    /// A guest that runs on at the source cannot be revived at the destination after a crash: REFUSED is on a disk.
+    pub(crate) fn runs_on_unrecorded(&self) -> bool {
+        match self.source.journal.last() {
+            Some((attempt, Mark::Committed)) => {
+                self.source.guest == GuestHere::Running
+                    && !self.destination.journal.says(attempt, Mark::Refused)
+            }
+            _ => false,
+        }
     }
 
     /// Whether the journals hold what this letter promises.
@@ -287,7 +309,13 @@ impl World {
             here.guest = GuestHere::Running;
             self.destination.old_image_ran |= self.destination.has_run;
         }
+        let word = here.state() == Some(SourceState::WordPending);
         here.on(SourceEvent::Failed);
+        if word {
+            self.took_contradicted_word |= self.contradicted;
+            // If it ran there, the operator has written that off.
+            self.destination.has_run &= self.lied;
+        }
     }
 
     /// The destination's patience ends, or its operator's.
@@ -295,28 +323,32 @@ impl World {
         self.destination.on(DestinationEvent::Failed);
     }
 
-    /// An operator saw to it that the other host is off, and says so.
+    /// An operator may say that the other host is off, whether or not it is.
     pub(crate) fn may_fence_destination(&self) -> bool {
-        !self.destination.is_up
-            && self.destination.guest == GuestThere::None
-            && self.source.hears()
-            && self.source.state() == Some(SourceState::InDoubt)
+        self.source.hears() && self.source.state() == Some(SourceState::InDoubt)
     }
 
+    pub(crate) fn is_destination_off(&self) -> bool {
+        !self.destination.is_up && self.destination.guest == GuestThere::None
+    }
+
+    /// The driver's act begins: the destination is asked, and its silence awaited.
     pub(crate) fn fence_destination(&mut self) {
+        self.lied |= !self.is_destination_off();
+        self.contradicted = false;
         self.source.on(SourceEvent::Fenced);
-        // If it ran there, the operator has written that off.
-        self.destination.has_run = false;
     }
 
     pub(crate) fn may_fence_source(&self) -> bool {
-        !self.source.is_up
-            && self.source.guest == GuestHere::Gone
-            && self.destination.hears()
-            && self.destination.state() == Some(DestinationState::Prepared)
+        self.destination.hears() && self.destination.state() == Some(DestinationState::Prepared)
+    }
+
+    pub(crate) fn is_source_off(&self) -> bool {
+        !self.source.is_up && self.source.guest == GuestHere::Gone
     }
 
     pub(crate) fn fence_source(&mut self) {
+        self.lied |= !self.is_source_off();
         self.destination.on(DestinationEvent::Fenced);
     }
 
@@ -366,6 +398,13 @@ impl World {
     /// A letter arrives. What it makes the machine want is done next.
     pub(crate) fn deliver(&mut self, letter: Letter) -> Vec<Letter> {
         let of = epoch(letter.attempt);
+        if letter.is_to_source() && letter.attempt == self.source.attempt {
+            self.contradicted = true;
+            let pending = self.source.state() == Some(SourceState::WordPending);
+            if pending && letter.says == Says::Prepared && self.mutant == Some(Mutant::GoWhileWordPending) {
+                return vec![Letter { says: Says::Go, ..letter }];
+            }
+        }
         match letter.says {
             Says::WriteOld => self.destination.written(letter.attempt, Ram::Old),
             Says::WriteLast => self.destination.written(letter.attempt, Ram::Complete),
@@ -425,6 +464,10 @@ impl World {
             SourceAction::Record(mark) => {
                 let attempt = here.attempt;
                 here.journal.write(attempt, mark, outcome);
+                let withdraws = here.state() == Some(SourceState::Withdrawing) && outcome != Outcome::Good;
+                if withdraws && self.mutant == Some(Mutant::ResumeUnrecorded) {
+                    here.guest = GuestHere::Running;
+                }
                 here.on(match outcome {
                     Outcome::Good => SourceEvent::Recorded(mark),
                     Outcome::Bad | Outcome::BadButWritten => SourceEvent::NotRecorded(mark),
@@ -447,7 +490,8 @@ impl World {
                 }
                 Vec::new()
             }
-            SourceAction::Ask => letter(Says::Ask),
+            SourceAction::Ask | SourceAction::AskOnly => letter(Says::Ask),
+            SourceAction::Withdraw => letter(Says::Abort),
         }
     }
 

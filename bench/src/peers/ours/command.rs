@@ -79,6 +79,7 @@ impl Ends {
             let mut command = Command::new(&setup.sterna);
             command.env("STERNA_RUNTIME_DIR", runtime.path()).args(arguments);
             command.env("STERNA_STATE_DIR", runtime.path().join("state"));
+            command.env("STERNA_STATE_DIR_ANYWAY", "1");
             command.args(["--json", "--until-stdin-closes"]);
             let mut running = Running::start(&mut command, "sterna", "(cargo build --release)")?;
             let line =

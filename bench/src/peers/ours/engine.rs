@@ -9,6 +9,7 @@ use sterna::convergence::Limits;
 use sterna::destination::Receiver;
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{MigrationFailure, Options, Tuning};
+use sterna::state::HostState;
 use sterna::transport::TransportChoice;
 
 use super::guest::{BenchGuest, BenchHost, Content, Pages, Script};
@@ -141,14 +142,17 @@ fn migrate_and(
     heard: &Heard,
     around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
 ) -> Result<Moved, Failure> {
-    let receiver = Receiver::bind(SocketAddr::new(setup.device.address, 0))
+    // What becomes of the bench's guest is asked by nobody.
+    let state = HostState::lost_with_this_process;
+    let claim = state().start("bench", false).map_err(|error| Failure::Sterna(error.to_string()))?;
+    let receiver = Receiver::bind(SocketAddr::new(setup.device.address, 0), state())
         .map_err(|error| Failure::Sterna(error.to_string()))?;
     let address = receiver.local_address().map_err(|error| Failure::Sterna(error.to_string()))?;
     let (moved, arrival) = thread::scope(|scope| {
         let arriving = scope.spawn(|| receiver.receive(&BenchHost));
         let mut migrate = || {
             let began = Instant::now();
-            let report = sterna::source::migrate(guest, &address.to_string(), options, heard);
+            let report = sterna::source::migrate(guest, &claim, &address.to_string(), options, heard);
             let wall = began.elapsed();
             let report = report.map_err(|error| match error.cause {
                 // It says after how many rounds, and what would help.

@@ -1,0 +1,188 @@
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::lock::{Lock, LockError};
+
+/// What can be seen of a guest that arrives, and said about it, from beside the receiver: the operator's handle.
+#[derive(Clone, Debug, Default)]
+pub struct PendingArrival(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: ArrivalPhase,
+    lock: Option<Lock>,
+    word: Word,
+}
+
+/// How far an arrival is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArrivalPhase {
+    /// No guest is ready here: it runs at its source, if one is on its way.
+    #[default]
+    Arriving,
+    /// The guest is ready to run and paused at both ends, and its source decides.
+    Ready,
+    /// The same, but the source is lost: the guest is kept until then.
+    Kept {
+        /// Given up at this time.
+        until: Instant,
+    },
+    /// RUNNING is recorded: the guest is this host's.
+    Running,
+}
+
+/// The operator's word that the source is fenced.
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Word {
+    #[default]
+    None,
+    /// Given, and to be answered.
+    Given,
+    Taken,
+    /// The source has given a sign of life.
+    Contradicted,
+}
+
+/// What became of an operator's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WordOutcome {
+    /// It is taken: the guest runs here.
+    Taken,
+    /// No guest is kept for a source that is lost, so there is nothing to give a word for.
+    NotKept,
+    /// The source gave a sign of life after the word. Its guest may run there.
+    Contradicted,
+}
+
+impl PendingArrival {
+    /// How far the arrival is.
+    #[must_use]
+    pub fn phase(&self) -> ArrivalPhase {
+        self.state().phase
+    }
+
+    /// The operator's word that the source's host is fenced: it is off, or can reach neither disks nor network, and will not run
+    /// this guest. It is run here then, unless the source gives a sign of life; returns once that is decided.
+    /// **If the word is false and the source silent, the guest runs twice.**
+    ///
+    /// # Errors
+    /// [`LockError`] if the guest has a lock and another process holds that, so the word cannot be true. Nothing changes.
+    pub fn source_is_fenced(&self) -> Result<WordOutcome, LockError> {
+        let mut state = self.state();
+        if !matches!(state.phase, ArrivalPhase::Kept { .. }) || state.word != Word::None {
+            return Ok(WordOutcome::NotKept);
+        }
+        // Before the wait for GO ends, which needs this state: so the guest runs with the lock, or the lock is given up.
+        state.lock.as_ref().map_or(Ok(()), Lock::take)?;
+        state.word = Word::Given;
+        self.0.changed.notify_all();
+        while state.word == Word::Given {
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(match std::mem::take(&mut state.word) {
+            Word::Taken => WordOutcome::Taken,
+            Word::Contradicted => WordOutcome::Contradicted,
+            Word::None | Word::Given => WordOutcome::NotKept,
+        })
+    }
+
+    pub(super) fn set(&self, phase: ArrivalPhase, lock: Option<Lock>) {
+        let mut state = self.state();
+        (state.phase, state.lock) = (phase, lock);
+        if !matches!(phase, ArrivalPhase::Kept { .. }) && state.word == Word::Given {
+            state.word = Word::None;
+        }
+        self.0.changed.notify_all();
+    }
+
+    /// Whether a word is to be answered.
+    #[cfg(test)]
+    pub(super) fn is_word_given(&self) -> bool {
+        self.state().word == Word::Given
+    }
+
+    /// The source gave a sign of life: a word that is pending is void.
+    pub(super) fn contradict(&self) {
+        let mut state = self.state();
+        if state.word == Word::Given {
+            state.word = Word::Contradicted;
+            // The guest's lock was taken for the word.
+            if let Some(lock) = &state.lock {
+                lock.give_up();
+            }
+            self.0.changed.notify_all();
+        }
+    }
+
+    /// Takes a word that is pending, and ends the keeping.
+    pub(super) fn take_word(&self) -> bool {
+        let mut state = self.state();
+        let given = state.word == Word::Given;
+        if given {
+            state.word = Word::Taken;
+            self.0.changed.notify_all();
+        }
+        given
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ArrivalPhase {
+    /// How long the guest is kept from now on; `None` if its source is not lost.
+    #[must_use]
+    pub fn left(self) -> Option<Duration> {
+        match self {
+            Self::Kept { until } => Some(until.saturating_duration_since(Instant::now())),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn kept() -> PendingArrival {
+        let pending = PendingArrival::default();
+        pending.set(ArrivalPhase::Kept { until: Instant::now() + Duration::from_secs(600) }, None);
+        pending
+    }
+
+    #[test]
+    fn a_word_counts_only_while_the_guest_is_kept_and_its_source_silent() {
+        let none = PendingArrival::default();
+        assert_eq!(none.source_is_fenced().unwrap(), WordOutcome::NotKept);
+        none.set(ArrivalPhase::Ready, None);
+        assert_eq!(none.source_is_fenced().unwrap(), WordOutcome::NotKept);
+        type Decide = fn(&PendingArrival);
+        let decisions: [(Decide, WordOutcome); 3] = [
+            (|pending| assert!(pending.take_word()), WordOutcome::Taken),
+            (PendingArrival::contradict, WordOutcome::Contradicted),
+            (|pending| pending.set(ArrivalPhase::Arriving, None), WordOutcome::NotKept),
+        ];
+        for (decide, outcome) in decisions {
+            let pending = kept();
+            thread::scope(|scope| {
+                let word = scope.spawn(|| pending.source_is_fenced().unwrap());
+                while !pending.is_word_given() {
+                    thread::yield_now();
+                }
+                decide(&pending);
+                assert_eq!(word.join().unwrap(), outcome);
+            });
+            pending.contradict();
+            assert!(!pending.take_word(), "a word counts once");
+        }
+    }
+}

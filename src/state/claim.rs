@@ -1,0 +1,158 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::StateError;
+use super::file::Keeper;
+use crate::handover::{Journal, Mark, Record, Standing};
+
+/// A guest's name and state on this host, which no other process of it has. Clones are the same claim; it lasts until the last of
+/// them is dropped. Keep one for as long as the guest lives: that the state file is locked is the sign that it does.
+#[derive(Clone, Debug)]
+pub struct GuestClaim(Arc<Claimed>);
+
+#[derive(Debug)]
+struct Claimed {
+    name: String,
+    record_time: Duration,
+    records: Mutex<Records>,
+}
+
+#[derive(Debug)]
+struct Records {
+    journal: Journal,
+    keeper: Keeper,
+    /// A record could not be written, and may be on the disk all the same.
+    unsure: bool,
+    /// An attempt writes records; one does at a time.
+    writing: bool,
+}
+
+impl GuestClaim {
+    pub(super) fn new(name: &str, journal: Journal, keeper: Keeper, record_time: Duration) -> Self {
+        let records = Mutex::new(Records { journal, keeper, unsure: false, writing: false });
+        Self(Arc::new(Claimed { name: name.to_owned(), record_time, records }))
+    }
+
+    /// A claim whose disk fails at these marks.
+    #[cfg(test)]
+    pub(crate) fn failing(marks: &[Mark]) -> Self {
+        Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()), Duration::ZERO)
+    }
+
+    /// The guest's name on this host.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its records.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        self.records().journal.clone()
+    }
+
+    /// Writes into the state file how the process that has the guest can be reached: a text of one line. It is a hint, and not
+    /// durable.
+    pub fn announce(&self, contact: &str) {
+        if let Err(error) = self.records().keeper.announce(contact) {
+            tracing::warn!(
+                "the state file of {} does not say how to reach its process: {error}",
+                self.name()
+            );
+        }
+    }
+
+    /// The guest was not started after all, or ended on purpose. If an earlier guest of the name is elsewhere, that is on record
+    /// again; unless an attempt left a record, the state file is removed.
+    pub fn retire(&self) {
+        let before = {
+            let mut records = self.records();
+            if records.unsure || records.journal.last().is_none_or(|last| last.mark != Mark::Started) {
+                return;
+            }
+            let before = records.journal.records().iter().rev().find(|record| record.mark != Mark::Started);
+            let before = before.cloned();
+            if before.is_none() {
+                records.journal = Journal::empty();
+                records.keeper.release(self.name(), &records.journal, true);
+            }
+            before
+        };
+        if let Some(elsewhere) = before.filter(|record| !Standing::after(record).may_start())
+            && let Err(error) = self.append(elsewhere)
+        {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// The right to write records, which one attempt has at a time.
+    ///
+    /// # Errors
+    /// [`StateError::Claimed`].
+    pub(crate) fn writer(&self) -> Result<RecordWriter, StateError> {
+        let mut records = self.records();
+        if std::mem::replace(&mut records.writing, true) {
+            let holder = super::Holder::of_this_process();
+            return Err(StateError::Claimed { name: self.0.name.clone(), holder });
+        }
+        drop(records);
+        Ok(RecordWriter(self.clone()))
+    }
+
+    pub(super) fn append(&self, record: Record) -> Result<(), StateError> {
+        let mut records = self.records();
+        let Records { journal, keeper, unsure, .. } = &mut *records;
+        keeper.write(&self.0.name, journal, &record, unsure)?;
+        *unsure = false;
+        journal.add(record);
+        Ok(())
+    }
+
+    /// A guest that a dead process left ready to run never ran, because RUNNING would be there.
+    pub(super) fn refuse_what_was_left_ready(&self) -> Result<(), StateError> {
+        let last = self.records().journal.last().filter(|last| last.mark == Mark::Prepared).cloned();
+        last.map_or(Ok(()), |last| self.append(Record { mark: Mark::Refused, ..last }))
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        self.0.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        let records = self.records.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let says_nothing = records.journal.records().is_empty() && !records.unsure;
+        records.keeper.release(&self.name, &records.journal, says_nothing);
+    }
+}
+
+/// The one who writes records of an attempt.
+#[derive(Debug)]
+pub(crate) struct RecordWriter(GuestClaim);
+
+impl RecordWriter {
+    /// Writes a record, and returns once it is durable.
+    ///
+    /// # Errors
+    /// [`StateError`]; the record may be on the disk all the same.
+    pub(crate) fn append(&self, record: Record) -> Result<(), StateError> {
+        self.0.append(record)
+    }
+
+    /// The last record.
+    pub(crate) fn last(&self) -> Option<Record> {
+        self.0.records().journal.last().cloned()
+    }
+
+    /// How long a record takes: what writing as much took when the state was claimed.
+    pub(crate) fn record_time(&self) -> Duration {
+        self.0.0.record_time
+    }
+}
+
+impl Drop for RecordWriter {
+    fn drop(&mut self) {
+        self.0.records().writing = false;
+    }
+}

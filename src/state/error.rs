@@ -1,0 +1,84 @@
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use super::{FolderError, Holder};
+use crate::handover::JournalError;
+
+/// Why a guest's state cannot be claimed, kept or read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// A guest's name that cannot name a file.
+    #[error("`{0}` cannot name a state file: a guest's name may not contain `/` or begin with `.`")]
+    Name(String),
+    /// Another process, or another attempt of this one, has it.
+    #[error(
+        "a process of this host{holder} has the guest {name}, or brings it to this host: let that end first"
+    )]
+    Claimed {
+        /// The guest.
+        name: String,
+        /// The process, as far as the file tells.
+        holder: Holder,
+    },
+    /// An earlier version of Sterna left its own files for this guest.
+    #[error(
+        "{0} was written by an earlier version of sterna, which kept a file for each role: settle with that version where the \
+         guest is, then move its files away"
+    )]
+    Earlier(PathBuf),
+    /// The file is not what it should be.
+    #[error(
+        "the state file {path} is unusable: {error}. Find out where the guest is, then move the file away"
+    )]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: JournalError,
+    },
+    /// The folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The file system refused.
+    #[error(
+        "cannot {what} the state file {path}: {error}; it needs a disk that takes writes, and 136 KiB on it"
+    )]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// Why a guest may not be started.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Its state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A guest of that name was given away, and may run at the other side.
+    #[error(
+        "a guest named {name} was given to {peer} and may run there: `sterna recover {name}` settles that"
+    )]
+    InDoubt {
+        /// The guest.
+        name: String,
+        /// The other side.
+        peer: String,
+    },
+    /// A guest of that name is at the other side.
+    #[error("the guest {name} is at {peer}: a second one must not run under its name")]
+    Elsewhere {
+        /// The guest.
+        name: String,
+        /// The other side.
+        peer: String,
+    },
+}

@@ -1,0 +1,283 @@
+//! A state file: locked, read and written.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{Kept, Memory, Sighting, StateError, StateFolder};
+#[cfg(test)]
+use crate::handover::Mark;
+use crate::handover::{JOURNAL_LEN, Journal, JournalError, Record, WRITE_LEN};
+
+/// Where the records of a claim go.
+#[derive(Debug)]
+pub(super) enum Keeper {
+    File {
+        folder: StateFolder,
+        file: File,
+    },
+    Memory(Memory),
+    /// A disk that fails at these marks.
+    #[cfg(test)]
+    Failing(Vec<Mark>),
+}
+
+/// The process that has a guest, as far as its state file tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Its id, in its own PID namespace.
+    pub process: Option<u32>,
+    /// How it can be reached, in its own words.
+    pub contact: Option<String>,
+}
+
+impl Holder {
+    pub(super) fn of_this_process() -> Self {
+        Self { process: Some(process::id()), contact: None }
+    }
+
+    /// Two lines, and zeros behind them.
+    fn encode(&self) -> [u8; HOLDER_LEN] {
+        let mut bytes = [0; HOLDER_LEN];
+        let contact = self.contact.as_deref().unwrap_or_default();
+        let text = format!("{}\n{contact}\n", self.process.unwrap_or_default());
+        // One that does not fit is left out whole.
+        if text.len() <= HOLDER_LEN && !contact.contains('\n') {
+            bytes[..text.len()].copy_from_slice(text.as_bytes());
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let mut lines = text.lines();
+        let process = lines.next().and_then(|line| line.parse().ok()).filter(|&process| process > 0);
+        let contact = lines.next().filter(|line| !line.is_empty() && !line.contains(char::is_control));
+        Self { process, contact: contact.map(str::to_owned) }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.process.map_or(Ok(()), |process| write!(formatter, ", process {process},"))
+    }
+}
+
+impl Keeper {
+    /// Writes the next record of `journal`, and returns once it is durable. Sets `unsure` as soon as it may be on the disk.
+    pub(super) fn write(
+        &self,
+        name: &str,
+        journal: &Journal,
+        record: &Record,
+        unsure: &mut bool,
+    ) -> Result<(), StateError> {
+        match self {
+            Self::File { folder, file } => {
+                let path = path(folder, name);
+                let content = |error| StateError::Content { path: path.clone(), error };
+                let (at, bytes) = journal.write(record).map_err(content)?;
+                *unsure = true;
+                write(file, &bytes, at).map_err(failed("write to", path))
+            }
+            Self::Memory(_) => Ok(()),
+            #[cfg(test)]
+            Self::Failing(marks) if marks.contains(&record.mark) => {
+                *unsure = true;
+                Err(failed("write to", "test".into())(io::ErrorKind::StorageFull.into()))
+            }
+            #[cfg(test)]
+            Self::Failing(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn announce(&self, contact: &str) -> io::Result<()> {
+        let Self::File { file, .. } = self else { return Ok(()) };
+        let holder = Holder { contact: Some(contact.to_owned()), ..Holder::of_this_process() };
+        file.write_all_at(&holder.encode(), HOLDER_AT)
+    }
+
+    /// The claim ends.
+    pub(super) fn release(&self, name: &str, journal: &Journal, says_nothing: bool) {
+        match self {
+            // While it is locked: a process that waits for the lock makes another. The lock goes with the descriptor.
+            Self::File { folder, file } if says_nothing && folder.is_at(file, &file_name(name)) => {
+                if let Err(error) = folder.remove_file(&file_name(name)) {
+                    let path = path(folder, name);
+                    tracing::warn!("the state file {} is empty and stays: {error}", path.display());
+                }
+            }
+            Self::File { file, .. } => {
+                // What it says of a process is true no more.
+                let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT);
+            }
+            Self::Memory(memory) if says_nothing => drop(super::lock(memory).remove(name)),
+            Self::Memory(memory) => {
+                let kept = Kept { journal: journal.clone(), claimed: false };
+                super::lock(memory).insert(name.to_owned(), kept);
+            }
+            #[cfg(test)]
+            Self::Failing(_) => {}
+        }
+    }
+}
+
+/// Locks the state file of a guest, and makes it if there is none. Returns what it says, and how long a record takes.
+pub(super) fn claim_file(
+    folder: &StateFolder,
+    name: &str,
+) -> Result<(Journal, Keeper, Duration), StateError> {
+    check_no_earlier(folder, name)?;
+    let file = open_locked(folder, name)?;
+    let journal = read(folder, &file, name)?;
+    // The head stays what it is, and is as long as a record.
+    let began = Instant::now();
+    write(&file, &Journal::head(), 0).map_err(failed("write to", path(folder, name)))?;
+    let record_time = began.elapsed();
+    // A hint, for messages: the claim holds without it.
+    let _ = file.write_all_at(&Holder::of_this_process().encode(), HOLDER_AT);
+    Ok((journal, Keeper::File { folder: folder.clone(), file }, record_time))
+}
+
+/// Reads a state file without a claim; `None` if there is none.
+pub(super) fn look_at_file(folder: &StateFolder, name: &str) -> Result<Option<Sighting>, StateError> {
+    check_no_earlier(folder, name)?;
+    let Some(file) = folder.open_file(&file_name(name), false)? else { return Ok(None) };
+    // A record that is being written while it is read may look damaged.
+    let mut journal = read(folder, &file, name);
+    for _ in 0..READS {
+        if journal.is_ok() {
+            break;
+        }
+        thread::sleep(NAP);
+        journal = read(folder, &file, name);
+    }
+    let journal = journal?;
+    let failed = || failed("lock", path(folder, name));
+    let holder = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => None,
+        Err(Errno::WOULDBLOCK) => {
+            let mut text = [0; HOLDER_LEN];
+            Some(
+                file.read_exact_at(&mut text, HOLDER_AT)
+                    .map_or_else(|_| Holder::default(), |()| Holder::decode(&text)),
+            )
+        }
+        Err(error) => return Err(failed()(error.into())),
+    };
+    Ok(Some(Sighting { journal, holder }))
+}
+
+/// The guests that have a state file.
+pub(super) fn names(folder: &StateFolder) -> Vec<String> {
+    let names = folder.names().unwrap_or_default();
+    names.iter().filter_map(|name| name.strip_suffix(SUFFIX)).map(str::to_owned).collect()
+}
+
+/// Opens the file and locks it; makes it if there is none.
+fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
+    let claimed = |file: &File| {
+        let mut text = [0; HOLDER_LEN];
+        let holder = file.read_exact_at(&mut text, HOLDER_AT).map(|()| Holder::decode(&text));
+        StateError::Claimed { name: name.to_owned(), holder: holder.unwrap_or_default() }
+    };
+    let deadline = Instant::now() + LOOKS_MAX;
+    loop {
+        let Some(file) = folder.open_file(&file_name(name), true)? else {
+            folder.make_file(&file_name(name), JOURNAL_LEN as u64, &Journal::head())?;
+            continue;
+        };
+        match lock(&file).map_err(failed("lock", path(folder, name)))? {
+            Locked::Exclusively if folder.is_at(&file, &file_name(name)) => return Ok(file),
+            // It was removed or replaced meanwhile.
+            Locked::Exclusively => {}
+            Locked::ByAnother => return Err(claimed(&file)),
+            Locked::ByLookers if Instant::now() >= deadline => return Err(claimed(&file)),
+            Locked::ByLookers => thread::sleep(NAP),
+        }
+    }
+}
+
+enum Locked {
+    Exclusively,
+    ByAnother,
+    /// By processes that look at it, for a moment.
+    ByLookers,
+}
+
+fn lock(file: &File) -> io::Result<Locked> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(Locked::Exclusively),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(Locked::ByLookers),
+        Err(Errno::WOULDBLOCK) => Ok(Locked::ByAnother),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn check_no_earlier(folder: &StateFolder, name: &str) -> Result<(), StateError> {
+    for earlier in EARLIER {
+        let earlier = format!("{name}{earlier}");
+        if folder.open_file(&earlier, false)?.is_some() {
+            return Err(StateError::Earlier(folder.path().join(earlier)));
+        }
+    }
+    Ok(())
+}
+
+fn read(folder: &StateFolder, file: &File, name: &str) -> Result<Journal, StateError> {
+    let path = path(folder, name);
+    let content = |error| StateError::Content { path: path.clone(), error };
+    let found = file.metadata().map_err(failed("read", path.clone()))?;
+    if found.len() != JOURNAL_LEN as u64 {
+        return Err(content(JournalError::Foreign));
+    }
+    let mut bytes = vec![0; JOURNAL_LEN];
+    file.read_exact_at(&mut bytes, 0).map_err(failed("read", path.clone()))?;
+    Journal::read(&bytes).map_err(content)
+}
+
+/// Writes to it, and returns once that is durable.
+fn write(file: &File, bytes: &[u8; WRITE_LEN], at: u64) -> io::Result<()> {
+    file.write_all_at(bytes, at)?;
+    file.sync_data()
+}
+
+fn file_name(name: &str) -> String {
+    format!("{name}{SUFFIX}")
+}
+
+fn path(folder: &StateFolder, name: &str) -> PathBuf {
+    folder.path().join(file_name(name))
+}
+
+fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> StateError {
+    move |error| StateError::Io { what, path, error }
+}
+
+const SUFFIX: &str = ".state";
+
+/// What version 1 kept.
+const EARLIER: [&str; 2] = [".source.journal", ".destination.journal"];
+
+/// In the head's first block, behind what it says.
+const HOLDER_AT: u64 = 2048;
+const HOLDER_LEN: usize = 2048;
+
+/// How often a file that looks damaged is read again.
+const READS: usize = 5;
+const NAP: Duration = Duration::from_millis(5);
+
+/// How long processes that look at a file may keep it locked together.
+const LOOKS_MAX: Duration = Duration::from_secs(10);
