@@ -9,7 +9,11 @@ use crate::convergence::{Downtime, Limits};
 use crate::transport::TransportKind;
 use crate::verify::Verify;
 
-/// Told what happens, as it happens, on the migrating thread: return soon.
+/// Sees what happens in a migration, as it happens.
+///
+/// The migrating thread makes these calls, some of them while the guest is paused, so an implementation returns at once: it neither
+/// writes to a socket or a terminal nor waits for a lock that is held while somebody does. Queue the event in bounded memory, let
+/// another thread pass it on, and lose events where its reader does not keep up; [`Report`] has all that matters in the end.
 pub trait Observer: Sync {
     /// Something happened.
     fn event(&self, event: &Event);

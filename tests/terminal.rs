@@ -3,9 +3,10 @@
 
 mod common;
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use common::{Host, Process, runs_on, wait_until};
+use common::{BUSY, ENDLESS, Host, Process, Receiving, moves_away_from, runs_on, wait_until};
 
 /// Ways to run a command, as a shell's `"$@"`, with output that fails; the exit code is that of the command.
 const DEAF: [&str; 4] = [
@@ -78,4 +79,103 @@ fn exit_codes_do_not_depend_on_who_reads() {
             assert_eq!(ended.code, Some(code), "{words:?} by {how}: {ended:#?}");
         }
     }
+}
+
+/// A migration that is under way, and lasts until somebody ends it.
+struct UnderWay {
+    source: Host,
+    running: Process,
+    _receiving: Receiving,
+    to: String,
+    migrating: Process,
+}
+
+impl UnderWay {
+    fn new(guest: &[&str]) -> Self {
+        let source = Host::new();
+        let running = source.run("tern", guest);
+        let receiving = Host::new().receive(&[]);
+        let migrating = source.migrate("tern", receiving.address, &ENDLESS);
+        migrating.says("round 2:");
+        Self { source, running, to: receiving.address.to_string(), _receiving: receiving, migrating }
+    }
+
+    fn watch(&self) -> Process {
+        let watching = self.source.start(["migrate", "tern", "--watch", "--json"]);
+        watching.says("  round ");
+        watching
+    }
+
+    fn is_under_way(&self) {
+        assert_eq!(self.source.status("tern")["migrating"], true);
+    }
+
+    fn cancel(&self) {
+        self.source.start(["cancel", "tern"]).wait().expect_code(0);
+    }
+}
+
+#[test]
+fn a_migration_whose_command_is_gone_can_be_watched_and_cancelled() {
+    for signal in [libc::SIGHUP, libc::SIGKILL] {
+        let under_way = UnderWay::new(&[BUSY]);
+        under_way.migrating.signal(signal);
+        wait_until("the command is gone", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", under_way.migrating.id())).unwrap();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z"))
+        });
+        under_way.is_under_way();
+
+        // Another is refused, and says what there is to do.
+        let again = under_way.source.migrate("tern", "127.0.0.1:1", &[]).wait().expect_code(11);
+        let goes = format!("tern is migrating to {} already", under_way.to);
+        again.says(&goes).says("`sterna migrate tern --watch`").says("`sterna cancel tern`");
+        assert_eq!(again.json()["exit"], "refused");
+
+        // Who watches and leaves cancels nothing.
+        let leaving = under_way.watch();
+        leaving.signal(libc::SIGINT);
+        assert_eq!(leaving.wait().signal, Some(libc::SIGINT));
+        under_way.is_under_way();
+
+        let watching = under_way.watch();
+        under_way.cancel();
+        assert_eq!(watching.wait().expect_code(130).json()["exit"], "cancelled");
+        let UnderWay { source, running, migrating, .. } = under_way;
+        assert_eq!(migrating.wait().signal, Some(signal));
+        runs_on(&source, "tern");
+        let none = source.start(["migrate", "tern", "--watch"]).wait().expect_code(10);
+        none.says("no migration of this guest is under way");
+        moves_away_from(&source, running, "tern", &[]);
+    }
+}
+
+#[test]
+fn all_who_watch_a_migration_read_the_same_report() {
+    let under_way = UnderWay::new(&[BUSY]);
+    let watching = [under_way.watch(), under_way.watch()];
+    under_way.source.start(["migrate", "tern", "--set=downtime-limit=60000"]).wait().expect_code(0);
+    let report = under_way.migrating.wait().expect_code(0).json();
+    assert_eq!(report["status"], "completed");
+    for watching in watching {
+        assert_eq!(watching.wait().expect_code(0).json(), report);
+    }
+    under_way.running.wait().expect_code(0);
+}
+
+#[test]
+fn a_client_that_does_not_read_misses_rounds_and_not_the_end() {
+    let under_way = UnderWay::new(&["--working-set=1M", BUSY]);
+    let watching = under_way.watch();
+    under_way.migrating.signal(libc::SIGSTOP);
+    // More than its socket holds.
+    watching.says("round 1000:");
+    under_way.cancel();
+    watching.wait().expect_code(130);
+    runs_on(&under_way.source, "tern");
+
+    under_way.migrating.signal(libc::SIGCONT);
+    let ended = under_way.migrating.wait().expect_code(130);
+    assert!(!ended.stderr.contains("round 600:"), "its socket holds {} lines", ended.stderr.lines().count());
+    moves_away_from(&under_way.source, under_way.running, "tern", &[]);
 }

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use sterna::lock::Lock;
-use sterna::progress::{Event, LimitsReport, Observer};
+use sterna::progress::{LimitsReport, Observer};
 use sterna::sampling::sample;
 use sterna::source::{
     Cancel, Doubt, GuestIs, MigrationError, MigrationFailure, Options, StillInDoubt, Tuning, Verdict, migrate,
@@ -20,6 +20,7 @@ use sterna_vmm::Phase;
 use super::exit::Exit;
 use super::machine::MachineGuest;
 use super::output::errln;
+use super::progress::{Broadcast, Following};
 use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status, Tune};
 use super::server::{Asked, Serve, Served};
 use super::socket::{self, write_line};
@@ -52,8 +53,8 @@ struct Holder {
 enum Work {
     /// Nothing is under way.
     Idle,
-    /// It is being moved.
-    Migrating(Cancel, Tuning),
+    /// It is being moved, to the destination that is named.
+    Migrating(Cancel, Tuning, String, Arc<Broadcast>),
     /// Its writes are watched.
     Sampling,
     /// It checks its own memory.
@@ -94,14 +95,14 @@ impl Holder {
         let mut ended = None;
         let answer = match asked {
             Ok(Request::Status) => Answer::Status(self.status()),
-            Ok(Request::Migrate(request)) => {
-                let progress = Progress::to(&stream);
-                let answer = self.migrate(&request, &progress);
-                if matches!(answer, Answer::Moved(_)) {
-                    ended = Some(Ended::Moved(request.to));
-                }
-                answer
-            }
+            Ok(Request::Migrate(request)) => match self.start_to_migrate(*request) {
+                Ok(following) => return following.follow(stream),
+                Err(refusal) => refusal,
+            },
+            Ok(Request::Watch) => match self.watch() {
+                Ok(following) => return following.follow(stream),
+                Err(refusal) => refusal,
+            },
             Ok(Request::Tune(tune)) => self.tune(&tune),
             Ok(Request::DirtyRate { longest_ms }) => self.dirty_rate(longest_ms),
             Ok(Request::Cancel) => self.cancel(),
@@ -156,17 +157,41 @@ impl Holder {
         }
     }
 
-    fn migrate(self: &Arc<Self>, request: &Move, observer: &dyn Observer) -> Answer {
+    /// Begins a migration in a thread of its own, so that it does not depend on any client.
+    fn start_to_migrate(self: &Arc<Self>, request: Move) -> Result<Following, Answer> {
         let options = match request.options() {
             Ok(options) => {
                 Options { switch_cost: self.guest.switch_cost(), lock: self.lock.clone(), ..options }
             }
-            Err(error) => return failed(Exit::Usage, error.to_string(), "the guest is as it was"),
+            Err(error) => return Err(failed(Exit::Usage, error.to_string(), "the guest is as it was")),
         };
-        if let Err(refusal) = self.begin(Work::Migrating(options.cancel.clone(), options.tuning.clone())) {
-            return refusal;
+        let broadcast = Arc::new(Broadcast::default());
+        let (cancel, tuning) = (options.cancel.clone(), options.tuning.clone());
+        self.begin(Work::Migrating(cancel, tuning, request.to.clone(), broadcast.clone()))?;
+        let (holder, following) = (self.clone(), broadcast.join());
+        let started = thread::Builder::new().spawn(move || {
+            let answer = holder.migrate(&request.to, &options, &*broadcast);
+            let ended = matches!(answer, Answer::Moved(_)).then_some(Ended::Moved(request.to));
+            broadcast.end(answer);
+            holder.end(ended);
+        });
+        started.map(|_| following).map_err(|error| {
+            *self.work() = Work::Idle;
+            failed(Exit::Refused, format!("cannot start a thread: {error}"), "the guest runs at the source")
+        })
+    }
+
+    /// What a client follows that watches a migration.
+    fn watch(&self) -> Result<Following, Answer> {
+        match &*self.work() {
+            Work::Migrating(.., broadcast) => Ok(broadcast.join()),
+            work @ (Work::InDoubt | Work::Gone) => Err(work.refuse(&self.guest.name)),
+            _ => Err(failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was")),
         }
-        let result = migrate(&self.guest, &self.claim, &request.to, &options, observer);
+    }
+
+    fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
+        let result = migrate(&self.guest, &self.claim, to, options, observer);
         match result {
             Ok(report) => {
                 *self.work() = Work::Gone;
@@ -273,20 +298,20 @@ impl Holder {
 
     fn cancel(&self) -> Answer {
         match &*self.work() {
-            Work::Migrating(cancel, _) if cancel.cancel() => Answer::Done,
+            Work::Migrating(cancel, ..) if cancel.cancel() => Answer::Done,
             Work::Migrating(..) => failed(
                 Exit::InDoubt,
                 "too late: the guest is being given away, and the destination may run it already",
                 "paused here; the migration will say where it is",
             ),
-            work @ Work::InDoubt => work.refuse(),
-            _ => failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was"),
+            work @ Work::InDoubt => work.refuse(&self.guest.name),
+            _ => failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was"),
         }
     }
 
     fn tune(&self, tune: &Tune) -> Answer {
-        let Work::Migrating(_, tuning) = &*self.work() else {
-            return failed(Exit::Failed, "no migration of this guest is under way", "the guest is as it was");
+        let Work::Migrating(_, tuning, ..) = &*self.work() else {
+            return failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was");
         };
         let mut applied = Ok(());
         let limits = tuning.change(|limits| applied = tune.apply_to(limits));
@@ -326,7 +351,7 @@ impl Holder {
     fn begin(&self, work: Work) -> Result<(), Answer> {
         match &mut *self.work() {
             idle @ Work::Idle => *idle = work,
-            busy => return Err(busy.refuse()),
+            busy => return Err(busy.refuse(&self.guest.name)),
         }
         Ok(())
     }
@@ -347,12 +372,17 @@ impl Serve for AtDesk {
 }
 
 impl Work {
-    fn refuse(&self) -> Answer {
+    fn refuse(&self, name: &str) -> Answer {
         match self {
             Self::Idle => failed(Exit::Failed, "nothing is under way", "the guest runs here"),
-            Self::Migrating(..) => {
-                failed(Exit::Failed, "the guest is migrating", "the guest runs at the source")
-            }
+            Self::Migrating(_, _, to, _) => failed(
+                Exit::Refused,
+                format!(
+                    "{name} is migrating to {to} already: `sterna migrate {name} --watch` shows how that goes, \
+                     `sterna cancel {name}` ends it"
+                ),
+                "the guest is at the source until it is given away",
+            ),
             Self::InDoubt => failed(
                 Exit::InDoubt,
                 "an earlier migration of this guest is in doubt",
@@ -384,9 +414,7 @@ fn exit_of(error: &MigrationError) -> Exit {
     }
 }
 
-/// Passes events on to whoever asked for the migration, as long as they listen: nobody who stopped reading, with Ctrl-S or
-/// for good, may hold a migration up.
-struct Progress<'stream>(Mutex<Option<&'stream UnixStream>>);
+const NONE_UNDER_WAY: &str = "no migration of this guest is under way";
 
 /// How long to wait before a destination is asked again what became of the guest: longer each time.
 const ASKED_AGAIN_MIN: Duration = Duration::from_secs(1);
@@ -394,22 +422,3 @@ const ASKED_AGAIN_MAX: Duration = Duration::from_secs(30);
 
 /// How long a guest's writes may be watched at a time: nothing else can be done with it meanwhile.
 const WATCHED_MAX: Duration = Duration::from_secs(60);
-
-/// How long a listener may take to make room for a line.
-const LISTENER_MAX: Duration = Duration::from_millis(100);
-
-impl<'stream> Progress<'stream> {
-    fn to(stream: &'stream UnixStream) -> Self {
-        Self(Mutex::new(stream.set_write_timeout(Some(LISTENER_MAX)).is_ok().then_some(stream)))
-    }
-}
-
-impl Observer for Progress<'_> {
-    fn event(&self, event: &Event) {
-        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *stream = stream.filter(|stream| {
-            let told = stream.try_clone();
-            told.and_then(|mut stream| write_line(&mut stream, &Answer::Progress(event.clone()))).is_ok()
-        });
-    }
-}

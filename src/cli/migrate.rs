@@ -25,12 +25,15 @@ pub(crate) struct MigrateArgs {
     #[arg(value_parser = socket::parse_name)]
     name: String,
     /// Where to: a host on which `sterna receive` runs
-    #[arg(long, value_name = "HOST[:PORT]", required_unless_present = "set")]
+    #[arg(long, value_name = "HOST[:PORT]", required_unless_present_any = ["set", "watch"])]
     to: Option<String>,
     /// Change a limit of a migration that is under way, by the name of its option; may be given more than once, but with no
     /// other option than --json
     #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "LaneArgs", "LimitArgs"])]
     set: Vec<String>,
+    /// Show how a migration goes that is under way, and end as the command would that began it. Ctrl-C ends the watching alone
+    #[arg(long, conflicts_with_all = ["to", "set", "verify", "LaneArgs", "LimitArgs"])]
+    watch: bool,
     #[command(flatten)]
     how: MoveArgs,
     /// How much of its memory both ends compare
@@ -149,12 +152,18 @@ impl MoveArgs {
 }
 
 pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
-    let Some(to) = &args.to else { return set(args) };
-    let request = args.how.request(with_port(to), args.verify);
-    let signal = cancel_on_signal(&args.name);
-    let result = move_guest(&args.name, request, &mut output::progress);
+    let (result, signal) = match &args.to {
+        Some(to) => {
+            let request = args.how.request(with_port(to), args.verify);
+            let signal = cancel_on_signal(&args.name);
+            (move_guest(&args.name, request, &mut output::progress), signal)
+        }
+        None if args.watch => (follow(&args.name, &Request::Watch, &mut output::progress), Arc::default()),
+        None => return set(args),
+    };
     match result {
         Ok(report) => {
+            let to = args.to.as_deref().unwrap_or("the destination");
             outln!("{} runs at {to} now", args.name);
             output::print_lines(&output::summary(&report));
             if args.json {
@@ -202,6 +211,11 @@ pub(crate) fn move_guest(
     request: Move,
     progress: &mut dyn FnMut(&Event),
 ) -> Result<Report, Failure> {
+    follow(name, &Request::Migrate(Box::new(request)), progress)
+}
+
+/// Tells what the holder of a guest answers while it moves it.
+fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Result<Report, Failure> {
     let here = |error: SocketError, guest: &str| Failure {
         exit: Exit::Refused,
         what: error.to_string(),
@@ -210,7 +224,7 @@ pub(crate) fn move_guest(
     let mut client = Client::connect(name)
         .map_err(|error| here(error, "the guest is not on this host under that name"))?;
     client
-        .ask(&Request::Migrate(request))
+        .ask(request)
         .map_err(|error| here(error, "at the source, as it was, if the process that holds it is alive"))?;
     loop {
         match client.answer() {

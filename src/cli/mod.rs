@@ -13,6 +13,7 @@
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
 //! | `holder`, `arriving` | who has a guest in hand, and answers for it |
 //! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
+//! | `progress` | how a migration goes, for all who watch it |
 //! | `lanes` | how pages travel: the same options for guests and files |
 //! | `state` | where this host keeps its journals |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
@@ -29,6 +30,7 @@ mod lanes;
 mod machine;
 mod migrate;
 mod output;
+mod progress;
 mod protocol;
 mod receive;
 mod recover;

@@ -21,7 +21,9 @@ pub(crate) enum Request {
     /// How the guest is doing.
     Status,
     /// Move it. Answered by events, then by a report or a failure.
-    Migrate(Move),
+    Migrate(Box<Move>),
+    /// Watch a migration that is under way. Answered as the request that began it.
+    Watch,
     /// Change the limits of a migration that is under way.
     Tune(Tune),
     /// Watch what it writes, for this long at the longest.
@@ -65,9 +67,9 @@ pub(crate) struct Tune {
 pub(crate) enum Answer {
     /// To `status`.
     Status(Status),
-    /// During `migrate`.
+    /// During `migrate` and `watch`.
     Progress(Event),
-    /// The end of a `migrate` that succeeded.
+    /// The end of a migration that succeeded.
     Moved(Box<Report>),
     /// To `dirty-rate`.
     Sampled(Samples),
