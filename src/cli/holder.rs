@@ -69,6 +69,7 @@ enum Work {
 pub(crate) fn end_with_stdin() {
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        socket::remove_all();
         process::exit(0);
     });
 }
@@ -78,7 +79,7 @@ pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
     let holder = Arc::new(Holder { guest, claim, lock, work, doubt, ended });
-    holder.claim.announce(&socket::contact(&holder.guest.name));
+    holder.claim.announce(&socket::contact());
     holder.guest.socket.serve(Arc::new(AtDesk(holder.clone())));
     // A sender lives in `holder`, so this waits for one to speak.
     let ended = wait.recv().unwrap_or(Ended::Stopped);

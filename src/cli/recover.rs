@@ -14,7 +14,7 @@ use sterna::state::{Holder, HostState, Sighting, StateError};
 use super::exit::Exit;
 use super::output::{self, outln};
 use super::protocol::{Answer, Found, Request};
-use super::socket::{self, SocketError, ask, ask_at};
+use super::socket::{self, SocketError, ask, ask_in};
 use super::state::StateArgs;
 
 #[derive(Debug, Args)]
@@ -111,7 +111,7 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
         (&answer, holder.as_ref().and_then(|holder| holder.contact.as_ref()))
     {
         // Its control socket may be in another folder than this command looks in.
-        answer = ask_at(Path::new(contact), &args.name, &request);
+        answer = ask_in(Path::new(contact), &args.name, &request);
     }
     match (answer, sighting, holder) {
         (Ok(Answer::Found(found)), ..) => Ok(Some(found)),
@@ -132,8 +132,8 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
 /// The guest's process lives, because its state file is locked, and cannot be asked.
 fn unreachable(sighting: &Sighting, holder: &Holder) -> Found {
     let contact = holder.contact.as_deref().map_or_else(
-        || "its control socket is in a folder that is unknown here ($STERNA_RUNTIME_DIR)".to_owned(),
-        |contact| format!("its control socket {contact} does not answer"),
+        || "the folder of its control socket is unknown ($STERNA_RUNTIME_DIR)".to_owned(),
+        |contact| format!("no control socket in {contact} answers for it"),
     );
     let (exit, what) = match Standing::of(&sighting.journal) {
         Standing::Ended(_) => (Exit::Done, "runs here".to_owned()),

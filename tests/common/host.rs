@@ -123,6 +123,11 @@ impl Host {
         self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more))
     }
 
+    /// The folder of its control sockets.
+    pub(crate) fn runtime(&self) -> &Path {
+        self.runtime.path()
+    }
+
     /// The folder of its guests' state.
     pub(crate) fn state(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| self.runtime.path().join("state"))

@@ -65,6 +65,13 @@ impl Process {
         serde_json::from_str(&line).expect("it was read before")
     }
 
+    /// Whether it has printed an event of that name on stdout.
+    pub(crate) fn has_said(&self, name: &str) -> bool {
+        let text = self.stdout.text();
+        let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.any(|event| event["event"] == name)
+    }
+
     /// Waits for a line with this text on stderr.
     pub(crate) fn says(&self, text: &str) {
         if self.stderr.wait_for(|line| line.contains(text)).is_none() {
