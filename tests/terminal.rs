@@ -5,8 +5,11 @@ mod common;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{BUSY, ENDLESS, Host, Process, Receiving, moves_away_from, runs_on, wait_until};
+use common::{BUSY, ENDLESS, Fate, Host, Process, Receiving, moves_away_from, relay, runs_on, wait_until};
+use sterna::wire::Message;
 
 /// Ways to run a command, as a shell's `"$@"`, with output that fails; the exit code is that of the command.
 const DEAF: [&str; 4] = [
@@ -85,7 +88,8 @@ fn exit_codes_do_not_depend_on_who_reads() {
 struct UnderWay {
     source: Host,
     running: Process,
-    _receiving: Receiving,
+    destination: Host,
+    receiving: Receiving,
     to: String,
     migrating: Process,
 }
@@ -94,10 +98,12 @@ impl UnderWay {
     fn new(guest: &[&str]) -> Self {
         let source = Host::new();
         let running = source.run("tern", guest);
-        let receiving = Host::new().receive(&[]);
+        let destination = Host::new();
+        let receiving = destination.receive(&[]);
         let migrating = source.migrate("tern", receiving.address, &ENDLESS);
         migrating.says("round 2:");
-        Self { source, running, to: receiving.address.to_string(), _receiving: receiving, migrating }
+        let to = receiving.address.to_string();
+        Self { source, running, destination, receiving, to, migrating }
     }
 
     fn watch(&self) -> Process {
@@ -178,4 +184,146 @@ fn a_client_that_does_not_read_misses_rounds_and_not_the_end() {
     let ended = under_way.migrating.wait().expect_code(130);
     assert!(!ended.stderr.contains("round 600:"), "its socket holds {} lines", ended.stderr.lines().count());
     moves_away_from(&under_way.source, under_way.running, "tern", &[]);
+}
+
+/// Asserts that a guest of this host, alive after all, can still be moved away.
+#[track_caller]
+fn goes_on(host: &Host, process: Process) {
+    runs_on(host, "tern");
+    host.checks_clean("tern");
+    moves_away_from(host, process, "tern", &[]);
+}
+
+#[test]
+fn a_guest_survives_its_terminal() {
+    let host = Host::new();
+    let running = host.run("tern", &[]);
+    running.signal(libc::SIGHUP);
+    running.says("SIGHUP");
+    goes_on(&host, running);
+}
+
+#[test]
+fn a_guest_survives_a_terminal_that_is_really_gone() {
+    let in_a_terminal = r#"exec script -qfec "$(printf '%q ' "$@")" /dev/null"#;
+    let host = Host::under(&["bash", "-c", in_a_terminal, "bash"]);
+    let running = host.run("tern", &[]);
+    // The terminal's other end: the kernel hangs up.
+    running.signal(libc::SIGKILL);
+    running.wait();
+    let (second, receiving) = (Host::new(), Host::new().receive(&[]));
+    let to = receiving.address.to_string();
+    runs_on(&host, "tern");
+    second.start_at(&host, ["migrate", "tern", "--to", &to]).wait().expect_code(0);
+    host.lets_go_of("tern");
+}
+
+#[test]
+fn a_guest_arrives_whose_receivers_terminal_hangs_up() {
+    let under_way = UnderWay::new(&[BUSY]);
+    let UnderWay { source, running, destination, receiving, migrating, .. } = under_way;
+    receiving.process.signal(libc::SIGHUP);
+    source.start(["migrate", "tern", "--set=downtime-limit=60000"]).wait().expect_code(0);
+    migrating.wait().expect_code(0);
+    running.wait().expect_code(0);
+    receiving.process.event("arrived");
+    runs_on(&destination, "tern");
+    receiving.process.signal(libc::SIGHUP);
+    receiving.process.says("SIGHUP");
+    goes_on(&destination, receiving.process);
+}
+
+#[test]
+fn a_receiver_without_a_guest_ends_with_its_terminal_and_leaves_no_socket() {
+    let host = Host::new();
+    let receiving = host.receive(&[]);
+    receiving.process.signal(libc::SIGHUP);
+    assert_eq!(receiving.process.wait().signal, Some(libc::SIGHUP));
+
+    // And when the guest that was on its way does not come.
+    let under_way = UnderWay::new(&[BUSY]);
+    let process = &under_way.receiving.process;
+    process.signal(libc::SIGHUP);
+    under_way.cancel();
+    let UnderWay { source, running, destination, receiving, migrating, .. } = under_way;
+    migrating.wait().expect_code(130);
+    let ended = receiving.process.wait();
+    assert_eq!(ended.signal, Some(libc::SIGHUP), "{ended:#?}");
+    assert!(!destination.socket("tern").exists());
+    goes_on(&source, running);
+}
+
+#[test]
+fn a_receiver_that_is_told_to_end_leaves_the_guest_at_its_source() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let UnderWay { source, running, destination, receiving, migrating, .. } = UnderWay::new(&[BUSY]);
+        receiving.process.signal(signal);
+        let ended = receiving.process.wait();
+        assert_eq!(ended.signal, Some(signal), "{ended:#?}");
+        ended.says("the guest stays at its source");
+        assert!(!destination.socket("tern").exists());
+        migrating.wait().expect_code(10);
+        goes_on(&source, running);
+    }
+}
+
+#[test]
+fn a_guest_ends_with_the_process_that_is_told_to_end() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let host = Host::new();
+        let running = host.run("tern", &[]);
+        running.signal(signal);
+        running.event("stopped");
+        running.wait().expect_code(0).says("tern ends, and this process");
+        assert!(!host.socket("tern").exists());
+    }
+}
+
+#[test]
+fn a_migration_is_finished_before_its_process_ends() {
+    let under_way = UnderWay::new(&[BUSY]);
+    under_way.running.signal(libc::SIGTERM);
+    under_way.running.says(&format!("tern is migrating to {} already", under_way.to));
+    under_way.is_under_way();
+    let UnderWay { source, running, destination, migrating, receiving: _receiving, .. } = under_way;
+    source.start(["migrate", "tern", "--set=downtime-limit=60000"]).wait().expect_code(0);
+    migrating.wait().expect_code(0);
+    running.event("moved");
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+
+    // One that fails ends the guest after it.
+    let under_way = UnderWay::new(&[BUSY]);
+    under_way.running.signal(libc::SIGTERM);
+    under_way.running.says("After that tern ends");
+    // The command may find the process gone before it could see it through.
+    let cancelling = under_way.source.start(["cancel", "tern"]).wait();
+    assert!(matches!(cancelling.code, Some(0 | 10)), "{cancelling:#?}");
+    let UnderWay { source, running, migrating, .. } = under_way;
+    migrating.wait().expect_code(130);
+    running.event("stopped");
+    running.wait().expect_code(0);
+    assert!(!source.socket("tern").exists());
+}
+
+#[test]
+fn a_guest_in_doubt_is_not_ended_before_that_is_settled() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &[]);
+    let receiving = destination.receive(&[]);
+    let open = Arc::new(AtomicBool::new(false));
+    let opened = open.clone();
+    // GO is lost, and so is what the source asks, at first.
+    let via = relay(receiving.address, move |_, _, message| match message {
+        Message::Go(_) | Message::Ask(_) if !opened.load(Ordering::Relaxed) => Fate::Cut,
+        _ => Fate::Pass,
+    });
+    source.migrate("tern", via, &["--transport=tcp"]).wait().expect_code(12);
+    running.signal(libc::SIGTERM);
+    running.says("SIGTERM: an earlier migration of this guest is in doubt");
+    assert_eq!(source.status("tern")["in_doubt"], true);
+    open.store(true, Ordering::Relaxed);
+    running.event("moved");
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
 }

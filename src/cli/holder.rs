@@ -23,6 +23,7 @@ use super::output::errln;
 use super::progress::{Broadcast, Following};
 use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status, Tune};
 use super::server::{Asked, Serve, Served};
+use super::signals;
 use super::socket::{self, write_line};
 
 /// Why a process does not hold its guest any more.
@@ -81,6 +82,8 @@ pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -
     let holder = Arc::new(Holder { guest, claim, lock, work, doubt, ended });
     holder.claim.announce(&socket::contact());
     holder.guest.socket.serve(Arc::new(AtDesk(holder.clone())));
+    let stopping = holder.clone();
+    signals::guest_is_held(&holder.guest.name, move || stopping.stop());
     // A sender lives in `holder`, so this waits for one to speak.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     holder.guest.socket.close();
@@ -127,6 +130,17 @@ impl Holder {
         // Whoever asked may be gone; what was done is done.
         let _ = write_line(&mut stream, &answer);
         self.end(ended);
+    }
+
+    /// Ends the guest and this process, if nothing is under way.
+    fn stop(&self) -> Result<(), Failure> {
+        match self.begin(Work::Gone) {
+            Err(Answer::Failed(failure)) => Err(failure),
+            _ => {
+                self.end(Some(Ended::Stopped));
+                Ok(())
+            }
+        }
     }
 
     fn status(&self) -> Status {

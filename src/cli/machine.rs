@@ -18,6 +18,7 @@ use sterna_vmm::{
 use super::arriving::Arriving;
 use super::dirty_log::{DirtyLogArgs, RingLog};
 use super::server::Server;
+use super::signals;
 use super::socket::{Listener, SocketError};
 
 /// A machine of `sterna-vmm` as a guest of the engine.
@@ -134,6 +135,7 @@ impl Guest for MachineGuest {
     }
 
     fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+        signals::guest_is_ready();
         self.timed(|cost| &mut cost.load, || self.machine.load(state)).map_err(GuestError::new)?;
         let mut cost = self.cost();
         (cost.state_bytes, cost.save) = (state.len() as u64, cost.load);
@@ -171,6 +173,7 @@ impl GuestHost for MachineHost {
             return Err(Refusal::Incompatible("its description is not of this version".into()));
         }
         let name = self.name.clone().unwrap_or_else(|| proposal.name.to_owned());
+        signals::guest_arrives();
         let socket = Listener::bind(&name).map_err(|error| match error {
             SocketError::Taken(name) => Refusal::NameTaken(name),
             error => Refusal::Incompatible(error.to_string()),

@@ -14,6 +14,7 @@
 //! | `holder`, `arriving` | who has a guest in hand, and answers for it |
 //! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
 //! | `progress` | how a migration goes, for all who watch it |
+//! | `signals` | what SIGHUP, SIGINT and SIGTERM mean to a process that holds a guest |
 //! | `lanes` | how pages travel: the same options for guests and files |
 //! | `state` | where this host keeps its journals |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
@@ -37,6 +38,7 @@ mod recover;
 mod run;
 mod send;
 mod server;
+mod signals;
 mod size;
 mod socket;
 mod soft_roce;
@@ -51,6 +53,7 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use self::exit::Exit;
+use self::signals::Stage;
 
 /// The port at which a destination listens unless told otherwise.
 pub(crate) const DEFAULT_PORT: u16 = 7837;
@@ -104,16 +107,26 @@ pub(crate) fn main() -> ExitCode {
             return if text.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
     };
-    if matches!(command, Command::Run(_) | Command::Receive(_)) {
-        output::never_wait();
-    }
     report_panics();
+    if let Some(stage) = command.first_stage() {
+        output::never_wait();
+        signals::catch(stage);
+    }
     let code = never_101(|| command.run());
     output::flush();
     code
 }
 
 impl Command {
+    /// Where the guest is at first, of the commands that hold one.
+    fn first_stage(&self) -> Option<Stage> {
+        match self {
+            Command::Run(_) => Some(Stage::Starting),
+            Command::Receive(_) => Some(Stage::Empty),
+            _ => None,
+        }
+    }
+
     fn run(&self) -> ExitCode {
         match self {
             Command::Run(args) => run::run(args),

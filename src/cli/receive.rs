@@ -20,6 +20,7 @@ use super::holder::{end_with_stdin, hold};
 use super::machine::{MachineGuest, MachineHost};
 use super::output::{errln, outln};
 use super::run::say_end;
+use super::signals;
 use super::size::Size;
 use super::socket;
 use super::state::StateArgs;
@@ -112,7 +113,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         match receiver.receive(&host) {
             Ok(arrival) => break arrival,
             Err(error) if args.once => return output::error(Exit::Failed, error),
-            Err(error) => errln!("a guest did not arrive: {error}"),
+            Err(error) => {
+                errln!("a guest did not arrive: {error}");
+                signals::no_guest();
+            }
         }
     };
     // The guest has this process to itself: as soon as its source knows of it, nobody listens here.

@@ -9,8 +9,9 @@ use std::process::{self, Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 use sterna_vmm::MachineKind;
 use tempfile::TempDir;
 
@@ -79,14 +80,17 @@ impl Drop for Holders {
     }
 }
 
-/// On Ctrl-C or SIGTERM ends the demo without its sockets left over. The two processes end with their standard input.
+/// On Ctrl-C, SIGTERM or SIGHUP ends the demo without its sockets left over. The two processes end with their standard input.
 fn leave_nothing_behind(runtime: &Path) {
     let runtime = runtime.to_owned();
-    match Signals::new([SIGINT, SIGTERM]) {
+    match Signals::new([SIGHUP, SIGINT, SIGTERM]) {
         Ok(mut signals) => {
             thread::spawn(move || {
                 if let Some(signal) = signals.forever().next() {
                     let _ = fs::remove_dir_all(runtime);
+                    if signal == SIGHUP {
+                        let _ = emulate_default_handler(signal);
+                    }
                     process::exit(128 + signal);
                 }
             });

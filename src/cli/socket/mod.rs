@@ -159,7 +159,8 @@ impl Place {
             let is_ours = self.folder.identity(&self.name) == Some(self.identity);
             if is_ours { self.folder.remove(&self.name) } else { Ok(()) }
         });
-        if let Err(error) = removed {
+        // The folder may be gone as well.
+        if let Some(error) = removed.err().filter(|error| error.kind() != io::ErrorKind::NotFound) {
             tracing::warn!("{} stays: {error}", self.folder.path(&self.name));
         }
     }
