@@ -4,9 +4,13 @@
 mod writer;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
-use sterna::dirty::{DirtyBitmap, DirtyError, DirtyLog, KvmLog};
-use sterna::memory::Runs;
+use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+use kvm_ioctls::{Kvm, VmFd};
+use memmap2::{MmapOptions, MmapRaw};
+use sterna::dirty::{DirtyBitmap, DirtyError, DirtyLog, KvmLog, KvmSlot};
+use sterna::memory::{GuestRam, RamLayout, RegionLayout, Runs};
 use sterna::preflight::{KvmAccess, kvm_access};
 use writer::Writer;
 
@@ -19,7 +23,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     }
     // The end of the first and the second slot lie within a stripe, and that of the last within a word.
     let mut guest = Writer::new(&[17 * MIB, MIB, 2 * MIB + 4096 * 5], |_| {});
-    let log = KvmLog::new(descriptor(&guest.vm), guest.slots.clone(), &guest.ram).unwrap();
+    let log = log_of(&guest.vm, guest.slots.clone(), &guest.ram).unwrap();
     let mut dirty = DirtyBitmap::new(&guest.ram.layout());
     log.start().unwrap();
     let all = dirty.regions()[0].pages();
@@ -60,10 +64,10 @@ fn slots_that_are_not_the_guests_ram_are_refused() {
         return;
     }
     let guest = Writer::new(&[MIB, MIB], |_| {});
-    let slots = |change: &dyn Fn(&mut Vec<sterna::dirty::KvmSlot>)| {
+    let slots = |change: &dyn Fn(&mut Vec<KvmSlot>)| {
         let mut slots = guest.slots.clone();
         change(&mut slots);
-        match KvmLog::new(descriptor(&guest.vm), slots, &guest.ram) {
+        match log_of(&guest.vm, slots, &guest.ram) {
             Err(DirtyError::Slot { slot }) => slot,
             other => panic!("{other:?}"),
         }
@@ -77,8 +81,102 @@ fn slots_that_are_not_the_guests_ram_are_refused() {
     assert_eq!(slots(&|slots| slots[0].len_bytes = 0), Some(0));
 }
 
+/// A VM with a slot of some megabytes, and a log that was made for `LOGGED_BYTES` of it.
+struct Plugged {
+    vm: VmFd,
+    ram: GuestRam,
+    host_address: u64,
+}
+
+const LOGGED_BYTES: u64 = 3 * MIB;
+
+impl Plugged {
+    fn new() -> Self {
+        let mapping = MmapOptions::new().len(64 << 20).map_anon().unwrap();
+        let logged = RegionLayout { guest_address: 0, len_bytes: LOGGED_BYTES };
+        let mapping = Arc::new(MmapRaw::from(mapping));
+        let ram = GuestRam::from_mapping(&mapping, &RamLayout { regions: vec![logged] }).unwrap();
+        let host_address = ram.regions()[0].host_address();
+        Self { vm: Kvm::new().unwrap().create_vm().unwrap(), ram, host_address }
+    }
+
+    fn log(&self) -> KvmLog {
+        log_of(&self.vm, vec![self.slot(LOGGED_BYTES)], &self.ram).unwrap()
+    }
+
+    fn slot(&self, len_bytes: u64) -> KvmSlot {
+        KvmSlot { slot: 3, guest_address: 0, len_bytes, host_address: self.host_address }
+    }
+
+    /// Plugs another length of memory, which is watched.
+    fn plug(&self, len_bytes: u64) {
+        writer::set_slot(&self.vm, &self.slot(0), 0);
+        writer::set_slot(&self.vm, &self.slot(len_bytes), KVM_MEM_LOG_DIRTY_PAGES);
+    }
+}
+
+#[test]
+fn a_slot_that_is_larger_than_the_vmm_said_is_an_error_and_overwrites_nothing() {
+    if !kvm() {
+        return;
+    }
+    for len_bytes in [64 * MIB, LOGGED_BYTES + 65 * 4096, LOGGED_BYTES + 4096] {
+        let guest = Plugged::new();
+        writer::set_slot(&guest.vm, &guest.slot(len_bytes), KVM_MEM_LOG_DIRTY_PAGES);
+        let (log, mut dirty) = (guest.log(), DirtyBitmap::new(&guest.ram.layout()));
+        let harvested = dirty.harvest(&log);
+        assert!(matches!(harvested, Err(DirtyError::SlotChanged { slot: 3 })), "{len_bytes}: {harvested:?}");
+        assert_eq!(dirty.count(), 0);
+        // Nor does the kernel take flags for a slot of another size.
+        assert!(matches!(log.start(), Err(DirtyError::Ioctl { slot: 3, .. })));
+    }
+}
+
+#[test]
+fn a_slot_that_is_replaced_between_harvests_is_an_error() {
+    if !kvm() {
+        return;
+    }
+    for len_bytes in [64 * MIB, LOGGED_BYTES + 4096, LOGGED_BYTES - 64 * 4096, 4096] {
+        let guest = Plugged::new();
+        writer::set_slot(&guest.vm, &guest.slot(LOGGED_BYTES), 0);
+        let (log, mut dirty) = (guest.log(), DirtyBitmap::new(&guest.ram.layout()));
+        log.start().unwrap();
+        assert_eq!(dirty.harvest(&log).unwrap(), LOGGED_BYTES / 4096);
+        guest.plug(len_bytes);
+        let harvested = dirty.harvest(&log);
+        assert!(matches!(harvested, Err(DirtyError::SlotChanged { slot: 3 })), "{len_bytes}: {harvested:?}");
+        assert!(log.stop().is_err(), "it is another slot, and stays as it is");
+        guest.plug(LOGGED_BYTES);
+        assert_eq!(dirty.harvest(&log).unwrap(), LOGGED_BYTES / 4096);
+        log.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_slot_that_is_deleted_between_harvests_is_an_error_and_is_not_made_again() {
+    if !kvm() {
+        return;
+    }
+    let guest = Plugged::new();
+    writer::set_slot(&guest.vm, &guest.slot(LOGGED_BYTES), 0);
+    let (log, mut dirty) = (guest.log(), DirtyBitmap::new(&guest.ram.layout()));
+    log.start().unwrap();
+    writer::set_slot(&guest.vm, &guest.slot(0), 0);
+    assert!(matches!(dirty.harvest(&log), Err(DirtyError::Ioctl { slot: 3, .. })));
+    log.stop().unwrap();
+    // KVM refuses a slot where another is.
+    writer::set_slot(&guest.vm, &KvmSlot { slot: 4, ..guest.slot(MIB) }, 0);
+}
+
 fn runs(dirty: &DirtyBitmap) -> Vec<(u64, u64)> {
     Runs::new(dirty.regions()[0].words()).collect()
+}
+
+#[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
+fn log_of(vm: &VmFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, DirtyError> {
+    // SAFETY: what is set in the slots of these VMs is memory that `ram` keeps mapped for as long as the VM is used.
+    unsafe { KvmLog::new(descriptor(vm), slots, ram) }
 }
 
 fn descriptor(file: &impl AsRawFd) -> OwnedFd {

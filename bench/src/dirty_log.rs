@@ -3,6 +3,7 @@
 //! Both logs of a guest are measured in turn. A round costs the harvest and, with the bitmap, the rearming of what was harvested: what
 //! an engine does besides sending. What the guest pays shows in how fast it goes over its working set.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use sterna::dirty::{
-    DirtyBitmap, DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog, Stripe, Stripes,
+    DirtyBitmap, DirtyError, DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog, Stripe,
+    Stripes,
 };
 use sterna::memory::GuestRam;
 use sterna_vmm::{
@@ -150,7 +152,7 @@ impl Log {
                 };
                 let ram = GuestRam::from_vm_memory(machine.memory())?;
                 let slots = slots.into_iter().map(slot).collect();
-                Ok(Self::Bitmap(EitherLog(KvmLog::new(vm.try_clone_to_owned()?, slots, &ram)?, software)))
+                Ok(Self::Bitmap(EitherLog(kvm_log(vm.try_clone_to_owned()?, slots, &ram)?, software)))
             }
             DirtyTracking::Rings(rings) => Ok(Self::Rings(rings, software)),
             DirtyTracking::SoftwareOnly => Err("a machine on KVM is wanted".into()),
@@ -191,4 +193,10 @@ impl Log {
         }
         Ok(dirty.count())
     }
+}
+
+#[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
+fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, DirtyError> {
+    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and deletes none as long as it exists.
+    unsafe { KvmLog::new(vm, slots, ram) }
 }

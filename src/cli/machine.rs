@@ -1,5 +1,6 @@
 //! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
 
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -110,8 +111,7 @@ impl Guest for MachineGuest {
                     })
                     .collect();
                 let vm = vm.try_clone_to_owned().map_err(GuestError::new)?;
-                let kvm = KvmLog::new(vm, slots, &self.ram()?).map_err(GuestError::new)?;
-                Ok(Box::new(EitherLog(kvm, software)))
+                Ok(Box::new(EitherLog(kvm_log(vm, slots, &self.ram()?)?, software)))
             }
         }
     }
@@ -147,6 +147,12 @@ impl Guest for MachineGuest {
         let age = sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns);
         Some(Heartbeat { count: beat.count, age: Duration::from_nanos(age) })
     }
+}
+
+#[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
+fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
+    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and deletes none as long as it exists.
+    unsafe { KvmLog::new(vm, slots, ram) }.map_err(GuestError::new)
 }
 
 /// Makes machines for guests that arrive.

@@ -15,6 +15,7 @@ use kvm_bindings::{
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use super::guarded::GuardedWords;
 use super::{DirtyError, DirtyLog, DirtyRegion};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 
@@ -50,20 +51,32 @@ pub struct KvmSlot {
 pub struct KvmLog {
     slots: Slots,
     /// What the kernel fills before it is OR-ed into the caller's bits, as long as the largest slot's: from round to round.
-    scratch: Mutex<Vec<u64>>,
+    scratch: Mutex<GuardedWords>,
 }
 
 impl KvmLog {
     /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), whose slots are those of the guest's RAM: in the
-    /// order of its regions, one or several for each, of a multiple of 64 pages save for a region's last. The VMM must
-    /// have set the slots without flags.
+    /// order of its regions, one or several for each, of a multiple of 64 pages save for a region's last.
+    ///
+    /// # Safety
+    /// Each of `slots` is a memory slot of `vm`, set with exactly these arguments and without flags, and until the log is dropped
+    /// the VMM neither sets nor deletes one of them.
+    ///
+    /// [`start`](DirtyLog::start) and [`stop`](DirtyLog::stop) set the slots again with other flags. KVM cannot be asked whether a slot
+    /// exists, and a slot that does not exist would be made: the guest would then write at these addresses of this process also
+    /// after RAM is unmapped and something else lies there.
+    ///
+    /// A VMM that replaces a slot all the same, to plug memory during a migration, ends the migration with an error as far as the
+    /// kernel's answers show it: [`DirtyError::SlotChanged`] or [`DirtyError::Ioctl`]. A slot's bitmap is never longer than the
+    /// buffer into which the kernel copies it, whatever the slot's size has become.
     ///
     /// # Errors
-    /// [`DirtyError::Slot`] if a slot is not where it should be.
-    pub fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
+    /// [`DirtyError::Slot`] if a slot is not where it should be, [`DirtyError::NoMemory`] if there is none for a copy of the bitmap.
+    pub unsafe fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let slots = Slots::new(vm, slots, ram)?;
         let words = slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0);
-        Ok(Self { slots, scratch: Mutex::new(vec![0; words]) })
+        let scratch = GuardedWords::new(words).map_err(DirtyError::NoMemory)?;
+        Ok(Self { slots, scratch: Mutex::new(scratch) })
     }
 
     fn slots(&self, region: usize, first_page: u64, words: usize) -> Result<&[RegionSlot], DirtyError> {
@@ -74,17 +87,41 @@ impl KvmLog {
         slots.map(Vec::as_slice).ok_or(DirtyError::OutOfRange { region, first_page, words })
     }
 
-    /// Writes the bits of a slot to the beginning of `log`.
-    fn get(&self, slot: &RegionSlot, log: &mut [u64]) -> Result<(), DirtyError> {
-        let log = &mut log[..slot.words()];
+    /// The bits of a slot.
+    fn get<'log>(
+        &self,
+        slot: &RegionSlot,
+        scratch: &'log mut GuardedWords,
+    ) -> Result<&'log [u64], DirtyError> {
+        let log = scratch.last(slot.words());
+        let Some(last) = log.len().checked_sub(1) else { return Ok(log) };
+        // The kernel writes as many words as its slot has, however long the VMM said that it is. More run into the buffer's guard, and
+        // fewer leave the last word as it was: which the kernel may have written by chance, though not both times.
+        for unwritten in [UNWRITTEN, !UNWRITTEN] {
+            log[last] = unwritten;
+            self.get_into(slot, log)?;
+            if log[last] != unwritten {
+                return Ok(log);
+            }
+        }
+        Err(DirtyError::SlotChanged { slot: slot.kvm.slot })
+    }
+
+    fn get_into(&self, slot: &RegionSlot, log: &mut [u64]) -> Result<(), DirtyError> {
         let request = kvm_dirty_log {
             slot: slot.kvm.slot,
             padding1: 0,
             __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: log.as_mut_ptr().cast() },
         };
-        // SAFETY: `log` has a bit for each page of the slot, rounded up to whole words as the kernel writes them.
+        // SAFETY: `log` ends where the guard of a `GuardedWords` begins, so the kernel writes to `log` alone or fails, whatever
+        // the slot's size.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_GET_DIRTY_LOG(), &request) };
-        check(result, "KVM_GET_DIRTY_LOG", &slot.kvm)
+        check(result, "KVM_GET_DIRTY_LOG", &slot.kvm).map_err(|error| match error {
+            DirtyError::Ioctl { slot, error, .. } if error.raw_os_error() == Some(libc::EFAULT) => {
+                DirtyError::SlotChanged { slot }
+            }
+            error => error,
+        })
     }
 
     /// Write-protects the pages of a slot that are set in `bits`; `first_page` is counted from the slot's start.
@@ -100,11 +137,14 @@ impl KvmLog {
                 dirty_bitmap: bits.as_ptr().cast_mut().cast(),
             },
         };
-        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it.
+        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it, and no more of it.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
         check(result, "KVM_CLEAR_DIRTY_LOG", &slot.kvm)
     }
 }
+
+/// What the last word of a bitmap is before the kernel writes it.
+const UNWRITTEN: u64 = 0x5a5a_5a5a_5a5a_5a5a;
 
 impl DirtyLog for KvmLog {
     fn start(&self) -> Result<(), DirtyError> {
@@ -127,8 +167,7 @@ impl DirtyLog for KvmLog {
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
         let mut log = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         for slot in self.slots(region, 0, dirty.words().len())? {
-            self.get(slot, &mut log)?;
-            dirty.mark_words(word_of(slot.first_page), &log[..slot.words()]);
+            dirty.mark_words(word_of(slot.first_page), self.get(slot, &mut log)?);
         }
         Ok(())
     }
@@ -178,7 +217,7 @@ impl RegionSlot {
 }
 
 impl Slots {
-    /// As for [`KvmLog::new`].
+    /// As for [`KvmLog::new`], which is unsafe because of what these slots are used for.
     pub(super) fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let mut slots = slots.into_iter();
         let regions = ram.regions().iter().map(|region| slots_of(region, &mut slots));
@@ -199,9 +238,22 @@ impl Slots {
         self.set_flags(0)
     }
 
+    /// Whether KVM records what is written to a slot, or may.
+    fn is_watched(&self, slot: &KvmSlot) -> bool {
+        // For no pages at all the kernel clears nothing, but says whether it has the slot and a bitmap of it.
+        let request = kvm_clear_dirty_log { slot: slot.slot, ..Default::default() };
+        // SAFETY: of no pages, the kernel reads no bits.
+        let result = unsafe { ioctl_with_ref(&self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
+        result >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
+    }
+
     fn set_flags(&self, flags: u32) -> Result<(), DirtyError> {
         let mut result = Ok(());
         for RegionSlot { kvm: slot, .. } in self.regions.iter().flatten() {
+            // A slot that was deleted meanwhile must not be made again.
+            if flags == 0 && !self.is_watched(slot) {
+                continue;
+            }
             let region = kvm_userspace_memory_region {
                 slot: slot.slot,
                 flags,
@@ -209,8 +261,8 @@ impl Slots {
                 memory_size: slot.len_bytes,
                 userspace_addr: slot.host_address,
             };
-            // SAFETY: the structure is as the kernel wants it. It names guest RAM of `self.ram`, which is mapped there for as
-            // long as this log lives; where the VMM set the slot so, as it must have, the kernel changes the flags alone.
+            // SAFETY: the structure is as the kernel wants it. The VMM set the slot with the same addresses and size, as whoever made
+            // the log promised, so the kernel changes the flags alone.
             let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
             // On to the others all the same: as many as possible shall have the flags asked for.
             result = result.and(check(answer, "KVM_SET_USER_MEMORY_REGION", slot));

@@ -14,6 +14,7 @@
 //! consumed and then failed are gone, so every attempt begins with all pages dirty.
 
 mod bitmap;
+mod guarded;
 mod kvm;
 mod prefetch;
 mod software;
@@ -95,6 +96,17 @@ pub enum DirtyError {
         /// The first that is wrong; `None` if there are too few.
         slot: Option<u32>,
     },
+    /// A memory slot has another size than the VMM said.
+    #[error(
+        "memory slot {slot} is longer or shorter than the VMM said: its memory was plugged or unplugged meanwhile; migrate again once that is done"
+    )]
+    SlotChanged {
+        /// Its number.
+        slot: u32,
+    },
+    /// There is no memory for a copy of KVM's bitmap.
+    #[error("no memory for a copy of KVM's dirty bitmap: {0}")]
+    NoMemory(#[source] io::Error),
     /// The pages that are to be read next are not to be had.
     #[error(
         "pages that are to be sent cannot be read: {0}; is their file shorter than it was, or its disk failing?"

@@ -1,6 +1,7 @@
 //! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told to fail.
 
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -162,7 +163,7 @@ impl Guest for TestGuest {
             host_address: slot.host_address,
         });
         let vm = vm.try_clone_to_owned().map_err(GuestError::new)?;
-        let vcpus_writes = KvmLog::new(vm, slots.collect(), &self.ram()?).map_err(GuestError::new)?;
+        let vcpus_writes = kvm_log(vm, slots.collect(), &self.ram()?)?;
         if self.forget_own_writes.load(Ordering::Relaxed) {
             return Ok(Box::new(vcpus_writes));
         }
@@ -284,4 +285,10 @@ fn make(kind: MachineKind, config: MachineConfig) -> SharedMachine {
         MachineKind::Synthetic => new_synthetic(config),
     };
     machine.expect("this machine can be made here")
+}
+
+#[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
+fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
+    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and deletes none as long as it exists.
+    unsafe { KvmLog::new(vm, slots, ram) }.map_err(GuestError::new)
 }

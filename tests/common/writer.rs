@@ -38,7 +38,7 @@ impl Writer {
             slots.push(KvmSlot { slot, guest_address: start, len_bytes, host_address });
             start += len_bytes;
         }
-        slots.iter().for_each(|slot| set(&vm, slot));
+        slots.iter().for_each(|slot| set_slot(&vm, slot, 0));
         let vcpu = vm.create_vcpu(0).expect("a vCPU can be made");
         let mut sregs = vcpu.get_sregs().expect("a vCPU has registers");
         let code = kvm_segment {
@@ -80,11 +80,12 @@ impl Writer {
     }
 }
 
+/// Sets a slot, or deletes it if its length is 0.
 #[expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes an address of this process")]
-fn set(vm: &VmFd, slot: &KvmSlot) {
+pub(crate) fn set_slot(vm: &VmFd, slot: &KvmSlot, flags: u32) {
     let region = kvm_bindings::kvm_userspace_memory_region {
         slot: slot.slot,
-        flags: 0,
+        flags,
         guest_phys_addr: slot.guest_address,
         memory_size: slot.len_bytes,
         userspace_addr: slot.host_address,
