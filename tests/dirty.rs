@@ -59,6 +59,26 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
 }
 
 #[test]
+fn several_workers_harvest_all_slots() {
+    if !kvm() {
+        return;
+    }
+    // Two end with a stripe, one within.
+    let mut guest = Writer::new(&[16 * MIB, 15 * MIB, 17 * MIB, 16 * MIB, 33 * MIB], |_| {});
+    let log = log_of(&guest.vm, guest.slots.clone(), &guest.ram).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let mut dirty = DirtyBitmap::new(&guest.ram.layout());
+    log.start().unwrap();
+    assert_eq!(pool.install(|| dirty.harvest(&log)).unwrap(), 97 * MIB / 4096);
+    log.rearm(0, 0, dirty.regions()[0].words()).unwrap();
+    dirty.clear();
+    let written = [1, 16 * 256, 31 * 256 - 1, 31 * 256 + 1, 48 * 256, 64 * 256, 97 * 256 - 1];
+    written.iter().for_each(|&page| guest.write(page, 1, 1, || {}));
+    assert_eq!(pool.install(|| dirty.harvest(&log)).unwrap(), 7);
+    assert_eq!(runs(&dirty), written.map(|page| (page, 1)));
+}
+
+#[test]
 fn slots_that_are_not_the_guests_ram_are_refused() {
     if !kvm() {
         return;

@@ -11,6 +11,7 @@
 
 mod marks;
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 
 use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
@@ -32,6 +33,12 @@ impl SoftwareBitmap {
     /// 0 is the region's first page.
     pub fn take(&self, taken: impl FnMut(usize, u64)) {
         self.marks.take(taken);
+    }
+
+    /// The same of some words, so that several takers have a part each: the first of them is a multiple of 64, and what the
+    /// last lacks to one is taken, too.
+    pub fn take_words(&self, words: Range<usize>, taken: impl FnMut(usize, u64)) {
+        self.marks.take_words(words, taken);
     }
 
     /// Forgets all writes so far.
@@ -120,6 +127,26 @@ mod tests {
             assert_eq!(taken(&ours, theirs.len()), theirs, "{len_bytes} bytes at {offset}");
             assert_eq!(taken(&ours, theirs.len()), vec![0; theirs.len()]);
         }
+    }
+
+    #[test]
+    fn parts_are_taken_by_themselves_and_together_are_all() {
+        let bitmap = SoftwareBitmap::with_len(300 * 64 * PAGE_BYTES);
+        let marked = [0, 63, 64, 127, 128, 255, 256, 299];
+        let mark = || marked.iter().for_each(|word| bitmap.mark_dirty(word * 64 * PAGE_BYTES, 1));
+        let take = |words| {
+            let mut found = Vec::new();
+            bitmap.take_words(words, |word, bits| found.push((word, bits)));
+            found.into_iter().map(|(word, bits)| (word, bits.count_ones())).collect::<Vec<_>>()
+        };
+        mark();
+        assert_eq!(take(64..128), [(64, 1), (127, 1)]);
+        assert_eq!(take(64..128), []);
+        assert_eq!(take(0..64), [(0, 1), (63, 1)]);
+        assert_eq!(take(128..1000), [(128, 1), (255, 1), (256, 1), (299, 1)]);
+        mark();
+        assert_eq!(take(0..300).len(), marked.len());
+        assert_eq!(take(640..1000), []);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::FromZeros;
@@ -46,8 +47,14 @@ impl<W: Word> Marks<W> {
         }
     }
 
-    pub(crate) fn take(&self, mut taken: impl FnMut(usize, u64)) {
-        for (index, summary) in self.summary.iter().enumerate() {
+    pub(crate) fn take(&self, taken: impl FnMut(usize, u64)) {
+        self.take_words(0..self.words.len(), taken);
+    }
+
+    /// Takes some of the words: whole summaries.
+    pub(crate) fn take_words(&self, words: Range<usize>, mut taken: impl FnMut(usize, u64)) {
+        let (first, end) = (words.start / 64, words.end.div_ceil(64));
+        for (index, summary) in self.summary.iter().enumerate().take(end).skip(first) {
             // Only looked at, while it is zero: the line stays where the markers have it.
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;

@@ -1,5 +1,11 @@
+use std::convert::Infallible;
+use std::iter::repeat;
 use std::ops::Range;
 
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use super::part::{DirtyPart, PART_STRIPES};
 use super::stripes::STRIPE_WORDS;
 use super::words::Words;
 use super::{DirtyError, DirtyLog};
@@ -31,15 +37,28 @@ impl DirtyBitmap {
         &mut self.regions
     }
 
-    /// Adds the pages written since the last harvest; returns how many are dirty then.
+    /// Adds the pages written since the last harvest; returns how many are dirty then. Of large RAM the workers of the
+    /// current pool do this together.
     ///
     /// # Errors
     /// As for [`DirtyLog::harvest`].
     pub fn harvest(&mut self, log: &dyn DirtyLog) -> Result<u64, DirtyError> {
-        for (region, dirty) in self.regions.iter_mut().enumerate() {
-            log.harvest(region, dirty)?;
+        let harvest = |(region, dirty)| log.harvest(region, dirty);
+        if self.is_large() {
+            self.regions.par_iter_mut().enumerate().try_for_each(harvest)?;
+        } else {
+            self.regions.iter_mut().enumerate().try_for_each(harvest)?;
         }
         Ok(self.count())
+    }
+
+    /// Does something with the bitmap by the workers of a pool if it is large. Otherwise they would take longer to wake up.
+    pub(crate) fn by<T: Send>(&mut self, pool: &ThreadPool, work: impl FnOnce(&mut Self) -> T + Send) -> T {
+        if self.is_large() { pool.install(|| work(self)) } else { work(self) }
+    }
+
+    fn is_large(&self) -> bool {
+        self.regions.iter().map(|region| region.nonzero.len()).sum::<usize>() > PART_STRIPES
     }
 
     /// Marks every page dirty: the first round.
@@ -94,7 +113,7 @@ impl DirtyRegion {
     }
 
     /// For each stripe, which of its words are not zero.
-    pub(super) fn nonzero(&self) -> &[u64] {
+    pub(crate) fn nonzero(&self) -> &[u64] {
         &self.nonzero
     }
 
@@ -106,67 +125,53 @@ impl DirtyRegion {
 
     /// Marks pages dirty. What lies past the region's end is left out.
     pub fn mark(&mut self, pages: Range<u64>) {
-        self.edit(pages, |word, bits| word | bits);
+        self.whole(|all| all.edit(pages, |word, bits| word | bits));
     }
 
     /// Marks pages clean.
     pub fn unmark(&mut self, pages: Range<u64>) {
-        self.edit(pages, |word, bits| word & !bits);
+        self.whole(|all| all.edit(pages, |word, bits| word & !bits));
     }
 
     /// Marks the pages dirty that are set in `bits`, the region's word `word`. What lies past the region's end is left out.
     pub fn mark_word(&mut self, word: usize, bits: u64) {
-        if let Some(ours) = self.words.get(word) {
-            let pages_left = self.pages - word as u64 * 64;
-            self.set(word, ours | bits & u64::MAX >> 64u64.saturating_sub(pages_left));
-        }
+        self.whole(|all| all.mark_word(word, bits));
     }
 
     /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word `first_word`.
     pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
-        let (blocks, rest) = words.as_chunks::<16>();
-        for (index, block) in blocks.iter().enumerate() {
-            // One test for 16 words, of which a processor reads several at once, and most are zero.
-            if block.iter().fold(0, |any, word| any | word) != 0 {
-                self.mark_some(first_word + index * 16, block);
-            }
-        }
-        self.mark_some(first_word + blocks.len() * 16, rest);
+        self.whole(|all| all.mark_words(first_word, words));
     }
 
-    fn mark_some(&mut self, first_word: usize, words: &[u64]) {
-        for (index, &word) in (first_word..).zip(words) {
-            if word != 0 {
-                self.mark_word(index, word);
-            }
-        }
+    /// Has the workers of the current pool mark the region's parts, of so many [stripes](super::Stripe) each; what is
+    /// left after the last is part of it. A region of a single part is left to the caller's thread.
+    ///
+    /// # Errors
+    /// That of the first part that fails. What was marked stays so.
+    pub fn mark_parts<E: Send>(
+        &mut self,
+        stripes: impl IntoIterator<Item = usize>,
+        mark: impl Fn(usize, &mut DirtyPart<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
+        let (added, result) = all.each(stripes, mark);
+        self.count = self.count.wrapping_add(added);
+        result
     }
 
-    fn edit(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
-        let (mut first, end) = (pages.start, pages.end.min(self.pages));
-        while first < end {
-            let stop = end.min((first / 64 + 1) * 64);
-            let word = usize::try_from(first / 64).expect("it is less than the number of words");
-            let bits = u64::MAX << (first % 64) & u64::MAX >> (63 - (stop - 1) % 64);
-            self.set(word, change(self.words[word], bits));
-            first = stop;
-        }
-    }
-
-    fn set(&mut self, word: usize, bits: u64) {
-        let (stripe, bit) = (&mut self.nonzero[word / STRIPE_WORDS], 1 << (word % STRIPE_WORDS));
-        *stripe = if bits == 0 { *stripe & !bit } else { *stripe | bit };
-        let before = std::mem::replace(&mut self.words[word], bits);
-        self.count = self.count + u64::from(bits.count_ones()) - u64::from(before.count_ones());
+    fn whole(&mut self, mark: impl FnOnce(&mut DirtyPart<'_>)) {
+        let mut all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
+        mark(&mut all);
+        self.count = self.count.wrapping_add(all.added());
     }
 
     fn clear(&mut self) {
-        for (words, nonzero) in self.words.chunks_mut(STRIPE_WORDS).zip(&mut self.nonzero) {
-            if *nonzero != 0 {
-                words.fill(0);
-                *nonzero = 0;
-            }
-        }
+        let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
+        let cleared = all.each(repeat(PART_STRIPES), |_, part| {
+            part.clear();
+            Ok::<_, Infallible>(())
+        });
+        debug_assert_eq!(cleared, (0, Ok(())));
         self.count = 0;
     }
 }

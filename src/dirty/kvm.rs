@@ -16,6 +16,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::guarded::GuardedWords;
+use super::stripes::{STRIPE_PAGES, STRIPE_WORDS};
 use super::{DirtyError, DirtyLog, DirtyRegion};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 
@@ -42,7 +43,8 @@ pub struct KvmSlot {
 ///
 /// With manual protection, `KVM_GET_DIRTY_LOG` only reads and `KVM_CLEAR_DIRTY_LOG` write-protects, in parts, just before
 /// the pages are read; "initially set" spares the kernel a walk over all of RAM at the start. Both ioctls take one lock
-/// per VM in the kernel, so calling them from several threads overlaps them with sending and speeds up nothing else.
+/// per VM in the kernel, so calling them from several threads overlaps them with sending, and with what is done with the
+/// bits, and speeds up nothing else.
 ///
 /// `KVM_GET_DIRTY_LOG` copies the bitmap of a whole slot. A VMM with much RAM therefore does well to have slots of some tens
 /// of GiB, of which a bitmap is a few MiB: the copy is still in the processor's cache when it is OR-ed into the guest's
@@ -50,8 +52,8 @@ pub struct KvmSlot {
 #[derive(Debug)]
 pub struct KvmLog {
     slots: Slots,
-    /// What the kernel fills before it is OR-ed into the caller's bits, as long as the largest slot's: from round to round.
-    scratch: Mutex<GuardedWords>,
+    /// What the kernel fills before it is OR-ed into the caller's bits: for each worker that harvests, from round to round.
+    scratch: Scratch,
 }
 
 impl KvmLog {
@@ -74,9 +76,9 @@ impl KvmLog {
     /// [`DirtyError::Slot`] if a slot is not where it should be, [`DirtyError::NoMemory`] if there is none for a copy of the bitmap.
     pub unsafe fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let slots = Slots::new(vm, slots, ram)?;
-        let words = slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0);
-        let scratch = GuardedWords::new(words).map_err(DirtyError::NoMemory)?;
-        Ok(Self { slots, scratch: Mutex::new(scratch) })
+        let scratch = Scratch::new(slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0));
+        scratch.with(|_| ())?;
+        Ok(Self { slots, scratch })
     }
 
     fn slots(&self, region: usize, first_page: u64, words: usize) -> Result<&[RegionSlot], DirtyError> {
@@ -165,11 +167,19 @@ impl DirtyLog for KvmLog {
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
-        let mut log = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        for slot in self.slots(region, 0, dirty.words().len())? {
-            dirty.mark_words(word_of(slot.first_page), self.get(slot, &mut log)?);
-        }
-        Ok(())
+        let slots = self.slots(region, 0, dirty.words().len())?;
+        let groups: Vec<_> = slots.chunk_by(|slot, _| !slot.ends_with_a_stripe()).collect();
+        let stripes = groups.iter().map(|slots| slots.iter().map(|slot| slot.pages).sum::<u64>());
+        let stripes = stripes.map(|pages| word_of(pages).div_ceil(STRIPE_WORDS));
+        // While the kernel, one at a time, copies the bitmap of one slot, others are OR-ed.
+        dirty.mark_parts(stripes, |index, part| {
+            self.scratch.with(|scratch| {
+                groups[index].iter().try_for_each(|slot| {
+                    part.mark_many_words(word_of(slot.first_page), self.get(slot, scratch)?);
+                    Ok(())
+                })
+            })?
+        })
     }
 
     fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
@@ -186,6 +196,33 @@ impl DirtyLog for KvmLog {
 
     fn stop(&self) -> Result<(), DirtyError> {
         self.slots.forget()
+    }
+}
+
+/// Buffers that are not in use.
+#[derive(Debug)]
+struct Scratch {
+    words: usize,
+    free: Mutex<Vec<GuardedWords>>,
+}
+
+impl Scratch {
+    /// Of so many words each.
+    fn new(words: usize) -> Self {
+        Self { words, free: Mutex::default() }
+    }
+
+    /// Does something with a buffer, made if all are in use.
+    fn with<T>(&self, work: impl FnOnce(&mut GuardedWords) -> T) -> Result<T, DirtyError> {
+        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = free().pop();
+        let mut buffer = match last {
+            Some(buffer) => buffer,
+            None => GuardedWords::new(self.words).map_err(DirtyError::NoMemory)?,
+        };
+        let done = work(&mut buffer);
+        free().push(buffer);
+        Ok(done)
     }
 }
 
@@ -210,6 +247,10 @@ pub(super) struct RegionSlot {
 }
 
 impl RegionSlot {
+    fn ends_with_a_stripe(&self) -> bool {
+        (self.first_page + self.pages).is_multiple_of(STRIPE_PAGES)
+    }
+
     /// The words of its bitmap.
     fn words(&self) -> usize {
         usize::try_from(self.pages.div_ceil(64)).expect("RAM that is mapped here fits usize")

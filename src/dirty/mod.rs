@@ -16,6 +16,7 @@
 mod bitmap;
 mod guarded;
 mod kvm;
+mod part;
 mod prefetch;
 mod software;
 mod stripes;
@@ -28,6 +29,7 @@ use thiserror::Error;
 
 pub use bitmap::{DirtyBitmap, DirtyRegion};
 pub use kvm::{KvmLog, KvmSlot};
+pub use part::DirtyPart;
 pub use software::{EitherLog, SoftwareLog, WrittenPages};
 pub use sterna_bitmap::SoftwareBitmap;
 pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
@@ -44,7 +46,8 @@ pub trait DirtyLog: Send + Sync + Debug {
     fn start(&self) -> Result<(), DirtyError>;
 
     /// Marks in `dirty`, the bits of `region`, the pages written since they were last rearmed or, for what needs no
-    /// rearming, last harvested. What is marked already stays so.
+    /// rearming, last harvested. What is marked already stays so. The guest stands still meanwhile at the end, so a log of much RAM
+    /// has all workers [mark parts](DirtyRegion::mark_parts) of it.
     ///
     /// # Errors
     /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so all pages count as dirty.

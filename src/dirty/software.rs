@@ -1,9 +1,12 @@
+use std::convert::Infallible;
 use std::fmt::Debug;
+use std::iter::repeat;
 
 use sterna_bitmap::SoftwareBitmap;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
+use super::part::PART_STRIPES;
 use super::{DirtyError, DirtyLog, DirtyRegion};
 
 /// What the VMM's own threads write through `vm-memory`, whose bitmap marks each page they touch.
@@ -28,7 +31,11 @@ pub trait WrittenPages: Bitmap {
 
 impl WrittenPages for SoftwareBitmap {
     fn take(&self, dirty: &mut DirtyRegion) {
-        self.take(|word, bits| dirty.mark_word(word, bits));
+        let taken = dirty.mark_parts(repeat(PART_STRIPES), |_, part| {
+            self.take_words(part.words(), |word, bits| part.mark_word(word, bits));
+            Ok::<_, Infallible>(())
+        });
+        debug_assert_eq!(taken, Ok(()));
     }
 
     fn forget(&self) {

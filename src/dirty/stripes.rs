@@ -39,7 +39,12 @@ impl<'bitmap> Stripe<'bitmap> {
     /// How many of its pages are dirty.
     #[must_use]
     pub fn dirty_pages(&self) -> u64 {
-        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+        let (mut nonzero, mut pages) = (self.nonzero, 0);
+        while nonzero != 0 {
+            pages += u64::from(self.words[nonzero.trailing_zeros() as usize].count_ones());
+            nonzero &= nonzero - 1;
+        }
+        pages
     }
 
     /// The parts of it that should be rearmed at once: all of it, or, where more than 4 MiB are dirty, what is dirty of each

@@ -16,8 +16,10 @@ impl Attempt<'_> {
             self.hash_if_due()?;
             let mut round = self.send_round(true)?;
             let harvesting = Instant::now();
-            self.dirty.clear();
-            round.dirty_pages = self.dirty.harvest(&*self.log)?;
+            round.dirty_pages = self.dirty.by(&self.link.pool, |dirty| {
+                dirty.clear();
+                dirty.harvest(&*self.log)
+            })?;
             self.ledger.harvested(&self.dirty);
             round.harvest = harvesting.elapsed();
             round.duration = harvesting - began;

@@ -216,7 +216,7 @@ impl<'migration> Attempt<'migration> {
         self.log.start()?;
         // All pages are dirty as it is; but now it is known what a harvest takes.
         let harvesting = Instant::now();
-        self.dirty.harvest(&*self.log)?;
+        self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
         self.course.harvested(harvesting.elapsed());
         let setup = self.started.elapsed();
         self.converge_over_any_lanes()?;

@@ -34,7 +34,7 @@ impl Attempt<'_> {
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
         let state = self.guest.save()?;
         parts.save = clock.lap();
-        self.dirty.harvest(&*self.log)?;
+        self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
         self.ledger.harvested(&self.dirty);
         parts.harvest = clock.lap();
         self.send_round(false)?;

@@ -1,0 +1,251 @@
+//! Marking dirty pages: of a whole region, or of its parts by several workers at once.
+
+use std::convert::Infallible;
+use std::iter::repeat;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::stripes::STRIPE_WORDS;
+
+/// Stripes of RAM whose bits are worth a worker of their own: 64 GiB, of which a bitmap has 2 MiB.
+pub(super) const PART_STRIPES: usize = 4096;
+
+/// The bits of consecutive stripes of a region, for one worker to mark.
+///
+/// Words are counted from the region's start. What lies outside of the part is left out.
+#[derive(Debug)]
+pub struct DirtyPart<'region> {
+    first_word: usize,
+    /// Of the region.
+    pages: u64,
+    words: &'region mut [u64],
+    nonzero: &'region mut [u64],
+    /// How many more pages are dirty than at first, modulo 2^64.
+    added: u64,
+}
+
+impl<'region> DirtyPart<'region> {
+    /// All of a region of so many pages.
+    pub(super) fn whole(pages: u64, words: &'region mut [u64], nonzero: &'region mut [u64]) -> Self {
+        Self { first_word: 0, pages, words, nonzero, added: 0 }
+    }
+
+    /// Which words of the region these are.
+    #[must_use]
+    pub fn words(&self) -> Range<usize> {
+        self.first_word..self.first_word + self.words.len()
+    }
+
+    /// Marks the pages dirty that are set in `bits`, the region's word `word`.
+    pub fn mark_word(&mut self, word: usize, bits: u64) {
+        let Some(index) = word.checked_sub(self.first_word) else { return };
+        if let Some(ours) = self.words.get(index) {
+            let pages_left = self.pages - word as u64 * 64;
+            self.set(index, ours | bits & u64::MAX >> 64u64.saturating_sub(pages_left));
+        }
+    }
+
+    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word `first_word`.
+    pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
+        let (blocks, rest) = words.as_chunks::<16>();
+        for (index, block) in blocks.iter().enumerate() {
+            // One test for 16 words, of which a processor reads several at once, and most are zero.
+            if block.iter().fold(0, |any, word| any | word) != 0 {
+                self.mark_some(first_word + index * 16, block);
+            }
+        }
+        self.mark_some(first_word + blocks.len() * 16, rest);
+    }
+
+    /// The same of so many words that the workers of the current pool share them.
+    pub fn mark_many_words(&mut self, first_word: usize, words: &[u64]) {
+        let mine = DirtyPart {
+            first_word: self.first_word,
+            pages: self.pages,
+            words: &mut *self.words,
+            nonzero: &mut *self.nonzero,
+            added: 0,
+        };
+        let (added, marked) = mine.each(repeat(PART_STRIPES), |_, part| {
+            let Range { start, end } = part.words();
+            let from = start.saturating_sub(first_word).min(words.len());
+            let to = end.saturating_sub(first_word).clamp(from, words.len());
+            part.mark_words(first_word + from, &words[from..to]);
+            Ok::<_, Infallible>(())
+        });
+        debug_assert_eq!(marked, Ok(()));
+        self.added = self.added.wrapping_add(added);
+    }
+
+    /// Changes the bits of pages of a part that is the whole region. What lies past the region's end is left out.
+    pub(super) fn edit(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
+        let (mut first, end) = (pages.start, pages.end.min(self.pages));
+        while first < end {
+            let stop = end.min((first / 64 + 1) * 64);
+            let word = usize::try_from(first / 64).expect("it is less than the number of words");
+            let bits = u64::MAX << (first % 64) & u64::MAX >> (63 - (stop - 1) % 64);
+            self.set(word, change(self.words[word], bits));
+            first = stop;
+        }
+    }
+
+    /// Marks all pages clean.
+    pub(super) fn clear(&mut self) {
+        for (words, nonzero) in self.words.chunks_mut(STRIPE_WORDS).zip(&mut *self.nonzero) {
+            // Most stripes are clean, and most others have a few dirty words in them.
+            if nonzero.count_ones() > SPARSE_WORDS {
+                words.fill(0);
+                *nonzero = 0;
+            }
+            while *nonzero != 0 {
+                words[nonzero.trailing_zeros() as usize] = 0;
+                *nonzero &= *nonzero - 1;
+            }
+        }
+    }
+
+    /// How many more pages are dirty than at first, modulo 2^64.
+    pub(super) fn added(&self) -> u64 {
+        self.added
+    }
+
+    fn mark_some(&mut self, first_word: usize, words: &[u64]) {
+        for (index, &word) in (first_word..).zip(words) {
+            if word != 0 {
+                self.mark_word(index, word);
+            }
+        }
+    }
+
+    fn set(&mut self, index: usize, bits: u64) {
+        let (stripe, bit) = (&mut self.nonzero[index / STRIPE_WORDS], 1 << (index % STRIPE_WORDS));
+        *stripe = if bits == 0 { *stripe & !bit } else { *stripe | bit };
+        let before = std::mem::replace(&mut self.words[index], bits);
+        let added = u64::from(bits.count_ones()).wrapping_sub(before.count_ones().into());
+        self.added = self.added.wrapping_add(added);
+    }
+
+    /// Cuts a region into parts of so many stripes each; the last has whatever is left.
+    fn split(self, stripes: impl IntoIterator<Item = usize>) -> Vec<Self> {
+        let mut parts = Vec::new();
+        let mut rest = self;
+        for stripes in stripes {
+            let stripes = stripes.max(1);
+            if stripes >= rest.nonzero.len() {
+                break;
+            }
+            let Self { first_word, pages, words, nonzero, .. } = rest;
+            let (words, words_left) = words.split_at_mut(stripes * STRIPE_WORDS);
+            let (nonzero, nonzero_left) = nonzero.split_at_mut(stripes);
+            rest = Self {
+                first_word: first_word + words.len(),
+                pages,
+                words: words_left,
+                nonzero: nonzero_left,
+                added: 0,
+            };
+            parts.push(Self { first_word, pages, words, nonzero, added: 0 });
+        }
+        parts.push(rest);
+        parts
+    }
+
+    /// Has the workers of the current pool do something with the parts of a region; a single part is done by the caller.
+    /// Returns how many more pages are dirty then, modulo 2^64, also after an error.
+    pub(super) fn each<E: Send>(
+        self,
+        stripes: impl IntoIterator<Item = usize>,
+        work: impl Fn(usize, &mut DirtyPart<'_>) -> Result<(), E> + Sync,
+    ) -> (u64, Result<(), E>) {
+        let work = |(index, mut part): (usize, Self)| {
+            let result = work(index, &mut part);
+            (part.added, result)
+        };
+        let mut parts = self.split(stripes);
+        match parts.pop() {
+            Some(part) if parts.is_empty() => work((0, part)),
+            last => {
+                parts.extend(last);
+                let none = || (0, Ok(()));
+                let both = |(added, result): (u64, Result<(), E>), (more, next): (u64, Result<(), E>)| {
+                    (added.wrapping_add(more), result.and(next))
+                };
+                parts.into_par_iter().enumerate().with_max_len(1).map(work).reduce(none, both)
+            }
+        }
+    }
+}
+
+/// With more dirty words in a stripe than this, it is faster to clear all of them.
+const SPARSE_WORDS: u32 = 8;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
+    use crate::memory::{RamLayout, RegionLayout};
+
+    fn bitmap(pages: u64) -> DirtyBitmap {
+        DirtyBitmap::new(&RamLayout {
+            regions: vec![RegionLayout { guest_address: 0, len_bytes: pages * 4096 }],
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// Marked in parts by several workers, of whatever sizes, a region is as if it had been marked at once.
+        #[test]
+        fn parts_together_are_the_region(
+            pages in 1..40 * STRIPE_PAGES,
+            stripes in prop::collection::vec(0..9usize, 0..9),
+            marked in prop::collection::vec((0..3000usize, any::<u64>()), 0..200),
+        ) {
+            let mut words = vec![0; 3000];
+            marked.iter().for_each(|&(word, bits)| words[word] |= bits);
+            let [mut whole, mut parts] = [bitmap(pages), bitmap(pages)];
+            whole.regions_mut()[0].mark_words(0, &words);
+            let result = parts.regions_mut()[0].mark_parts(stripes, |index, part| {
+                // What is not in the part is left out.
+                part.mark_words(0, &words);
+                part.mark_word(usize::MAX, 1);
+                if index == 1 { Err("the second") } else { Ok(()) }
+            });
+            prop_assert!(matches!(result, Ok(()) | Err("the second")));
+            prop_assert_eq!(parts.regions()[0].words(), whole.regions()[0].words());
+            prop_assert_eq!(parts.regions()[0].nonzero(), whole.regions()[0].nonzero());
+            prop_assert_eq!(parts.count(), whole.count());
+            parts.clear();
+            prop_assert_eq!(parts.count(), 0);
+            prop_assert!(parts.regions()[0].words().iter().chain(parts.regions()[0].nonzero()).all(|&word| word == 0));
+        }
+    }
+
+    #[test]
+    fn many_words_are_shared_by_the_workers_and_all_marked() {
+        const WORDS: usize = 3 * PART_STRIPES * STRIPE_WORDS + 70;
+        let mut words = vec![0; WORDS];
+        for word in
+            [0, PART_STRIPES * STRIPE_WORDS - 1, PART_STRIPES * STRIPE_WORDS, 2 * WORDS / 3, WORDS - 1]
+        {
+            words[word] = 5;
+        }
+        let mut bitmap = bitmap((WORDS as u64 + 9) * 64);
+        for first_word in [9, 0] {
+            bitmap.clear();
+            let all = &mut bitmap.regions_mut()[0];
+            let marked = all.mark_parts([], |_, part| {
+                part.mark_many_words(first_word, &words);
+                Ok::<_, Infallible>(())
+            });
+            assert_eq!(marked, Ok(()));
+            assert!(bitmap.regions()[0].words()[first_word..first_word + WORDS] == words);
+            assert_eq!(bitmap.count(), 10);
+        }
+        bitmap.clear();
+        assert!(bitmap.regions()[0].words().iter().all(|&word| word == 0));
+    }
+}
