@@ -36,7 +36,7 @@ impl Attempt<'_> {
         self.ownership.begin_anew(self.link.epoch)?;
         self.course = Course::new(self.link.control.round_trip());
         (self.rounds, self.pages_zero, self.first_page, self.warned) = (Vec::new(), 0, None, false);
-        (self.ledger, self.hash_next) = (Ledger::new(&self.link.ram.layout()), false);
+        (self.ledger, self.hash_next) = (Ledger::new(&self.link.ram.layout(), self.options.verify), false);
         self.dirty.fill();
         self.log.start()?;
         Ok(())

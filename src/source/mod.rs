@@ -198,7 +198,7 @@ impl<'migration> Attempt<'migration> {
             course: Course::new(link.control.round_trip()),
             limits: options.tuning.limits(),
             predicted: Downtime::default(),
-            ledger: Ledger::new(&layout),
+            ledger: Ledger::new(&layout, options.verify),
             hash_next: false,
             warned: false,
             heartbeats_per_second: None,

@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
     use crate::dirty::{DirtyBitmap, DirtyLog, SoftwareBitmap, SoftwareLog};
-    use crate::verify::Ledger;
+    use crate::verify::{Ledger, Verify};
 
     /// A region of two blocks and a short one, and one of a single page.
     const PAGES: [u64; 2] = [1100, 1];
@@ -127,7 +127,8 @@ mod tests {
             let ram = GuestRam::from_vm_memory(&source).unwrap();
             let mut dirty = DirtyBitmap::new(&ram.layout());
             dirty.fill();
-            let (ledger, log) = (Ledger::new(&ram.layout()), Box::new(SoftwareLog::new(&source)));
+            let (ledger, log) =
+                (Ledger::new(&ram.layout(), Verify::Final), Box::new(SoftwareLog::new(&source)));
             let checks = Checks::new(&GuestRam::from_vm_memory(&destination).unwrap());
             Self { source, destination, ram, log, dirty, ledger, checks, writes: 0 }
         }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
-use crate::digest::{self, Digest};
-use crate::dirty::DirtyBitmap;
+use super::Verify;
+use crate::digest::{self, BLOCK_PAGES, Digest};
+use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout};
 use crate::wire::BlockDigest;
 
@@ -9,20 +10,35 @@ use crate::wire::BlockDigest;
 const PASSES_MAX: u32 = 3;
 
 /// Which blocks the destination has digests of, and nothing was written to them since, as far as the dirty log tells.
+///
+/// Without comparing it has no blocks, and nothing costs anything.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     blocks: Vec<PageRun>,
-    settled: Vec<bool>,
+    /// For each region, where its blocks begin and a byte for each stripe, with a bit for each of its blocks.
+    settled: Vec<(usize, Vec<u8>)>,
     passes: u32,
     /// Of passes so far.
     hashed_bytes: u64,
     hashing: Duration,
 }
 
+/// Blocks in a stripe of RAM: each has eight words of the stripe's bitmap.
+const STRIPE_BLOCKS: u64 = STRIPE_PAGES / BLOCK_PAGES;
+const _: () = assert!(STRIPE_BLOCKS == 8 && BLOCK_PAGES == 8 * 64);
+
 impl Ledger {
-    pub(crate) fn new(layout: &RamLayout) -> Self {
-        let blocks = digest::blocks(layout);
-        let settled = vec![false; blocks.len()];
+    pub(crate) fn new(layout: &RamLayout, verify: Verify) -> Self {
+        let (mut blocks, mut settled) = (Vec::new(), Vec::new());
+        if verify != Verify::Off {
+            blocks = digest::blocks(layout);
+            let mut first = 0;
+            for region in &layout.regions {
+                let count = usize::try_from(region.pages().div_ceil(BLOCK_PAGES)).unwrap_or(usize::MAX);
+                settled.push((first, vec![0; count.div_ceil(8)]));
+                first += count;
+            }
+        }
         Self { blocks, settled, passes: 0, hashed_bytes: 0, hashing: Duration::ZERO }
     }
 
@@ -61,21 +77,41 @@ impl Ledger {
         self.passes += 1;
         self.hashing += took;
         for &index in indices {
-            self.settled[index] = true;
-            self.hashed_bytes += self.blocks[index].pages * PAGE_BYTES;
+            let block = self.blocks[index];
+            let (stripe, bit) = place_of(block);
+            self.settled[block.region].1[stripe] |= bit;
+            self.hashed_bytes += block.pages * PAGE_BYTES;
         }
     }
 
-    /// Takes note of a harvest.
+    /// Takes note of a harvest, at the cost of a word for each stripe of RAM; of none if there is nothing to lose.
     pub(crate) fn harvested(&mut self, dirty: &DirtyBitmap) {
-        for (settled, block) in self.settled.iter_mut().zip(&self.blocks) {
-            *settled = *settled && !is_dirty(dirty, *block);
+        if self.passes == 0 {
+            return;
+        }
+        for ((_, settled), dirty) in self.settled.iter_mut().zip(dirty.regions()) {
+            for (settled, &nonzero) in settled.iter_mut().zip(dirty.nonzero()) {
+                if nonzero != 0 {
+                    *settled &= !dirty_blocks(nonzero);
+                }
+            }
         }
     }
 
     /// The blocks that remain to be hashed.
     pub(crate) fn unsettled(&self) -> Vec<usize> {
-        (0..self.len()).filter(|&index| !self.settled[index]).collect()
+        let mut unsettled = Vec::new();
+        for (region, (first, settled)) in self.settled.iter().enumerate() {
+            let end = self.settled.get(region + 1).map_or(self.blocks.len(), |&(next, _)| next);
+            for (block, settled) in (*first..).step_by(8).zip(settled) {
+                if *settled != u8::MAX {
+                    let left =
+                        (block..end.min(block + 8)).filter(|index| settled >> (index - block) & 1 == 0);
+                    unsettled.extend(left);
+                }
+            }
+        }
+        unsettled
     }
 
     /// How long hashing what remains would take, at one end after the other; nothing as long as no pass has shown how fast that is.
@@ -88,11 +124,77 @@ impl Ledger {
     }
 }
 
+/// The stripe of a block, and its bit there.
+fn place_of(block: PageRun) -> (usize, u8) {
+    let stripe = usize::try_from(block.first_page / STRIPE_PAGES).unwrap_or(usize::MAX);
+    (stripe, 1 << (block.first_page / BLOCK_PAGES % STRIPE_BLOCKS))
+}
+
 fn is_dirty(dirty: &DirtyBitmap, block: PageRun) -> bool {
-    const WORD: u64 = u64::BITS as u64;
-    let words = dirty.regions()[block.region].words();
-    // Blocks begin at a multiple of their length, and nothing is marked past the end of a region.
-    let [first, count] = [block.first_page / WORD, block.pages.div_ceil(WORD)]
-        .map(|words| usize::try_from(words).unwrap_or(usize::MAX));
-    words[first..].iter().take(count).any(|&word| word != 0)
+    let (stripe, bit) = place_of(block);
+    dirty.regions()[block.region]
+        .nonzero()
+        .get(stripe)
+        .is_some_and(|&nonzero| dirty_blocks(nonzero) & bit != 0)
+}
+
+/// Which of a stripe's blocks have something dirty in them, given which of its words have.
+fn dirty_blocks(nonzero: u64) -> u8 {
+    (0..).zip(nonzero.to_le_bytes()).fold(0, |blocks, (block, words)| blocks | u8::from(words != 0) << block)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::RegionLayout;
+
+    fn layout(pages: &[u64]) -> RamLayout {
+        let region = |(index, &pages): (usize, &u64)| RegionLayout {
+            guest_address: (index as u64) << 40,
+            len_bytes: pages * PAGE_BYTES,
+        };
+        RamLayout { regions: pages.iter().enumerate().map(region).collect() }
+    }
+
+    proptest! {
+        /// What remains to be hashed is what was never settled, or written to since.
+        #[test]
+        fn a_block_stays_settled_until_one_of_its_pages_is_written(
+            pages in prop::collection::vec(1..3 * STRIPE_PAGES, 1..4),
+            settled in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
+            written in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..9),
+        ) {
+            let layout = layout(&pages);
+            let mut ledger = Ledger::new(&layout, Verify::Final);
+            let mut left: Vec<_> = (0..ledger.len()).collect();
+            prop_assert_eq!(ledger.unsettled(), &left[..]);
+            let settled: Vec<_> = settled.iter().map(|index| index.index(ledger.len())).collect();
+            ledger.settle(&settled, Duration::from_secs(1));
+            left.retain(|index| !settled.contains(index));
+            prop_assert_eq!(ledger.unsettled(), &left[..]);
+            let mut dirty = DirtyBitmap::new(&layout);
+            for (region, page) in written {
+                let region = region.index(pages.len());
+                let page = page.index(usize::try_from(pages[region]).unwrap()) as u64;
+                dirty.regions_mut()[region].mark(page..page + 1);
+                let of = |block: &PageRun| block.region == region && block.first_page / 512 == page / 512;
+                left.push(ledger.blocks.iter().position(of).unwrap());
+            }
+            left.sort_unstable();
+            left.dedup();
+            ledger.harvested(&dirty);
+            prop_assert_eq!(ledger.unsettled(), left);
+        }
+    }
+
+    #[test]
+    fn without_comparing_there_is_nothing_to_note() {
+        let layout = layout(&[12 << 28]);
+        let mut ledger = Ledger::new(&layout, Verify::Off);
+        assert_eq!((ledger.len(), ledger.unsettled()), (0, Vec::new()));
+        ledger.harvested(&DirtyBitmap::new(&RamLayout { regions: Vec::new() }));
+        assert_eq!(ledger.rest_takes(), Duration::ZERO);
+    }
 }
