@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::dirty::DirtyLog;
 use crate::memory::GuestRam;
+use crate::panics::{Panicked, caught};
 use crate::wire::Refusal;
 
 /// A guest in the hands of a VMM: all that the engine asks of it, at either end.
@@ -110,6 +111,14 @@ pub struct Heartbeat {
     pub count: u64,
     /// How long ago the last one was.
     pub age: Duration,
+}
+
+/// The latest heartbeat. It is a measurement, so a VMM that panics over it goes without.
+pub(crate) fn heartbeat_of(guest: &dyn Guest) -> Option<Heartbeat> {
+    caught(|| guest.heartbeat()).unwrap_or_else(|Panicked(text)| {
+        tracing::error!("the VMM panicked when it was asked for the guest's heartbeat: {text}");
+        None
+    })
 }
 
 /// An error of the VMM.

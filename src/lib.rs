@@ -65,6 +65,7 @@ pub mod handover;
 pub mod image;
 pub mod lock;
 pub mod memory;
+mod panics;
 pub mod preflight;
 pub mod progress;
 pub mod sampling;

@@ -4,6 +4,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -35,11 +36,23 @@ fn attempt(guest: &TestGuest, host: &TestHost, options: &Options, observer: &dyn
         .expect("a free port");
     let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
     let to = receiver.local_address().expect("it is bound").to_string();
-    thread::scope(|scope| {
-        let source = scope.spawn(|| migrate(guest, &claim, &to, options, observer));
+    // What an observer asserts is asserted: the migration alone would go on without it.
+    let failed = Mutex::new(None);
+    let watch = Watch(|event: &Event| {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
+            *failed.lock().expect("it is only set") = Some(panic);
+            panic!("the observer failed");
+        }
+    });
+    let outcome = thread::scope(|scope| {
+        let source = scope.spawn(|| migrate(guest, &claim, &to, options, &watch));
         let destination = receiver.receive(host);
         Outcome { source: source.join(), destination }
-    })
+    });
+    match failed.into_inner().expect("it is only set") {
+        Some(panic) => resume_unwind(panic),
+        None => outcome,
+    }
 }
 
 impl Outcome {
@@ -216,7 +229,7 @@ fn a_destination_that_cannot_start_the_guest_hands_it_back() {
 #[test]
 fn a_defect_at_the_source_is_a_failure_and_the_guest_runs_on() {
     let guest = TestGuest::started();
-    guest.fail(Fault::DefectBeforeGo);
+    guest.fail(Fault::DefectInSave);
     let host = TestHost::default();
     let (source, destination) = attempt(&guest, &host, &options(), &()).failed();
     assert!(matches!(source.cause, MigrationFailure::Panicked(_)), "{source}");

@@ -206,7 +206,9 @@ impl Holder {
     }
 
     fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
+        let over = EndOnDrop(self);
         let result = migrate(&self.guest, &self.claim, to, options, observer);
+        std::mem::forget(over);
         match result {
             Ok(report) => {
                 *self.work() = Work::Gone;
@@ -340,8 +342,9 @@ impl Holder {
         if let Err(refusal) = self.begin(Work::Sampling) {
             return refusal;
         }
+        let over = EndOnDrop(self);
         let sampled = sample(&self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
-        *self.work() = Work::Idle;
+        drop(over);
         match sampled {
             Ok(sampled) => Answer::Sampled(sampled.into()),
             Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here"),
@@ -354,8 +357,9 @@ impl Holder {
         }
         let machine = &self.guest.machine;
         let pages = machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
+        let over = EndOnDrop(self);
         let checked = machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages));
-        *self.work() = Work::Idle;
+        drop(over);
         match checked {
             Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
             Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here, but did not answer"),
@@ -373,6 +377,19 @@ impl Holder {
 
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends what is under way, also if it panics: the next request must find the guest free. One that a migration left paused may
+/// have been given away, and is not.
+struct EndOnDrop<'holder>(&'holder Holder);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        let running = self.0.guest.machine.status().phase == Phase::Running;
+        let mut work = self.0.work();
+        let given_away = matches!(&*work, Work::Migrating(..)) && !running;
+        *work = if given_away { Work::InDoubt } else { Work::Idle };
     }
 }
 

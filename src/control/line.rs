@@ -13,6 +13,7 @@ use socket2::SockRef;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{ControlError, SILENT_BEATS};
+use crate::panics::{Panicked, caught};
 use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, WireError};
 
 /// How many bytes of messages wait to be received before no more are read from the connection.
@@ -228,7 +229,14 @@ struct Listener {
 
 impl Listener {
     fn run(mut self) {
-        let Err(end) = self.listen();
+        // Nobody else listens: without this whoever waits here would wait for ever.
+        let end = match caught(|| self.listen()) {
+            Ok(Err(end)) => end,
+            Err(Panicked(text)) => {
+                tracing::error!("a connection is given up: a defect of sterna: {text}");
+                End::Broken(None)
+            }
+        };
         let mut inbox = self.line.inbox();
         inbox.end = Some(end);
         inbox.shut_lanes();

@@ -8,10 +8,11 @@ use super::door::{TICK, Visit};
 use super::ownership::Ownership;
 use super::{ArrivalPhase, PendingArrival, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
-use crate::guest::Guest;
+use crate::guest::{Guest, heartbeat_of};
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
 use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
+use crate::panics::{Panicked, caught};
 use crate::state::GuestClaim;
 use crate::transport::Landing;
 use crate::verify::Checks;
@@ -54,7 +55,10 @@ impl<G: Guest> Attempt<G> {
     ) -> Result<bool, ReceiveError> {
         let last = self.rounds(control)?;
         let go = self.switch(control, visits, &last)?;
-        Ok(self.complete(control, go))
+        Ok(caught(|| self.complete(control, go)).unwrap_or_else(|Panicked(text)| {
+            tracing::error!("the guest runs here, and the source may not know: a defect of sterna: {text}");
+            false
+        }))
     }
 
     /// Steps 2 and 3.
@@ -228,7 +232,7 @@ impl<G: Guest> Attempt<G> {
     /// The guest's first heartbeat after GO: its count, and how long after. `None` if it gives none, or not in time.
     fn first_beat(&self, go: Instant) -> Option<(u64, Duration)> {
         while go.elapsed() < FIRST_BEAT_MAX {
-            let beat = self.guest.heartbeat()?;
+            let beat = heartbeat_of(&self.guest)?;
             let since_go = go.elapsed();
             if beat.age <= since_go {
                 return Some((beat.count, since_go - beat.age));
@@ -266,13 +270,16 @@ impl<G: Guest> Attempt<G> {
         let epoch = self.ownership.epoch();
         // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this epoch never
         // ran.
-        drop((self.guest, self.ownership));
+        let freed = caught(|| drop((self.guest, self.ownership)));
         self.pending.set(ArrivalPhase::Arriving, None);
+        if let Err(Panicked(text)) = &freed {
+            tracing::error!("the VMM panicked when it was to free the guest: {text}");
+        }
         if let Some(lock) = &self.lock {
             lock.give_up();
         }
         // Also to a source that gave up: it may be unable to record that, and wait for this word instead.
-        if action == Ok(DestinationAction::Refuse) {
+        if action == Ok(DestinationAction::Refuse) && freed.is_ok() {
             let _ = control.send(&Message::Abort(epoch, error.to_string()));
         }
         error

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Receiver;
 use crate::control::ControlChannel;
+use crate::panics::Panicked;
 use crate::wire::{Epoch, Message, Refusal};
 
 /// A source that comes anew for its own guest: with a question, or with GO.
@@ -25,9 +26,17 @@ pub(super) fn with_door<T>(
     // One at a time: a source has no reason to come twice at once.
     let (visits, coming) = sync_channel(1);
     thread::scope(|scope| {
-        let _close = CloseOnDrop(&closed);
-        scope.spawn(|| keep(receiver, epoch, visits, &closed));
-        work(&coming)
+        let keeper = scope.spawn(|| keep(receiver, epoch, visits, &closed));
+        let done = {
+            let _close = CloseOnDrop(&closed);
+            work(&coming)
+        };
+        // Joined here, or the scope would panic with it, and the guest that may run by now would be lost.
+        if let Err(panic) = keeper.join() {
+            let Panicked(text) = panic.into();
+            tracing::error!("sources that came meanwhile got no answer: a defect of sterna: {text}");
+        }
+        done
     })
 }
 

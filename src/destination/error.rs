@@ -8,6 +8,7 @@ use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
+use crate::panics::Panicked;
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
@@ -86,6 +87,15 @@ pub enum ReceiveError {
     /// A message out of turn in the handover.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// A thread of the migration, or the VMM in it, came upon a defect.
+    #[error("a defect of sterna or of the VMM ended it: {0}")]
+    Panicked(String),
+}
+
+impl From<Panicked> for ReceiveError {
+    fn from(Panicked(text): Panicked) -> Self {
+        Self::Panicked(text)
+    }
 }
 
 impl From<CheckError> for ReceiveError {

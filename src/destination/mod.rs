@@ -24,6 +24,7 @@ use self::ownership::Ownership;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::lock::Lock;
+use crate::panics::caught_or;
 use crate::state::{GuestClaim, HostState, StateError};
 use crate::transport::{Landing, TransportError, land};
 use crate::verify::Checks;
@@ -105,7 +106,7 @@ impl Receiver {
         loop {
             let mut attempt = self.prepare_any(host, &mut hello, &mut control)?;
             let epoch = hello.epoch;
-            match with_door(self, epoch, |visits| attempt.run(&mut control, visits)) {
+            match with_door(self, epoch, |visits| caught_or(|| attempt.run(&mut control, visits))) {
                 Ok(settled) => {
                     let (guest, claim) = attempt.arrived();
                     return Ok(Arrival { guest, claim, from, epoch, settled });
@@ -134,7 +135,7 @@ impl Receiver {
         let from = control.peer_address();
         loop {
             tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
-            match self.prepare(host, hello, control) {
+            match caught_or(|| self.prepare(host, hello, control)) {
                 Ok(attempt) => return Ok(attempt),
                 Err(ReceiveError::Refused(refusal)) => {
                     control.send(&Message::Refused(refusal.clone()))?;

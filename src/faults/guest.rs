@@ -8,7 +8,7 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::PATIENCE;
-use crate::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
+use crate::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap, SoftwareLog};
 use crate::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
 use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::wire::Refusal;
@@ -44,8 +44,35 @@ fn busy_page(index: u32) -> u64 {
 pub(super) struct TestGuest {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
-    /// How often it was let run by the engine; shared with the host that made it.
-    resumed: Arc<AtomicUsize>,
+    /// Shared with the host that made it.
+    pub(super) seen: Arc<Seen>,
+}
+
+/// What a host's guests did, and which calls of theirs panic.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// How often one was let run by the engine.
+    resumed: AtomicUsize,
+    panics: Mutex<Vec<&'static str>>,
+    panicked: AtomicUsize,
+}
+
+impl Seen {
+    /// Has these calls panic from now on, and no others.
+    pub(super) fn panic_in(&self, calls: &[&'static str]) {
+        *self.panics.lock().unwrap_or_else(PoisonError::into_inner) = calls.to_vec();
+    }
+
+    fn enter(&self, call: &'static str) {
+        let panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner).contains(&call);
+        self.panicked.fetch_add(panics.into(), Ordering::Relaxed);
+        assert!(!panics, "a defect in {call}");
+    }
+
+    /// How many calls have panicked.
+    pub(super) fn times_panicked(&self) -> usize {
+        self.panicked.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Debug)]
@@ -93,7 +120,7 @@ impl TestGuest {
     }
 
     /// One that has never run.
-    fn new(resumed: Arc<AtomicUsize>) -> Self {
+    fn new(seen: Arc<Seen>) -> Self {
         let regions = REGIONS.map(|address| (GuestAddress(address), REGION_BYTES));
         let memory = Memory::from_ranges(&regions).expect("there is memory for a small guest");
         let shared = Arc::new(Shared { memory, state: Mutex::default(), changed: Condvar::new() });
@@ -101,7 +128,7 @@ impl TestGuest {
             let shared = shared.clone();
             move || shared.write_on()
         });
-        Self { shared, writer: Some(writer), resumed }
+        Self { shared, writer: Some(writer), seen }
     }
 
     fn write(&self, region: usize, page: u64, value: u64) {
@@ -201,24 +228,29 @@ impl Guest for TestGuest {
     }
 
     fn details(&self) -> Result<Vec<u8>, GuestError> {
+        self.seen.enter("details");
         Ok(Vec::new())
     }
 
     fn ram(&self) -> Result<GuestRam, GuestError> {
+        self.seen.enter("ram");
         GuestRam::from_vm_memory(&self.shared.memory).map_err(GuestError::new)
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
-        Ok(Box::new(SoftwareLog::new(&self.shared.memory)))
+        self.seen.enter("dirty_log");
+        Ok(Box::new(TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone())))
     }
 
     fn pause(&self) -> Result<(), GuestError> {
         self.shared.state().runs = false;
+        self.seen.enter("pause");
         Ok(())
     }
 
     fn resume(&self) -> Result<(), GuestError> {
-        self.resumed.fetch_add(1, Ordering::Relaxed);
+        self.seen.enter("resume");
+        self.seen.resumed.fetch_add(1, Ordering::Relaxed);
         let mut state = self.shared.state();
         if state.arrived_with.is_none() {
             state.arrived_with = Some(self.shared.contents());
@@ -229,38 +261,68 @@ impl Guest for TestGuest {
     }
 
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.seen.enter("throttle");
         self.shared.state().throttle_percent = percent;
         Ok(())
     }
 
     /// Writes into RAM, as that of some device models does.
     fn save(&self) -> Result<Vec<u8>, GuestError> {
+        self.seen.enter("save");
         let passes = self.shared.state().passes;
         (0..REGIONS.len()).for_each(|region| self.write(region, SAVED_PAGE, passes));
         Ok(passes.to_le_bytes().to_vec())
     }
 
     fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+        self.seen.enter("load");
         let passes = state.try_into().map_err(GuestError::new)?;
         self.shared.state().passes = u64::from_le_bytes(passes);
         Ok(())
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
+        self.seen.enter("heartbeat");
         None
+    }
+}
+
+/// A dirty log, calls of which may panic like others of the VMM.
+#[derive(Debug)]
+struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>);
+
+impl DirtyLog for TestLog {
+    fn start(&self) -> Result<(), DirtyError> {
+        self.1.enter("start");
+        self.0.start()
+    }
+
+    fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+        self.1.enter("harvest");
+        self.0.harvest(region, dirty)
+    }
+
+    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        self.1.enter("rearm");
+        self.0.rearm(region, first_page, bits)
+    }
+
+    fn stop(&self) -> Result<(), DirtyError> {
+        self.1.enter("stop");
+        self.0.stop()
     }
 }
 
 /// A host at which such guests arrive.
 #[derive(Debug, Default)]
 pub(super) struct TestHost {
-    resumed: Arc<AtomicUsize>,
+    pub(super) seen: Arc<Seen>,
 }
 
 impl TestHost {
     /// How often any of the guests that came here was let run.
     pub(super) fn times_resumed(&self) -> usize {
-        self.resumed.load(Ordering::Relaxed)
+        self.seen.resumed.load(Ordering::Relaxed)
     }
 }
 
@@ -268,6 +330,7 @@ impl GuestHost for TestHost {
     type Guest = TestGuest;
 
     fn prepare(&self, _proposal: &Proposal<'_>) -> Result<TestGuest, Refusal> {
-        Ok(TestGuest::new(self.resumed.clone()))
+        self.seen.enter("prepare");
+        Ok(TestGuest::new(self.seen.clone()))
     }
 }

@@ -7,13 +7,14 @@
 mod ends;
 mod guest;
 mod lanes;
+mod panics;
 mod statuses;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -126,7 +127,23 @@ impl Scene {
         self.attempt_by(faults, &self.options, &watch)
     }
 
+    /// What the observer asserts is asserted: the migration alone would go on without it.
     fn attempt_by(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
+        let failed = Mutex::new(None);
+        let watch = Watch(|event: &Event| {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                panic!("the observer failed");
+            }
+        });
+        let outcome = self.attempt_watched(faults, options, &watch);
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(panic) => resume_unwind(panic),
+            None => outcome,
+        }
+    }
+
+    fn attempt_watched(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
         let to = self.receiver.local_address().expect("it is bound").to_string();
         thread::scope(|scope| {
             let source = scope.spawn(|| {

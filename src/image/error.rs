@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::destination::ReceiveError;
+use crate::panics::Panicked;
 use crate::source::MigrationFailure;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
@@ -71,6 +72,12 @@ impl From<ControlError> for SendFailure {
     }
 }
 
+impl From<Panicked> for SendFailure {
+    fn from(panic: Panicked) -> Self {
+        Self::Transfer(panic.into())
+    }
+}
+
 /// Why a file was not stored here. What arrived of it is kept.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -124,6 +131,12 @@ pub enum StoreError {
 impl From<ControlError> for StoreError {
     fn from(error: ControlError) -> Self {
         Self::Transfer(error.into())
+    }
+}
+
+impl From<Panicked> for StoreError {
+    fn from(panic: Panicked) -> Self {
+        Self::Transfer(panic.into())
     }
 }
 

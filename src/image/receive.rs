@@ -1,7 +1,6 @@
 //! The destination's side.
 
 use std::net::SocketAddr;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::thread;
 
@@ -13,6 +12,7 @@ use crate::control::ControlChannel;
 use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds, await_other_lanes};
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
+use crate::panics::{Panicked, caught_or};
 use crate::transport::{Landing, land};
 use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal};
 
@@ -68,7 +68,7 @@ impl Receiver {
     ) -> Result<Arriving, StoreError> {
         loop {
             tracing::info!("{} wants to come from {}", offer.name, control.peer_address());
-            match self.prepare_image(store, offer, control) {
+            match caught_or(|| self.prepare_image(store, offer, control)) {
                 Ok(arriving) => return Ok(arriving),
                 Err(StoreError::Refused(refusal)) => {
                     control.send(&Message::Refused(refusal.clone()))?;
@@ -136,7 +136,7 @@ impl Arriving {
     ) -> Result<(PathBuf, ImageDigest), StoreError> {
         let none = RamLayout { regions: Vec::new() };
         let parts = offer.content.as_ref().map_or(&none, |content| &content.parts);
-        let arrived = self.take(offer, parts, control);
+        let arrived = caught_or(|| self.take(offer, parts, control));
         // Nobody may write to the file any more, whatever came of it.
         let arrived = self.revoke().and(arrived);
         let stored = match arrived {
@@ -200,7 +200,7 @@ impl Arriving {
         let (ours, theirs) = thread::scope(|scope| {
             let theirs = scope.spawn(|| await_digests(count, control));
             let ours = self.partial.digests_and_holes(parts);
-            (ours, theirs.join().unwrap_or_else(|panic| resume_unwind(panic)))
+            (ours, theirs.join().unwrap_or_else(|panic| Err(Panicked::from(panic).into())))
         });
         let (ours, theirs) = (ours?, theirs?);
         match ours.iter().zip(&theirs).filter(|(ours, theirs)| ours != theirs).count() {

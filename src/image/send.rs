@@ -17,6 +17,7 @@ use crate::control::{ControlChannel, STEP_MAX};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
+use crate::panics::caught_or;
 use crate::source::{Brakes, Cancel, Link, MigrationFailure, Pace, connect, mbps, ms, new_epoch, unexpected};
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
@@ -119,8 +120,9 @@ pub fn send(path: &Path, to: &str, options: &Options, progress: &Progress) -> Re
     let started = Instant::now();
     let before_sending = |cause| SendError { refused: true, cause: explained(&options.cancel, cause) };
     let source = Source::open(path).map_err(before_sending)?;
-    let mut transfer = Transfer::prepare(&source, to, options, progress).map_err(before_sending)?;
-    transfer.run(started).map_err(|cause| transfer.fail(cause))
+    let prepared = caught_or(|| Transfer::prepare(&source, to, options, progress));
+    let mut transfer = prepared.map_err(before_sending)?;
+    caught_or(|| transfer.run(started)).map_err(|cause| transfer.fail(cause))
 }
 
 /// The file, and what it was like when it was opened.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::guest::Guest;
+use crate::guest::{Guest, heartbeat_of};
 
 /// The latest heartbeat of a guest that gives any, and when that was.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +10,7 @@ pub(crate) struct BeatAt(Option<(u64, Instant)>);
 
 impl BeatAt {
     pub(crate) fn now(guest: &dyn Guest) -> Self {
-        let beat = guest.heartbeat().filter(|beat| beat.count > 0);
+        let beat = heartbeat_of(guest).filter(|beat| beat.count > 0);
         Self(beat.and_then(|beat| Some((beat.count, Instant::now().checked_sub(beat.age)?))))
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
 use crate::convergence::{Decision, Downtime, HandoverCost, LaneLoad, Outlook, Round};
 use crate::memory::PAGE_BYTES;
+use crate::panics::{Panicked, caught};
 use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
 
 impl Attempt<'_> {
@@ -131,16 +132,17 @@ impl Attempt<'_> {
     }
 
     pub(super) fn throttle(&mut self, percent: u8) {
-        match self.guest.throttle(percent) {
-            Ok(()) => {
+        let why = match caught(|| self.guest.throttle(percent)) {
+            Ok(Ok(())) => {
                 self.course.throttled(percent);
                 self.observer.event(&Event::Throttled { percent });
+                return;
             }
-            Err(error) => {
-                self.course.throttle_refused();
-                tracing::warn!("the guest cannot be throttled to {percent} %: {error}");
-            }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(Panicked(text)) => format!("the VMM panicked: {text}"),
+        };
+        self.course.throttle_refused();
+        tracing::warn!("the guest cannot be throttled to {percent} %: {why}");
     }
 
     /// Tells of the round that was sent last, and harvested if the guest runs.

@@ -10,6 +10,7 @@ use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
+use crate::panics::Panicked;
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
@@ -154,6 +155,12 @@ pub enum MigrationFailure {
         /// Its answer.
         error: String,
     },
+}
+
+impl From<Panicked> for MigrationFailure {
+    fn from(Panicked(text): Panicked) -> Self {
+        Self::Panicked(text)
+    }
 }
 
 impl From<OpenError> for MigrationFailure {

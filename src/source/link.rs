@@ -1,4 +1,3 @@
-use std::panic::resume_unwind;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,6 +9,7 @@ use super::{Cancel, MigrationFailure};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
+use crate::panics::Panicked;
 use crate::progress::Event;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
@@ -148,8 +148,11 @@ impl Link {
                     let _end = EndOnDrop(supply);
                     rounds(Some(supply)).send(number, dirty, lanes)
                 };
-                let supplied = supplying.join().unwrap_or_else(|panic| resume_unwind(panic));
-                match (supplied.map_err(MigrationFailure::from), sent) {
+                let supplied = match supplying.join() {
+                    Ok(supplied) => supplied.map_err(MigrationFailure::from),
+                    Err(panic) => Err(Panicked::from(panic).into()),
+                };
+                match (supplied, sent) {
                     // What forbids other lanes counts more.
                     (Err(supply), Err(lanes)) if supply.may_fall_back() && !lanes.may_fall_back() => {
                         Err(lanes)

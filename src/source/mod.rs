@@ -20,12 +20,11 @@ mod link;
 mod metered;
 mod ownership;
 mod rounds;
+mod sheltered;
 mod switch;
 mod tuning;
 mod verified;
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 pub use cancel::Cancel;
@@ -37,6 +36,7 @@ pub(crate) use self::beat::BeatAt;
 pub(crate) use self::link::{Link, connect, new_epoch, unexpected};
 use self::ownership::{Ownership, Peer, open_records};
 pub(crate) use self::rounds::Brakes;
+use self::sheltered::Sheltered;
 use self::switch::Switched;
 pub(crate) use self::tuning::Pace;
 use crate::convergence::{Course, Downtime, Limits, SwitchCost};
@@ -45,6 +45,7 @@ use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
 use crate::lock::Lock;
 use crate::memory::RamLayout;
+use crate::panics::{Panicked, caught, caught_or};
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::state::{GuestClaim, RecordWriter};
@@ -82,6 +83,9 @@ pub struct Options {
 /// [`HostState::start`](crate::state::HostState::start) gives one for a new guest, an [`Arrival`](crate::destination::Arrival)
 /// brings one. It is recorded there that the guest is given away, before it is.
 ///
+/// It does not panic: a panic in it, in the VMM's code or in the lanes is a [failure](MigrationFailure::Panicked) like any other. An
+/// observer that panics gets no more events, and the migration goes on.
+///
 /// # Errors
 /// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
 pub fn migrate(
@@ -92,8 +96,9 @@ pub fn migrate(
     observer: &dyn Observer,
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
+    let observer = &Sheltered::new(observer);
     let first_beat = BeatAt::now(guest);
-    let (link, log, records) = prepare(guest, claim, to, options).map_err(|cause| {
+    let (link, log, records) = caught_or(|| prepare(guest, claim, to, options)).map_err(|cause| {
         let cause = options.cancel.explain(cause);
         let refused = !matches!(cause, MigrationFailure::Cancelled);
         MigrationError { guest: GuestIs::RunningAtSource, refused, cause, doubt: None }
@@ -107,16 +112,10 @@ pub fn migrate(
     let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
     attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
     // A defect of ours or of the VMM's must not leave a guest slowed or paused that is this side's.
-    let run = catch_unwind(AssertUnwindSafe(|| attempt.run()));
-    match run.unwrap_or_else(|panic| Err(MigrationFailure::Panicked(text_of(&*panic)))) {
+    match caught_or(|| attempt.run()) {
         Ok((setup, switched)) => Ok(attempt.complete(setup, &switched)),
         Err(cause) => Err(attempt.fail(cause)),
     }
-}
-
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a text".into())
 }
 
 /// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
@@ -235,44 +234,65 @@ impl<'migration> Attempt<'migration> {
         if self.course.throttle_percent() > 0 {
             self.throttle(0);
         }
-        let action = match self.ownership.state() {
+        let event = event_of(&cause, self.link.epoch);
+        let action = caught(|| match self.ownership.state() {
             SourceState::Kept => Ok(SourceAction::Resume),
-            _ => self.ownership.on(event_of(&cause, self.link.epoch)),
-        };
+            _ => self.ownership.on(event),
+        });
         let (guest, cause) = match action {
-            Ok(SourceAction::Resume) => match self.ownership.take_lock() {
+            Ok(Ok(SourceAction::Resume)) => match self.ownership.take_lock() {
                 Ok(()) => (self.resume(), cause),
                 Err(error) => {
                     (GuestIs::InDoubt, MigrationFailure::LockLost { cause: cause.to_string(), error })
                 }
             },
+            // One that was never paused has not been given away, whatever failed in saying so.
+            Ok(Err(_)) | Err(_) if !self.paused => (GuestIs::RunningAtSource, cause),
             _ => (GuestIs::InDoubt, cause),
         };
         // It cannot make anything worse, and the cause matters more than it does.
-        if let Err(error) = self.log.stop() {
-            tracing::warn!("the dirty log stays on: {error}");
+        match caught(|| self.log.stop()) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("the dirty log stays on: {error}"),
+            Err(Panicked(text)) => tracing::error!("the dirty log panicked when it was stopped: {text}"),
         }
-        if guest == GuestIs::InDoubt {
-            let doubt = Some(Box::new(self.ownership.into_doubt()));
-            return MigrationError { guest, refused: false, cause, doubt };
-        }
-        self.options.cancel.reopen();
-        let cause = self.link.explain(cause);
-        if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
-            // The destination may be gone, which is what this message is about.
-            let _ = self.link.control.send(&Message::Abort(self.link.epoch, cause.to_string()));
-        }
-        MigrationError { guest, refused: false, cause, doubt: None }
+        let Self { ownership, mut link, log, options, .. } = self;
+        let (cause, doubt) = if guest == GuestIs::InDoubt {
+            (cause, Some(Box::new(ownership.into_doubt())))
+        } else {
+            options.cancel.reopen();
+            let explained = caught(|| {
+                let cause = link.explain(cause);
+                if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
+                    // The destination may be gone, which is what this message is about.
+                    let _ = link.control.send(&Message::Abort(link.epoch, cause.to_string()));
+                }
+                cause
+            });
+            (explained.unwrap_or_else(MigrationFailure::from), None)
+        };
+        let_go((link, log));
+        MigrationError { guest, refused: false, cause, doubt }
     }
 
     fn resume(&self) -> GuestIs {
-        match if self.paused { self.guest.resume() } else { Ok(()) } {
-            Ok(()) => GuestIs::RunningAtSource,
-            Err(error) => {
-                tracing::error!("the guest could not be resumed: {error}");
-                GuestIs::PausedAtSource
-            }
+        if !self.paused {
+            return GuestIs::RunningAtSource;
         }
+        let why = match caught(|| self.guest.resume()) {
+            Ok(Ok(())) => return GuestIs::RunningAtSource,
+            Ok(Err(error)) => error.to_string(),
+            Err(Panicked(text)) => format!("the VMM panicked: {text}"),
+        };
+        tracing::error!("the guest could not be resumed: {why}");
+        GuestIs::PausedAtSource
+    }
+}
+
+/// Ends the connection and the VMM's log. What becomes of the guest is settled by then, so a panic changes nothing.
+fn let_go(ends: (Link, Box<dyn DirtyLog>)) {
+    if let Err(Panicked(text)) = caught(|| drop(ends)) {
+        tracing::error!("the end of a migration panicked: {text}");
     }
 }
 

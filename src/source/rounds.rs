@@ -13,6 +13,7 @@ use super::tuning::Pace;
 use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
 use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
+use crate::panics::caught_or;
 use crate::transport::{Lane, Supply};
 
 /// What a round sent.
@@ -72,26 +73,37 @@ impl Rounds<'_> {
         dirty: &DirtyBitmap,
         lanes: &mut [Box<dyn Lane>],
     ) -> Result<Sent, MigrationFailure> {
-        // Set by the first lane that fails, so that the others do not send the rest of the round for nothing.
+        // Set by the first lane that fails or panics, so that the others do not send the rest of the round for nothing.
         let stop = AtomicBool::new(false);
         let cause = Mutex::new(None);
+        let check = || {
+            // This error never becomes the cause, which is noted before.
+            if stop.load(Ordering::Acquire) {
+                Err(MigrationFailure::Cancelled)
+            } else {
+                (self.brakes.check)()
+            }
+        };
+        let brakes = Brakes { check: &check, ..self.brakes };
         let lanes = self.pool.install(|| {
             lanes
                 .par_iter_mut()
                 .with_max_len(1)
                 .enumerate()
                 .map(|(index, lane)| {
-                    let result = self.send_lane(round, dirty, (index, lane.as_mut()), &stop);
+                    let result = caught_or(|| self.send_lane(round, dirty, (index, lane.as_mut()), brakes));
                     result.map_err(|error| {
-                        stop.store(true, Ordering::Relaxed);
                         let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
                         // What comes after the first is what the others make of it; but what forbids other lanes counts more.
-                        if cause.as_ref().is_none_or(|first: &MigrationFailure| {
-                            first.may_fall_back() && !error.may_fall_back()
-                        }) {
+                        let forbids = !error.may_fall_back() && !matches!(error, MigrationFailure::Cancelled);
+                        if cause
+                            .as_ref()
+                            .is_none_or(|first: &MigrationFailure| first.may_fall_back() && forbids)
+                        {
                             *cause = Some(error);
                         }
                         drop(cause);
+                        stop.store(true, Ordering::Release);
                         // Lanes that wait for memory to be registered wait for nothing now.
                         if let Some(supply) = self.supply {
                             supply.end();
@@ -118,10 +130,10 @@ impl Rounds<'_> {
         round: u32,
         dirty: &DirtyBitmap,
         (index, lane): (usize, &mut dyn Lane),
-        stop: &AtomicBool,
+        brakes: Brakes<'_>,
     ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
         let mut lane = LaneRound {
-            metered: MeteredLane::new(lane, self.brakes, Instant::now()),
+            metered: MeteredLane::new(lane, brakes, Instant::now()),
             pages: Pages::default(),
             search: (round == 1).then(TouchedSearch::default),
             edges: RunEdges::default(),
@@ -129,10 +141,7 @@ impl Rounds<'_> {
         // None but in the first round: the others allocate nothing for it.
         let mut holes = Vec::new();
         for stripe in self.stripes.of_lane(index, dirty) {
-            (self.brakes.check)()?;
-            if stop.load(Ordering::Relaxed) {
-                return Ok((lane.pages, LaneLoad::default(), None));
-            }
+            (brakes.check)()?;
             if holes.len() < HOLES_MAX
                 && lane.search.as_ref().is_some_and(|search| search.expects_hole(run_of(&stripe)))
             {

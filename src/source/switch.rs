@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attempt, MigrationFailure, Verdict, event_of, mbps, ms, unexpected};
+use super::{Attempt, MigrationFailure, Verdict, event_of, let_go, mbps, ms, unexpected};
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
+use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
+use crate::panics::{Panicked, caught};
 use crate::progress::{Event, LimitsReport, Report, RoundReport};
 use crate::wire::{Completion, Epoch, Final, Message};
 
@@ -26,8 +28,9 @@ impl Attempt<'_> {
         self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let mut clock = Laps::new();
         let mut parts = Downtime::default();
-        self.guest.pause()?;
+        // Also if it panics, after which nobody knows whether it is: to resume it does no harm.
         self.paused = true;
+        self.guest.pause().inspect_err(|_| self.paused = false)?;
         parts.pause = clock.lap();
         self.observer.event(&Event::Paused);
         self.options.cancel.check()?;
@@ -51,7 +54,7 @@ impl Attempt<'_> {
             [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
         (parts.revoke, parts.load) = (revoke, load);
         parts.transfer = clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
-        let beat = self.guest.heartbeat().filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
+        let beat = heartbeat_of(self.guest).filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
         self.options.cancel.close()?;
         self.commit(prepared)?;
         // From this line on the guest may run there, whatever becomes of the send.
@@ -71,19 +74,36 @@ impl Attempt<'_> {
     }
 
     /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
-    pub(super) fn complete(&mut self, setup: Duration, switched: &Switched) -> Report {
+    pub(super) fn complete(mut self, setup: Duration, switched: &Switched) -> Report {
         let total = self.started.elapsed();
         self.observer.event(&Event::Switched { downtime_ms: ms(switched.downtime) });
-        let guest_downtime = switched.last_beat_before_go.and_then(|(count, age)| {
-            match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
-                Ok(Message::Alive(epoch, there, after_go_us))
-                    if epoch == self.link.epoch && there > count =>
-                {
-                    Some(age + Duration::from_micros(after_go_us))
-                }
-                _ => None,
-            }
+        let guest_downtime = caught(|| self.guest_downtime(switched)).unwrap_or_else(|Panicked(text)| {
+            tracing::error!("the guest has moved, and its own downtime is not known: {text}");
+            None
         });
+        let report = self.report(total, setup, switched, guest_downtime);
+        let_go((self.link, self.log));
+        report
+    }
+
+    /// From the guest's last heartbeat here to its first at the destination.
+    fn guest_downtime(&mut self, switched: &Switched) -> Option<Duration> {
+        let (count, age) = switched.last_beat_before_go?;
+        match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
+            Ok(Message::Alive(epoch, there, after_go_us)) if epoch == self.link.epoch && there > count => {
+                age.checked_add(Duration::from_micros(after_go_us))
+            }
+            _ => None,
+        }
+    }
+
+    fn report(
+        &self,
+        total: Duration,
+        setup: Duration,
+        switched: &Switched,
+        guest_downtime: Option<Duration>,
+    ) -> Report {
         let (blocks_hashed_paused, blocks_hashed_running) = self.blocks_hashed();
         let sum = |of: fn(&RoundReport) -> u64| self.rounds.iter().map(of).sum();
         let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::memory::MemoryError;
+use crate::panics::Panicked;
 use crate::wire::WireError;
 
 /// What can go wrong with the lanes.
@@ -104,6 +105,9 @@ pub enum TransportError {
     /// The control channel failed while lanes were set up.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A thread of the lanes came upon a defect.
+    #[error("a defect of sterna ended a lane: {0}")]
+    Panicked(String),
     /// The system has no randomness to give.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
@@ -148,8 +152,15 @@ impl TransportError {
             | Self::Wire(_)
             | Self::Memory(_)
             | Self::Control(_)
+            | Self::Panicked(_)
             | Self::Random(_) => false,
         }
+    }
+}
+
+impl From<Panicked> for TransportError {
+    fn from(Panicked(text): Panicked) -> Self {
+        Self::Panicked(text)
     }
 }
 

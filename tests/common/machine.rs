@@ -36,8 +36,8 @@ pub(crate) enum Fault {
     Save,
     Load,
     Resume,
-    /// A panic between PREPARED and GO, which is when the source looks at the heartbeat of its paused guest.
-    DefectBeforeGo,
+    /// A panic while a paused guest is saved.
+    DefectInSave,
 }
 
 #[derive(Debug)]
@@ -187,6 +187,7 @@ impl Guest for TestGuest {
 
     fn save(&self) -> Result<Vec<u8>, GuestError> {
         self.faulty(Fault::Save)?;
+        assert!(!self.is_to_fail(Fault::DefectInSave), "for a test, this is a defect");
         if self.write_when_saved.load(Ordering::Relaxed) {
             let next = self.unused_word() + 1;
             self.machine.memory().write_obj(next, GuestAddress(UNUSED.start)).map_err(GuestError::new)?;
@@ -200,8 +201,6 @@ impl Guest for TestGuest {
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
-        let panics = self.is_to_fail(Fault::DefectBeforeGo) && self.machine.status().phase == Phase::Paused;
-        assert!(!panics, "for a test, this is a defect");
         let beat = self.machine.heartbeat();
         let age = Duration::from_nanos(sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns));
         Some(Heartbeat { count: beat.count, age })

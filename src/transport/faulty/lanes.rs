@@ -165,6 +165,7 @@ impl FaultyLane {
                 others.wait();
             }
             Some(WriteFault::Cut) => self.tcp.cut(),
+            Some(WriteFault::Panic) => panic!("a defect for a test"),
             None => {}
         }
         self.pass(run)
@@ -177,6 +178,7 @@ impl FaultyLane {
             Some(FenceFault::Fail(status)) => return Err(completed_with(self.index, *status)),
             Some(FenceFault::Delay(time)) => thread::sleep(*time),
             Some(FenceFault::Cut) => self.tcp.cut(),
+            Some(FenceFault::Panic) => panic!("a defect for a test"),
             Some(FenceFault::Repeat | FenceFault::WriteOld | FenceFault::CutAfter) | None => {}
         }
         let late = std::mem::take(&mut self.late);

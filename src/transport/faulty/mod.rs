@@ -73,6 +73,8 @@ pub(crate) enum WriteFault {
     Cut,
     /// It completes with this.
     Fail(CompletionStatus),
+    /// The lane comes upon a defect of its own.
+    Panic,
 }
 
 /// What befalls a fence.
@@ -92,6 +94,8 @@ pub(crate) enum FenceFault {
     CutAfter,
     /// It completes with this.
     Fail(CompletionStatus),
+    /// The lane comes upon a defect of its own.
+    Panic,
 }
 
 /// What goes wrong at the source.

@@ -11,6 +11,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{STALL_MAX, broken};
 use crate::control::{Pulse, read_preamble, tune};
 use crate::memory::{GuestRam, receive_into};
+use crate::panics::caught_or;
 use crate::transport::{Landing, TransportError};
 use crate::wire::{
     FRAME_BYTES_MAX, LaneReady, PageFrame, Preamble, RUNS_MAX, Role, SliceKey, SliceRange, Token, WireError,
@@ -79,7 +80,7 @@ impl TcpLanding {
                 let name = format!("tcp-lane-{lane}");
                 thread::Builder::new().name(name).spawn(move || {
                     let mut frames = Frames { lane: index, stream: reading, ram, fences };
-                    if let Err(error) = frames.read_all() {
+                    if let Err(error) = caught_or(|| frames.read_all()) {
                         frames.fences.fail(error);
                         // The source must not wait for this lane. It may have closed it itself.
                         let _ = frames.stream.shutdown(Shutdown::Both);
