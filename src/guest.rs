@@ -33,6 +33,9 @@ pub trait Guest: Send + Sync {
     /// From here on until the migration is over, none of it may be discarded or mapped anew, as by a balloon: RDMA hardware
     /// would go on reading the pages that were there.
     ///
+    /// At the source it is asked for again after each round and, once the guest is paused and its state saved, before anything counts
+    /// on it: a migration fails if memory was plugged, unplugged or replaced meanwhile.
+    ///
     /// # Errors
     /// The VMM's own.
     fn ram(&self) -> Result<GuestRam, GuestError>;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::PATIENCE;
 use crate::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap, SoftwareLog};
@@ -78,8 +78,20 @@ impl Seen {
 #[derive(Debug)]
 struct Shared {
     memory: Memory,
+    /// What its RAM is said to be, once it is another.
+    replugged: Mutex<Option<Memory>>,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// What may become of memory while a guest runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Replug {
+    Plug,
+    Unplug,
+    Replace,
+    /// As before a test.
+    Restore,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +135,8 @@ impl TestGuest {
     fn new(seen: Arc<Seen>) -> Self {
         let regions = REGIONS.map(|address| (GuestAddress(address), REGION_BYTES));
         let memory = Memory::from_ranges(&regions).expect("there is memory for a small guest");
-        let shared = Arc::new(Shared { memory, state: Mutex::default(), changed: Condvar::new() });
+        let (replugged, state, changed) = Default::default();
+        let shared = Arc::new(Shared { memory, replugged, state, changed });
         let writer = thread::spawn({
             let shared = shared.clone();
             move || shared.write_on()
@@ -150,6 +163,25 @@ impl TestGuest {
         let (state, timeout) = waiting.unwrap_or_else(PoisonError::into_inner);
         drop(state);
         assert!(!timeout.timed_out(), "the guest stands still");
+    }
+
+    /// Plugs memory, or takes the second region away, as its VMM tells of its RAM from now on.
+    pub(super) fn replug(&self, how: Replug) {
+        let region = |address: u64| {
+            let region = GuestRegionMmap::from_range(GuestAddress(address), REGION_BYTES, None);
+            Arc::new(region.expect("there is memory for a region"))
+        };
+        let memory = &self.shared.memory;
+        let without =
+            || memory.remove_region(GuestAddress(REGIONS[1]), REGION_BYTES as u64).map(|(rest, _)| rest);
+        let replugged = match how {
+            Replug::Plug => memory.insert_region(region(8 << 30)).map(Some),
+            Replug::Unplug => without().map(Some),
+            Replug::Replace => without().and_then(|rest| rest.insert_region(region(REGIONS[1]))).map(Some),
+            Replug::Restore => Ok(None),
+        };
+        *self.shared.replugged.lock().unwrap_or_else(PoisonError::into_inner) =
+            replugged.expect("there is room");
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -234,7 +266,8 @@ impl Guest for TestGuest {
 
     fn ram(&self) -> Result<GuestRam, GuestError> {
         self.seen.enter("ram");
-        GuestRam::from_vm_memory(&self.shared.memory).map_err(GuestError::new)
+        let replugged = self.shared.replugged.lock().unwrap_or_else(PoisonError::into_inner);
+        GuestRam::from_vm_memory(replugged.as_ref().unwrap_or(&self.shared.memory)).map_err(GuestError::new)
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {

@@ -8,6 +8,7 @@ mod ends;
 mod guest;
 mod lanes;
 mod panics;
+mod plugging;
 mod statuses;
 
 use std::collections::VecDeque;

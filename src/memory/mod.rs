@@ -7,6 +7,7 @@
 //!
 //! This is one of the few rooms with `unsafe`: the pointers of the mapping, and the system calls that take them.
 
+mod change;
 mod error;
 mod holes;
 mod io;
@@ -16,6 +17,7 @@ mod runs;
 mod slice;
 mod wide;
 
+pub use change::RamChange;
 pub use error::MemoryError;
 pub use holes::TouchedSearch;
 pub use io::{receive_into, send_from};

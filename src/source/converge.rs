@@ -23,6 +23,7 @@ impl Attempt<'_> {
             })?;
             self.ledger.harvested(&self.dirty);
             round.harvest = harvesting.elapsed();
+            self.check_ram()?;
             round.duration = harvesting - began;
             self.course.push(round);
             let same_limits = !self.take_limits();

@@ -9,7 +9,7 @@ use crate::dirty::DirtyError;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
-use crate::memory::MemoryError;
+use crate::memory::{MemoryError, RamChange};
 use crate::panics::Panicked;
 use crate::state::StateError;
 use crate::transport::TransportError;
@@ -141,6 +141,9 @@ pub enum MigrationFailure {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Memory was plugged or unplugged after the migration had begun, and the destination has made the guest without.
+    #[error("{0} while the guest migrated: migrate it once its memory stays as it is")]
+    RamChanged(RamChange),
     /// The VMM.
     #[error("the VMM failed: {0}")]
     Guest(#[from] GuestError),

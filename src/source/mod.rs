@@ -222,6 +222,14 @@ impl<'migration> Attempt<'migration> {
         Ok((setup, self.switch()?))
     }
 
+    /// The destination has made the guest with the RAM that it had at the beginning, and the dirty log knows of no other.
+    fn check_ram(&self) -> Result<(), MigrationFailure> {
+        match self.link.ram.change_to(&self.guest.ram()?) {
+            None => Ok(()),
+            Some(change) => Err(MigrationFailure::RamChanged(change)),
+        }
+    }
+
     /// Tells the handover what happened; what it wants done must be what comes next here.
     fn advance(&mut self, event: SourceEvent, next: SourceAction) -> Result<(), MigrationFailure> {
         if self.ownership.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }

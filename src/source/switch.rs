@@ -36,6 +36,7 @@ impl Attempt<'_> {
         self.options.cancel.check()?;
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
         let state = self.guest.save()?;
+        self.check_ram()?;
         parts.save = clock.lap();
         self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
         self.ledger.harvested(&self.dirty);
