@@ -7,10 +7,12 @@ mod common;
 use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, moves_away_from, runs_on};
 use sterna::wire::Message;
 
-/// Rounds that never get smaller: the guest writes all of its 8 MiB many times while they are sent once, in 0.4 s.
-const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=8M", BUSY];
-/// What goes for its migration unless a test says otherwise.
-const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=20", "--downtime-limit=60"];
+/// Rounds that never get smaller: the guest writes all of its 2 MiB many times while they are sent once, in a second, also with
+/// a small share of a busy processor.
+const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=2M", BUSY];
+/// What goes for its migration unless a test says otherwise. The downtime is far less than a round takes, and far more than a switch
+/// with nothing to send, also where a busy disk takes its time for records.
+const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=2", "--downtime-limit=500"];
 
 /// A guest that is too fast for the link of its migration.
 struct UnderWay {
@@ -23,8 +25,12 @@ struct UnderWay {
 
 impl UnderWay {
     fn new(how: &[&str]) -> Self {
+        Self::of(&TOO_FAST, how)
+    }
+
+    fn of(guest: &[&str], how: &[&str]) -> Self {
         let (source, destination) = (Host::new(), Host::new());
-        let running = source.run("tern", &TOO_FAST);
+        let running = source.run("tern", guest);
         let receiving = destination.receive(&[]);
         let of_option = |word: &str, given: &&str| word.split('=').next() == given.split('=').next();
         let mut all = SLOW_LINK.to_vec();
@@ -67,34 +73,34 @@ fn stop_switches_whatever_the_downtime() {
     ended.says("switching all the same, with a downtime of about");
     let report = ended.json();
     assert_eq!(report["verified_pages"], (16 << 20) / 4096);
-    assert!(report["predicted_downtime_ms"].as_f64() > Some(60.0), "{report}");
-    assert!(report["downtime_measured"]["send_ms"].as_f64() > Some(60.0), "{report}");
+    assert!(report["predicted_downtime_ms"].as_f64() > Some(500.0), "{report}");
+    assert!(report["downtime_measured"]["send_ms"].as_f64() > Some(500.0), "{report}");
 }
 
 #[test]
 fn abort_gives_up_and_says_what_would_help() {
     let ended = UnderWay::new(&["--if-stuck=abort"]).stays(10);
-    for text in [
-        "error: given up after 3 rounds",
-        "MB/s can be sent",
-        "a downtime limit of",
-        "or a bandwidth limit of",
-    ] {
+    for text in
+        ["error: given up after", "MB/s can be sent", "a downtime limit of", "or a bandwidth limit of"]
+    {
         ended.says(text);
     }
 }
 
 #[test]
 fn relax_allows_more_downtime_until_that_is_enough() {
-    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=1000"]).moves();
-    ended.says("90 ms of downtime allowed").says("135 ms of downtime allowed");
-    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=90"]).stays(10);
-    ended.says("90 ms of downtime allowed").says("error: given up after");
+    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=9000"]).moves();
+    ended.says("750 ms of downtime allowed").says("1125 ms of downtime allowed");
+    let ended = UnderWay::new(&["--if-stuck=relax,abort", "--downtime-max=750"]).stays(10);
+    ended.says("750 ms of downtime allowed").says("error: given up after");
 }
 
+/// The guest writes at a set pace, four times as fast as the link. So whatever the processor, it is too fast for the link at full
+/// speed, and slow enough at the last of the steps.
 #[test]
 fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
-    let report = UnderWay::new(&["--if-stuck=throttle"]).moves().json();
+    let guest = ["--machine=synthetic", "--working-set=2M", "--dirty-rate=8"];
+    let report = UnderWay::of(&guest, &["--if-stuck=throttle"]).moves().json();
     let slowed: Vec<_> = report["per_round"]
         .as_array()
         .expect("each round is told")
@@ -106,7 +112,7 @@ fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
     assert_eq!(slowed[..3], [0; 3], "{slowed:?}");
     assert!(slowed.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] <= pair[0] + 20), "{slowed:?}");
     assert!(slowed.last() > Some(&0), "{slowed:?}");
-    assert!(report["predicted_downtime_ms"].as_f64() < Some(60.0), "{report}");
+    assert!(report["predicted_downtime_ms"].as_f64() < Some(500.0), "{report}");
 }
 
 #[test]
@@ -116,11 +122,11 @@ fn a_chain_goes_on_where_its_first_policy_is_exhausted() {
 }
 
 #[test]
-fn after_two_rounds_it_is_said_that_it_will_not_converge_and_what_would_help() {
+fn it_is_said_that_it_will_not_converge_and_what_would_help_before_it_is_given_up() {
     let ended = UnderWay::new(&["--if-stuck=abort"]).stays(10);
     let line_of = |text: &str| ended.stderr.lines().position(|line| line.contains(text));
-    let (second, warning, third) = (line_of("round 2:"), line_of("warning:"), line_of("round 3:"));
-    assert!(second.is_some() && second < warning && warning < third, "{}", ended.stderr);
+    let (second, warning, end) = (line_of("round 2:"), line_of("warning:"), line_of("error:"));
+    assert!(second.is_some() && second < warning && warning < end, "{}", ended.stderr);
     ended.says("to slow the guest by");
 }
 
@@ -154,7 +160,7 @@ fn what_records_take_at_the_destination_is_part_of_what_is_predicted() {
 #[test]
 fn when_the_time_is_over_the_migration_is_given_up_or_ends_with_a_switch() {
     UnderWay::new(&["--timeout=1", "--if-stuck=throttle", "--throttle-max=0"]).stays(10);
-    // In the middle of its first round, which takes eight seconds.
+    // In the middle of its first round, which takes two seconds.
     UnderWay::new(&["--timeout=1", "--bandwidth-limit=1"]).stays(10).says("was to take 1 s");
     UnderWay::new(&["--timeout=1", "--if-stuck=throttle,stop", "--throttle-max=0"]).moves();
 }
@@ -220,7 +226,7 @@ fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
     let host = Host::new();
     let idle = host.run("idle", &["--dirty-rate=0"]);
     let busy = host.run("busy", &["--working-set=8M", BUSY]);
-    let how = ["--interval=200", "--bandwidth=10", "--bandwidth=100000", "--downtime-limit=60", "--json"];
+    let how = ["--interval=200", "--bandwidth=10", "--bandwidth=100000", "--downtime-limit=300", "--json"];
     let sampled = |name: &str| {
         let ended = host.start(["dirty-rate", name].iter().chain(&how)).wait().expect_code(0);
         runs_on(&host, name);

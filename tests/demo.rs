@@ -106,9 +106,11 @@ fn a_guest_with_ram_above_the_hole_below_4_gib_moves() {
 
 #[test]
 fn a_guest_that_writes_as_fast_as_it_can_takes_several_rounds() {
-    // All of its RAM would take two thirds of a second, and slowed it is still too fast for a while.
-    let how = ["--downtime-limit=100", "--bandwidth-limit=100"];
-    let report = demo(&[&["--memory=64M", BUSY][..], &how].concat());
+    // A round takes two seconds, in which it writes more than the downtime allows, also with a small share of a busy processor; and
+    // however fast it is, slowing it comes to an end.
+    let how =
+        ["--downtime-limit=500", "--bandwidth-limit=4", "--if-stuck=throttle,stop", "--throttle-max=20"];
+    let report = demo(&[&["--memory=64M", "--working-set=8M", BUSY][..], &how].concat());
     assert!(report["rounds"].as_u64() > Some(2), "{report}");
     assert_eq!(report["verified_pages"], (64 << 20) / 4096);
 }
@@ -167,7 +169,9 @@ fn a_quiet_guest_is_compared_while_it_runs() {
 fn nothing_is_compared_when_that_is_not_wanted() {
     let report = demo(&["--memory=16M", "--verify=off"]);
     assert_eq!(report["verified_pages"], 0);
-    assert_eq!(report["verify_ms"].as_f64().map(|ms| ms < 1.0), Some(true), "{report}");
+    for blocks in ["blocks_hashed_running", "blocks_hashed_paused"] {
+        assert_eq!(report[blocks], 0, "{report}");
+    }
 }
 
 #[test]

@@ -19,8 +19,8 @@ const SHORT: Duration = Duration::from_secs(2);
 /// Both ends compare all memory at the switch.
 const WHOLE: &str = "--verify=full";
 
-/// How long a word to the guest's holder may take until it is heard.
-const HEEDED: Duration = Duration::from_millis(300);
+/// How long a word of the command to the guest's holder may take until it is heard, also beside other load.
+const HEEDED: Duration = Duration::from_secs(2);
 
 pub(crate) struct Scene {
     stage: Stage,
@@ -33,7 +33,8 @@ pub(crate) struct Scene {
     /// None once it has ended.
     migrating: Option<Process>,
     watch: Watch,
-    cancelling: Option<Process>,
+    /// What came of a word to end it.
+    cancelled: Option<bool>,
 }
 
 impl Scene {
@@ -85,7 +86,7 @@ impl Scene {
             link,
             migrating,
             watch,
-            cancelling: None,
+            cancelled: None,
         }
     }
 
@@ -164,12 +165,14 @@ impl Scene {
                 Then::Pass
             }
             Fault::Cancelled => {
-                self.cancelling = Some(self.source.start(["cancel", "tern"]));
-                thread::sleep(HEEDED);
+                // By the control socket, whose answer says when it was heard.
+                self.cancelled = Some(self.source.ask("tern", "cancel")["answer"] == "done");
                 Then::Pass
             }
             Fault::MigrateTerminated => {
-                self.migrating.as_ref().expect("it has not ended").signal(libc::SIGTERM);
+                let migrating = self.migrating.as_ref().expect("it has not ended");
+                migrating.signal(libc::SIGTERM);
+                migrating.says("cancelling");
                 thread::sleep(HEEDED);
                 Then::Pass
             }
@@ -203,12 +206,11 @@ impl Scene {
             assert!(ended.code.is_some_and(|code| codes.contains(&code)), "{ended:#?}");
         }
         let code = ended.and_then(|ended| ended.code);
-        if let Some(cancelling) = self.cancelling.take() {
-            let cancelled = matches!(cell, Cell::Stays(_));
+        if let Some(cancelled) = self.cancelled {
             assert_eq!(
-                cancelling.wait().code == Some(0),
                 cancelled,
-                "whoever cancels is told whether it was"
+                matches!(cell, Cell::Stays(_)),
+                "the answer to a cancel says whether it was heeded"
             );
         }
         match cell {
