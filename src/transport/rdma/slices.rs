@@ -11,8 +11,10 @@ use crate::memory::{PAGE_BYTES, RamLayout};
 use crate::transport::TransportError;
 use crate::wire::SliceRange;
 
+mod coverage;
 mod slicing;
 
+use self::coverage::{Coverage, Needs, Numbers};
 pub(super) use self::slicing::SLICE_BYTES_MIN;
 use self::slicing::Slicing;
 
@@ -38,6 +40,9 @@ pub(super) struct Slices<S = Slice> {
     /// How long a lane waits for a slice.
     patience: Duration,
     state: Mutex<State<S>>,
+    /// Which blocks are registered or about to be. Apart from the state, which lanes must not wait for while a plan is made.
+    /// Locked after it.
+    covered: Mutex<Coverage>,
     changed: Condvar,
 }
 
@@ -51,6 +56,10 @@ struct State<S> {
     registered_bytes: u64,
     /// Counts the uses of slices.
     uses: u64,
+    /// Counts the plans: one a round.
+    plans: u64,
+    /// Slices with pages to be sent by the latest plan.
+    dirty: Numbers,
     /// For each lane, the region and page that it has come to in this round: it goes on from there.
     reached: Vec<(usize, u64)>,
     /// The lanes of the round are done.
@@ -67,8 +76,10 @@ enum Slot<S> {
     Here {
         slice: Arc<S>,
         last_use: u64,
-        /// No lane has used it in this round, and it was planned for it.
-        ahead: bool,
+        /// The latest plan when it was registered.
+        registered_in: u64,
+        /// The latest plan when a lane used it.
+        used_in: Option<u64>,
     },
 }
 
@@ -87,13 +98,16 @@ impl<S> Slices<S> {
             wanted: Vec::new(),
             registered_bytes: 0,
             uses: 0,
+            plans: 0,
+            dirty: Numbers::default(),
             reached: vec![(0, 0); lanes],
             over: false,
             failed: false,
         };
-        let slicing = Slicing::new(layout, lanes, budget_bytes);
+        let slicing = Slicing::new(layout.clone(), lanes, budget_bytes);
         let (patience, changed) = (STALL_MAX * 4, Condvar::new());
-        Self { slicing, budget_bytes, patience, state: Mutex::new(state), changed }
+        let covered = Mutex::new(Coverage::new(&layout));
+        Self { slicing, budget_bytes, patience, state: Mutex::new(state), covered, changed }
     }
 
     /// The slice in which a page lies.
@@ -126,31 +140,11 @@ impl<S> Slices<S> {
     /// The slices with dirty pages that are not registered, in the order in which the lanes will come to them. Those that are
     /// stay for this round.
     pub(super) fn plan(&self, dirty: &DirtyBitmap) -> VecDeque<SliceRange> {
-        let mut needed = VecDeque::new();
-        for (region, bits) in dirty.regions().iter().enumerate() {
-            let mut words = bits.words();
-            for range in self.slicing.ranges(region) {
-                let (of_range, rest) = words.split_at(words_of(range).min(words.len()));
-                words = rest;
-                if of_range.iter().any(|&word| word != 0) {
-                    needed.push_back(range);
-                }
-            }
-        }
+        let Needs { dirty, missing } = self.covered().needs(dirty, &self.slicing);
         let mut state = self.state();
-        for slot in state.slots.values_mut() {
-            if let Slot::Here { ahead, .. } = slot {
-                *ahead = false;
-            }
-        }
-        needed.retain(|&range| match state.slots.get_mut(&range) {
-            Some(Slot::Here { ahead, .. }) => {
-                *ahead = true;
-                false
-            }
-            _ => true,
-        });
-        needed
+        state.plans += 1;
+        state.dirty = dirty;
+        missing
     }
 
     /// What to register next, at most so many slices: those that lanes wait for, then those that are `planned`. With `wait`,
@@ -195,6 +189,7 @@ impl<S> Slices<S> {
             planned.pop_front();
         }
         state.slots.insert(range, Slot::Coming);
+        self.covered().set(range, true);
         state.registered_bytes += bytes_of(range);
         Some(range)
     }
@@ -216,13 +211,13 @@ impl<S> Slices<S> {
         let passed = state.reached.iter().min().copied().unwrap_or_default();
         let mut candidates = Vec::new();
         for (&candidate, slot) in &state.slots {
-            if let Slot::Here { slice, last_use, ahead } = slot
+            if let Slot::Here { slice, last_use, .. } = slot
                 && Arc::strong_count(slice) == 1
                 && !state.wanted.contains(&candidate)
             {
                 // What all lanes have passed over, they will not come to in this round.
                 let end = (usize::from(candidate.region), candidate.first_page + candidate.pages);
-                let ahead = *ahead && end > passed;
+                let ahead = end > passed && self.is_ahead(state, candidate, slot);
                 if wanted || !ahead {
                     candidates.push((ahead, *last_use, candidate));
                 }
@@ -238,6 +233,7 @@ impl<S> Slices<S> {
         }
         for &(_, _, candidate) in &candidates[..enough] {
             if let Some(Slot::Here { slice, .. }) = state.slots.remove(&candidate) {
+                self.covered().set(candidate, false);
                 evicted.push((candidate, slice));
             }
         }
@@ -245,12 +241,22 @@ impl<S> Slices<S> {
         true
     }
 
+    /// Whether lanes have yet to come to a slice that was planned or registered for this round.
+    fn is_ahead(&self, state: &State<S>, range: SliceRange, slot: &Slot<S>) -> bool {
+        let Slot::Here { registered_in, used_in, .. } = slot else { return false };
+        let number = self.slicing.number_of(range.region.into(), range.first_page);
+        *used_in != Some(state.plans) && (*registered_in == state.plans || state.dirty.contains(number))
+    }
+
     /// Notes a slice as registered at both ends.
     pub(super) fn set(&self, range: SliceRange, slice: S) {
         let mut state = self.state();
         state.uses += 1;
         let last_use = state.uses;
-        state.slots.insert(range, Slot::Here { slice: Arc::new(slice), last_use, ahead: true });
+        let registered_in = state.plans;
+        let here = Slot::Here { slice: Arc::new(slice), last_use, registered_in, used_in: None };
+        state.slots.insert(range, here);
+        self.covered().set(range, true);
         drop(state);
         self.changed.notify_all();
     }
@@ -317,6 +323,10 @@ impl<S> Slices<S> {
     fn state(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn covered(&self) -> MutexGuard<'_, Coverage> {
+        self.covered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Lanes that wait for memory must not wait for a registrar that is gone.
@@ -341,10 +351,10 @@ impl<S> State<S> {
 
     fn acquire(&mut self, range: SliceRange) -> Option<Arc<S>> {
         self.uses += 1;
-        let uses = self.uses;
+        let (uses, plans) = (self.uses, self.plans);
         match self.slots.get_mut(&range)? {
-            Slot::Here { slice, last_use, ahead } => {
-                (*last_use, *ahead) = (uses, false);
+            Slot::Here { slice, last_use, used_in, .. } => {
+                (*last_use, *used_in) = (uses, Some(plans));
                 Some(slice.clone())
             }
             Slot::Coming => None,
@@ -354,11 +364,6 @@ impl<S> State<S> {
 
 fn bytes_of(range: SliceRange) -> u64 {
     range.pages * PAGE_BYTES
-}
-
-/// Words of a bitmap in which the pages of a slice are.
-fn words_of(range: SliceRange) -> usize {
-    usize::try_from(range.pages.div_ceil(64)).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

@@ -18,12 +18,46 @@ pub(super) struct Slicing {
     layout: RamLayout,
     /// Of the largest: a power of two.
     slice_pages: u64,
+    /// For each region, the number of its first slice: slices are counted through all of RAM.
+    first_slices: Vec<usize>,
 }
 
 impl Slicing {
     /// For so many lanes: with a budget so small that every lane can hold one while two more are made ready.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
-        Self { layout, slice_pages: slice_pages(lanes, budget_bytes) }
+        let mut slicing =
+            Self { layout, slice_pages: slice_pages(lanes, budget_bytes), first_slices: vec![0] };
+        let mut slices = 0;
+        for region in &slicing.layout.regions {
+            slices += slicing.in_region(region.pages() - 1) + 1;
+            slicing.first_slices.push(slices);
+        }
+        slicing
+    }
+
+    /// How many slices there are.
+    pub(super) fn count(&self) -> usize {
+        self.first_slices.last().copied().unwrap_or(0)
+    }
+
+    /// The number of a slice by any of its pages, among all slices of RAM.
+    pub(super) fn number_of(&self, region: usize, page: u64) -> usize {
+        self.first_slices.get(region).copied().unwrap_or(usize::MAX).saturating_add(self.in_region(page))
+    }
+
+    /// The number of a slice among those of its region.
+    fn in_region(&self, page: u64) -> usize {
+        let number = if page >= self.slice_pages {
+            u64::from((self.slice_pages / SLICE_PAGES_MIN).ilog2()) + page / self.slice_pages
+        } else {
+            page.checked_div(SLICE_PAGES_MIN).and_then(u64::checked_ilog2).map_or(0, |log| u64::from(log) + 1)
+        };
+        usize::try_from(number).unwrap_or(usize::MAX)
+    }
+
+    /// Pages in the largest slices.
+    pub(super) fn slice_pages(&self) -> u64 {
+        self.slice_pages
     }
 
     /// The slice in which a page lies; `None` outside of RAM.
@@ -41,10 +75,10 @@ impl Slicing {
         Some(SliceRange { region: u16::try_from(region).ok()?, first_page, pages })
     }
 
-    /// All slices of a region, in order.
-    pub(super) fn ranges(&self, region: usize) -> impl Iterator<Item = SliceRange> {
+    /// The slices of a region from the one on in which a page lies, in order.
+    pub(super) fn ranges(&self, region: usize, page: u64) -> impl Iterator<Item = SliceRange> {
         let next = move |range: &SliceRange| self.range_of(region, range.first_page + range.pages);
-        std::iter::successors(self.range_of(region, 0), next)
+        std::iter::successors(self.range_of(region, page), next)
     }
 }
 
@@ -71,7 +105,7 @@ mod tests {
     fn slices_grow_up_to_the_largest() {
         let mib = |range: SliceRange| range.pages * PAGE_BYTES / MIB;
         let sizes = |budget_bytes| {
-            slicing(160 * MIB / PAGE_BYTES, budget_bytes).ranges(0).map(mib).collect::<Vec<_>>()
+            slicing(160 * MIB / PAGE_BYTES, budget_bytes).ranges(0, 0).map(mib).collect::<Vec<_>>()
         };
         assert_eq!(sizes(None), [4, 4, 8, 16, 32, 64, 32]);
         assert_eq!(sizes(Some(48 * MIB)), [4, 4, 8, 16, 16, 16, 16, 16, 16, 16, 16, 16]);
@@ -84,8 +118,11 @@ mod tests {
             for budget_bytes in [None, Some(40 * MIB), Some(4 * MIB)] {
                 let slicing = slicing(region_pages, budget_bytes);
                 let mut next_page = 0;
-                for range in slicing.ranges(0) {
+                assert_eq!(slicing.ranges(0, 0).count(), slicing.count());
+                for (number, range) in slicing.ranges(0, 0).enumerate() {
                     assert_eq!(range.first_page, next_page);
+                    assert_eq!(slicing.number_of(0, range.first_page), number);
+                    assert_eq!(slicing.number_of(0, range.first_page + range.pages - 1), number);
                     next_page += range.pages;
                     for page in [range.first_page, range.first_page + range.pages / 2, next_page - 1] {
                         assert_eq!(slicing.range_of(0, page), Some(range), "{page}");

@@ -1,0 +1,238 @@
+//! Which pages are registered, and which slices have dirty ones: bits, so that neither is asked slice by
+//! slice.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use super::slicing::Slicing;
+use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
+use crate::memory::RamLayout;
+use crate::wire::SliceRange;
+
+/// Pages that have one bit here: a word of the bitmap of dirty pages, 256 KiB of RAM. Whatever is registered
+/// is a number of these blocks, or ends with its region.
+pub(super) const BLOCK_PAGES: u64 = 64;
+
+/// Blocks in a stripe, and so bits in a word here.
+const STRIPE_BLOCKS: u64 = STRIPE_PAGES / BLOCK_PAGES;
+
+/// What of RAM is registered: of each region one bit a block, in the shape of the upper level of the bitmap
+/// of dirty pages.
+#[derive(Debug)]
+pub(super) struct Coverage {
+    regions: Vec<Vec<u64>>,
+}
+
+/// What a round needs.
+#[derive(Debug, Default)]
+pub(super) struct Needs {
+    /// By number, the slices with dirty pages.
+    pub(super) dirty: Numbers,
+    /// Slices with dirty pages of which not all are registered, in the order of RAM.
+    pub(super) missing: VecDeque<SliceRange>,
+}
+
+impl Coverage {
+    /// Nothing is registered.
+    pub(super) fn new(layout: &RamLayout) -> Self {
+        let words = |pages: u64| usize::try_from(pages.div_ceil(STRIPE_PAGES)).unwrap_or(usize::MAX);
+        Self { regions: layout.regions.iter().map(|region| vec![0; words(region.pages())]).collect() }
+    }
+
+    /// Notes that the blocks of a range are registered from now on, or not any more.
+    pub(super) fn set(&mut self, range: SliceRange, registered: bool) {
+        let Some(words) = self.regions.get_mut(usize::from(range.region)) else { return };
+        for (word, mask) in masks(blocks_of(range)) {
+            if let Some(word) = words.get_mut(word) {
+                *word = if registered { *word | mask } else { *word & !mask };
+            }
+        }
+    }
+
+    /// What is needed to send these pages. It looks at one word for each stripe of RAM, whatever is dirty,
+    /// and at nothing else where all is registered.
+    pub(super) fn needs(&self, dirty: &DirtyBitmap, slicing: &Slicing) -> Needs {
+        let mut needs = Needs { dirty: Numbers::new(slicing.count()), ..Needs::default() };
+        // The first slices grow up to the largest, which then follow one another.
+        let growing = slicing.slice_pages().div_ceil(STRIPE_PAGES);
+        for (region, (dirty, covered)) in dirty.regions().iter().zip(&self.regions).enumerate() {
+            let stripes = usize::try_from(growing).unwrap_or(usize::MAX).min(covered.len());
+            let ((first, rest), (first_covered, rest_covered)) =
+                (dirty.nonzero().split_at(stripes), covered.split_at(stripes));
+            needs.add_slices(region, 0, (first, first_covered), slicing);
+            let (first_page, rest) = (growing * STRIPE_PAGES, (rest, rest_covered));
+            match slicing.slice_pages() / STRIPE_PAGES {
+                4 => needs.add_largest::<4>(region, first_page, rest, slicing),
+                2 => needs.add_largest::<2>(region, first_page, rest, slicing),
+                1 => needs.add_largest::<1>(region, first_page, rest, slicing),
+                _ => needs.add_slices(region, first_page, rest, slicing),
+            }
+        }
+        needs
+    }
+}
+
+impl Needs {
+    /// Adds what slices need that have `STRIPES` whole stripes each. No branch depends on which of them are
+    /// dirty: no processor foresees it.
+    fn add_largest<const STRIPES: usize>(
+        &mut self,
+        region: usize,
+        first_page: u64,
+        (dirty, covered): (&[u64], &[u64]),
+        slicing: &Slicing,
+    ) {
+        let (slices, end) = dirty.as_chunks::<STRIPES>();
+        let (covered_slices, covered_end) = covered.as_chunks::<STRIPES>();
+        let first_number = slicing.number_of(region, first_page);
+        let groups = slices.chunks(64).zip(covered_slices.chunks(64));
+        for (group, (slices, covered)) in groups.enumerate() {
+            let (mut any_dirty, mut any_missing) = (0u64, 0u64);
+            for (index, (dirty, covered)) in slices.iter().zip(covered).enumerate() {
+                let (mut any, mut missing) = (0, 0);
+                for (dirty, covered) in dirty.iter().zip(covered) {
+                    any |= dirty;
+                    missing |= dirty & !covered;
+                }
+                any_dirty |= u64::from(any != 0) << index;
+                any_missing |= u64::from(missing != 0) << index;
+            }
+            self.dirty.insert_all(first_number + group * 64, any_dirty);
+            while any_missing != 0 {
+                let slice = group as u64 * 64 + u64::from(any_missing.trailing_zeros());
+                self.missing.extend(slicing.range_of(region, first_page + slice * slicing.slice_pages()));
+                any_missing &= any_missing - 1;
+            }
+        }
+        let end_page = first_page + (slices.len() * STRIPES) as u64 * STRIPE_PAGES;
+        self.add_slices(region, end_page, (end, covered_end), slicing);
+    }
+
+    /// Adds what slices of any size need, those of these stripes from `first_page` on.
+    fn add_slices(
+        &mut self,
+        region: usize,
+        first_page: u64,
+        (dirty, covered): (&[u64], &[u64]),
+        slicing: &Slicing,
+    ) {
+        for ((stripe, &dirty), &covered) in (0..).zip(dirty).zip(covered) {
+            if dirty == 0 {
+                continue;
+            }
+            let first_page = first_page + stripe * STRIPE_PAGES;
+            let end = first_page + STRIPE_PAGES;
+            for range in slicing.ranges(region, first_page).take_while(|range| range.first_page < end) {
+                let blocks = blocks_of(range);
+                let first_block = first_page / BLOCK_PAGES;
+                let in_stripe = blocks.start.max(first_block)..blocks.end.min(first_block + STRIPE_BLOCKS);
+                let mask = masks(in_stripe).next().map_or(0, |(_, mask)| mask);
+                if dirty & mask != 0 {
+                    self.dirty.insert_all(slicing.number_of(region, range.first_page), 1);
+                }
+                if dirty & !covered & mask != 0 && self.missing.back() != Some(&range) {
+                    self.missing.push_back(range);
+                }
+            }
+        }
+    }
+}
+
+/// A set of numbers below a bound.
+#[derive(Debug, Default)]
+pub(super) struct Numbers {
+    words: Vec<u64>,
+}
+
+impl Numbers {
+    fn new(bound: usize) -> Self {
+        Self { words: vec![0; bound.div_ceil(64)] }
+    }
+
+    /// Adds `first` and each number as far above it as a bit is set in `bits`.
+    fn insert_all(&mut self, first: usize, bits: u64) {
+        let (word, shift) = (first / 64, first % 64);
+        for (word, bits) in [(word, bits << shift), (word + 1, bits >> 1 >> (63 - shift))] {
+            if let Some(word) = self.words.get_mut(word) {
+                *word |= bits;
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, number: usize) -> bool {
+        self.words.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+}
+
+/// The blocks of a range, counted from the start of its region.
+pub(super) fn blocks_of(range: SliceRange) -> Range<u64> {
+    range.first_page / BLOCK_PAGES..(range.first_page + range.pages).div_ceil(BLOCK_PAGES)
+}
+
+/// The words in which the bits of some blocks are, and a mask of those bits in each.
+fn masks(blocks: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let mut next = blocks.start;
+    std::iter::from_fn(move || {
+        let first = Some(next).filter(|&first| first < blocks.end)?;
+        let stop = blocks.end.min((first / STRIPE_BLOCKS + 1) * STRIPE_BLOCKS);
+        next = stop;
+        let mask = u64::MAX << (first % STRIPE_BLOCKS) & u64::MAX >> (63 - (stop - 1) % STRIPE_BLOCKS);
+        Some((usize::try_from(first / STRIPE_BLOCKS).ok()?, mask))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::{PAGE_BYTES, RegionLayout};
+
+    /// A few pages of two regions: in the first small slices, where they are larger than a stripe, and in the
+    /// last.
+    fn pages() -> impl Strategy<Value = Vec<(usize, u64)>> {
+        let page = prop_oneof![0..9000u64, 16_000..17_000u64, 60_000..70_123u64];
+        prop::collection::vec((0..2usize, page), 0..40)
+    }
+
+    proptest! {
+        /// Under any budget the slices that are needed are those in which a dirty page lies, and what is
+        /// missing of them those of which such a page's block is not registered.
+        #[test]
+        fn needs_are_those_of_the_dirty_pages_one_by_one(
+            dirty in pages(),
+            registered in pages(),
+            gone in pages(),
+            budget_mib in prop_oneof![Just(None), Just(Some(1u64)), Just(Some(40))],
+        ) {
+            let region = |(guest_address, pages): (u64, u64)| {
+                RegionLayout { guest_address, len_bytes: pages * PAGE_BYTES }
+            };
+            let layout = RamLayout { regions: [(0, 70_123), (1 << 40, 9000)].map(region).to_vec() };
+            let slicing = Slicing::new(layout.clone(), 1, budget_mib.map(|mib| mib << 20));
+            let (mut bitmap, mut coverage) = (DirtyBitmap::new(&layout), Coverage::new(&layout));
+            let is_in_ram = |&&(region, page): &&(usize, u64)| slicing.range_of(region, page).is_some();
+            for &(region, page) in dirty.iter().filter(is_in_ram) {
+                bitmap.regions_mut()[region].mark(page..page + 1);
+            }
+            for (pages, set) in [(&registered, true), (&gone, false)] {
+                for &(region, page) in pages.iter().filter(is_in_ram) {
+                    coverage.set(slicing.range_of(region, page).expect("it is in RAM"), set);
+                }
+            }
+            let slice_of = |&(region, page): &(usize, u64)| slicing.range_of(region, page);
+            let here: Vec<_> = registered.iter().filter_map(slice_of).collect();
+            let gone: Vec<_> = gone.iter().filter_map(slice_of).collect();
+            let mut needed: Vec<_> = dirty.iter().filter_map(slice_of).collect();
+            needed.sort_unstable_by_key(|range| (range.region, range.first_page));
+            needed.dedup();
+            let needs = coverage.needs(&bitmap, &slicing);
+            for range in (0..2).flat_map(|region| slicing.ranges(region, 0)) {
+                let number = slicing.number_of(range.region.into(), range.first_page);
+                prop_assert_eq!(needs.dirty.contains(number), needed.contains(&range), "{:?}", range);
+            }
+            needed.retain(|range| !here.contains(range) || gone.contains(range));
+            prop_assert_eq!(needs.missing, needed);
+        }
+    }
+}
