@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use sterna_vmm::{
     CpuDescription, DirtyTracking, MachineConfig, MachineKind, Phase, SharedMachine, Workload, new_kvm,
     new_synthetic,
 };
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{machine_kind, wait_until};
 
@@ -75,6 +76,28 @@ impl TestGuest {
         guest.machine.start().expect("the guest starts");
         guest.beats_on();
         guest
+    }
+
+    /// An idle guest with so much RAM, of which it uses little more than one page in every `stride_bytes`.
+    pub(crate) fn started_sparse(memory_bytes: u64, stride_bytes: u64) -> Self {
+        let workload = Workload { working_set_bytes: 64 << 10, rate_mb_per_s: 0, prefill: true };
+        let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
+        let guest = Self::of(make(machine_kind(), config));
+        let stride = usize::try_from(stride_bytes).expect("it fits a 64-bit machine");
+        // Apart from what the guest itself uses, at both ends of RAM.
+        for address in (stride_bytes / 2..memory_bytes).step_by(stride) {
+            guest.machine.memory().write_obj(address, GuestAddress(address)).expect("the address is in RAM");
+        }
+        guest.machine.start().expect("the guest starts");
+        guest.beats_on();
+        guest
+    }
+
+    /// How much memory its RAM takes: pages once touched, by anybody.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let memory = self.machine.memory();
+        let file = memory.iter().next().and_then(GuestMemoryRegion::file_offset).expect("its RAM is a memfd");
+        file.file().metadata().expect("a file has metadata").blocks() * 512
     }
 
     fn of(machine: SharedMachine) -> Self {

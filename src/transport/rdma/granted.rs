@@ -1,17 +1,19 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use super::slices::SLICE_BYTES_MIN;
+use super::slices::{is_of_blocks, parts_max};
 use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
 use crate::transport::TransportError;
 use crate::wire::SliceRange;
 
-/// The slices that a source may write to, and the rule for more: each lies in guest RAM and shares no page with another, together
-/// they are within the budget, and none is smaller than a source makes it, so that there are not many.
+/// The slices, or parts of them, that a source may write to, and the rule for more: each lies in guest RAM,
+/// consists of whole blocks and shares no page with another; together they are within the budget, and there
+/// are no more than [`parts_max`] allows for RAM of this size.
 #[derive(Debug)]
 pub(super) struct Granted<R> {
     layout: RamLayout,
     pages_max: u64,
+    slices_max: usize,
     /// Of all of them.
     pages: u64,
     /// By region and first page.
@@ -22,7 +24,8 @@ impl<R> Granted<R> {
     /// None yet, and at most `budget_bytes` at once; `None`: all of RAM.
     pub(super) fn new(layout: RamLayout, budget_bytes: Option<u64>) -> Self {
         let pages_max = budget_bytes.map_or(layout.total_pages(), |bytes| bytes / PAGE_BYTES);
-        Self { layout, pages_max, pages: 0, slices: BTreeMap::new() }
+        let slices_max = parts_max(&layout);
+        Self { layout, pages_max, slices_max, pages: 0, slices: BTreeMap::new() }
     }
 
     /// Whether all of these may be granted.
@@ -40,17 +43,16 @@ impl<R> Granted<R> {
             }
             pages += slice.pages;
         }
-        if pages > self.pages_max {
+        if pages > self.pages_max || self.slices.len() + asked.len() > self.slices_max {
             return Err(TransportError::Disagreement("more slices than may be registered at once".into()));
         }
         Ok(())
     }
 
-    /// In RAM, and not smaller than the smallest unless its region ends with it.
+    /// In RAM, and of whole blocks unless its region ends with it.
     fn is_a_slice(&self, slice: &SliceRange) -> bool {
         let pages = self.layout.regions.get(usize::from(slice.region)).map_or(0, RegionLayout::pages);
-        let end = slice.first_page.checked_add(slice.pages).filter(|&end| end <= pages);
-        slice.pages > 0 && end.is_some_and(|end| end == pages || slice.pages >= SLICE_BYTES_MIN / PAGE_BYTES)
+        is_of_blocks(slice, pages)
     }
 
     fn overlaps(&self, slice: &SliceRange) -> bool {
@@ -141,13 +143,32 @@ mod tests {
     }
 
     #[test]
-    fn slices_outside_of_ram_or_so_small_that_there_could_be_many_are_refused() {
+    fn slices_outside_of_ram_or_not_of_whole_blocks_are_refused() {
         let granted = granted(None);
-        for wrong in [slice(0, 0, 3), slice(0, 62, 4), slice(1, 0, 6), slice(2, 0, 4), slice(0, 0, 0)] {
+        for wrong in [slice(0, 62, 4), slice(1, 0, 6), slice(2, 0, 4), slice(0, 0, 0)] {
             assert!(granted.check(&[wrong]).is_err(), "{wrong:?}");
         }
-        let far = SliceRange { region: 0, first_page: u64::MAX, pages: 2 };
-        assert!(granted.check(&[far]).is_err());
-        granted.check(&[slice(1, 4, 1)]).unwrap();
+        let far = SliceRange { region: 0, first_page: u64::MAX - 63, pages: 64 };
+        let [uneven, off] =
+            [(0, 63), (32, 64)].map(|(first_page, pages)| SliceRange { region: 0, first_page, pages });
+        for wrong in [far, uneven, off] {
+            assert!(granted.check(&[wrong]).is_err(), "{wrong:?}");
+        }
+        granted.check(&[slice(1, 4, 1), SliceRange { region: 0, first_page: 64, pages: 64 }]).unwrap();
+    }
+
+    #[test]
+    fn no_more_slices_are_granted_than_ram_of_this_size_has_parts() {
+        let regions = vec![RegionLayout { guest_address: 0, len_bytes: 1 << 30 }];
+        let mut granted = Granted::new(RamLayout { regions }, None);
+        let block = |index: u64| SliceRange { region: 0, first_page: index * 64, pages: 64 };
+        // One for every 2 MiB, and 1024 more.
+        let most = 512 + 1024;
+        let all: Vec<_> = (0..most).map(block).collect();
+        granted.check(&all).unwrap();
+        granted.extend(all.iter().map(|&slice| (slice, ())));
+        assert!(granted.check(&[block(most)]).is_err());
+        granted.remove(&block(0)).unwrap();
+        granted.check(&[block(most)]).unwrap();
     }
 }

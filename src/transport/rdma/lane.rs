@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, WriteList};
 
-use super::slices::{Slice, Slices};
+use super::slices::{Slice, Slices, contains};
 use super::{RdmaTuning, STALL_MAX};
 use crate::control::Pulse;
 use crate::memory::{MemoryError, PAGE_BYTES, PageRun};
@@ -82,16 +82,13 @@ impl RdmaLane {
         }
     }
 
-    /// Adds one write, of pages of `range`, to the list; posts the list first if it is full.
-    fn push(&mut self, part: PageRun, range: SliceRange) -> Result<(), TransportError> {
-        if self.current.as_ref().is_none_or(|held| held.range != range) {
-            self.change_slice(range)?;
-        }
+    /// Adds one write, of pages of the current slice, to the list; posts the list first if it is full.
+    fn push(&mut self, part: PageRun) -> Result<(), TransportError> {
         let bytes = part.len_bytes();
         if self.list.is_full() || self.list_bytes + bytes > RdmaTuning::LIST_MAX_BYTES {
             self.post(false)?;
         }
-        let Some(Held { slice, .. }) = &self.current else { return Ok(()) };
+        let Some(Held { slice, range, .. }) = &self.current else { return Ok(()) };
         let offset = (part.first_page - range.first_page) * PAGE_BYTES;
         let overflow = || outside_of_ram(part);
         let pushed = self.list.push(Transfer {
@@ -108,31 +105,37 @@ impl RdmaLane {
         Ok(())
     }
 
+    /// The range of the slice that has this page, which becomes the current one.
+    fn hold(&mut self, region: usize, page: u64) -> Result<SliceRange, TransportError> {
+        match &self.current {
+            Some(held) if contains(held.range, (region, page)) => Ok(held.range),
+            _ => self.change_slice(region, page),
+        }
+    }
+
     /// Makes another slice the current one, waiting for it if it is not registered.
-    fn change_slice(&mut self, range: SliceRange) -> Result<(), TransportError> {
-        self.slices.reached(self.index, range);
+    fn change_slice(&mut self, region: usize, page: u64) -> Result<SliceRange, TransportError> {
+        self.slices.reached(self.index, region, page);
         if let Some(held) = self.current.take() {
             // Whatever is written from it is covered by the next signal.
             self.held.push(Held { last_id: self.next_id, ..held });
         }
-        let again = self.held.iter().position(|held| held.range == range);
-        let slice = match again.map(|index| self.held.swap_remove(index).slice) {
-            Some(slice) => slice,
-            None => match self.slices.acquire(range) {
-                Some(slice) => slice,
-                None => {
-                    // With nothing held, so that there is room for it. And what is in the list need not wait as well.
-                    self.post(true)?;
-                    self.drain()?;
-                    let began = Instant::now();
-                    let slice = self.slices.await_slice(range)?;
-                    self.waited += began.elapsed();
-                    slice
-                }
-            },
+        let again = self.held.iter().position(|held| contains(held.range, (region, page)));
+        let again = again.map(|index| self.held.swap_remove(index)).map(|held| (held.range, held.slice));
+        let (range, slice) = match again.or_else(|| self.slices.acquire(region, page)) {
+            Some(here) => here,
+            None => {
+                // With nothing held, so that there is room for it. And what is in the list need not wait as well.
+                self.post(true)?;
+                self.drain()?;
+                let began = Instant::now();
+                let here = self.slices.await_part(region, page)?;
+                self.waited += began.elapsed();
+                here
+            }
         };
         self.current = Some(Held { range, slice, last_id: 0 });
-        Ok(())
+        Ok(range)
     }
 
     /// Posts the list, once there is room for it; with a signal if one is due, or if `signalled` asks for it.
@@ -244,11 +247,13 @@ impl Lane for RdmaLane {
     fn write(&mut self, mut run: PageRun) -> Result<(), TransportError> {
         let pages_max = self.tuning.write_max_bytes / PAGE_BYTES;
         while run.pages > 0 {
-            let range = self.slices.range_of(run.region, run.first_page);
-            let range = range.ok_or_else(|| outside_of_ram(run))?;
+            if !self.slices.has(run.region, run.first_page) {
+                return Err(outside_of_ram(run));
+            }
+            let range = self.hold(run.region, run.first_page)?;
             let in_slice = range.first_page + range.pages - run.first_page;
             let pages = run.pages.min(pages_max).min(in_slice);
-            self.push(PageRun { pages, ..run }, range)?;
+            self.push(PageRun { pages, ..run })?;
             run.first_page += pages;
             run.pages -= pages;
         }

@@ -1,41 +1,48 @@
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rayon::prelude::*;
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
 use super::pinning::register;
-use super::slices::{Slice, Slices};
+use super::slices::{BLOCK_PAGES, BatchSize, Slice, Slices};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun, TouchedSearch};
 use crate::transport::{Supply, TransportError};
-use crate::wire::{Message, SliceKey, SliceRange};
+use crate::wire::{Message, SLICES_MAX, SliceKey, SliceRange};
 
-/// How many slices are asked for at a time, and registered in parallel at either end.
-const BATCH_SLICES: usize = 4;
+/// How much is asked for at a time, and registered in parallel at either end: four of the largest slices, or
+/// many small parts.
+const BATCH: BatchSize = BatchSize { parts: 32, pages: 4 * 16_384 };
 
 /// How many batches are asked for ahead: the destination registers one while this side registers another.
 const BATCHES_AHEAD: usize = 2;
 
 /// Registers slices at both ends ahead of the lanes that write from and to them.
 ///
-/// Slices without data are left out, and so never pinned: a guest that begins to use one meanwhile makes a lane ask for it.
+/// Only what has data is registered, and so pinned; where a slice has holes, parts of it. A guest that begins
+/// to use a hole meanwhile makes a lane ask for it.
 #[derive(Debug)]
 pub(super) struct Registrar {
     slices: Arc<Slices>,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
+    /// Rounds that began.
+    rounds: AtomicU32,
 }
 
 impl Registrar {
     pub(super) fn new(slices: Arc<Slices>, domain: Arc<ProtectionDomain>, ram: GuestRam) -> Self {
-        Self { slices, domain, ram }
+        Self { slices, domain, ram, rounds: AtomicU32::new(0) }
     }
 
     /// Begins a round. Not in `supply`, which may come to run only after the round has ended.
     pub(super) fn begin(&self) {
+        self.rounds.fetch_add(1, Ordering::Relaxed);
         self.slices.begin();
     }
 
@@ -43,37 +50,53 @@ impl Registrar {
         self.slices.registered_bytes()
     }
 
-    /// The slices that the lanes will need in a round.
-    fn plan(&self, dirty: &DirtyBitmap) -> Result<VecDeque<SliceRange>, TransportError> {
-        let mut search = TouchedSearch::default();
-        let mut touched = VecDeque::new();
-        for range in self.slices.plan(dirty) {
-            let region = usize::from(range.region);
-            let run = PageRun { region, first_page: range.first_page, pages: range.pages };
-            // One look for a hole of many slices: what is written there meanwhile, a lane asks for.
-            if !search.expects_hole(run) && search.any_touched(&self.ram.regions()[region], run)? {
-                touched.push_back(range);
+    /// The blocks of a slice that are to be registered: those with data. In later rounds the dirty ones count
+    /// as such, as they are sent whatever is in them; and where not all of RAM may be registered, nothing
+    /// else does.
+    fn blocks(
+        &self,
+        slice: SliceRange,
+        dirty: &DirtyBitmap,
+        search: &mut TouchedSearch,
+    ) -> Result<Vec<Range<u64>>, TransportError> {
+        let region = usize::from(slice.region);
+        let run = PageRun { region, first_page: slice.first_page, pages: slice.pages };
+        let mut blocks = Vec::new();
+        if self.rounds.load(Ordering::Relaxed) > 1 {
+            blocks.extend(dirty_blocks(run, dirty));
+            if self.slices.is_limited() {
+                return Ok(blocks);
             }
         }
-        Ok(touched)
+        // One look for a hole of many slices: what is written there meanwhile, a lane asks for.
+        if !search.expects_hole(run) {
+            for PageRun { first_page, pages, .. } in search.touched(&self.ram.regions()[region], run)? {
+                blocks.push(first_page / BLOCK_PAGES..(first_page + pages).div_ceil(BLOCK_PAGES));
+            }
+        }
+        blocks.sort_unstable_by_key(|blocks| blocks.start);
+        Ok(blocks)
     }
 
     fn register_until_over(
         &self,
-        mut planned: VecDeque<SliceRange>,
+        dirty: &DirtyBitmap,
         control: &mut ControlChannel,
     ) -> Result<(), TransportError> {
+        let mut planned = self.slices.plan(dirty);
+        let mut search = TouchedSearch::default();
+        let find = &mut |slice| self.blocks(slice, dirty, &mut search);
         let mut asked = VecDeque::with_capacity(BATCHES_AHEAD);
-        // The first slice alone, so that the first page leaves soon.
-        let mut slices_max = 1;
+        // The first part alone, so that the first page leaves soon.
+        let mut size = BatchSize { parts: 1, ..BATCH };
         loop {
             while asked.len() < BATCHES_AHEAD {
-                let batch = self.slices.next(&mut planned, slices_max, asked.is_empty());
+                let batch = self.slices.next(&mut planned, find, size, asked.is_empty())?;
                 self.evict(batch.evicted, control)?;
                 if batch.ranges.is_empty() {
                     break;
                 }
-                slices_max = BATCH_SLICES;
+                size = BATCH;
                 control.send(&Message::RegisterSlices(batch.ranges.clone()))?;
                 asked.push_back(batch.ranges);
             }
@@ -101,8 +124,8 @@ impl Registrar {
             MemoryRegion::deregister(slice.local)?;
             ranges.push(range);
         }
-        if !ranges.is_empty() {
-            control.send(&Message::ReleaseSlices(ranges))?;
+        for ranges in ranges.chunks(SLICES_MAX) {
+            control.send(&Message::ReleaseSlices(ranges.to_vec()))?;
         }
         Ok(())
     }
@@ -110,12 +133,23 @@ impl Registrar {
 
 impl Supply for Registrar {
     fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        self.slices.supply(|| self.register_until_over(self.plan(dirty)?, control))
+        self.slices.supply(|| self.register_until_over(dirty, control))
     }
 
     fn end(&self) {
         self.slices.end();
     }
+}
+
+/// The runs of blocks with dirty pages.
+fn dirty_blocks(run: PageRun, dirty: &DirtyBitmap) -> impl Iterator<Item = Range<u64>> {
+    let words = dirty.regions().get(run.region).map_or(&[][..], |region| region.words());
+    let first = run.first_page / BLOCK_PAGES;
+    let blocks = first..(run.first_page + run.pages).div_ceil(BLOCK_PAGES);
+    let is_dirty = |&block: &u64| {
+        usize::try_from(block).is_ok_and(|block| words.get(block).is_some_and(|&word| word != 0))
+    };
+    blocks.filter(is_dirty).map(|block| block..block + 1)
 }
 
 /// The destination's answer to what was asked to be registered.

@@ -1,5 +1,6 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::mem;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +13,20 @@ use crate::transport::TransportError;
 use crate::wire::SliceRange;
 
 mod coverage;
+mod eviction;
+mod parts;
+mod planned;
 mod slicing;
 
-use self::coverage::{Coverage, Needs, Numbers};
+pub(super) use self::coverage::BLOCK_PAGES;
+use self::coverage::{Coverage, DirtyBlocks};
+use self::eviction::Queue;
+pub(super) use self::parts::{is_of_blocks, parts_max};
+pub(super) use self::planned::Planned;
 pub(super) use self::slicing::SLICE_BYTES_MIN;
 use self::slicing::Slicing;
 
-/// A slice that both ends have registered.
+/// A part of a slice that both ends have registered.
 #[derive(Debug)]
 pub(super) struct Slice {
     pub(super) local: Arc<MemoryRegion>,
@@ -29,37 +37,43 @@ pub(super) struct Slice {
 
 /// The slices of all of guest RAM at the source: which are registered, which lanes wait for, which may go.
 ///
-/// Lanes [`acquire`](Self::acquire) slices here and wait for one that is missing, once nothing of theirs is on its way.
-/// The registrar puts slices here, those that lanes wait for first, and never more than the budget holds. What goes when
+/// Slices are how RAM is planned. What is registered is a slice or, where it has holes, [parts](parts::cut) of it.
+///
+/// Lanes [`acquire`](Self::acquire) parts here and wait for one that is missing, once nothing of theirs is on its way.
+/// The registrar puts parts here, those that lanes wait for first, and never more than the budget holds. What goes when
 /// there is no room is what no lane holds, and of that the least recently used.
 #[derive(Debug)]
 pub(super) struct Slices<S = Slice> {
     slicing: Slicing,
     /// How many bytes may be registered at once; `None`: all of RAM.
     budget_bytes: Option<u64>,
-    /// How long a lane waits for a slice.
+    /// How many parts may be registered at once.
+    parts_max: usize,
+    /// How long a lane waits for a part.
     patience: Duration,
     state: Mutex<State<S>>,
-    /// Which blocks are registered or about to be. Apart from the state, which lanes must not wait for while a plan is made.
-    /// Locked after it.
+    /// Which blocks are registered or about to be. Apart from the state: lanes must not wait for that while a plan is
+    /// made. Locked after it.
     covered: Mutex<Coverage>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 struct State<S> {
-    /// Those that are registered or about to be.
+    /// Parts that are registered or about to be.
     slots: BTreeMap<SliceRange, Slot<S>>,
-    /// Slices that lanes wait for, one entry a lane, in the order in which they began to wait.
-    wanted: Vec<SliceRange>,
-    /// Bytes of the slices that are registered or about to be.
+    /// Pages that lanes wait for, by region, one entry a lane, in the order in which they began to wait.
+    wanted: Vec<(usize, u64)>,
+    /// Bytes of the parts that are registered or about to be.
     registered_bytes: u64,
-    /// Counts the uses of slices.
+    /// Counts the uses of parts.
     uses: u64,
     /// Counts the plans: one a round.
     plans: u64,
-    /// Slices with pages to be sent by the latest plan.
-    dirty: Numbers,
+    /// What is to be sent by the latest plan, where not all of RAM may be registered.
+    dirty: DirtyBlocks,
+    /// Parts in the order in which they go.
+    queue: Queue,
     /// For each lane, the region and page that it has come to in this round: it goes on from there.
     reached: Vec<(usize, u64)>,
     /// The lanes of the round are done.
@@ -68,7 +82,7 @@ struct State<S> {
     failed: bool,
 }
 
-/// What is known of one slice that is not absent.
+/// What is known of one part that is not absent.
 #[derive(Debug)]
 enum Slot<S> {
     /// Being registered.
@@ -90,6 +104,16 @@ pub(super) struct Batch<S = Slice> {
     pub(super) evicted: Vec<(SliceRange, Arc<S>)>,
 }
 
+/// How large a batch may be: it is complete with the part by which it comes to so many parts or pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchSize {
+    pub(super) parts: usize,
+    pub(super) pages: u64,
+}
+
+/// Which blocks of a slice are to be registered, in ascending order.
+pub(super) type FindBlocks<'find> = dyn FnMut(SliceRange) -> Result<Vec<Range<u64>>, TransportError> + 'find;
+
 impl<S> Slices<S> {
     /// For so many lanes, with at most so many bytes registered at once.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
@@ -99,20 +123,26 @@ impl<S> Slices<S> {
             registered_bytes: 0,
             uses: 0,
             plans: 0,
-            dirty: Numbers::default(),
+            dirty: DirtyBlocks::default(),
+            queue: Queue::default(),
             reached: vec![(0, 0); lanes],
             over: false,
             failed: false,
         };
-        let slicing = Slicing::new(layout.clone(), lanes, budget_bytes);
         let (patience, changed) = (STALL_MAX * 4, Condvar::new());
-        let covered = Mutex::new(Coverage::new(&layout));
-        Self { slicing, budget_bytes, patience, state: Mutex::new(state), covered, changed }
+        let (covered, parts_max) = (Mutex::new(Coverage::new(&layout)), parts_max(&layout));
+        let slicing = Slicing::new(layout, lanes, budget_bytes);
+        Self { slicing, budget_bytes, parts_max, patience, state: Mutex::new(state), covered, changed }
     }
 
-    /// The slice in which a page lies.
-    pub(super) fn range_of(&self, region: usize, page: u64) -> Option<SliceRange> {
-        self.slicing.range_of(region, page)
+    /// Whether not all of RAM may be registered at once.
+    pub(super) fn is_limited(&self) -> bool {
+        self.budget_bytes.is_some()
+    }
+
+    /// Whether a page lies in RAM.
+    pub(super) fn has(&self, region: usize, page: u64) -> bool {
+        self.slicing.range_of(region, page).is_some()
     }
 
     pub(super) fn registered_bytes(&self) -> u64 {
@@ -126,9 +156,9 @@ impl<S> Slices<S> {
         state.reached.fill((0, 0));
     }
 
-    /// A lane has come to this slice, and left out what it passed over since the last: pages of zeros, in the first round.
-    pub(super) fn reached(&self, lane: usize, range: SliceRange) {
-        self.state().reach(lane, (range.region.into(), range.first_page));
+    /// A lane has come to this page, and left out what it passed over since the last: pages of zeros, in the first round.
+    pub(super) fn reached(&self, lane: usize, region: usize, page: u64) {
+        self.state().reach(lane, (region, page));
     }
 
     /// A lane has come to the end of its round.
@@ -137,143 +167,100 @@ impl<S> Slices<S> {
         self.changed.notify_all();
     }
 
-    /// The slices with dirty pages that are not registered, in the order in which the lanes will come to them. Those that are
-    /// stay for this round.
-    pub(super) fn plan(&self, dirty: &DirtyBitmap) -> VecDeque<SliceRange> {
-        let Needs { dirty, missing } = self.covered().needs(dirty, &self.slicing);
+    /// The slices with dirty pages that are not registered, in the order in which the lanes will come to them. What is
+    /// registered of dirty pages stays for this round.
+    pub(super) fn plan(&self, dirty: &DirtyBitmap) -> Planned {
+        let missing = self.covered().missing(dirty, &self.slicing);
         let mut state = self.state();
         state.plans += 1;
-        state.dirty = dirty;
-        missing
+        state.queue = Queue::default();
+        if self.is_limited() {
+            state.dirty.copy(dirty);
+        }
+        Planned::new(missing)
     }
 
-    /// What to register next, at most so many slices: those that lanes wait for, then those that are `planned`. With `wait`,
+    /// What to register next: what lanes wait for, then what is `planned`, as far as `find` finds it needed. With `wait`,
     /// waits while there is none; nothing at all then means that the round is over.
-    pub(super) fn next(&self, planned: &mut VecDeque<SliceRange>, slices_max: usize, wait: bool) -> Batch<S> {
+    pub(super) fn next(
+        &self,
+        planned: &mut Planned,
+        find: &mut FindBlocks<'_>,
+        size: BatchSize,
+        wait: bool,
+    ) -> Result<Batch<S>, TransportError> {
         let mut state = self.state();
         loop {
             let mut batch = Batch { ranges: Vec::new(), evicted: Vec::new() };
-            while !state.over && batch.ranges.len() < slices_max {
-                let Some(range) = self.admit_one(&mut state, planned, &mut batch.evicted) else { break };
-                batch.ranges.push(range);
+            let mut pages = 0;
+            while !state.over && batch.ranges.len() < size.parts && pages < size.pages {
+                let Some(part) = self.admit_one(&mut state, planned, find, &mut batch.evicted)? else {
+                    break;
+                };
+                pages += part.pages;
+                batch.ranges.push(part);
             }
             if state.over || !wait || !batch.ranges.is_empty() {
-                return batch;
+                return Ok(batch);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Finds a slice to register and room for it.
+    /// Finds a part to register and room for it.
     fn admit_one(
         &self,
         state: &mut State<S>,
-        planned: &mut VecDeque<SliceRange>,
+        planned: &mut Planned,
+        find: &mut FindBlocks<'_>,
         evicted: &mut Vec<(SliceRange, Arc<S>)>,
-    ) -> Option<SliceRange> {
-        let wanted = state.wanted.iter().copied().find(|&range| state.is_absent(range));
-        let range = match wanted {
-            Some(range) => range,
-            None => loop {
-                let range = *planned.front()?;
-                if state.is_absent(range) {
-                    break range;
-                }
-                planned.pop_front();
-            },
+    ) -> Result<Option<SliceRange>, TransportError> {
+        let wanted = state.wanted.iter().copied().find(|&page| state.part_of(page).is_none());
+        let next = match wanted {
+            Some(page) => planned.take(page, &self.slicing, state, find)?,
+            None => planned.next(state, find)?,
         };
-        if !self.make_room(state, range, wanted.is_some(), evicted) {
-            return None;
+        let Some(part) = next else { return Ok(None) };
+        if !self.make_room(state, part, wanted.is_some(), evicted) {
+            planned.put_back(part);
+            return Ok(None);
         }
-        if wanted.is_none() {
-            planned.pop_front();
-        }
-        state.slots.insert(range, Slot::Coming);
-        self.covered().set(range, true);
-        state.registered_bytes += bytes_of(range);
-        Some(range)
+        state.slots.insert(part, Slot::Coming);
+        self.covered().set(part, true);
+        state.registered_bytes += bytes_of(part);
+        Ok(Some(part))
     }
 
-    /// Takes slices out that no lane holds or waits for until `range` fits the budget. Slices that the lanes have yet to come to
-    /// go only for one that a lane waits for.
-    fn make_room(
-        &self,
-        state: &mut State<S>,
-        range: SliceRange,
-        wanted: bool,
-        evicted: &mut Vec<(SliceRange, Arc<S>)>,
-    ) -> bool {
-        let Some(budget_bytes) = self.budget_bytes else { return true };
-        let fits = |registered_bytes: u64| registered_bytes + bytes_of(range) <= budget_bytes;
-        if fits(state.registered_bytes) {
-            return true;
-        }
-        let passed = state.reached.iter().min().copied().unwrap_or_default();
-        let mut candidates = Vec::new();
-        for (&candidate, slot) in &state.slots {
-            if let Slot::Here { slice, last_use, .. } = slot
-                && Arc::strong_count(slice) == 1
-                && !state.wanted.contains(&candidate)
-            {
-                // What all lanes have passed over, they will not come to in this round.
-                let end = (usize::from(candidate.region), candidate.first_page + candidate.pages);
-                let ahead = end > passed && self.is_ahead(state, candidate, slot);
-                if wanted || !ahead {
-                    candidates.push((ahead, *last_use, candidate));
-                }
-            }
-        }
-        candidates.sort_unstable_by_key(|&(ahead, last_use, _)| (ahead, last_use));
-        let mut left_bytes = state.registered_bytes;
-        let mut enough = 0;
-        while !fits(left_bytes) {
-            let Some((_, _, candidate)) = candidates.get(enough) else { return false };
-            left_bytes -= bytes_of(*candidate);
-            enough += 1;
-        }
-        for &(_, _, candidate) in &candidates[..enough] {
-            if let Some(Slot::Here { slice, .. }) = state.slots.remove(&candidate) {
-                self.covered().set(candidate, false);
-                evicted.push((candidate, slice));
-            }
-        }
-        state.registered_bytes = left_bytes;
-        true
-    }
-
-    /// Whether lanes have yet to come to a slice that was planned or registered for this round.
-    fn is_ahead(&self, state: &State<S>, range: SliceRange, slot: &Slot<S>) -> bool {
-        let Slot::Here { registered_in, used_in, .. } = slot else { return false };
-        let number = self.slicing.number_of(range.region.into(), range.first_page);
-        *used_in != Some(state.plans) && (*registered_in == state.plans || state.dirty.contains(number))
-    }
-
-    /// Notes a slice as registered at both ends.
-    pub(super) fn set(&self, range: SliceRange, slice: S) {
+    /// Notes a part as registered at both ends.
+    pub(super) fn set(&self, part: SliceRange, slice: S) {
         let mut state = self.state();
         state.uses += 1;
-        let last_use = state.uses;
-        let registered_in = state.plans;
+        let (last_use, registered_in) = (state.uses, state.plans);
         let here = Slot::Here { slice: Arc::new(slice), last_use, registered_in, used_in: None };
-        state.slots.insert(range, here);
-        self.covered().set(range, true);
+        state.slots.insert(part, here);
+        self.covered().set(part, true);
         drop(state);
         self.changed.notify_all();
     }
 
-    /// A slice, if it is registered.
-    pub(super) fn acquire(&self, range: SliceRange) -> Option<Arc<S>> {
-        self.state().acquire(range)
+    /// The part in which a page lies, if it is registered.
+    pub(super) fn acquire(&self, region: usize, page: u64) -> Option<(SliceRange, Arc<S>)> {
+        self.state().acquire((region, page))
     }
 
-    /// Waits for a slice that is not registered. The lane must have nothing on its way: others may wait for what it holds.
-    pub(super) fn await_slice(&self, range: SliceRange) -> Result<Arc<S>, TransportError> {
+    /// Waits for the part in which a page lies that is not registered. The lane must have nothing on its way: others may
+    /// wait for what it holds.
+    pub(super) fn await_part(
+        &self,
+        region: usize,
+        page: u64,
+    ) -> Result<(SliceRange, Arc<S>), TransportError> {
         let mut state = self.state();
-        state.wanted.push(range);
+        state.wanted.push((region, page));
         self.changed.notify_all();
         let result = loop {
-            if let Some(slice) = state.acquire(range) {
-                break Ok(slice);
+            if let Some(part) = state.acquire((region, page)) {
+                break Ok(part);
             }
             // A round is over while a lane waits only if another lane has failed.
             if state.failed || state.over {
@@ -286,15 +273,15 @@ impl<S> Slices<S> {
                 break Err("its registration takes too long");
             }
         };
-        if let Some(index) = state.wanted.iter().position(|&wanted| wanted == range) {
+        if let Some(index) = state.wanted.iter().position(|&wanted| wanted == (region, page)) {
             state.wanted.remove(index);
         }
         result.map_err(|why| TransportError::NotRegistered { why })
     }
 
-    /// A lane has let go of slices: there may be room now.
+    /// A lane has let go of parts: there may be room now.
     pub(super) fn released(&self) {
-        if self.budget_bytes.is_some() {
+        if self.is_limited() {
             // Under the lock, so that the registrar is not between its look and its wait.
             drop(self.state());
             self.changed.notify_all();
@@ -345,21 +332,37 @@ impl<S> State<S> {
         }
     }
 
-    fn is_absent(&self, range: SliceRange) -> bool {
-        !self.slots.contains_key(&range)
+    /// The part in which a page lies that is not absent.
+    fn part_of(&self, (region, page): (usize, u64)) -> Option<SliceRange> {
+        let region = u16::try_from(region).ok()?;
+        let last = SliceRange { region, first_page: page, pages: u64::MAX };
+        let (&part, _) = self.slots.range(..=last).next_back()?;
+        contains(part, (region.into(), page)).then_some(part)
     }
 
-    fn acquire(&mut self, range: SliceRange) -> Option<Arc<S>> {
+    /// The parts of a slice that are not absent, in order.
+    fn parts_of(&self, slice: SliceRange) -> impl Iterator<Item = SliceRange> {
+        let end = SliceRange { first_page: slice.first_page + slice.pages, pages: 0, ..slice };
+        self.slots.range(SliceRange { pages: 0, ..slice }..end).map(|(&part, _)| part)
+    }
+
+    fn acquire(&mut self, page: (usize, u64)) -> Option<(SliceRange, Arc<S>)> {
         self.uses += 1;
         let (uses, plans) = (self.uses, self.plans);
-        match self.slots.get_mut(&range)? {
+        let part = self.part_of(page)?;
+        match self.slots.get_mut(&part)? {
             Slot::Here { slice, last_use, used_in, .. } => {
                 (*last_use, *used_in) = (uses, Some(plans));
-                Some(slice.clone())
+                Some((part, slice.clone()))
             }
             Slot::Coming => None,
         }
     }
+}
+
+/// Whether a page, by its region, lies in a part.
+pub(super) fn contains(part: SliceRange, (region, page): (usize, u64)) -> bool {
+    usize::from(part.region) == region && (part.first_page..part.first_page + part.pages).contains(&page)
 }
 
 fn bytes_of(range: SliceRange) -> u64 {

@@ -11,7 +11,7 @@ use crate::wire::SliceRange;
 
 /// Pages that have one bit here: a word of the bitmap of dirty pages, 256 KiB of RAM. Whatever is registered
 /// is a number of these blocks, or ends with its region.
-pub(super) const BLOCK_PAGES: u64 = 64;
+pub(in crate::transport::rdma) const BLOCK_PAGES: u64 = 64;
 
 /// Blocks in a stripe, and so bits in a word here.
 const STRIPE_BLOCKS: u64 = STRIPE_PAGES / BLOCK_PAGES;
@@ -23,13 +23,27 @@ pub(super) struct Coverage {
     regions: Vec<Vec<u64>>,
 }
 
-/// What a round needs.
+/// Which blocks have dirty pages, in the same shape.
 #[derive(Debug, Default)]
-pub(super) struct Needs {
-    /// By number, the slices with dirty pages.
-    pub(super) dirty: Numbers,
-    /// Slices with dirty pages of which not all are registered, in the order of RAM.
-    pub(super) missing: VecDeque<SliceRange>,
+pub(super) struct DirtyBlocks {
+    regions: Vec<Vec<u64>>,
+}
+
+impl DirtyBlocks {
+    /// Becomes a copy of the upper level of the bitmap.
+    pub(super) fn copy(&mut self, dirty: &DirtyBitmap) {
+        self.regions.resize(dirty.regions().len(), Vec::new());
+        for (ours, region) in self.regions.iter_mut().zip(dirty.regions()) {
+            ours.clear();
+            ours.extend_from_slice(region.nonzero());
+        }
+    }
+
+    /// Whether any block of a part has a dirty page.
+    pub(super) fn any_in(&self, part: SliceRange) -> bool {
+        let Some(words) = self.regions.get(usize::from(part.region)) else { return false };
+        masks(blocks_of(part)).any(|(word, mask)| words.get(word).is_some_and(|word| word & mask != 0))
+    }
 }
 
 impl Coverage {
@@ -49,118 +63,83 @@ impl Coverage {
         }
     }
 
-    /// What is needed to send these pages. It looks at one word for each stripe of RAM, whatever is dirty,
-    /// and at nothing else where all is registered.
-    pub(super) fn needs(&self, dirty: &DirtyBitmap, slicing: &Slicing) -> Needs {
-        let mut needs = Needs { dirty: Numbers::new(slicing.count()), ..Needs::default() };
+    /// The slices with dirty pages of which not all are registered, in the order of RAM. It looks at one word
+    /// for each stripe of RAM, whatever is dirty, and at nothing else where all is registered.
+    pub(super) fn missing(&self, dirty: &DirtyBitmap, slicing: &Slicing) -> VecDeque<SliceRange> {
+        let mut missing = Missing { slices: VecDeque::new(), slicing };
         // The first slices grow up to the largest, which then follow one another.
         let growing = slicing.slice_pages().div_ceil(STRIPE_PAGES);
         for (region, (dirty, covered)) in dirty.regions().iter().zip(&self.regions).enumerate() {
             let stripes = usize::try_from(growing).unwrap_or(usize::MAX).min(covered.len());
             let ((first, rest), (first_covered, rest_covered)) =
                 (dirty.nonzero().split_at(stripes), covered.split_at(stripes));
-            needs.add_slices(region, 0, (first, first_covered), slicing);
+            missing.add_slices(region, 0, (first, first_covered));
             let (first_page, rest) = (growing * STRIPE_PAGES, (rest, rest_covered));
             match slicing.slice_pages() / STRIPE_PAGES {
-                4 => needs.add_largest::<4>(region, first_page, rest, slicing),
-                2 => needs.add_largest::<2>(region, first_page, rest, slicing),
-                1 => needs.add_largest::<1>(region, first_page, rest, slicing),
-                _ => needs.add_slices(region, first_page, rest, slicing),
+                4 => missing.add_largest::<4>(region, first_page, rest),
+                2 => missing.add_largest::<2>(region, first_page, rest),
+                1 => missing.add_largest::<1>(region, first_page, rest),
+                _ => missing.add_slices(region, first_page, rest),
             }
         }
-        needs
+        missing.slices
     }
 }
 
-impl Needs {
-    /// Adds what slices need that have `STRIPES` whole stripes each. No branch depends on which of them are
-    /// dirty: no processor foresees it.
+/// Slices of which something is needed.
+struct Missing<'slicing> {
+    slices: VecDeque<SliceRange>,
+    slicing: &'slicing Slicing,
+}
+
+impl Missing<'_> {
+    /// Adds slices that have `STRIPES` whole stripes each. No branch depends on which of them are dirty: no
+    /// processor foresees it.
     fn add_largest<const STRIPES: usize>(
         &mut self,
         region: usize,
         first_page: u64,
         (dirty, covered): (&[u64], &[u64]),
-        slicing: &Slicing,
     ) {
         let (slices, end) = dirty.as_chunks::<STRIPES>();
         let (covered_slices, covered_end) = covered.as_chunks::<STRIPES>();
-        let first_number = slicing.number_of(region, first_page);
         let groups = slices.chunks(64).zip(covered_slices.chunks(64));
-        for (group, (slices, covered)) in groups.enumerate() {
-            let (mut any_dirty, mut any_missing) = (0u64, 0u64);
+        for (group, (slices, covered)) in (0..).zip(groups) {
+            let mut missing = 0u64;
             for (index, (dirty, covered)) in slices.iter().zip(covered).enumerate() {
-                let (mut any, mut missing) = (0, 0);
-                for (dirty, covered) in dirty.iter().zip(covered) {
-                    any |= dirty;
-                    missing |= dirty & !covered;
-                }
-                any_dirty |= u64::from(any != 0) << index;
-                any_missing |= u64::from(missing != 0) << index;
+                let uncovered =
+                    dirty.iter().zip(covered).fold(0, |any, (dirty, covered)| any | dirty & !covered);
+                missing |= u64::from(uncovered != 0) << index;
             }
-            self.dirty.insert_all(first_number + group * 64, any_dirty);
-            while any_missing != 0 {
-                let slice = group as u64 * 64 + u64::from(any_missing.trailing_zeros());
-                self.missing.extend(slicing.range_of(region, first_page + slice * slicing.slice_pages()));
-                any_missing &= any_missing - 1;
+            while missing != 0 {
+                let slice = group * 64 + u64::from(missing.trailing_zeros());
+                let page = first_page + slice * self.slicing.slice_pages();
+                self.slices.extend(self.slicing.range_of(region, page));
+                missing &= missing - 1;
             }
         }
         let end_page = first_page + (slices.len() * STRIPES) as u64 * STRIPE_PAGES;
-        self.add_slices(region, end_page, (end, covered_end), slicing);
+        self.add_slices(region, end_page, (end, covered_end));
     }
 
-    /// Adds what slices of any size need, those of these stripes from `first_page` on.
-    fn add_slices(
-        &mut self,
-        region: usize,
-        first_page: u64,
-        (dirty, covered): (&[u64], &[u64]),
-        slicing: &Slicing,
-    ) {
-        for ((stripe, &dirty), &covered) in (0..).zip(dirty).zip(covered) {
-            if dirty == 0 {
+    /// Adds slices of any size, of these stripes from `first_page` on.
+    fn add_slices(&mut self, region: usize, first_page: u64, (dirty, covered): (&[u64], &[u64])) {
+        for ((stripe, dirty), covered) in (0..).zip(dirty).zip(covered) {
+            let uncovered = dirty & !covered;
+            if uncovered == 0 {
                 continue;
             }
             let first_page = first_page + stripe * STRIPE_PAGES;
-            let end = first_page + STRIPE_PAGES;
-            for range in slicing.ranges(region, first_page).take_while(|range| range.first_page < end) {
+            let (first_block, end) = (first_page / BLOCK_PAGES, first_page + STRIPE_PAGES);
+            for range in self.slicing.ranges(region, first_page).take_while(|range| range.first_page < end) {
                 let blocks = blocks_of(range);
-                let first_block = first_page / BLOCK_PAGES;
                 let in_stripe = blocks.start.max(first_block)..blocks.end.min(first_block + STRIPE_BLOCKS);
                 let mask = masks(in_stripe).next().map_or(0, |(_, mask)| mask);
-                if dirty & mask != 0 {
-                    self.dirty.insert_all(slicing.number_of(region, range.first_page), 1);
-                }
-                if dirty & !covered & mask != 0 && self.missing.back() != Some(&range) {
-                    self.missing.push_back(range);
+                if uncovered & mask != 0 && self.slices.back() != Some(&range) {
+                    self.slices.push_back(range);
                 }
             }
         }
-    }
-}
-
-/// A set of numbers below a bound.
-#[derive(Debug, Default)]
-pub(super) struct Numbers {
-    words: Vec<u64>,
-}
-
-impl Numbers {
-    fn new(bound: usize) -> Self {
-        Self { words: vec![0; bound.div_ceil(64)] }
-    }
-
-    /// Adds `first` and each number as far above it as a bit is set in `bits`.
-    fn insert_all(&mut self, first: usize, bits: u64) {
-        let (word, shift) = (first / 64, first % 64);
-        for (word, bits) in [(word, bits << shift), (word + 1, bits >> 1 >> (63 - shift))] {
-            if let Some(word) = self.words.get_mut(word) {
-                *word |= bits;
-            }
-        }
-    }
-
-    pub(super) fn contains(&self, number: usize) -> bool {
-        self.words.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 }
 
@@ -199,7 +178,7 @@ mod tests {
         /// Under any budget the slices that are needed are those in which a dirty page lies, and what is
         /// missing of them those of which such a page's block is not registered.
         #[test]
-        fn needs_are_those_of_the_dirty_pages_one_by_one(
+        fn slices_are_missing_that_have_dirty_pages_which_are_not_registered(
             dirty in pages(),
             registered in pages(),
             gone in pages(),
@@ -226,13 +205,8 @@ mod tests {
             let mut needed: Vec<_> = dirty.iter().filter_map(slice_of).collect();
             needed.sort_unstable_by_key(|range| (range.region, range.first_page));
             needed.dedup();
-            let needs = coverage.needs(&bitmap, &slicing);
-            for range in (0..2).flat_map(|region| slicing.ranges(region, 0)) {
-                let number = slicing.number_of(range.region.into(), range.first_page);
-                prop_assert_eq!(needs.dirty.contains(number), needed.contains(&range), "{:?}", range);
-            }
             needed.retain(|range| !here.contains(range) || gone.contains(range));
-            prop_assert_eq!(needs.missing, needed);
+            prop_assert_eq!(coverage.missing(&bitmap, &slicing), needed);
         }
     }
 }

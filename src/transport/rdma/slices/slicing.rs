@@ -4,55 +4,28 @@ use crate::wire::SliceRange;
 /// Pages in the largest slices, where there is no budget: 64 MiB. Many small ones are slow to make.
 pub(super) const SLICE_PAGES: u64 = 16_384;
 
-/// The smallest slice that a budget leads to, and the first of each region: 4 MiB, what a lane rearms at once of a full stripe.
+/// The smallest slice that a budget leads to, and the first of each region: 4 MiB, what a lane rearms at once
+/// of a full stripe.
 pub(in crate::transport::rdma) const SLICE_BYTES_MIN: u64 = 4 << 20;
 
 const SLICE_PAGES_MIN: u64 = SLICE_BYTES_MIN / PAGE_BYTES;
 
 /// How guest RAM is cut into slices.
 ///
-/// The first of a region is of the smallest size, so that it is soon ready and the first page leaves. Each after it is as large
-/// as all before it together, up to the largest size: 4, 4, 8, 16, 32, and from there on 64 MiB.
+/// The first of a region is of the smallest size, so that it is soon ready and the first page leaves. Each
+/// after it is as large as all before it together, up to the largest size: 4, 4, 8, 16, 32, and from there on
+/// 64 MiB.
 #[derive(Debug)]
 pub(super) struct Slicing {
     layout: RamLayout,
     /// Of the largest: a power of two.
     slice_pages: u64,
-    /// For each region, the number of its first slice: slices are counted through all of RAM.
-    first_slices: Vec<usize>,
 }
 
 impl Slicing {
     /// For so many lanes: with a budget so small that every lane can hold one while two more are made ready.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
-        let mut slicing =
-            Self { layout, slice_pages: slice_pages(lanes, budget_bytes), first_slices: vec![0] };
-        let mut slices = 0;
-        for region in &slicing.layout.regions {
-            slices += slicing.in_region(region.pages() - 1) + 1;
-            slicing.first_slices.push(slices);
-        }
-        slicing
-    }
-
-    /// How many slices there are.
-    pub(super) fn count(&self) -> usize {
-        self.first_slices.last().copied().unwrap_or(0)
-    }
-
-    /// The number of a slice by any of its pages, among all slices of RAM.
-    pub(super) fn number_of(&self, region: usize, page: u64) -> usize {
-        self.first_slices.get(region).copied().unwrap_or(usize::MAX).saturating_add(self.in_region(page))
-    }
-
-    /// The number of a slice among those of its region.
-    fn in_region(&self, page: u64) -> usize {
-        let number = if page >= self.slice_pages {
-            u64::from((self.slice_pages / SLICE_PAGES_MIN).ilog2()) + page / self.slice_pages
-        } else {
-            page.checked_div(SLICE_PAGES_MIN).and_then(u64::checked_ilog2).map_or(0, |log| u64::from(log) + 1)
-        };
-        usize::try_from(number).unwrap_or(usize::MAX)
+        Self { layout, slice_pages: slice_pages(lanes, budget_bytes) }
     }
 
     /// Pages in the largest slices.
@@ -118,11 +91,8 @@ mod tests {
             for budget_bytes in [None, Some(40 * MIB), Some(4 * MIB)] {
                 let slicing = slicing(region_pages, budget_bytes);
                 let mut next_page = 0;
-                assert_eq!(slicing.ranges(0, 0).count(), slicing.count());
-                for (number, range) in slicing.ranges(0, 0).enumerate() {
+                for range in slicing.ranges(0, 0) {
                     assert_eq!(range.first_page, next_page);
-                    assert_eq!(slicing.number_of(0, range.first_page), number);
-                    assert_eq!(slicing.number_of(0, range.first_page + range.pages - 1), number);
                     next_page += range.pages;
                     for page in [range.first_page, range.first_page + range.pages / 2, next_page - 1] {
                         assert_eq!(slicing.range_of(0, page), Some(range), "{page}");
