@@ -2,11 +2,15 @@
 
 mod common;
 
+use std::sync::Mutex;
 use std::thread;
 
-use common::{TestGuest, TestHost, Watch, in_a_lab};
+use common::{PATIENCE, TestGuest, TestHost, Watch, in_a_lab};
+use sterna::convergence::Limits;
 use sterna::destination::Receiver;
-use sterna::source::{Options, migrate};
+use sterna::preflight::available_memory_bytes;
+use sterna::progress::Event;
+use sterna::source::{Options, Tuning, migrate};
 use sterna::transport::rdma::RdmaReach;
 use sterna::transport::{TransportChoice, TransportKind};
 use vm_memory::{Bytes, GuestAddress};
@@ -15,46 +19,83 @@ const MIB: u64 = 1 << 20;
 const RAM_BYTES: u64 = 1024 * MIB;
 const STRIDE_BYTES: u64 = 64 * MIB;
 
-/// What a migration may add to the memory that a guest takes.
+/// What a migration may add to the memory that a guest of 1 GiB takes.
 const MORE_BYTES: u64 = 8 * MIB;
 
 #[test]
 fn over_tcp_a_guest_with_a_page_in_each_64_mib_takes_the_memory_that_it_took_before() {
-    moves_within_its_memory(TransportChoice::Tcp, "127.0.0.1:0");
+    moves_within_its_memory(RAM_BYTES, TransportChoice::Tcp, "127.0.0.1:0");
 }
 
 #[test]
 fn by_rdma_a_guest_with_a_page_in_each_64_mib_takes_the_memory_that_it_took_before() {
+    let Some(listen) = rdma_or_skip() else { return };
+    moves_within_its_memory(RAM_BYTES, TransportChoice::Rdma, &listen);
+}
+
+#[test]
+fn a_guest_with_more_ram_than_is_available_moves_by_rdma_and_no_more_is_pinned_than_is_available() {
+    let Some(listen) = rdma_or_skip() else { return };
+    let available_bytes = available_memory_bytes().expect("Linux says what is available");
+    let ram_bytes = available_bytes.next_multiple_of(1 << 30) * 2;
+    if ram_bytes > 500 << 30 {
+        println!("skipped: the test's guest cannot have more RAM than this machine");
+        return;
+    }
+    let via = moves_within_its_memory(ram_bytes, TransportChoice::Rdma, &listen);
+    println!("{via}");
+    // The two ends are one host, of which the second finds a little less.
+    let (_, pinned) = via.split_once(", at most ").expect("it says how much may be pinned");
+    let (pinned, why) = pinned.split_once(" MiB pinned: ").expect("it says why");
+    let reasons = ["the memory that is available here", "what the destination may pin"];
+    assert!(reasons.iter().any(|reason| why.starts_with(reason)), "{via}");
+    let pinned_mib: u64 = pinned.parse().expect("a number");
+    assert!(pinned_mib * MIB < available_bytes, "{via}, of {available_bytes} bytes");
+}
+
+/// Where a destination may listen.
+fn rdma_or_skip() -> Option<String> {
     let Some(address) = RdmaReach::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!("skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test sparse`");
-        return;
+        return None;
     };
-    moves_within_its_memory(TransportChoice::Rdma, &format!("{address}:0"));
+    Some(format!("{address}:0"))
 }
 
-/// Pages once touched stay, so what is there after it was there at the most during it.
-fn moves_within_its_memory(transport: TransportChoice, listen: &str) {
+/// Pages once touched stay, so what is there after it was there at the most during it. Returns the way it
+/// took.
+fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &str) -> String {
     let receiver = Receiver::bind(listen.parse().expect("an address")).expect("a free port");
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
-    let (host, guest) = (TestHost::default(), TestGuest::started_sparse(RAM_BYTES, STRIDE_BYTES));
+    let (host, guest) = (TestHost::default(), TestGuest::started_sparse(ram_bytes, STRIDE_BYTES));
     let before = guest.resident_bytes();
     assert!(before < 32 * MIB, "it is sparse: {before}");
 
-    let options = Options { transport, ..Options::default() };
+    // Where other work wants the same processors, nothing here is quick.
+    let limits = Limits { downtime: PATIENCE, ..Limits::default() };
+    let options = Options { transport, tuning: Tuning::new(limits), ..Options::default() };
+    let via = Mutex::new(String::new());
+    let watch = Watch(|event: &Event| {
+        if let Event::Connected { via: way, .. } = event {
+            via.lock().expect("nobody panics").clone_from(way);
+        }
+    });
     let (arrival, report) = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
-        let report = migrate(&guest, &to, &options, &Watch(|_: &_| {})).expect("the guest moves");
+        let report = migrate(&guest, &to, &options, &watch).expect("the guest moves");
         (receiving.join().expect("the destination does not panic"), report)
     });
     let kind = if transport == TransportChoice::Rdma { TransportKind::Rdma } else { TransportKind::Tcp };
     assert_eq!(report.transport, kind);
     arrival.guest.runs_whole();
-    for address in (STRIDE_BYTES / 2..RAM_BYTES).step_by(1 << 26) {
+    for address in guest.scattered(STRIDE_BYTES) {
         let word: u64 = arrival.guest.machine.memory().read_obj(GuestAddress(address)).expect("it is in RAM");
         assert_eq!(word, address);
     }
     let after = [&guest, &arrival.guest].map(TestGuest::resident_bytes);
     println!("before {} KiB, after it {} and {} KiB", before >> 10, after[0] >> 10, after[1] >> 10);
-    assert!(after.iter().all(|&after| after <= before + MORE_BYTES), "{before} before, {after:?} after");
+    let more = MORE_BYTES * ram_bytes / RAM_BYTES;
+    assert!(after.iter().all(|&after| after <= before + more), "{before} before, {after:?} after");
+    via.into_inner().expect("nobody panics")
 }

@@ -46,6 +46,8 @@ impl GuestRam {
                 index: regions.len(),
                 layout: RegionLayout { guest_address, len_bytes: region.len() },
                 start,
+                huge: region.is_hugetlbfs() == Some(true)
+                    || region.file_offset().is_some_and(|file| lies_on_hugetlbfs(file.file())),
                 // What is written to a private mapping is not in its file, whose holes then tell nothing.
                 backing: region
                     .file_offset()
@@ -75,7 +77,7 @@ impl GuestRam {
             let (start, offset) = start.ok_or(MemoryError::TooLarge { guest_address, len_bytes })?;
             // SAFETY: `offset` is inside the mapping, checked above.
             let start = unsafe { start.add(offset) };
-            Ok(RamRegion { index, layout, start, backing: None, _owner: mapping.clone() })
+            Ok(RamRegion { index, layout, start, huge: false, backing: None, _owner: mapping.clone() })
         };
         Ok(Self { regions: parts.regions.iter().enumerate().map(region).collect::<Result<_, _>>()? })
     }
@@ -110,6 +112,8 @@ pub struct RamRegion {
     index: usize,
     layout: RegionLayout,
     start: NonNull<u8>,
+    /// Whether its pages come from the pool of huge pages.
+    huge: bool,
     backing: Option<Backing>,
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -119,6 +123,11 @@ pub struct RamRegion {
 pub(super) struct Backing {
     pub(super) file: Arc<File>,
     pub(super) offset_bytes: u64,
+}
+
+fn lies_on_hugetlbfs(file: &File) -> bool {
+    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == HUGETLBFS_MAGIC)
 }
 
 // SAFETY: the pointer is to shared memory that `_owner` keeps mapped; it is only ever used through `GuestSlice`, whose
@@ -151,6 +160,12 @@ impl RamRegion {
     #[must_use]
     pub fn host_address(&self) -> u64 {
         self.start.addr().get() as u64
+    }
+
+    /// Whether its pages come from the host's pool of huge pages, and so take nothing of what is available else.
+    #[must_use]
+    pub fn is_of_huge_pages(&self) -> bool {
+        self.huge
     }
 
     pub(super) fn backing(&self) -> Option<&Backing> {

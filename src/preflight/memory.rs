@@ -58,12 +58,24 @@ pub fn memlock() -> Memlock {
     Memlock::read(&Tree::machine())
 }
 
-/// How much memory a new guest could have: what the kernel calls available, or less where a control group (version 1 or
-/// 2) of this process or one above it leaves less. File cache that the group can drop counts as free.
-/// None where the kernel does not say.
+/// How much memory a new guest could have: what the kernel calls available, or less where a control group
+/// (version 1 or 2) of this process or one above it leaves less. File cache that the group can drop counts as
+/// free. None where the kernel does not say.
 #[must_use]
 pub fn available_memory_bytes() -> Option<u64> {
     read_available(&Tree::machine())
+}
+
+/// How much memory this process has in use: its own and that which it shares, without pages of files on disk
+/// and huge pages. 0 where the kernel does not say.
+#[must_use]
+pub fn resident_memory_bytes() -> u64 {
+    read_resident(&Tree::machine())
+}
+
+pub(super) fn read_resident(tree: &Tree) -> u64 {
+    let status = tree.text("proc/self/status").unwrap_or_default();
+    ["RssAnon", "RssShmem"].iter().filter_map(|key| kibibytes(&status, key)).sum()
 }
 
 fn read_available(tree: &Tree) -> Option<u64> {
@@ -112,18 +124,22 @@ fn control_group_room(tree: &Tree) -> Option<u64> {
 
 /// The names of a control group's files.
 struct GroupFiles {
-    limit: &'static str,
+    /// Above the last, processes are slowed down and their memory is taken back.
+    limits: &'static [&'static str],
     usage: &'static str,
     droppable: &'static str,
 }
 
 const VERSION_1: GroupFiles = GroupFiles {
-    limit: "memory.limit_in_bytes",
+    limits: &["memory.limit_in_bytes"],
     usage: "memory.usage_in_bytes",
     droppable: "total_inactive_file",
 };
-const VERSION_2: GroupFiles =
-    GroupFiles { limit: "memory.max", usage: "memory.current", droppable: "inactive_file" };
+const VERSION_2: GroupFiles = GroupFiles {
+    limits: &["memory.max", "memory.high"],
+    usage: "memory.current",
+    droppable: "inactive_file",
+};
 
 struct Mount {
     /// The group that is mounted, `/` but for containers without a group namespace.
@@ -155,7 +171,7 @@ fn room_upwards(tree: &Tree, mount: &Mount, path: &str, files: &GroupFiles) -> O
 
 fn room_of(tree: &Tree, group: &Path, files: &GroupFiles) -> Option<u64> {
     // "max" is no number and so no limit.
-    let limit = tree.number(group.join(files.limit))?;
+    let limit = files.limits.iter().filter_map(|limit| tree.number(group.join(limit))).min()?;
     let usage = tree.number(group.join(files.usage))?;
     let statistics = tree.text(group.join("memory.stat")).unwrap_or_default();
     let droppable = field(&statistics, files.droppable).and_then(|bytes| bytes.parse().ok()).unwrap_or(0);

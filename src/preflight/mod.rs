@@ -17,7 +17,7 @@ mod tree;
 use serde::Serialize;
 
 pub use kvm::{KvmAccess, KvmCapabilities, KvmReadings, kvm_access};
-pub use memory::{Memlock, MemoryReadings, available_memory_bytes, memlock};
+pub use memory::{Memlock, MemoryReadings, available_memory_bytes, memlock, resident_memory_bytes};
 pub use network::{Firewall, Netdev, NetworkReadings};
 pub use platform::{Packages, Platform, Privileges, program};
 pub use rdma::{RdmaReadings, Transports, VerbsDevice, VerbsLibrary};

@@ -36,6 +36,19 @@ pub enum TransportError {
         /// What `RLIMIT_MEMLOCK`, or the operator's own limit, allows.
         limit_bytes: u64,
     },
+    /// Too little memory is there to be pinned.
+    #[error(
+        "RDMA needs {} MiB of memory to be of use here, and {:.1} MiB may be pinned of what this host, or the control group, \
+         has available: free memory, raise the control group's limit, or use --transport tcp",
+        needed_bytes.div_ceil(1 << 20),
+        *available_bytes as f64 / 1_048_576.0
+    )]
+    ScarceMemory {
+        /// The least that makes sense.
+        needed_bytes: u64,
+        /// What may be pinned: memory in use by this process and what is available, less a reserve.
+        available_bytes: u64,
+    },
     /// The verbs layer failed.
     #[error(transparent)]
     Rdma(#[from] sterna_rdma::Error),
@@ -122,6 +135,7 @@ impl TransportError {
         match self {
             Self::NoDevice { .. }
             | Self::LockedMemory { .. }
+            | Self::ScarceMemory { .. }
             | Self::NotRegistered { .. }
             | Self::FailedThere(_)
             | Self::Stalled { .. }

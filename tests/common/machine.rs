@@ -1,4 +1,5 @@
-//! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told to fail.
+//! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told
+//! to fail.
 
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -19,7 +20,7 @@ use sterna_vmm::{
     CpuDescription, DirtyTracking, MachineConfig, MachineKind, Phase, SharedMachine, Workload, new_kvm,
     new_synthetic,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::{machine_kind, wait_until};
 
@@ -49,7 +50,8 @@ pub(crate) struct TestGuest {
     pub(crate) forget_own_writes: AtomicBool,
     /// Whether saving writes into RAM, as that of some device models does.
     pub(crate) write_when_saved: AtomicBool,
-    /// Whether the VMM writes 8 MiB of RAM, as a busy device would, before its dirty log is harvested each time.
+    /// Whether the VMM writes 8 MiB of RAM, as a busy device would, before its dirty log is harvested each
+    /// time.
     pub(crate) busy: Arc<AtomicBool>,
     /// How often it was let run by the engine; shared with the host that made it.
     resumed: Arc<AtomicUsize>,
@@ -83,14 +85,22 @@ impl TestGuest {
         let workload = Workload { working_set_bytes: 64 << 10, rate_mb_per_s: 0, prefill: true };
         let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
         let guest = Self::of(make(machine_kind(), config));
-        let stride = usize::try_from(stride_bytes).expect("it fits a 64-bit machine");
-        // Apart from what the guest itself uses, at both ends of RAM.
-        for address in (stride_bytes / 2..memory_bytes).step_by(stride) {
+        for address in guest.scattered(stride_bytes) {
             guest.machine.memory().write_obj(address, GuestAddress(address)).expect("the address is in RAM");
         }
         guest.machine.start().expect("the guest starts");
         guest.beats_on();
         guest
+    }
+
+    /// Addresses so far apart in all of its RAM, and apart from what the guest itself uses at both ends of
+    /// it.
+    pub(crate) fn scattered(&self, stride_bytes: u64) -> Vec<u64> {
+        let of = |region: &GuestRegionMmap<_>| {
+            let first = region.start_addr().0 + stride_bytes / 2;
+            (0..region.len() / stride_bytes).map(move |index| first + index * stride_bytes)
+        };
+        self.machine.memory().iter().flat_map(of).collect()
     }
 
     /// How much memory its RAM takes: pages once touched, by anybody.

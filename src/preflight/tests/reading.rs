@@ -55,6 +55,33 @@ fn a_version_2_control_group_above_limits() {
 }
 
 #[test]
+fn a_control_group_that_is_slowed_down_above_a_limit_has_no_more_than_that() {
+    let group = |limits: [(&str, &str); 2]| {
+        let files = limits.map(|(name, limit)| (format!("sys/fs/cgroup/inner/{name}"), limit));
+        let mut all = vec![
+            ("proc/meminfo", MEMINFO),
+            ("proc/self/cgroup", "0::/inner\n"),
+            ("proc/self/mountinfo", "31 23 0:28 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw\n"),
+            ("sys/fs/cgroup/inner/memory.current", "100000\n"),
+        ];
+        all.extend(files.iter().map(|(path, limit)| (path.as_str(), *limit)));
+        let (_folder, tree) = machine(&all);
+        MemoryReadings::read(&tree).available_bytes
+    };
+    assert_eq!(group([("memory.max", "max\n"), ("memory.high", "500000\n")]), Some(400_000));
+    assert_eq!(group([("memory.max", "900000\n"), ("memory.high", "500000\n")]), Some(400_000));
+    assert_eq!(group([("memory.max", "300000\n"), ("memory.high", "max\n")]), Some(200_000));
+}
+
+#[test]
+fn memory_in_use_is_what_a_process_has_itself_and_shares() {
+    let status = "VmRSS:  70 kB\nRssAnon:\t  10 kB\nRssFile:  40 kB\nRssShmem:    20 kB\n";
+    let (_folder, tree) = machine(&[("proc/self/status", status)]);
+    assert_eq!(memory::read_resident(&tree), 30 << 10);
+    assert_eq!(memory::read_resident(&machine(&[]).1), 0);
+}
+
+#[test]
 fn a_version_1_control_group_seen_from_a_container() {
     let (_folder, tree) = machine(&[
         ("proc/meminfo", MEMINFO),

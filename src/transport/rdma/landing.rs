@@ -46,6 +46,7 @@ impl RdmaLanding {
         by_name: bool,
     ) -> Result<Self, TransportError> {
         let pin_max_bytes = pin_budget(ram, pin_max_bytes, (offered.len(), FENCES + 1), by_name)?;
+        let pin_max_bytes = pin_max_bytes.map(|budget| budget.bytes);
         let domain = ProtectionDomain::new(&reach.device)?;
         let lanes = u32::try_from(offered.len()).unwrap_or(u32::MAX);
         let completions = CompletionQueue::new(&reach.device, lanes.saturating_mul(FENCES + 1))?;

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
@@ -8,46 +9,141 @@ use crate::preflight::{self, Memlock};
 use crate::transport::TransportError;
 use crate::wire::SliceRange;
 
-/// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked for by name.
+/// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked
+/// for by name.
 const WORTHWHILE_BYTES: u64 = 64 << 20;
 
-/// How much memory the queues of one lane may take up, for so many requests: some devices have them pinned too, against the same
-/// limit. Of a request 128 bytes in a send queue and as much for its completion, which are more than devices need; and whole
-/// pages, of the queues and of their doorbells.
+/// Of the memory that is available an eighth is left to others, but no more than this.
+const RESERVE_MAX_BYTES: u64 = 4 << 30;
+
+/// How much memory the queues of one lane may take up, for so many requests: some devices have them pinned
+/// too, against the same limit. Of a request 128 bytes in a send queue and as much for its completion, which
+/// are more than devices need; and whole pages, of the queues and of their doorbells.
 pub(super) fn queue_bytes(requests: u32) -> u64 {
     u64::from(requests).next_multiple_of(16) * 256 + 4 * PAGE_BYTES
 }
 
-/// How much of `ram` may be registered at once at this end beside `lanes` lanes of so many requests; `None` if all of it may.
+/// How much RAM may be registered at once, where that is not all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Budget {
+    pub(super) bytes: u64,
+    /// What allows no more.
+    pub(super) limit: PinLimit,
+}
+
+impl Budget {
+    /// What the destination said.
+    pub(super) fn of_destination(bytes: u64) -> Self {
+        Self { bytes, limit: PinLimit::Destination }
+    }
+}
+
+/// What allows no more memory to be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum PinLimit {
+    Asked,
+    Locked,
+    Available,
+    Destination,
+}
+
+impl fmt::Display for PinLimit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Asked => "the limit that was asked for",
+            Self::Locked => "the limit on locked memory",
+            Self::Available => "the memory that is available here",
+            Self::Destination => "what the destination may pin",
+        })
+    }
+}
+
+/// How much of `ram` may be registered at once at this end beside `lanes` lanes of so many requests; `None`
+/// if all of it may.
 ///
 /// # Errors
-/// [`TransportError::LockedMemory`] if that is too little to move a guest, or, unless RDMA was asked for `by_name`, too
-/// little to be worth it.
+/// [`TransportError::LockedMemory`] or [`TransportError::ScarceMemory`] if that is too little to move a guest, or, unless
+/// RDMA was asked for `by_name`, too little to be worth it.
 pub(super) fn pin_budget(
     ram: &GuestRam,
     pin_max_bytes: Option<u64>,
     (lanes, requests): (usize, u32),
     by_name: bool,
-) -> Result<Option<u64>, TransportError> {
+) -> Result<Option<Budget>, TransportError> {
     let least = if by_name { SLICE_BYTES_MIN } else { WORTHWHILE_BYTES };
     let queues_bytes = lanes as u64 * queue_bytes(requests);
-    budget(ram.layout().total_bytes(), pin_max_bytes, (preflight::memlock(), queues_bytes), least)
+    let host = Host {
+        memlock: preflight::memlock(),
+        queues_bytes,
+        available_bytes: preflight::available_memory_bytes(),
+        resident_bytes: preflight::resident_memory_bytes(),
+        huge_bytes: huge_bytes(ram),
+    };
+    host.budget(ram.layout().total_bytes(), pin_max_bytes, least)
 }
 
-fn budget(
-    ram_bytes: u64,
-    pin_max_bytes: Option<u64>,
-    (memlock, queues_bytes): (Memlock, u64),
-    least_bytes: u64,
-) -> Result<Option<u64>, TransportError> {
-    let bound = memlock.limit_bytes.filter(|_| !memlock.allows(ram_bytes.saturating_add(queues_bytes)));
-    let lockable = bound.map(|limit| limit.saturating_sub(queues_bytes));
-    let limit = [pin_max_bytes, lockable].into_iter().flatten().min();
-    match limit.filter(|&limit| limit < ram_bytes) {
-        Some(limit_bytes) if limit_bytes < least_bytes => {
-            Err(TransportError::LockedMemory { needed_bytes: least_bytes, limit_bytes })
+/// How much RAM is in the pool of huge pages.
+fn huge_bytes(ram: &GuestRam) -> u64 {
+    let huge = ram.regions().iter().filter(|region| region.is_of_huge_pages());
+    huge.map(|region| region.layout().len_bytes).sum()
+}
+
+/// What of this host counts.
+#[derive(Clone, Copy, Debug, Default)]
+struct Host {
+    memlock: Memlock,
+    /// What queues may take of the memory that may be locked.
+    queues_bytes: u64,
+    /// Memory that is available still, if that is known.
+    available_bytes: Option<u64>,
+    /// Memory that this process has already.
+    resident_bytes: u64,
+    /// RAM for which no such memory is taken.
+    huge_bytes: u64,
+}
+
+impl Host {
+    fn budget(
+        &self,
+        ram_bytes: u64,
+        pin_max_bytes: Option<u64>,
+        least_bytes: u64,
+    ) -> Result<Option<Budget>, TransportError> {
+        let of = |limit| move |bytes| Budget { bytes, limit };
+        let limits = [
+            pin_max_bytes.map(of(PinLimit::Asked)),
+            self.lockable_bytes(ram_bytes).map(of(PinLimit::Locked)),
+            self.fitting_bytes().map(of(PinLimit::Available)),
+        ];
+        let lowest = limits.into_iter().flatten().min_by_key(|budget| (budget.bytes, budget.limit));
+        match lowest.filter(|budget| budget.bytes < ram_bytes) {
+            Some(Budget { bytes, limit }) if bytes < least_bytes => Err(match limit {
+                PinLimit::Available => {
+                    TransportError::ScarceMemory { needed_bytes: least_bytes, available_bytes: bytes }
+                }
+                _ => TransportError::LockedMemory { needed_bytes: least_bytes, limit_bytes: bytes },
+            }),
+            budget => Ok(budget),
         }
-        budget => Ok(budget),
+    }
+
+    /// What may be locked, unless all that is to be may.
+    fn lockable_bytes(&self, ram_bytes: u64) -> Option<u64> {
+        let all_bytes = ram_bytes.saturating_add(self.queues_bytes);
+        let limit_bytes = self.memlock.limit_bytes.filter(|_| !self.memlock.allows(all_bytes))?;
+        Some(limit_bytes.saturating_sub(self.queues_bytes))
+    }
+
+    /// What this host has room for. To pin memory that this process has takes none that is available, and
+    /// huge pages are apart. All that the process has counts as the guest's: it is next to nothing else.
+    fn fitting_bytes(&self) -> Option<u64> {
+        let available_bytes = self.available_bytes?;
+        let reserve_bytes = (available_bytes / 8).min(RESERVE_MAX_BYTES);
+        Some(
+            (available_bytes - reserve_bytes)
+                .saturating_add(self.resident_bytes)
+                .saturating_add(self.huge_bytes),
+        )
     }
 }
 
@@ -79,44 +175,90 @@ mod tests {
         Memlock { limit_bytes: Some(limit), may_exceed: false }
     }
 
+    fn locked(memlock: Memlock, queues_bytes: u64) -> Host {
+        Host { memlock, queues_bytes, ..Host::default() }
+    }
+
+    fn is(limit: PinLimit, mib: u64) -> Option<Budget> {
+        Some(Budget { bytes: mib * MIB, limit })
+    }
+
     #[test]
     fn without_a_limit_that_matters_all_of_ram_is_registered() {
-        let free = (Memlock { limit_bytes: Some(MIB), may_exceed: true }, 8 * MIB);
-        assert_eq!(budget(1024 * MIB, None, free, MIB).unwrap(), None);
-        assert_eq!(budget(1024 * MIB, None, (Memlock::default(), 8 * MIB), MIB).unwrap(), None);
-        assert_eq!(budget(1024 * MIB, None, (limited(1032 * MIB), 8 * MIB), MIB).unwrap(), None);
-        assert_eq!(budget(1024 * MIB, Some(1024 * MIB), free, MIB).unwrap(), None);
+        let free = locked(Memlock { limit_bytes: Some(MIB), may_exceed: true }, 8 * MIB);
+        assert_eq!(free.budget(1024 * MIB, None, MIB).unwrap(), None);
+        assert_eq!(locked(Memlock::default(), 8 * MIB).budget(1024 * MIB, None, MIB).unwrap(), None);
+        assert_eq!(locked(limited(1032 * MIB), 8 * MIB).budget(1024 * MIB, None, MIB).unwrap(), None);
+        assert_eq!(free.budget(1024 * MIB, Some(1024 * MIB), MIB).unwrap(), None);
+        let ample = Host { available_bytes: Some(2048 * MIB), ..Host::default() };
+        assert_eq!(ample.budget(1024 * MIB, None, MIB).unwrap(), None);
     }
 
     #[test]
     fn the_lesser_limit_counts() {
-        let limited = (limited(64 * MIB), 8 * MIB);
-        assert_eq!(budget(1024 * MIB, None, limited, MIB).unwrap(), Some(56 * MIB));
-        assert_eq!(budget(1024 * MIB, Some(8 * MIB), limited, MIB).unwrap(), Some(8 * MIB));
-        assert_eq!(budget(1024 * MIB, Some(80 * MIB), limited, MIB).unwrap(), Some(56 * MIB));
+        let limited = locked(limited(64 * MIB), 8 * MIB);
+        let budget = |host: Host, asked_mib: Option<u64>| {
+            host.budget(1024 * MIB, asked_mib.map(|mib| mib * MIB), MIB).unwrap()
+        };
+        assert_eq!(budget(limited, None), is(PinLimit::Locked, 56));
+        assert_eq!(budget(limited, Some(8)), is(PinLimit::Asked, 8));
+        assert_eq!(budget(limited, Some(80)), is(PinLimit::Locked, 56));
+        let scarce = Host { available_bytes: Some(48 * MIB), ..limited };
+        assert_eq!(budget(scarce, None), is(PinLimit::Available, 42));
+        assert_eq!(budget(scarce, Some(40)), is(PinLimit::Asked, 40));
+    }
+
+    #[test]
+    fn of_what_is_available_a_part_is_left_to_others() {
+        let fits = |available_mib: u64| {
+            let host = Host { available_bytes: Some(available_mib * MIB), ..Host::default() };
+            host.budget(1 << 50, None, 0).unwrap()
+        };
+        assert_eq!(fits(800), is(PinLimit::Available, 700));
+        assert_eq!(fits(1 << 20), is(PinLimit::Available, (1 << 20) - 4096));
+    }
+
+    #[test]
+    fn memory_that_the_guest_has_or_that_is_of_huge_pages_takes_nothing_that_is_available() {
+        let scarce = Host { available_bytes: Some(80 * MIB), ..Host::default() };
+        assert_eq!(scarce.budget(1024 * MIB, None, MIB).unwrap(), is(PinLimit::Available, 70));
+        let running = Host { resident_bytes: 954 * MIB, ..scarce };
+        assert_eq!(running.budget(1024 * MIB, None, MIB).unwrap(), None);
+        let partly = Host { resident_bytes: 500 * MIB, ..scarce };
+        assert_eq!(partly.budget(1024 * MIB, None, MIB).unwrap(), is(PinLimit::Available, 570));
+        let huge = Host { huge_bytes: 1024 * MIB, ..scarce };
+        assert_eq!(huge.budget(1024 * MIB, None, MIB).unwrap(), None);
+        let half_huge = Host { huge_bytes: 512 * MIB, ..scarce };
+        assert_eq!(half_huge.budget(1024 * MIB, None, MIB).unwrap(), is(PinLimit::Available, 582));
     }
 
     #[test]
     fn what_the_queues_take_grows_with_the_lanes_and_is_no_guest_memory() {
-        let of =
-            |lanes: u64| budget(64 * MIB, None, (limited(64 * MIB), lanes * queue_bytes(1024)), MIB).unwrap();
+        let of = |lanes: u64| {
+            let host = locked(limited(64 * MIB), lanes * queue_bytes(1024));
+            host.budget(64 * MIB, None, MIB).unwrap().map(|budget| budget.bytes)
+        };
         let [few, many] = [of(1), of(64)].map(Option::unwrap);
         assert!(few < 64 * MIB, "a guest that just fits would not");
         assert!(many < few - 16 * MIB, "{few} {many}");
-        let more_than_all = (limited(2 * MIB), 3 * MIB);
+        let more_than_all = locked(limited(2 * MIB), 3 * MIB);
         assert!(matches!(
-            budget(64 * MIB, None, more_than_all, MIB),
+            more_than_all.budget(64 * MIB, None, MIB),
             Err(TransportError::LockedMemory { limit_bytes: 0, .. })
         ));
     }
 
     #[test]
     fn too_little_is_refused_unless_the_guest_is_as_small() {
-        let limited = (limited(8 * MIB), MIB);
-        assert!(matches!(
-            budget(1024 * MIB, None, limited, 64 * MIB),
-            Err(TransportError::LockedMemory { .. })
-        ));
-        assert_eq!(budget(7 * MIB, None, limited, 64 * MIB).unwrap(), None);
+        let limited = locked(limited(8 * MIB), MIB);
+        let refused = limited.budget(1024 * MIB, None, 64 * MIB);
+        assert!(matches!(refused, Err(TransportError::LockedMemory { .. })));
+        assert_eq!(limited.budget(7 * MIB, None, 64 * MIB).unwrap(), None);
+        let scarce = Host { available_bytes: Some(8 * MIB), ..Host::default() };
+        let refused = scarce.budget(1024 * MIB, None, 64 * MIB);
+        let Err(TransportError::ScarceMemory { available_bytes, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        assert_eq!(available_bytes, 7 * MIB);
     }
 }

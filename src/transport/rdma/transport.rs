@@ -5,7 +5,7 @@ use sterna_rdma::{Capacity, CompletionQueue, Endpoint, PeerAccess, ProtectionDom
 
 use super::RdmaTuning;
 use super::lane::RdmaLane;
-use super::pinning::pin_budget;
+use super::pinning::{Budget, pin_budget};
 use super::reach::RdmaReach;
 use super::registrar::Registrar;
 use super::slices::{SLICE_BYTES_MIN, Slices};
@@ -21,7 +21,7 @@ pub(crate) struct RdmaOffer {
     ram: GuestRam,
     tuning: RdmaTuning,
     /// How much RAM may be registered at once at this end; `None`: all of it.
-    pin_max_bytes: Option<u64>,
+    budget: Option<Budget>,
 }
 
 impl RdmaOffer {
@@ -35,7 +35,7 @@ impl RdmaOffer {
     ) -> Result<Self, TransportError> {
         let tuning = tuning.within(reach.device.limits().work_requests);
         let requests = tuning.window_writes;
-        let pin_max_bytes = pin_budget(ram, tuning.pin_max_bytes, (lanes.into(), requests + 1), by_name)?;
+        let budget = pin_budget(ram, tuning.pin_max_bytes, (lanes.into(), requests + 1), by_name)?;
         let domain = ProtectionDomain::new(&reach.device)?;
         let capacity = Capacity {
             send_work_requests: requests,
@@ -49,7 +49,7 @@ impl RdmaOffer {
             Ok((queue_pair, completions))
         };
         let ends = (0..lanes).map(end).collect::<Result<_, TransportError>>()?;
-        Ok(Self { reach, domain, ends, ram: ram.clone(), tuning, pin_max_bytes })
+        Ok(Self { reach, domain, ends, ram: ram.clone(), tuning, budget })
     }
 
     pub(crate) fn count(&self) -> u8 {
@@ -75,7 +75,9 @@ impl RdmaOffer {
                 "{offered} lanes offered, {answered} answered"
             )));
         }
-        let budget_bytes = [self.pin_max_bytes, pin_max_bytes].into_iter().flatten().min();
+        let there = pin_max_bytes.map(Budget::of_destination);
+        let budget = [self.budget, there].into_iter().flatten().min_by_key(|budget| budget.bytes);
+        let budget_bytes = budget.map(|budget| budget.bytes);
         if let Some(limit_bytes) = budget_bytes.filter(|&bytes| bytes < SLICE_BYTES_MIN) {
             return Err(TransportError::LockedMemory { needed_bytes: SLICE_BYTES_MIN, limit_bytes });
         }
@@ -89,8 +91,8 @@ impl RdmaOffer {
         }
         let registrar = Registrar::new(slices, self.domain, self.ram);
         let mut via = format!("{} on {}", count(lanes.len(), "queue pair"), self.reach.describe());
-        if let Some(bytes) = budget_bytes {
-            via += &format!(", at most {} MiB pinned", bytes >> 20);
+        if let Some(Budget { bytes, limit }) = budget {
+            via += &format!(", at most {} MiB pinned: {limit}", bytes >> 20);
         }
         Ok(RdmaTransport { via, lanes, registrar })
     }

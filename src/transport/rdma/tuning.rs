@@ -1,9 +1,9 @@
-/// How a lane posts its writes, and how much RAM may be pinned. The defaults are measured: `bench/benches/rdma.rs` shows what
-/// they cost beside others.
+/// How a lane posts its writes, and how much RAM may be pinned. The defaults are measured:
+/// `bench/benches/rdma.rs` shows what they cost beside others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RdmaTuning {
-    /// The longest write, in bytes: a multiple of the page size. Longer ones gain nothing, and a lost packet costs more of
-    /// them.
+    /// The longest write, in bytes: a multiple of the page size. Longer ones gain nothing, and a lost packet
+    /// costs more of them.
     pub write_max_bytes: u64,
     /// How many writes make a list, which is posted with one doorbell.
     pub list_writes: u32,
@@ -14,8 +14,9 @@ pub struct RdmaTuning {
     pub window_bytes: u64,
     /// How many writes may be outstanding on one lane, as far as the device allows.
     pub window_writes: u32,
-    /// How much RAM may be registered, and so pinned, at once at this end; `None`: as much as `RLIMIT_MEMLOCK` allows. A
-    /// guest with more has its slices registered in turn, least recently used first out.
+    /// How much RAM may be registered, and so pinned, at once at this end; `None`: as much as
+    /// `RLIMIT_MEMLOCK` and the memory that is available allow. A guest with more has its slices registered
+    /// in turn, least recently used first out.
     pub pin_max_bytes: Option<u64>,
 }
 
@@ -23,7 +24,8 @@ impl RdmaTuning {
     /// How many bytes make a list, if its writes are long.
     pub const LIST_MAX_BYTES: u64 = 4 << 20;
 
-    /// The same within what a device takes, so that several signals fit the window and several lists a signal.
+    /// The same within what a device takes, so that several signals fit the window and several lists a
+    /// signal.
     #[must_use]
     pub(super) fn within(self, device_writes: u32) -> Self {
         let window_writes = self.window_writes.clamp(8, device_writes.max(8));
