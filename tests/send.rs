@@ -237,6 +237,23 @@ fn the_source_never_chooses_a_path() {
 }
 
 #[test]
+fn a_folder_that_takes_the_named_ones_place_gets_nothing() {
+    let hosts = Hosts::new();
+    fs::write(hosts.here("a"), "tern").unwrap();
+    let victim = hosts.folders.path().join("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("a"), "untouched").unwrap();
+    let receiving = hosts.receive("", &["--force"]);
+    let named = hosts.folders.path().join("there");
+    fs::rename(&named, hosts.folders.path().join("moved")).unwrap();
+    symlink(&victim, &named).unwrap();
+    hosts.send("a", receiving.address, &[]).wait().expect_code(0);
+    receiving.process.wait().expect_code(0);
+    assert_eq!(fs::read(victim.join("a")).unwrap(), b"untouched");
+    assert_eq!(fs::read(hosts.folders.path().join("moved/a")).unwrap(), b"tern");
+}
+
+#[test]
 fn what_is_no_file_is_not_sent() {
     let hosts = Hosts::new();
     fs::create_dir(hosts.here("folder")).unwrap();

@@ -16,6 +16,7 @@
 mod blocks;
 mod error;
 mod extents;
+mod folder;
 mod receive;
 mod send;
 mod store;

@@ -1,19 +1,21 @@
 //! Where an image is stored: the place that the operator named, and the file that grows beside it.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fmt::Display;
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memmap2::{MmapOptions, MmapRaw};
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags};
+use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::StoreError;
 use super::blocks::digests;
 use super::extents::gaps;
+use super::folder::{Folder, is_file};
 use crate::digest::Digest;
 use crate::memory::{PAGE_BYTES, PAGE_LEN, RamLayout};
 use crate::wire::{FILE_NAME_MAX, ImageOffer, LaneOffer, Refusal};
@@ -33,9 +35,9 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 enum Place {
-    File(PathBuf),
+    File(Folder, OsString),
     /// Under the name that the source gives the file, of which nothing but a plain name is believed.
-    Folder(PathBuf),
+    Folder(Folder),
 }
 
 impl Store {
@@ -44,31 +46,37 @@ impl Store {
     /// # Errors
     /// [`StoreError::Into`] if there is no such folder, or something there that is not to be replaced.
     pub fn new(into: &Path, replace: bool) -> Result<Self, StoreError> {
-        let unusable = |reason: &str| StoreError::Into { path: into.to_owned(), reason: reason.into() };
-        if into.is_dir() {
-            return Ok(Self { place: Place::Folder(into.to_owned()), replace });
+        let unusable =
+            |reason: &dyn Display| StoreError::Into { path: into.to_owned(), reason: reason.to_string() };
+        match Folder::open(into) {
+            Ok(folder) => return Ok(Self { place: Place::Folder(folder), replace }),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => return Err(unusable(&error)),
         }
-        if into.as_os_str().as_encoded_bytes().ends_with(b"/") || into.file_name().is_none() {
-            return Err(unusable("there is no such folder"));
+        let Some(name) = into.file_name().filter(|_| !into.as_os_str().as_encoded_bytes().ends_with(b"/"))
+        else {
+            return Err(unusable(&"there is no such folder"));
+        };
+        if name.as_encoded_bytes().ends_with(PARTIAL.as_bytes()) {
+            return Err(unusable(&"such a name is that of a file which is not whole yet"));
         }
-        if into.as_os_str().as_encoded_bytes().ends_with(PARTIAL.as_bytes()) {
-            return Err(unusable("such a name is that of a file which is not whole yet"));
+        let folder = Folder::open(folder_of(into)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => unusable(&"its folder does not exist"),
+            _ => unusable(&format_args!("its folder cannot be opened: {error}")),
+        })?;
+        match folder.look(name).map_err(|error| unusable(&error))? {
+            Some(there) if !is_file(&there) => Err(unusable(&"what is there is not a regular file")),
+            Some(_) if !replace => Err(unusable(&"it is there already; --force replaces it")),
+            _ => Ok(Self { place: Place::File(folder, name.to_owned()), replace }),
         }
-        match into.symlink_metadata() {
-            Ok(there) if !there.is_file() => return Err(unusable("what is there is not a regular file")),
-            Ok(_) if !replace => return Err(unusable("it is there already; --force replaces it")),
-            _ if !folder_of(into).is_dir() => return Err(unusable("its folder does not exist")),
-            _ => {}
-        }
-        Ok(Self { place: Place::File(into.to_owned()), replace })
     }
 
     /// Where to store a file that the source calls `name`.
-    fn target(&self, name: &str) -> Result<PathBuf, Refusal> {
+    fn target(&self, name: &str) -> Result<(Folder, OsString), Refusal> {
         match &self.place {
-            Place::File(path) => Ok(path.clone()),
+            Place::File(folder, name) => Ok((folder.clone(), name.clone())),
             Place::Folder(folder) => match plain_name(name) {
-                Some(name) => Ok(folder.join(name)),
+                Some(name) => Ok((folder.clone(), name.into())),
                 None => Err(Refusal::Image(format!("{name:?} is not the plain name of a file"))),
             },
         }
@@ -97,8 +105,12 @@ fn folder_of(path: &Path) -> &Path {
 #[derive(Debug)]
 pub(super) struct Partial {
     file: File,
+    folder: Folder,
+    /// Its name now, and the one that it gets.
+    name: OsString,
+    target: OsString,
+    /// Where it is, for people.
     path: PathBuf,
-    target: PathBuf,
     replace: bool,
     len_bytes: u64,
     /// Whether it may hold something from an earlier attempt.
@@ -108,16 +120,17 @@ pub(super) struct Partial {
 impl Partial {
     /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the room that there is.
     pub(super) fn open(store: &Store, offer: &ImageOffer) -> Result<Self, StoreError> {
-        let target = store.target(&offer.name)?;
-        check_target(&target, store.replace)?;
-        let mut name = target.file_name().map(OsStr::to_owned).unwrap_or_default();
-        name.push(OsString::from(PARTIAL));
-        let path = target.with_file_name(name);
-        let (file, metadata) = open_locked(&path)?;
+        let (folder, target) = store.target(&offer.name)?;
+        check_target(&folder, &target, store.replace)?;
+        let mut name = target.clone();
+        name.push(PARTIAL);
+        let path = folder.path(&name);
+        let (file, metadata) = open_locked(&folder, &name)?;
         // Again, now that nobody else can be about to give this file its name.
-        check_target(&target, store.replace)?;
+        check_target(&folder, &target, store.replace)?;
         let held = metadata.len() > 0;
-        let partial = Self { file, path, target, replace: store.replace, len_bytes: offer.len_bytes, held };
+        let (replace, len_bytes) = (store.replace, offer.len_bytes);
+        let partial = Self { file, folder, name, target, path, replace, len_bytes, held };
         partial
             .check_file_system(offer, metadata.blocks() * 512)
             .inspect_err(|_| partial.abandon_if_empty())?;
@@ -202,37 +215,29 @@ impl Partial {
     pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
         self.set_len(self.len_bytes)?;
         self.file.sync_all().map_err(|error| self.failed("write out", error))?;
-        let folder = File::open(folder_of(&self.target));
+        let target = self.folder.path(&self.target);
         self.rename().map_err(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Refusal::FileExists(self.target.display().to_string()).into(),
+            io::ErrorKind::AlreadyExists => Refusal::FileExists(target.display().to_string()).into(),
             _ => self.failed("rename", error),
         })?;
         // It has its name. That this may not outlive a power failure is no reason to call it missing.
-        if let Err(error) = folder.and_then(|folder| folder.sync_all()) {
+        if let Err(error) = self.folder.sync() {
             tracing::warn!(
                 "{} is stored, but its folder could not be written out: {error}",
-                self.target.display()
+                target.display()
             );
         }
-        Ok(self.target)
+        Ok(target)
     }
 
     fn rename(&self) -> io::Result<()> {
-        if !is_at(&self.file.metadata()?, &self.path) {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "somebody took it away meanwhile"));
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "somebody took it away meanwhile");
+        if !self.folder.has(&self.name, &self.file)? {
+            return Err(gone());
         }
-        if self.replace {
-            return fs::rename(&self.path, &self.target);
-        }
-        match rustix::fs::renameat_with(CWD, &self.path, CWD, &self.target, RenameFlags::NOREPLACE) {
-            // A file system such as NFS cannot look and rename in one step.
-            Err(Errno::INVAL) => match self.target.symlink_metadata() {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => fs::rename(&self.path, &self.target),
-                Err(error) => Err(error),
-                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
-            },
-            renamed => Ok(renamed?),
-        }
+        self.folder.rename(&self.name, &self.target, self.replace)?;
+        // Whoever may write to the folder could have put another file in its place in between.
+        if self.folder.has(&self.target, &self.file)? { Ok(()) } else { Err(gone()) }
     }
 
     /// Removes the file although something arrived in it: a device may still write to its pages.
@@ -241,8 +246,8 @@ impl Partial {
     }
 
     fn remove(&self) {
-        let is_ours = self.file.metadata().is_ok_and(|metadata| is_at(&metadata, &self.path));
-        if is_ours && let Err(error) = fs::remove_file(&self.path) {
+        let is_ours = self.folder.has(&self.name, &self.file).unwrap_or(false);
+        if is_ours && let Err(error) = self.folder.remove(&self.name) {
             tracing::warn!("{} stays: {error}", self.path.display());
         }
     }
@@ -293,26 +298,24 @@ impl Partial {
 }
 
 /// Refuses a target that is there and not to be replaced.
-fn check_target(target: &Path, replace: bool) -> Result<(), Refusal> {
-    match target.symlink_metadata() {
-        Ok(there) if !there.is_file() => {
+fn check_target(folder: &Folder, name: &OsStr, replace: bool) -> Result<(), Refusal> {
+    let target = folder.path(name);
+    match folder.look(name).map_err(refused("look at", &target))? {
+        Some(there) if !is_file(&there) => {
             Err(Refusal::Image(format!("{} is there and no regular file", target.display())))
         }
-        Ok(_) if !replace => Err(Refusal::FileExists(target.display().to_string())),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused("look at", target)(error)),
+        Some(_) if !replace => Err(Refusal::FileExists(target.display().to_string())),
         _ => Ok(()),
     }
 }
 
-/// Opens or makes a partial file that is this user's and this receiver's alone.
-fn open_locked(path: &Path) -> Result<(File, Metadata), Refusal> {
+/// Opens or makes a partial file that is this user's and this receiver's alone: memory holds secrets.
+fn open_locked(folder: &Folder, name: &OsStr) -> Result<(File, Metadata), Refusal> {
+    let path = &folder.path(name);
     let failed = |what| refused(what, path);
     let user = fs::metadata("/proc/self").map_err(failed("tell whose is"))?.uid();
-    let mut options = OpenOptions::new();
-    // For its owner alone: memory holds secrets.
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     for _ in 0..OPEN_TRIES {
-        let file = options.open(path).map_err(failed("open"))?;
+        let file = folder.open_file(name).map_err(failed("open"))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
             Errno::WOULDBLOCK => {
                 Refusal::Image(format!("another `sterna receive` is receiving {}", path.display()))
@@ -326,23 +329,18 @@ fn open_locked(path: &Path) -> Result<(File, Metadata), Refusal> {
                 path.display()
             )));
         }
-        if !is_at(&metadata, path) {
+        if !folder.has(name, &file).map_err(failed("look at"))? {
             // Renamed or removed by its last holder, between our opening and locking it.
             continue;
         }
         if metadata.mode() & 0o077 != 0 {
             // Others may have it open. A new file is nobody's but ours.
-            fs::remove_file(path).map_err(failed("remove"))?;
+            folder.remove(name).map_err(failed("remove"))?;
             continue;
         }
         return Ok((file, metadata));
     }
     Err(Refusal::Image(format!("{} comes and goes; is another `sterna receive` at work?", path.display())))
-}
-
-/// Whether the file with this metadata is the one of that name.
-fn is_at(metadata: &Metadata, path: &Path) -> bool {
-    path.symlink_metadata().is_ok_and(|there| (there.dev(), there.ino()) == (metadata.dev(), metadata.ino()))
 }
 
 /// What to answer a source when the system refuses before anything was sent.
@@ -452,6 +450,45 @@ mod tests {
         let store = Store::new(folder.path(), true).unwrap();
         assert!(Partial::open(&store, &offer("tern")).is_err());
         assert_eq!(fs::read(folder.path().join("other")).unwrap(), b"untouched");
+    }
+
+    #[test]
+    fn a_folder_in_the_place_of_the_one_that_was_named_is_not_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let (named, victim, moved) =
+            (root.path().join("named"), root.path().join("victim"), root.path().join("moved"));
+        for as_file in [false, true] {
+            fs::create_dir(&named).unwrap();
+            fs::create_dir(&victim).unwrap();
+            fs::write(victim.join("tern"), "untouched").unwrap();
+            fs::write(victim.join("tern.sterna-partial"), "untouched").unwrap();
+            let into = if as_file { named.join("tern") } else { named.clone() };
+            let store = Store::new(&into, true).unwrap();
+            let swap = || {
+                fs::rename(&named, &moved).unwrap();
+                std::os::unix::fs::symlink(&victim, &named).unwrap();
+            };
+            // Before the file comes, and while it arrives.
+            if as_file {
+                swap();
+            }
+            let partial = Partial::open(&store, &offer("tern")).unwrap();
+            if !as_file {
+                swap();
+            }
+            partial.clear().unwrap();
+            partial.finish().unwrap();
+            assert_eq!(fs::metadata(moved.join("tern")).unwrap().len(), 5000);
+            for name in ["tern", "tern.sterna-partial"] {
+                assert_eq!(fs::read(victim.join(name)).unwrap(), b"untouched");
+            }
+            let given_up = Partial::open(&store, &offer("tern")).unwrap();
+            given_up.discard();
+            assert!(victim.join("tern.sterna-partial").exists());
+            fs::remove_file(&named).unwrap();
+            fs::remove_dir_all(&victim).unwrap();
+            fs::remove_dir_all(&moved).unwrap();
+        }
     }
 
     #[test]
