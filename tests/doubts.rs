@@ -4,9 +4,10 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::sync::Arc;
@@ -162,6 +163,7 @@ fn when_running_is_lost_the_source_asks_and_the_migration_succeeds() {
 fn a_process_that_ends_while_it_is_asked_leaves_the_answer_to_the_journals() {
     let host = Host::new();
     let ending = UnixListener::bind(host.socket("tern")).expect("nobody else is there");
+    fs::set_permissions(host.socket("tern"), Permissions::from_mode(0o600)).expect("it is ours");
     let ends = thread::spawn(move || {
         for _ in 0..2 {
             let (asking, _) = ending.accept().expect("it is asked");
