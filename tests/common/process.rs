@@ -74,8 +74,13 @@ impl Process {
 
     /// Waits for a line with this text on stderr.
     pub(crate) fn says(&self, text: &str) {
-        if self.stderr.wait_for(|line| line.contains(text)).is_none() {
-            self.did_not(&format!("say `{text}`"));
+        self.says_a_line(&format!("with `{text}`"), |line| line.contains(text));
+    }
+
+    /// Waits for such a line on stderr.
+    pub(crate) fn says_a_line(&self, what: &str, is_it: impl Fn(&str) -> bool) {
+        if self.stderr.wait_for(is_it).is_none() {
+            self.did_not(&format!("say a line {what}"));
         }
     }
 
