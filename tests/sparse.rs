@@ -11,6 +11,7 @@ use sterna::destination::Receiver;
 use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
 use sterna::source::{Options, Tuning, migrate};
+use sterna::state::HostState;
 use sterna::transport::rdma::RdmaReach;
 use sterna::transport::{TransportChoice, TransportKind};
 use vm_memory::{Bytes, GuestAddress};
@@ -66,8 +67,10 @@ fn rdma_or_skip() -> Option<String> {
 /// Pages once touched stay, so what is there after it was there at the most during it. Returns the way it
 /// took.
 fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &str) -> String {
-    let receiver = Receiver::bind(listen.parse().expect("an address")).expect("a free port");
+    let receiver = Receiver::bind(listen.parse().expect("an address"), HostState::lost_with_this_process())
+        .expect("a free port");
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
+    let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
     let (host, guest) = (TestHost::default(), TestGuest::started_sparse(ram_bytes, STRIDE_BYTES));
     let before = guest.resident_bytes();
     assert!(before < 32 * MIB, "it is sparse: {before}");
@@ -83,7 +86,7 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
     });
     let (arrival, report) = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
-        let report = migrate(&guest, &to, &options, &watch).expect("the guest moves");
+        let report = migrate(&guest, &claim, &to, &options, &watch).expect("the guest moves");
         (receiving.join().expect("the destination does not panic"), report)
     });
     let kind = if transport == TransportChoice::Rdma { TransportKind::Rdma } else { TransportKind::Tcp };
