@@ -1,5 +1,5 @@
-//! A source that goes on writing when it may not any more: over each of its queue pairs, after FINAL and while the guest already runs
-//! at the destination. On a real device: soft-RoCE in the labs, an adapter where there is one.
+//! A source that goes on writing when it may not any more: after FINAL, while the destination still has all of RAM registered, and
+//! while the guest already runs there. On a real device: soft-RoCE in the labs, an adapter where there is one.
 
 mod common;
 
@@ -19,10 +19,14 @@ use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress};
 
 const EPOCH: Epoch = Epoch([7; 16]);
-const LANES: u8 = 2;
+const LANES: u8 = 4;
 
 /// Pages of RAM that the built-in guest never touches, one for each lane: what is there, somebody else wrote.
-const UNTOUCHED: [u64; LANES as usize] = [5 << 20, 9 << 20];
+const UNTOUCHED: [u64; LANES as usize] = [5 << 20, 9 << 20, 11 << 20, 13 << 20];
+
+/// The lanes that write before GO; the others do once the guest runs.
+const EARLY: usize = 2;
+
 const MARK: u64 = 0x6c61_7465_2121_2121;
 
 #[test]
@@ -39,29 +43,20 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let host = TestHost::default();
     let guest = TestGuest::started();
-    let (arrival, mut transport) = thread::scope(|scope| {
+    let (arrival, mut transport, mut written) = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
-        let transport = hand_over(&guest, &to);
-        (receiving.join().expect("the destination does not panic"), transport)
+        let (transport, written) = hand_over(&guest, &to);
+        (receiving.join().expect("the destination does not panic"), transport, written)
     });
     arrival.guest.beats_on();
     assert_eq!(host.times_resumed(), 1);
 
-    // All that the source has is stale now, and these pages are what it never was.
-    let there = arrival.guest.machine.memory();
-    for address in UNTOUCHED {
-        guest.machine.memory().write_obj(MARK, GuestAddress(address)).expect("the address is in RAM");
-        let before: u64 = there.read_obj(GuestAddress(address)).expect("the address is in RAM");
-        assert_eq!(before, 0, "nobody has written there");
-    }
     let ram = guest.ram().expect("it has RAM");
     let (lanes, _) = transport.parts();
-    let written: Vec<_> = lanes
-        .iter_mut()
-        .zip(UNTOUCHED)
-        .map(|(lane, address)| write_late(lane.as_mut(), &ram, address))
-        .collect();
+    written.extend(write_late(&mut lanes[EARLY..], &UNTOUCHED[EARLY..], &ram));
+    assert_eq!(written.len(), UNTOUCHED.len());
 
+    let there = arrival.guest.machine.memory();
     for address in UNTOUCHED {
         let after: u64 = there.read_obj(GuestAddress(address)).expect("the address is in RAM");
         assert_eq!(after, 0, "a late write has arrived, {written:?}");
@@ -76,8 +71,9 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
     arrival.guest.runs_whole();
 }
 
-/// A migration in one round, as a source does it; returns the lanes once the guest runs at the destination.
-fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
+/// A migration in one round, as a source does it, but for what the first lanes write between PREPARED and GO; returns the lanes once
+/// the guest runs at the destination.
+fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) {
     let ram = guest.ram().expect("it has RAM");
     let mut control = ControlChannel::connect(to).expect("the destination listens");
     let offer = Offer::make(TransportChoice::Rdma, &control, &ram, Some(LANES), RdmaTuning::default())
@@ -98,13 +94,22 @@ fn hand_over(guest: &TestGuest, to: &str) -> Box<dyn Transport> {
     let state = guest.save().expect("it can be saved");
     send_all(transport.as_mut(), &ram, &mut control);
     control.send(&Message::RoundClosed(1)).expect("the destination hears");
+    let registered = pinned_kib();
     let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state };
     control.send(&Message::Final(last)).expect("the destination hears");
     assert!(matches!(hear(&mut control), Message::Prepared(EPOCH, _)));
+    // Both ends are in this process.
+    assert_eq!(pinned_kib(), registered, "the destination has its memory registered until the guest runs");
+    // All that the source has is stale now, and these pages are what it never was.
+    for address in UNTOUCHED {
+        guest.machine.memory().write_obj(MARK, GuestAddress(address)).expect("the address is in RAM");
+    }
+    let (lanes, _) = transport.parts();
+    let written = write_late(&mut lanes[..EARLY], &UNTOUCHED[..EARLY], &ram);
     control.send(&Message::Go(EPOCH)).expect("the destination hears");
     assert_eq!(hear(&mut control), Message::Running(EPOCH));
     control.send(&Message::Done(EPOCH)).expect("the destination hears");
-    transport
+    (transport, written)
 }
 
 /// All of RAM, on the first lane; the others only fence.
@@ -134,13 +139,26 @@ fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut Control
     });
 }
 
-/// All of what the guest works on, and the page that it does not; returns once the device has said what became of it.
-fn write_late(lane: &mut dyn Lane, ram: &GuestRam, untouched: u64) -> Result<(), TransportError> {
-    let page = |address| PageRun { region: 0, first_page: address / PAGE_BYTES, pages: 1 };
-    lane.write(page(untouched))?;
-    let pages = ram.layout().regions[0].len_bytes / PAGE_BYTES;
-    lane.write(PageRun { region: 0, first_page: 0, pages })?;
-    lane.fence(2)
+/// What became of a write.
+type Written = Result<(), TransportError>;
+
+/// Writes on each lane all that the guest works on, and a page that it does not.
+fn write_late(lanes: &mut [Box<dyn Lane>], untouched: &[u64], ram: &GuestRam) -> Vec<Written> {
+    let write = |lane: &mut dyn Lane, untouched: u64| {
+        lane.write(PageRun { region: 0, first_page: untouched / PAGE_BYTES, pages: 1 })?;
+        let pages = ram.layout().regions[0].len_bytes / PAGE_BYTES;
+        lane.write(PageRun { region: 0, first_page: 0, pages })?;
+        // It returns once the device has said what became of it.
+        lane.fence(2)
+    };
+    lanes.iter_mut().zip(untouched).map(|(lane, &untouched)| write(lane.as_mut(), untouched)).collect()
+}
+
+/// How much memory this process has pinned for devices.
+fn pinned_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).expect("a line of pinned memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 fn hear(control: &mut ControlChannel) -> Message {

@@ -256,6 +256,39 @@ fn memory_stays_mapped_until_the_last_queue_pair_that_used_it_is_gone() {
     drop(destination);
 }
 
+/// What lets a destination revoke by destroying its queue pairs alone.
+#[test]
+fn the_key_of_a_region_opens_nothing_once_its_domain_has_no_queue_pair() {
+    let Some(device) = device_or_skip() else { return };
+    let (mut source, mut destination) =
+        (End::new(&device, PeerAccess::None), End::new(&device, PeerAccess::Write));
+    let (one, other) = (source.queue_pair.local_endpoint(), destination.queue_pair.local_endpoint());
+    destination.queue_pair.connect(&one, &ConnectOptions::default()).expect("the destination connects");
+    // Soft-RoCE takes 7 retries for endless ones.
+    let options = ConnectOptions { retry_count: 2, ..ConnectOptions::default() };
+    source.queue_pair.connect(&other, &options).expect("the source connects");
+    let to = Memory::new(PAGE_BYTES);
+    let to_region = destination.register(&to, Access::RemoteWrite);
+    let End { domain: _domain, queue_pair, .. } = destination;
+    queue_pair.destroy().expect("the queue pair is destroyed");
+
+    let (mut stranger, _others) = connected(&device, PeerAccess::Write);
+    for (end, status) in
+        [(&mut source, CompletionStatus::RetryExceeded), (&mut stranger, CompletionStatus::RemoteAccess)]
+    {
+        let from = Memory::new(PAGE_BYTES);
+        from.write(0, &pattern(PAGE_BYTES));
+        let from_region = end.register(&from, Access::LocalRead);
+        let mut list = WriteList::with_capacity(1);
+        list.push(page(0, &from_region, &to_region)).expect("the list has room");
+        end.queue_pair.post_writes(&mut list).expect("the list is posted");
+        let error = end.take(1)[0].result.expect_err("nobody takes the write");
+        assert_eq!(error.status, status, "{error:?}");
+    }
+    assert_eq!(to.read(0, PAGE_BYTES), vec![0; PAGE_BYTES]);
+    MemoryRegion::deregister(to_region).expect("the region was registered all the time");
+}
+
 #[test]
 fn a_region_that_is_released_can_be_deregistered_while_the_queue_pair_goes_on() {
     let Some(device) = device_or_skip() else { return };

@@ -1,7 +1,7 @@
 //! Steps 2 to 5 of one guest's arrival.
 
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::door::{TICK, Visit};
@@ -14,7 +14,7 @@ use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
 use crate::panics::{Panicked, caught};
 use crate::state::GuestClaim;
-use crate::transport::Landing;
+use crate::transport::{Landing, Remains};
 use crate::verify::Checks;
 use crate::wire::{Completion, Final, Message, Outcome};
 
@@ -22,6 +22,8 @@ use crate::wire::{Completion, Final, Message, Outcome};
 pub(super) struct Attempt<G> {
     pub(super) guest: G,
     landing: Option<Box<dyn Landing>>,
+    /// What is left of the lanes' ends once nobody can write through them, until the guest runs or is given up.
+    remains: Option<Box<dyn Remains>>,
     ownership: Ownership,
     /// What arbitrates between the hosts.
     lock: Option<Lock>,
@@ -39,7 +41,8 @@ impl<G: Guest> Attempt<G> {
         (hold, pending): (Duration, PendingArrival),
     ) -> Self {
         pending.set(ArrivalPhase::Arriving, None);
-        Self { guest, landing: Some(landing), ownership, lock, hold, pending, checks: Checks::new(ram) }
+        let (landing, checks) = (Some(landing), Checks::new(ram));
+        Self { guest, landing, remains: None, ownership, lock, hold, pending, checks }
     }
 
     /// The guest that runs here now, and its name.
@@ -82,9 +85,7 @@ impl<G: Guest> Attempt<G> {
     ) -> Result<Instant, ReceiveError> {
         self.advance(DestinationEvent::Final(last.epoch), DestinationAction::Revoke)?;
         let revoking = Instant::now();
-        if let Some(landing) = self.landing.take() {
-            landing.revoke()?;
-        }
+        self.remains = self.landing.take().map(<dyn Landing>::revoke).transpose()?;
         let revoke_us = micros(revoking.elapsed());
         self.advance(DestinationEvent::Revoked, DestinationAction::Load)?;
         let comparing = Instant::now();
@@ -216,7 +217,10 @@ impl<G: Guest> Attempt<G> {
     /// it is.
     fn complete(&mut self, control: &mut ControlChannel, go: Instant) -> bool {
         let epoch = self.ownership.epoch();
-        let told = control.send(&Message::Running(epoch)).and_then(|()| match self.first_beat(go) {
+        let told = control.send(&Message::Running(epoch));
+        // It ends when it has ended: nothing waits for it.
+        drop(self.release_beside());
+        let told = told.and_then(|()| match self.first_beat(go) {
             Some((count, after_go)) => control.send(&Message::Alive(epoch, count, micros(after_go))),
             None => Ok(()),
         });
@@ -242,10 +246,32 @@ impl<G: Guest> Attempt<G> {
         None
     }
 
-    /// Takes the lanes' ends away from a guest that will not run, with its memory: a device that does not let go harms nobody else.
+    /// Releases what is left of the lanes' ends in a thread of its own: it takes a time that grows with RAM, and the guest runs, or
+    /// its source waits for the word that it does not.
+    fn release_beside(&mut self) -> Option<JoinHandle<()>> {
+        let remains = self.remains.take()?;
+        let name = self.guest.name().to_owned();
+        let release = move || release(&name, remains);
+        // Without a thread all of it is released here, as it is dropped.
+        thread::Builder::new().name("release".into()).spawn(release).ok()
+    }
+
+    /// Takes remote access away from a guest that will not run: a device that does not let go harms nobody else.
+    fn take_access_away(&mut self) {
+        match self.landing.take().map(<dyn Landing>::revoke) {
+            Some(Ok(remains)) => self.remains = Some(remains),
+            Some(Err(error)) => {
+                tracing::warn!("a device may still hold memory of a guest that was discarded: {error}");
+            }
+            None => {}
+        }
+    }
+
+    /// Takes the lanes' ends away from a guest that will not run, with its memory.
     fn let_go(&mut self) {
-        if let Some(Err(error)) = self.landing.take().map(<dyn Landing>::revoke) {
-            tracing::warn!("a device may still hold memory of a guest that was discarded: {error}");
+        self.take_access_away();
+        if let Some(remains) = self.remains.take() {
+            release(self.guest.name(), remains);
         }
     }
 
@@ -256,7 +282,9 @@ impl<G: Guest> Attempt<G> {
 
     /// After a failure: gives the guest up, if it may be given up, and tells the source.
     pub(super) fn fail(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
-        self.landing = None;
+        self.take_access_away();
+        // What is registered keeps its memory mapped.
+        let releasing = self.release_beside();
         let error = match (error, control.pulse().check_heard()) {
             // Lanes that were shut down because of it explain less.
             (ReceiveError::Transport(_), Err(silent)) => silent.into(),
@@ -282,7 +310,18 @@ impl<G: Guest> Attempt<G> {
         if action == Ok(DestinationAction::Refuse) && freed.is_ok() {
             let _ = control.send(&Message::Abort(epoch, error.to_string()));
         }
+        // The next guest needs that memory.
+        if let Some(releasing) = releasing {
+            let _ = releasing.join();
+        }
         error
+    }
+}
+
+/// Lets go of memory that nobody can write to any more.
+fn release(name: &str, remains: Box<dyn Remains>) {
+    if let Err(leak) = remains.release() {
+        tracing::warn!("{name}: {leak}");
     }
 }
 
@@ -315,7 +354,7 @@ mod tests {
     use crate::dirty::DirtyLog;
     use crate::guest::{GuestError, Heartbeat};
     use crate::handover::Mark;
-    use crate::transport::TransportError;
+    use crate::transport::{Leak, TransportError};
     use crate::wire::{Epoch, LaneReady, SliceKey, SliceRange, Token};
 
     const EPOCH: Epoch = Epoch([3; 16]);
@@ -327,6 +366,23 @@ mod tests {
     struct NotedLanding {
         journal: Journal,
         lets_go: bool,
+        /// When what remains is released: at a word, or at once without anybody to say it.
+        releases: mpsc::Receiver<()>,
+    }
+
+    #[derive(Debug)]
+    struct NotedRemains {
+        journal: Journal,
+        releases: mpsc::Receiver<()>,
+    }
+
+    impl Remains for NotedRemains {
+        fn release(self: Box<Self>) -> Result<(), Leak> {
+            let word = self.releases.recv_timeout(Duration::from_secs(10));
+            let waited_for = word == Err(mpsc::RecvTimeoutError::Timeout);
+            self.journal.lock().unwrap().push(if waited_for { "release, waited for" } else { "release" });
+            Ok(())
+        }
     }
 
     impl Landing for NotedLanding {
@@ -350,10 +406,13 @@ mod tests {
             Ok(())
         }
 
-        fn revoke(self: Box<Self>) -> Result<(), TransportError> {
-            self.journal.lock().unwrap().push("revoke");
-            let kept = || TransportError::Disagreement("the device does not let go".into());
-            self.lets_go.then_some(()).ok_or_else(kept)
+        fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
+            let Self { journal, lets_go, releases } = *self;
+            journal.lock().unwrap().push("revoke");
+            if lets_go {
+                return Ok(Box::new(NotedRemains { journal, releases }));
+            }
+            Err(TransportError::Disagreement("the device does not let go".into()))
         }
     }
 
@@ -409,7 +468,8 @@ mod tests {
     fn switch(
         lets_go: bool,
         fails: &[Mark],
-    ) -> (Vec<&'static str>, Result<Instant, ReceiveError>, Vec<&'static str>) {
+        releases: mpsc::Receiver<()>,
+    ) -> (Journal, Result<bool, ReceiveError>, Vec<&'static str>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let source = thread::spawn(move || {
@@ -417,8 +477,10 @@ mod tests {
             let mut heard = Vec::new();
             while let Ok(message) = control.receive("anything", None) {
                 heard.push(message.name());
-                if matches!(message, Message::Prepared(..)) {
-                    control.send(&Message::Go(EPOCH)).unwrap();
+                match message {
+                    Message::Prepared(..) => control.send(&Message::Go(EPOCH)).unwrap(),
+                    Message::Running(_) => control.send(&Message::Done(EPOCH)).unwrap(),
+                    _ => {}
                 }
             }
             heard
@@ -429,7 +491,7 @@ mod tests {
         let journal = Journal::default();
         let guest = NotedGuest(journal.clone());
         let ram = guest.ram().unwrap();
-        let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go });
+        let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go, releases });
         let ownership = Ownership::new(GuestClaim::failing(fails), "source".into(), EPOCH).unwrap();
         let mut attempt = Attempt::new(
             guest,
@@ -439,15 +501,17 @@ mod tests {
         );
         let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
         let (_visits, coming) = mpsc::channel();
-        let result = attempt.switch(&mut control, &coming, &last);
-        let result = match result {
-            Ok(go) => Ok(go),
+        let result = match attempt.switch(&mut control, &coming, &last) {
+            Ok(go) => Ok(attempt.complete(&mut control, go)),
             Err(error) => Err(attempt.fail(&mut control, error)),
         };
         drop(control);
-        let heard = source.join().unwrap();
-        let noted = journal.lock().unwrap().clone();
-        (noted, result, heard)
+        (journal, result, source.join().unwrap())
+    }
+
+    /// Nobody says when.
+    fn at_once() -> mpsc::Receiver<()> {
+        mpsc::channel().1
     }
 
     /// A source that was too slow for its first chance, and says this on the connection that it has.
@@ -462,7 +526,7 @@ mod tests {
         let journal = Journal::default();
         let guest = NotedGuest(journal.clone());
         let ram = guest.ram().unwrap();
-        let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true });
+        let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true, releases: at_once() });
         let ownership = Ownership::new(GuestClaim::failing(&[]), "source".into(), EPOCH).unwrap();
         let (hold, pending) = (Duration::from_secs(3600), PendingArrival::default());
         let mut attempt = Attempt::new(guest, (&ram, landing), (ownership, None), (hold, pending.clone()));
@@ -500,17 +564,25 @@ mod tests {
     }
 
     #[test]
-    fn remote_access_is_taken_away_before_the_state_is_loaded_and_the_guest_runs() {
-        let (noted, result, _) = switch(true, &[]);
-        assert!(result.is_ok());
-        assert_eq!(noted, ["revoke", "load", "run"]);
+    fn remote_access_is_taken_away_before_the_state_is_loaded_and_memory_is_released_beside_the_guest() {
+        let (word, releases) = mpsc::channel();
+        let (noted, result, heard) = switch(true, &[], releases);
+        assert!(matches!(result, Ok(true)), "{result:?}");
+        assert_eq!(heard, ["Prepared", "Running"]);
+        assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "run"]);
+        word.send(()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while noted.lock().unwrap().len() < 4 && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "run", "release"]);
     }
 
     #[test]
     fn a_guest_that_a_device_may_still_write_to_is_not_run() {
-        let (noted, result, _) = switch(false, &[]);
+        let (noted, result, _) = switch(false, &[], at_once());
         assert!(matches!(result, Err(ReceiveError::Transport(_))));
-        assert_eq!(noted, ["revoke"]);
+        assert_eq!(*noted.lock().unwrap(), ["revoke"]);
     }
 
     #[test]
@@ -521,9 +593,9 @@ mod tests {
             // Nobody may be told that it never runs here when the journal does not say so.
             (&[Mark::Running, Mark::Refused], &["Prepared"]),
         ] {
-            let (noted, result, heard) = switch(true, fails);
+            let (noted, result, heard) = switch(true, fails, at_once());
             assert!(matches!(result, Err(ReceiveError::State(_))), "{result:?}");
-            assert_eq!(noted, ["revoke", "load"], "{fails:?}");
+            assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "release"], "{fails:?}");
             assert_eq!(heard, said, "{fails:?}");
         }
     }

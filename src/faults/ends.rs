@@ -2,6 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use sterna_rdma::CompletionStatus;
 
@@ -128,6 +130,20 @@ fn a_device_that_does_not_let_go_of_a_discarded_guest_harms_nobody() {
     });
     assert!(faults.landing.revoke.has_struck());
     scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
+}
+
+/// Nobody can reach that memory, and the guest's other memory is none of its business.
+#[test]
+fn memory_that_a_device_keeps_without_a_queue_pair_does_not_keep_the_guest_from_running() {
+    let (scene, faults) = (Scene::new(), registering());
+    faults.landing.release.arm(refused());
+    let outcome = scene.attempt(&faults, |_| {});
+    assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !faults.landing.release.has_struck() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(faults.landing.release.has_struck(), "it is released beside the guest");
 }
 
 /// The destination fails first, then its device keeps what it discards.

@@ -212,8 +212,12 @@ impl Arriving {
     /// Takes every remote access away. A file of which a device does not let go is given up, so that no later attempt shares its
     /// pages.
     fn revoke(&mut self) -> Result<(), StoreError> {
-        let revoked = self.landing.take().map_or(Ok(()), <dyn Landing>::revoke);
-        revoked.inspect_err(|_| self.partial.discard()).map_err(StoreError::from)
+        let Some(landing) = self.landing.take() else { return Ok(()) };
+        let remains = landing.revoke().inspect_err(|_| self.partial.discard())?;
+        if let Err(leak) = remains.release() {
+            tracing::warn!("{}: {leak}", self.partial.path().display());
+        }
+        Ok(())
     }
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {

@@ -12,6 +12,7 @@ mod error;
 pub(crate) mod faulty;
 mod offer;
 pub mod rdma;
+mod remains;
 pub mod tcp;
 
 use std::fmt::Debug;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use error::TransportError;
 pub use offer::{Offer, TransportChoice, land};
+pub use remains::{Leak, Remains};
 
 use crate::control::ControlChannel;
 use crate::dirty::DirtyBitmap;
@@ -115,12 +117,12 @@ pub trait Landing: Send + Debug {
     /// [`TransportError`] if a lane broke or the fences do not come in time.
     fn await_round(&mut self, round: u32) -> Result<(), TransportError>;
 
-    /// Takes every remote access to guest RAM away. When it returns, nothing that the source or the network does can change
-    /// a byte of it.
+    /// Takes every remote access to guest RAM away, in a time that does not grow with RAM. When it returns, nothing that the
+    /// source or the network does can change a byte of it. What remains is released when there is time.
     ///
     /// # Errors
     /// [`TransportError`] if the device would not let go; then the guest must not run here.
-    fn revoke(self: Box<Self>) -> Result<(), TransportError>;
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError>;
 }
 
 /// `1 lane`, `2 lanes`: a number of things, for people.

@@ -7,7 +7,7 @@ use sterna_rdma::RemoteKey;
 
 use super::Once;
 use crate::transport::tcp::TcpLanding;
-use crate::transport::{Landing, TransportError};
+use crate::transport::{Landing, Leak, Remains, TransportError};
 use crate::wire::{LaneReady, SliceKey, SliceRange};
 
 /// What goes wrong at the destination.
@@ -17,8 +17,10 @@ pub(crate) struct LandingFaults {
     pub(crate) register: Once,
     /// A round does not come to its end.
     pub(crate) await_round: Once,
-    /// The device does not let go.
+    /// The device does not let go of a queue pair.
     pub(crate) revoke: Once,
+    /// The device does not let go of memory that nobody can write to any more.
+    pub(crate) release: Once,
     /// How long to wait for the fences of a round; unless it is said, as long as in production.
     patience: Option<Duration>,
     /// Landings that are gone because a round did not come to its end, for whatever reason.
@@ -93,12 +95,24 @@ impl Landing for FaultyLanding {
         ended.inspect_err(|_| self.broken = Some(GivenUp(self.faults.clone())))
     }
 
-    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
         let Self { tcp, faults, broken: _broken } = *self;
         if let Err(error) = faults.revoke.strike() {
             faults.kept.lock().unwrap_or_else(PoisonError::into_inner).push(tcp);
             return Err(error);
         }
-        Box::new(tcp).revoke()
+        Box::new(tcp).revoke()?;
+        Ok(Box::new(FaultyRemains(faults)))
+    }
+}
+
+/// What would be registered memory.
+#[derive(Debug)]
+struct FaultyRemains(Arc<LandingFaults>);
+
+impl Remains for FaultyRemains {
+    fn release(self: Box<Self>) -> Result<(), Leak> {
+        let error = || sterna_rdma::Error::RegionInUse;
+        self.0.release.strike().map_err(|_| Leak { bytes: 3 << 20, error: error() })
     }
 }

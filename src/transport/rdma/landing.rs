@@ -14,7 +14,7 @@ use super::pinning::{pin_budget, register};
 use super::reach::RdmaReach;
 use super::{FENCES, STALL_MAX};
 use crate::memory::GuestRam;
-use crate::transport::{Landing, TransportError};
+use crate::transport::{Landing, Leak, Remains, TransportError};
 use crate::wire::{LaneReady, SliceKey, SliceRange};
 
 /// The destination's queue pairs, and the slices that the source may write to.
@@ -132,12 +132,52 @@ impl Landing for RdmaLanding {
         Ok(())
     }
 
-    /// Destroys the queue pairs, and with them the connections; then deregisters the memory, and with it the keys.
-    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
-        let Self { lanes, granted, .. } = *self;
-        lanes.into_iter().try_for_each(|lane| lane.queue_pair.destroy())?;
-        granted.into_values().try_for_each(MemoryRegion::deregister)?;
-        Ok(())
+    /// Destroys the queue pairs. The memory may stay registered: a device takes a write only on behalf of a queue pair, and
+    /// only into regions of that queue pair's protection domain (InfiniBand Architecture Specification, Volume 1, 10.2.3). This
+    /// domain was made for this attempt and has no queue pairs but these, so its keys open nothing any more.
+    ///
+    /// `ibv_destroy_qp` returns once the device has no use for the queue pair's resources. Adapters have taken it to RESET
+    /// before, in which they process no packet; their answer comes behind the writes that they had begun, on the same bus,
+    /// since regions are registered without relaxed ordering. Soft-RoCE waits for the last packet that refers to the queue pair and for
+    /// its tasks.
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
+        let Self { lanes, completions, granted, domain, .. } = *self;
+        let remains = RdmaRemains { granted, _completions: completions, _domain: domain };
+        destroy_all(lanes.into_iter().map(|lane| lane.queue_pair).collect())?;
+        Ok(Box::new(remains))
+    }
+}
+
+/// Destroys these at the same time, since each has to wait for the device; all of them, also if one is refused.
+fn destroy_all(queue_pairs: Vec<QueuePair>) -> Result<(), sterna_rdma::Error> {
+    let destroyed: Vec<_> = queue_pairs.into_par_iter().map(QueuePair::destroy).collect();
+    destroyed.into_iter().collect()
+}
+
+/// The memory that is still registered. In the order of teardown: the protection domain goes after its regions.
+struct RdmaRemains {
+    granted: Granted<Arc<MemoryRegion>>,
+    _completions: Arc<CompletionQueue>,
+    _domain: Arc<ProtectionDomain>,
+}
+
+impl Remains for RdmaRemains {
+    fn release(self: Box<Self>) -> Result<(), Leak> {
+        let (mut bytes, mut first) = (0, None);
+        for region in self.granted.into_values() {
+            let len_bytes = region.len_bytes() as u64;
+            if let Err(error) = MemoryRegion::deregister(region) {
+                bytes += len_bytes;
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), |error| Err(Leak { bytes, error }))
+    }
+}
+
+impl fmt::Debug for RdmaRemains {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("RdmaRemains").field("granted", &self.granted.len()).finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ use super::{STALL_MAX, broken};
 use crate::control::{Pulse, read_preamble, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::panics::caught_or;
-use crate::transport::{Landing, TransportError};
+use crate::transport::{Landing, Remains, TransportError};
 use crate::wire::{
     FRAME_BYTES_MAX, LaneReady, PageFrame, Preamble, RUNS_MAX, Role, SliceKey, SliceRange, Token, WireError,
     WireRun,
@@ -134,16 +134,20 @@ impl Landing for TcpLanding {
     }
 
     /// Closes the connections and waits for their threads, which alone write to guest RAM.
-    fn revoke(self: Box<Self>) -> Result<(), TransportError> {
-        Ok(())
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
+        drop(self);
+        Ok(Box::new(()))
     }
 }
 
 impl Drop for TcpLanding {
     fn drop(&mut self) {
-        for reader in self.lanes.drain(..).flatten() {
+        let readers: Vec<_> = self.lanes.drain(..).flatten().collect();
+        for reader in &readers {
             // An error means that the peer was faster.
             let _ = reader.stream.shutdown(Shutdown::Both);
+        }
+        for reader in readers {
             let _ = reader.thread.join();
         }
     }
