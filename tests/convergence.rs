@@ -143,9 +143,9 @@ fn what_records_take_at_the_destination_is_part_of_what_is_predicted() {
     let running = source.run("tern", &["--memory=16M"]);
     let receiving = destination.receive(&[]);
     let between = go_between(receiving.address.ip(), receiving.address, |message| {
-        if let Message::Ready(_, record_us) = message {
-            assert!(*record_us > 0, "its journal is on a disk");
-            *record_us = 70_000;
+        if let Message::Ready(_, costs) = message {
+            assert!(costs.record_us > 0, "its journal is on a disk");
+            costs.record_us = 70_000;
         }
     });
     let report = source.migrate("tern", between, &["--transport=tcp"]).wait().expect_code(0).json();

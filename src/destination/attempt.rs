@@ -406,6 +406,10 @@ mod tests {
             Ok(())
         }
 
+        fn revoke_time(&self) -> Duration {
+            Duration::ZERO
+        }
+
         fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
             let Self { journal, lets_go, releases } = *self;
             journal.lock().unwrap().push("revoke");

@@ -28,7 +28,7 @@ use crate::panics::caught_or;
 use crate::state::{GuestClaim, HostState, StateError};
 use crate::transport::{Landing, TransportError, land};
 use crate::verify::Checks;
-use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role};
+use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role, SwitchCosts};
 
 /// A socket at which guests may arrive.
 #[derive(Debug)]
@@ -262,8 +262,9 @@ impl Receiver {
         }
         let mut landing = land(&hello.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
-        let record_us = u64::try_from(ownership.record_time().as_micros()).unwrap_or(u64::MAX);
-        control.send(&Message::Ready(landing.ready(), record_us))?;
+        let [record_us, revoke_us] = [ownership.record_time(), landing.revoke_time()]
+            .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+        control.send(&Message::Ready(landing.ready(), SwitchCosts { record_us, revoke_us }))?;
         landing.connect(&self.listener).map_err(|error| explained(error, control))?;
         let holding = (self.hold, self.pending.clone());
         Ok(Attempt::new(guest, (&ram, landing), (ownership, self.lock.clone()), holding))

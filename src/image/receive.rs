@@ -14,7 +14,7 @@ use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::panics::{Panicked, caught_or};
 use crate::transport::{Landing, land};
-use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal};
+use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
 
 /// A file that has arrived, whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Receiver {
             .map_err(ReceiveError::from)?;
         let mut landing = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
-        control.send(&Message::Ready(landing.ready(), 0))?;
+        control.send(&Message::Ready(landing.ready(), SwitchCosts::default()))?;
         landing.connect(&self.listener)?;
         Ok(Some(landing))
     }

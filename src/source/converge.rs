@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
-use crate::convergence::{Decision, Downtime, HandoverCost, LaneLoad, Outlook, Round};
+use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round};
 use crate::memory::PAGE_BYTES;
 use crate::panics::{Panicked, caught};
 use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
@@ -101,11 +101,7 @@ impl Attempt<'_> {
     }
 
     fn predict(&self) -> Downtime {
-        let handover = HandoverCost {
-            revoke: self.link.revoke_expected(),
-            record_here: self.ownership.record_time(),
-            record_there: self.link.record_there,
-        };
+        let handover = self.link.handover_cost(self.ownership.record_time());
         let (cost, bandwidth_max) = (&self.options.switch_cost, self.limits.bandwidth_max);
         let without = Downtime::predicted(&self.course, cost, &handover, bandwidth_max);
         Downtime { verify: self.verify_expected(), ..without.unwrap_or_default() }

@@ -7,13 +7,14 @@ use rayon::ThreadPool;
 use super::rounds::{Brakes, Rounds, Sent};
 use super::{Cancel, MigrationFailure};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
+use crate::convergence::HandoverCost;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
-use crate::wire::{Epoch, LaneOffer, Message, Refusal};
+use crate::wire::{Epoch, LaneOffer, Message, Refusal, SwitchCosts};
 
 /// A destination that has reserved everything, and the lanes to it.
 pub(crate) struct Link {
@@ -24,8 +25,8 @@ pub(crate) struct Link {
     pub(crate) reason: String,
     /// Why the RDMA lanes that there were first were given up, if they were.
     pub(crate) fell_back: Option<String>,
-    /// How long a record in the journal takes there.
-    pub(crate) record_there: Duration,
+    /// What the destination says that a switch costs there.
+    pub(crate) costs_there: SwitchCosts,
     choice: TransportChoice,
     pub(crate) ram: GuestRam,
     /// A worker for each lane.
@@ -43,7 +44,7 @@ impl Link {
         opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<Self, MigrationFailure> {
         let deadline = Instant::now() + BUSY_MAX;
-        let (mut control, Opened { epoch, transport, reason, lanes, fell_back, record_there }) = loop {
+        let (mut control, Opened { epoch, transport, reason, lanes, fell_back, costs_there }) = loop {
             let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
@@ -66,7 +67,7 @@ impl Link {
                 transport,
                 reason,
                 fell_back,
-                record_there,
+                costs_there,
                 choice,
                 ram,
                 pool,
@@ -106,6 +107,7 @@ impl Link {
         let how = (offer, self.choice, lanes);
         let opened = open(&mut self.control, &self.ram, how, cancel, opening)?;
         (self.epoch, self.transport, self.reason) = (opened.epoch, opened.transport, opened.reason);
+        self.costs_there = opened.costs_there;
         self.fell_back = Some(why);
         Ok(())
     }
@@ -165,9 +167,12 @@ impl Link {
         }
     }
 
-    /// How long the destination is expected to need to take remote access away.
-    pub(crate) fn revoke_expected(&self) -> Duration {
-        revoke_expected(self.transport.kind(), self.transport.registered_bytes())
+    /// What handing over costs at both ends, where a record in the journal takes so long `here`.
+    pub(crate) fn handover_cost(&self, here: Duration) -> HandoverCost {
+        // A destination that says more is wrong, and no limit would allow it.
+        let bounded = |micros| Duration::from_micros(micros).min(STEP_MAX);
+        let SwitchCosts { record_us, revoke_us } = self.costs_there;
+        HandoverCost { revoke: bounded(revoke_us), record_here: here, record_there: bounded(record_us) }
     }
 
     /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
@@ -222,7 +227,7 @@ struct Opened {
     reason: String,
     lanes: u8,
     fell_back: Option<String>,
-    record_there: Duration,
+    costs_there: SwitchCosts,
 }
 
 /// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where RDMA does not
@@ -239,8 +244,8 @@ fn open(
         let epoch = new_epoch()?;
         let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
         control.send(&opening(epoch, offer.lanes())?)?;
-        let (ready, record_there) = match await_ready(control, ram) {
-            Ok(Message::Ready(ready, record_us)) => (ready, Duration::from_micros(record_us).min(STEP_MAX)),
+        let (ready, costs_there) = match await_ready(control, ram) {
+            Ok(Message::Ready(ready, costs)) => (ready, costs),
             Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
                 offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
                 continue;
@@ -254,7 +259,7 @@ fn open(
             cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
         match connected {
             Ok(transport) => {
-                return Ok(Opened { epoch, transport, reason, lanes: count, fell_back, record_there });
+                return Ok(Opened { epoch, transport, reason, lanes: count, fell_back, costs_there });
             }
             Err(error) if may_fall_back && error.may_fall_back() => {
                 let why = error.to_string();
@@ -275,7 +280,7 @@ fn give_up(control: &mut ControlChannel, epoch: Epoch, error: MigrationFailure) 
 
 /// The answer to an opening, behind what may be on its way from an attempt whose lanes failed.
 fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, MigrationFailure> {
-    // The destination ends that attempt first: it deregisters RAM, and may be hashing what it holds of a file, for which
+    // The destination ends that attempt first: it releases RAM, which no guest waits for, and may be hashing what it holds of a file, for which
     // 16 MiB/s is slow.
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
@@ -293,17 +298,6 @@ struct EndOnDrop<'supply>(&'supply dyn Supply);
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.end();
-    }
-}
-
-/// TCP ends its connections and the threads that read them. RDMA also unpins RAM: so many bytes a second, an assumption.
-pub(crate) fn revoke_expected(kind: TransportKind, registered_bytes: u64) -> Duration {
-    const UNPINNED_PER_SECOND: u64 = 32 << 30;
-    match kind {
-        TransportKind::Tcp => Duration::from_micros(200),
-        TransportKind::Rdma => {
-            Duration::from_millis(1) + Duration::from_millis(registered_bytes * 1000 / UNPINNED_PER_SECOND)
-        }
     }
 }
 

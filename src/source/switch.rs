@@ -135,9 +135,7 @@ impl Attempt<'_> {
     }
 
     fn await_prepared(&mut self) -> Result<(Epoch, Completion), MigrationFailure> {
-        // The destination deregisters all of it; 1 GiB/s is slow for that.
-        let revoking = Duration::from_secs(self.link.ram.layout().total_bytes() >> 30);
-        let limit = STEP_MAX + revoking + self.verify_max();
+        let limit = STEP_MAX + self.verify_max();
         match self.link.control.receive("PREPARED", Some(limit))? {
             Message::Prepared(epoch, completion) => Ok((epoch, completion)),
             other => Err(unexpected("PREPARED", self.link.epoch, other)),

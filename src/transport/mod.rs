@@ -48,7 +48,7 @@ pub trait Transport: Send + Debug {
     /// The device or the addresses used, for people.
     fn via(&self) -> String;
 
-    /// How much RAM the destination has registered now, and must deregister at the switch.
+    /// How much RAM the destination has registered now.
     fn registered_bytes(&self) -> u64;
 
     /// Begins a round: the lanes, each for one worker, and what must run beside them while they send, if anything must.
@@ -116,6 +116,9 @@ pub trait Landing: Send + Debug {
     /// # Errors
     /// [`TransportError`] if a lane broke or the fences do not come in time.
     fn await_round(&mut self, round: u32) -> Result<(), TransportError>;
+
+    /// How long [`revoke`](Self::revoke) is expected to take: what it took of as many lanes made for nothing else.
+    fn revoke_time(&self) -> Duration;
 
     /// Takes every remote access to guest RAM away, in a time that does not grow with RAM. When it returns, nothing that the
     /// source or the network does can change a byte of it. What remains is released when there is time.

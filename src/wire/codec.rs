@@ -69,7 +69,7 @@ impl Message {
         let (what, max) = kind_bound(self.kind()).ok_or(WireError::Kind(self.kind()))?;
         let body = match self {
             Self::Hello(body) => postcard::to_stdvec(body),
-            Self::Ready(lanes, record_us) => postcard::to_stdvec(&(lanes, record_us)),
+            Self::Ready(lanes, costs) => postcard::to_stdvec(&(lanes, costs)),
             Self::Refused(body) => postcard::to_stdvec(body),
             Self::RegisterSlices(body) | Self::ReleaseSlices(body) => postcard::to_stdvec(body),
             Self::SliceKeys(body) => postcard::to_stdvec(body),
@@ -111,7 +111,7 @@ impl Message {
         }
         let message = match kind {
             1 => Self::Hello(parse(what, body)?),
-            2 => parse(what, body).map(|(lanes, record_us)| Self::Ready(lanes, record_us))?,
+            2 => parse(what, body).map(|(lanes, costs)| Self::Ready(lanes, costs))?,
             3 => Self::Refused(parse(what, body)?),
             4 => Self::RegisterSlices(parse(what, body)?),
             5 => Self::SliceKeys(parse(what, body)?),
@@ -250,7 +250,7 @@ mod tests {
     use crate::memory::{RamLayout, RegionLayout};
     use crate::wire::{
         BlockDigest, BlockDigests, Completion, Epoch, Final, Hello, LockToken, Outcome, Refusal, SliceRange,
-        Token,
+        SwitchCosts, Token,
     };
 
     const EPOCH: Epoch = Epoch([7; 16]);
@@ -282,7 +282,10 @@ mod tests {
     fn one_of_each() -> Vec<Message> {
         vec![
             Message::Hello(hello()),
-            Message::Ready(LaneReady::Tcp(Token([1; 16])), 700),
+            Message::Ready(
+                LaneReady::Tcp(Token([1; 16])),
+                SwitchCosts { record_us: 700, revoke_us: u64::MAX },
+            ),
             Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
             Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
             Message::SliceKeys(Vec::new()),

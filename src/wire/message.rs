@@ -41,9 +41,8 @@ pub struct LockToken(pub [u8; 16]);
 pub enum Message {
     /// Source: what would come, and how.
     Hello(Hello),
-    /// Destination: RAM is reserved and the lanes may connect. For a guest also how long a record in the journal takes there, in
-    /// microseconds: two fall into the switch.
-    Ready(LaneReady, u64),
+    /// Destination: RAM is reserved and the lanes may connect. For a guest also what a switch will cost there.
+    Ready(LaneReady, SwitchCosts),
     /// Destination: not here, for this reason. Nothing has been sent.
     Refused(Refusal),
     /// Source: let these slices of RAM be written to.
@@ -222,6 +221,15 @@ pub struct BlockDigest {
     pub block: u32,
     /// BLAKE3 of its 2 MiB.
     pub digest: [u8; 32],
+}
+
+/// What of a switch a destination can measure before there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchCosts {
+    /// How long a record in its journal takes, in microseconds: two fall into the switch.
+    pub record_us: u64,
+    /// How long taking remote access away takes, in microseconds.
+    pub revoke_us: u64,
 }
 
 /// What the destination did between FINAL and PREPARED.

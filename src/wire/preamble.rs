@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::WireError;
 
 /// The version of everything that follows the preamble. A peer of another version is refused by name.
-pub const PROTOCOL_VERSION: u16 = 4;
+pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Length of a preamble in bytes, in every version.
 pub const PREAMBLE_LEN: usize = size_of::<Raw>();

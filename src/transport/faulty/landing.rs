@@ -95,6 +95,10 @@ impl Landing for FaultyLanding {
         ended.inspect_err(|_| self.broken = Some(GivenUp(self.faults.clone())))
     }
 
+    fn revoke_time(&self) -> Duration {
+        self.tcp.revoke_time()
+    }
+
     fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
         let Self { tcp, faults, broken: _broken } = *self;
         if let Err(error) = faults.revoke.strike() {

@@ -25,6 +25,8 @@ pub(crate) struct RdmaLanding {
     granted: Granted<Arc<MemoryRegion>>,
     /// How much RAM may be registered at once; `None`: all of it.
     pin_max_bytes: Option<u64>,
+    /// What destroying these took when they were first made.
+    revoke_time: Duration,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
 }
@@ -63,11 +65,20 @@ impl RdmaLanding {
                 queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })?;
             }
             queue_pair.connect(peer, &reach.connect_options())?;
-            Ok(LandingLane { queue_pair, fenced: None })
+            Ok(queue_pair)
         };
-        let lanes = offered.iter().enumerate().map(lane).collect::<Result<_, TransportError>>()?;
+        let all = || offered.iter().enumerate().map(lane).collect::<Result<Vec<_>, TransportError>>();
+        // How long it takes to destroy them is the device's affair, and the source has to know it before it pauses the guest.
+        let mut revoke_time = Duration::MAX;
+        for _ in 0..PROBES {
+            let probes = all()?;
+            let destroying = Instant::now();
+            destroy_all(probes)?;
+            revoke_time = revoke_time.min(destroying.elapsed());
+        }
+        let lanes = all()?.into_iter().map(|queue_pair| LandingLane { queue_pair, fenced: None }).collect();
         let granted = Granted::new(ram.layout(), pin_max_bytes);
-        Ok(Self { lanes, completions, granted, pin_max_bytes, domain, ram: ram.clone() })
+        Ok(Self { lanes, completions, granted, pin_max_bytes, revoke_time, domain, ram: ram.clone() })
     }
 
     /// Notes a fence, and posts a receive for the next in its place.
@@ -132,6 +143,10 @@ impl Landing for RdmaLanding {
         Ok(())
     }
 
+    fn revoke_time(&self) -> Duration {
+        self.revoke_time
+    }
+
     /// Destroys the queue pairs. The memory may stay registered: a device takes a write only on behalf of a queue pair, and
     /// only into regions of that queue pair's protection domain (InfiniBand Architecture Specification, Volume 1, 10.2.3). This
     /// domain was made for this attempt and has no queue pairs but these, so its keys open nothing any more.
@@ -180,6 +195,10 @@ impl fmt::Debug for RdmaRemains {
         formatter.debug_struct("RdmaRemains").field("granted", &self.granted.len()).finish_non_exhaustive()
     }
 }
+
+/// How often queue pairs are destroyed to see how long that takes. The quickest counts: what disturbs it only makes it longer, and
+/// the first also starts the threads.
+const PROBES: u32 = 2;
 
 /// What the queue pairs of the destination's end are made for.
 fn landing_capacity() -> Capacity {
