@@ -13,7 +13,6 @@ pub struct GuestClaim(Arc<Claimed>);
 #[derive(Debug)]
 struct Claimed {
     name: String,
-    record_time: Duration,
     records: Mutex<Records>,
 }
 
@@ -28,15 +27,15 @@ struct Records {
 }
 
 impl GuestClaim {
-    pub(super) fn new(name: &str, journal: Journal, keeper: Keeper, record_time: Duration) -> Self {
+    pub(super) fn new(name: &str, journal: Journal, keeper: Keeper) -> Self {
         let records = Mutex::new(Records { journal, keeper, unsure: false, writing: false });
-        Self(Arc::new(Claimed { name: name.to_owned(), record_time, records }))
+        Self(Arc::new(Claimed { name: name.to_owned(), records }))
     }
 
     /// A claim whose disk fails at these marks.
     #[cfg(test)]
     pub(crate) fn failing(marks: &[Mark]) -> Self {
-        Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()), Duration::ZERO)
+        Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()))
     }
 
     /// The guest's name on this host.
@@ -88,15 +87,17 @@ impl GuestClaim {
     /// The right to write records, which one attempt has at a time.
     ///
     /// # Errors
-    /// [`StateError::Claimed`].
+    /// [`StateError::Claimed`], or that of a disk that takes no records.
     pub(crate) fn writer(&self) -> Result<RecordWriter, StateError> {
         let mut records = self.records();
-        if std::mem::replace(&mut records.writing, true) {
+        if records.writing {
             let holder = super::Holder::of_this_process();
             return Err(StateError::Claimed { name: self.0.name.clone(), holder });
         }
+        let record_time = records.keeper.record_time(&self.0.name)?;
+        records.writing = true;
         drop(records);
-        Ok(RecordWriter(self.clone()))
+        Ok(RecordWriter { claim: self.clone(), record_time })
     }
 
     pub(super) fn append(&self, record: Record) -> Result<(), StateError> {
@@ -129,7 +130,10 @@ impl Drop for Claimed {
 
 /// The one who writes records of an attempt.
 #[derive(Debug)]
-pub(crate) struct RecordWriter(GuestClaim);
+pub(crate) struct RecordWriter {
+    claim: GuestClaim,
+    record_time: Duration,
+}
 
 impl RecordWriter {
     /// Writes a record, and returns once it is durable.
@@ -137,22 +141,22 @@ impl RecordWriter {
     /// # Errors
     /// [`StateError`]; the record may be on the disk all the same.
     pub(crate) fn append(&self, record: Record) -> Result<(), StateError> {
-        self.0.append(record)
+        self.claim.append(record)
     }
 
     /// The last record.
     pub(crate) fn last(&self) -> Option<Record> {
-        self.0.records().journal.last().cloned()
+        self.claim.records().journal.last().cloned()
     }
 
-    /// How long a record takes: what writing as much took when the state was claimed.
+    /// How long a record takes: what writing as much took when the attempt began.
     pub(crate) fn record_time(&self) -> Duration {
-        self.0.0.record_time
+        self.record_time
     }
 }
 
 impl Drop for RecordWriter {
     fn drop(&mut self) {
-        self.0.records().writing = false;
+        self.claim.records().writing = false;
     }
 }

@@ -23,6 +23,7 @@ pub(super) enum Keeper {
     File {
         folder: StateFolder,
         file: File,
+        holder: Holder,
     },
     Memory(Memory),
     /// A disk that fails at these marks.
@@ -81,7 +82,7 @@ impl Keeper {
         unsure: &mut bool,
     ) -> Result<(), StateError> {
         match self {
-            Self::File { folder, file } => {
+            Self::File { folder, file, .. } => {
                 let path = path(folder, name);
                 let content = |error| StateError::Content { path: path.clone(), error };
                 let (at, bytes) = journal.write(record).map_err(content)?;
@@ -99,17 +100,32 @@ impl Keeper {
         }
     }
 
-    pub(super) fn announce(&self, contact: &str) -> io::Result<()> {
-        let Self::File { file, .. } = self else { return Ok(()) };
-        let holder = Holder { contact: Some(contact.to_owned()), ..Holder::of_this_process() };
-        file.write_all_at(&holder.encode(), HOLDER_AT)
+    pub(super) fn announce(&mut self, contact: &str) -> io::Result<()> {
+        let Self::File { file, holder, .. } = self else { return Ok(()) };
+        holder.contact = Some(contact.to_owned());
+        file.write_all_at(&holder.encode(), HOLDER_AT as u64)
+    }
+
+    /// How long a record takes: as much is written, and nothing changes. The quickest of some times counts: the first write also
+    /// brings what is known of a new file to the disk, and others may be writing too.
+    pub(super) fn record_time(&self, name: &str) -> Result<Duration, StateError> {
+        let Self::File { folder, file, holder } = self else { return Ok(Duration::ZERO) };
+        let mut head = Journal::head();
+        head[HOLDER_AT..][..HOLDER_LEN].copy_from_slice(&holder.encode());
+        let mut quickest = Duration::MAX;
+        for _ in 0..PROBES {
+            let began = Instant::now();
+            write(file, &head, 0).map_err(failed("write to", path(folder, name)))?;
+            quickest = quickest.min(began.elapsed());
+        }
+        Ok(quickest)
     }
 
     /// The claim ends.
     pub(super) fn release(&self, name: &str, journal: &Journal, says_nothing: bool) {
         match self {
             // While it is locked: a process that waits for the lock makes another. The lock goes with the descriptor.
-            Self::File { folder, file } if says_nothing && folder.is_at(file, &file_name(name)) => {
+            Self::File { folder, file, .. } if says_nothing && folder.is_at(file, &file_name(name)) => {
                 if let Err(error) = folder.remove_file(&file_name(name)) {
                     let path = path(folder, name);
                     tracing::warn!("the state file {} is empty and stays: {error}", path.display());
@@ -117,7 +133,7 @@ impl Keeper {
             }
             Self::File { file, .. } => {
                 // What it says of a process is true no more.
-                let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT);
+                let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT as u64);
             }
             Self::Memory(memory) if says_nothing => drop(super::lock(memory).remove(name)),
             Self::Memory(memory) => {
@@ -130,21 +146,15 @@ impl Keeper {
     }
 }
 
-/// Locks the state file of a guest, and makes it if there is none. Returns what it says, and how long a record takes.
-pub(super) fn claim_file(
-    folder: &StateFolder,
-    name: &str,
-) -> Result<(Journal, Keeper, Duration), StateError> {
+/// Locks the state file of a guest, and makes it if there is none. Returns what it says.
+pub(super) fn claim_file(folder: &StateFolder, name: &str) -> Result<(Journal, Keeper), StateError> {
     check_no_earlier(folder, name)?;
     let file = open_locked(folder, name)?;
     let journal = read(folder, &file, name)?;
-    // The head stays what it is, and is as long as a record.
-    let began = Instant::now();
-    write(&file, &Journal::head(), 0).map_err(failed("write to", path(folder, name)))?;
-    let record_time = began.elapsed();
+    let holder = Holder::of_this_process();
     // A hint, for messages: the claim holds without it.
-    let _ = file.write_all_at(&Holder::of_this_process().encode(), HOLDER_AT);
-    Ok((journal, Keeper::File { folder: folder.clone(), file }, record_time))
+    let _ = file.write_all_at(&holder.encode(), HOLDER_AT as u64);
+    Ok((journal, Keeper::File { folder: folder.clone(), file, holder }))
 }
 
 /// Reads a state file without a claim; `None` if there is none.
@@ -167,7 +177,7 @@ pub(super) fn look_at_file(folder: &StateFolder, name: &str) -> Result<Option<Si
         Err(Errno::WOULDBLOCK) => {
             let mut text = [0; HOLDER_LEN];
             Some(
-                file.read_exact_at(&mut text, HOLDER_AT)
+                file.read_exact_at(&mut text, HOLDER_AT as u64)
                     .map_or_else(|_| Holder::default(), |()| Holder::decode(&text)),
             )
         }
@@ -186,7 +196,7 @@ pub(super) fn names(folder: &StateFolder) -> Vec<String> {
 fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
     let claimed = |file: &File| {
         let mut text = [0; HOLDER_LEN];
-        let holder = file.read_exact_at(&mut text, HOLDER_AT).map(|()| Holder::decode(&text));
+        let holder = file.read_exact_at(&mut text, HOLDER_AT as u64).map(|()| Holder::decode(&text));
         StateError::Claimed { name: name.to_owned(), holder: holder.unwrap_or_default() }
     };
     let deadline = Instant::now() + LOOKS_MAX;
@@ -272,7 +282,9 @@ const SUFFIX: &str = ".state";
 const EARLIER: [&str; 2] = [".source.journal", ".destination.journal"];
 
 /// In the head's first block, behind what it says.
-const HOLDER_AT: u64 = 2048;
+const HOLDER_AT: usize = 2048;
+/// How often as much as a record is written to see how long that takes.
+const PROBES: u32 = 3;
 const HOLDER_LEN: usize = 2048;
 
 /// How often a file that looks damaged is read again.

@@ -85,8 +85,8 @@ impl HostState {
         check_name(name)?;
         let claim = match &self.0 {
             Place::Folder(folder) => {
-                let (journal, keeper, record_time) = claim_file(folder, name)?;
-                GuestClaim::new(name, journal, keeper, record_time)
+                let (journal, keeper) = claim_file(folder, name)?;
+                GuestClaim::new(name, journal, keeper)
             }
             Place::Memory(memory) => {
                 let mut kept = lock(memory);
@@ -96,7 +96,7 @@ impl HostState {
                     return Err(StateError::Claimed { name: name.to_owned(), holder: Holder::default() });
                 }
                 let keeper = Keeper::Memory(memory.clone());
-                GuestClaim::new(name, kept.journal.clone(), keeper, std::time::Duration::ZERO)
+                GuestClaim::new(name, kept.journal.clone(), keeper)
             }
         };
         claim.refuse_what_was_left_ready()?;
