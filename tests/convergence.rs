@@ -5,7 +5,7 @@
 mod common;
 
 use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, moves_away_from, runs_on};
-use sterna::wire::Message;
+use sterna::wire::{Message, SwitchCosts};
 
 /// Rounds that never get smaller: the guest writes all of its 2 MiB many times while they are sent once, in a second, also with
 /// a small share of a busy processor.
@@ -131,30 +131,77 @@ fn it_is_said_that_it_will_not_converge_and_what_would_help_before_it_is_given_u
 }
 
 #[test]
-fn a_limit_below_what_any_switch_takes_is_told_and_no_guest_is_slowed_for_it() {
-    let ended = UnderWay::new(&["--downtime-limit=0", "--if-stuck=throttle,abort"]).stays(10);
-    ended.says("even with nothing left to send");
-    assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
+fn a_limit_below_what_any_switch_takes_is_told_and_acted_on_after_two_rounds_and_no_guest_is_slowed_for_it() {
+    for chain in ["--if-stuck=throttle", "--if-stuck=throttle,abort", "--if-stuck=relax"] {
+        let ended = UnderWay::new(&["--downtime-limit=0", chain]).stays(10);
+        ended.says("warning: a switch takes").says("even with nothing left to send");
+        ended.says("error: given up after 2 rounds: a switch takes").says("a downtime limit of");
+        assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
+    }
+    let ended = UnderWay::new(&["--downtime-limit=0", "--if-stuck=throttle,stop"]).moves();
+    assert_eq!(ended.json()["rounds"], 3, "two, and the last");
+}
+
+/// A destination that says so much of what costs next to nothing.
+fn with_costs(change: fn(&mut SwitchCosts), how: &[&str], after: impl FnOnce(Process) -> Ended) {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--machine=synthetic", "--dirty-rate=0"]);
+    let receiving = destination.receive(&[]);
+    let between = go_between(receiving.address.ip(), receiving.address, move |message| {
+        if let Message::Ready(_, costs) = message {
+            assert!(costs.record_us > 0, "its journal is on a disk");
+            assert!(costs.revoke_us > 0, "it has tried");
+            change(costs);
+        }
+    });
+    let migrating = source.migrate("tern", between, &[&["--transport=tcp"], how].concat());
+    let report = after(migrating).expect_code(0).json();
+    assert!(report["rounds"].as_u64() <= Some(3), "{report}");
+    running.wait().expect_code(0);
+    destination.checks_clean("tern");
 }
 
 #[test]
 fn what_records_take_at_the_destination_is_part_of_what_is_predicted() {
-    let (source, destination) = (Host::new(), Host::new());
-    let running = source.run("tern", &["--memory=16M"]);
-    let receiving = destination.receive(&[]);
-    let between = go_between(receiving.address.ip(), receiving.address, |message| {
-        if let Message::Ready(_, costs) = message {
-            assert!(costs.record_us > 0, "its journal is on a disk");
-            costs.record_us = 70_000;
-        }
-    });
-    let report = source.migrate("tern", between, &["--transport=tcp"]).wait().expect_code(0).json();
-    for (part, record) in [("transfer_ms", "PREPARED"), ("start_ms", "RUNNING")] {
-        let predicted = report["downtime_predicted"][part].as_f64();
-        assert!(predicted > Some(70.0), "{record} has to be recorded: {report}");
-    }
-    running.wait().expect_code(0);
-    destination.checks_clean("tern");
+    with_costs(
+        |costs| costs.record_us = 70_000,
+        &[],
+        |migrating| {
+            let ended = migrating.wait();
+            for (part, record) in [("transfer_ms", "PREPARED"), ("start_ms", "RUNNING")] {
+                let predicted = ended.json()["downtime_predicted"][part].as_f64();
+                assert!(predicted > Some(70.0), "{record} has to be recorded: {ended:?}");
+            }
+            ended
+        },
+    );
+}
+
+#[test]
+fn what_the_destination_measured_of_revoking_is_what_is_predicted_whatever_the_guests_size() {
+    with_costs(
+        |costs| costs.revoke_us = 123_000,
+        &[],
+        |migrating| {
+            let ended = migrating.wait();
+            assert_eq!(ended.json()["downtime_predicted"]["revoke_ms"], 123.0, "{ended:?}");
+            ended
+        },
+    );
+}
+
+#[test]
+fn an_idle_guest_moves_at_once_by_a_limit_that_was_relaxed_to_what_a_switch_costs() {
+    let how = ["--if-stuck=relax", "--downtime-limit=100", "--downtime-max=5000"];
+    with_costs(
+        |costs| costs.revoke_us = 400_000,
+        &how,
+        |migrating| {
+            let ended = migrating.wait();
+            ended.says("warning: a switch takes 4").says("ms of downtime allowed");
+            ended
+        },
+    );
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_elsewhere() {
 
 #[test]
 fn a_guest_that_was_slowed_for_a_migration_that_failed_runs_at_full_speed_again() {
-    let slowing = ["--downtime-limit=20", "--bandwidth-limit=20", "--max-rounds=1000"];
+    let slowing = ["--downtime-limit=150", "--bandwidth-limit=20", "--max-rounds=1000"];
     let UnderWay { source, running, receiving, migrating, .. } = UnderWay::new(&[], &slowing);
     migrating.says("guest slowed by");
     assert!(source.status("tern")["throttle_percent"].as_u64() > Some(0));

@@ -206,9 +206,8 @@ fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
     let lanes = ["--transport=rdma", "--lanes=4", "--pin-limit=4M"];
     for first_round in [true, false] {
         let before = kernel_objects();
-        // At this pace the first round lasts for seconds.
-        let slowly: &[&str] = if first_round { &["--bandwidth-limit=5"] } else { &[] };
-        let migrating = source.migrate("tern", receiving.address, &[&lanes, &ENDLESS[..], slowly].concat());
+        let endless: &[&str] = if first_round { &LONG } else { &ENDLESS };
+        let migrating = source.migrate("tern", receiving.address, &[&lanes, endless].concat());
         migrating.says("at most 4 MiB pinned");
         if first_round {
             wait_until("a slice is pinned", || pinned_kib(&running) > 0);

@@ -205,9 +205,9 @@ fn a_guest_that_is_migrating_already() {
 #[test]
 fn a_guest_that_writes_too_fast_stays() {
     let (source, destination) = (Host::new(), Host::new());
-    let running = source.run("tern", &[]);
+    let running = source.run("tern", &[BUSY]);
     let receiving = destination.receive(&[]);
-    let how = ["--downtime-limit=1", "--max-rounds=3", "--throttle-max=0"];
+    let how = ["--downtime-limit=150", "--bandwidth-limit=20", "--max-rounds=3", "--throttle-max=0"];
     let ended = source.migrate("tern", receiving.address, &how).wait().expect_code(10);
     ended.says("after 3 rounds");
     assert_eq!(ended.json()["exit"], "failed");

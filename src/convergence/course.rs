@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use super::stuck::Why;
 use crate::memory::PAGE_BYTES;
 
 /// What one lane did in a round.
@@ -72,6 +73,8 @@ pub struct Course {
     link_since: usize,
     /// Rounds in a row that did not bring the switch nearer, since something was last done about it.
     pub(super) stuck_rounds: u32,
+    /// Whether they did not because the limit is too low, which is no matter of the guest's.
+    limit_too_low: bool,
 }
 
 impl Course {
@@ -91,9 +94,12 @@ impl Course {
         self.rounds.push(round);
     }
 
-    /// Whether the last round was judged not to bring the switch nearer.
-    pub fn judged(&mut self, stuck: bool) {
-        self.stuck_rounds = if stuck { self.stuck_rounds + 1 } else { 0 };
+    /// Why the last round was judged not to bring the switch nearer, if it was.
+    pub fn judged(&mut self, stuck: Option<Why>) {
+        let limit_too_low = stuck == Some(Why::LimitTooLow);
+        let before = if limit_too_low == self.limit_too_low { self.stuck_rounds } else { 0 };
+        self.stuck_rounds = if stuck.is_some() { before + 1 } else { 0 };
+        self.limit_too_low = limit_too_low;
     }
 
     /// The guest is slowed by this from here on.
@@ -144,8 +150,8 @@ impl Course {
     }
 
     /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to tell, or over
-    /// all if none was. A first round counts only for want of others: destinations are slower while their memory is fresh. So do
-    /// rounds under a bandwidth limit that is no more.
+    /// all if none was. A first round counts only for want of others, or of others that were as fast: destinations are slower while
+    /// their memory is fresh. So do rounds under a bandwidth limit that is no more.
     ///
     /// `None` as long as nothing was sent.
     #[must_use]
@@ -170,7 +176,11 @@ impl Course {
         };
         let telling = |round: &&Round| round.busy() >= TELLING && round.sent_bytes() > 0;
         over(&mut rounds.iter().rev().filter(telling).take(3))
-            .or_else(|| over(&mut first.iter().filter(telling)))
+            // Of a short round the fence is much, and tells too little rather than too much.
+            .or_else(|| {
+                let first = over(&mut first.iter().filter(telling))?;
+                Some(over(&mut rounds.iter()).map_or(first, |short| short.max(first)))
+            })
             .or_else(|| over(&mut first.iter().chain(rounds)))
     }
 
@@ -260,6 +270,10 @@ pub(super) mod tests {
         assert!((mib_per_ms(course(&rounds).bandwidth()) - 0.1).abs() < 0.001);
         assert!((mib_per_ms(course(&rounds[..2]).bandwidth()) - 0.1).abs() < 0.001, "the first is no guide");
         assert!((mib_per_ms(course(&rounds[..1]).bandwidth()) - 1.0).abs() < 0.001, "but better than none");
+        let short = [round_in(1000, 1000, 0), round_in(8, 4, 0), round_in(0, 1, 0)];
+        assert!((mib_per_ms(course(&short).bandwidth()) - 1.6).abs() < 0.001, "short rounds tell too little");
+        let empty = [round_in(1000, 1000, 0), round_in(1, 4, 0)];
+        assert!((mib_per_ms(course(&empty).bandwidth()) - 1.0).abs() < 0.001);
         assert_eq!(course(&[]).bandwidth(), None);
         assert_eq!(course(&[round_in(0, 5, 0)]).bandwidth(), None);
     }

@@ -1,9 +1,9 @@
-use std::fmt;
 use std::time::Duration;
 
 use super::course::{Course, Round};
 use super::limits::{Limits, Policy};
 use super::prediction::{Downtime, SAFETY};
+use super::stuck::{Help, Stuck, Why};
 
 /// What to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +60,21 @@ impl Outlook<'_> {
         safe(self.predicted.total()) <= self.allowed()
     }
 
+    /// Whether the prediction hangs on more than the bandwidth of the first round, in which memory at both ends is made ready: another
+    /// round takes no longer than the switch would, with the guest running, and leaves less.
+    fn is_sure(&self) -> bool {
+        let total = self.predicted.total();
+        self.course.rounds().len() > 1 || safe(self.fixed()) >= total
+    }
+
     /// Decides what comes next.
     #[must_use]
     pub fn decide(&self) -> Decision {
-        if self.fits() {
+        if self.fits() && (self.is_sure() || self.is_over()) {
             return Decision::Switch;
+        }
+        if self.fits() {
+            return Decision::AnotherRound;
         }
         if self.is_over() {
             return self.last_word();
@@ -82,7 +92,7 @@ impl Outlook<'_> {
                     }
                 }
                 Policy::Relax => {
-                    if let Some(downtime) = self.next_relaxed() {
+                    if let Some(downtime) = self.next_relaxed(stuck.why) {
                         return Decision::Relax(downtime);
                     }
                 }
@@ -91,20 +101,25 @@ impl Outlook<'_> {
                 Policy::Stop | Policy::Abort => {}
             }
         }
+        // No number of rounds makes a switch cheaper than with nothing left to send.
+        if stuck.why == Why::LimitTooLow && self.course.stuck_rounds >= 2 {
+            return Decision::GiveUp;
+        }
         Decision::AnotherRound
     }
 
-    /// Why this will not come to a switch within the limits, if it looks like that; not before the second round.
+    /// Why this will not come to a switch within the limits, if it looks like that. That the limit is too low shows after the first
+    /// round, everything else after the second.
     #[must_use]
     pub fn stuck(&self) -> Option<Stuck> {
-        let shrink = self.course.shrink()?;
-        if self.fits() {
+        if self.fits() || self.course.rounds().is_empty() {
             return None;
         }
         let seconds_for_pages = self.sending_seconds();
         if seconds_for_pages <= 0.0 {
             return Some(self.stuck_because(Why::LimitTooLow));
         }
+        let shrink = self.course.shrink()?;
         let target_bytes = seconds_for_pages * self.bandwidth()?;
         if shrink > SHRINK_MAX {
             return Some(self.stuck_because(Why::GuestTooFast));
@@ -157,10 +172,24 @@ impl Outlook<'_> {
         Some(now.saturating_add(step.round() as u8).min(max))
     }
 
-    /// Half as much again as now, if that is allowed.
-    fn next_relaxed(&self) -> Option<Duration> {
+    /// Half as much again as now, if that is allowed. Of a limit that is too low, half as much again as a switch costs at least, but no
+    /// more than one would cost now.
+    fn next_relaxed(&self, why: Why) -> Option<Duration> {
         let (now, max) = (self.allowed(), self.limits.downtime_relaxed_max());
-        (now < max).then(|| (now * 3 / 2).max(now + Duration::from_millis(1)).min(max))
+        let more = |than: Duration| (than * 3 / 2).max(than + Duration::from_millis(1)).min(max);
+        let next = if why == Why::LimitTooLow {
+            let least = safe(self.fixed());
+            let next = more(least.max(now)).min(safe(self.predicted.total()));
+            (least <= max).then_some(next)
+        } else {
+            Some(more(now))
+        };
+        next.filter(|&next| next > now)
+    }
+
+    /// What a switch takes with nothing left to send.
+    fn fixed(&self) -> Duration {
+        self.predicted.without_pages(self.course).total()
     }
 
     /// Bytes a second that can be sent now, as far as that is known: what the rounds had, within the limit.
@@ -177,8 +206,7 @@ impl Outlook<'_> {
 
     /// How long sending may take for a switch to keep the limit; not above 0 if there is no time for it.
     fn sending_seconds(&self) -> f64 {
-        let fixed = self.predicted.without_pages(self.course).total();
-        self.allowed().as_secs_f64() / SAFETY - fixed.as_secs_f64()
+        self.allowed().as_secs_f64() / SAFETY - self.fixed().as_secs_f64()
     }
 
     /// Whether it is the limit that holds the link to so many bytes a second.
@@ -195,7 +223,7 @@ impl Outlook<'_> {
     fn stuck_because(&self, why: Why) -> Stuck {
         let dirty_rate = self.course.rounds().last().map_or(0.0, Round::dirty_rate);
         let bandwidth = self.bandwidth();
-        let fixed = self.predicted.without_pages(self.course).total();
+        let fixed = self.fixed();
         let help = if why == Why::LimitTooLow {
             Help { downtime: Some(safe(fixed)), bandwidth: None, limited: false, throttle_percent: None }
         } else {
@@ -219,95 +247,6 @@ impl Outlook<'_> {
 /// A prediction as it is held against a limit.
 fn safe(predicted: Duration) -> Duration {
     predicted.mul_f64(SAFETY)
-}
-
-/// Why a migration will not come to a switch within its limits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Stuck {
-    /// In a word.
-    pub why: Why,
-    /// Bytes a second of new pages that the guest wrote in the last round.
-    pub dirty_rate: f64,
-    /// Bytes a second that the link carries; `None` if nothing was sent yet that would tell.
-    pub bandwidth: Option<f64>,
-    /// What a switch would take now; `None` if that hangs on the bandwidth, and it is not known.
-    pub predicted: Option<Duration>,
-    /// What it would take with nothing left to send.
-    pub fixed: Duration,
-    /// What would change that; any of it.
-    pub help: Help,
-}
-
-/// Why, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// A switch takes longer than is allowed, even with nothing left to send.
-    LimitTooLow,
-    /// The guest writes new pages as fast as they can be sent, or faster.
-    GuestTooFast,
-    /// Rounds get smaller, but not within the rounds or the time allowed.
-    TooSlow,
-}
-
-/// What would help.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Help {
-    /// To allow this much downtime; `None` if it is not known how much.
-    pub downtime: Option<Duration>,
-    /// A link that carries so many bytes a second, or more: a guest that writes all of its working set in every round may
-    /// write it many times over, which does not show.
-    pub bandwidth: Option<f64>,
-    /// That the link could carry more: what holds it to its bandwidth is the limit.
-    pub limited: bool,
-    /// To slow the guest by so many percent, or more, for the same reason.
-    pub throttle_percent: Option<u8>,
-}
-
-impl fmt::Display for Stuck {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { why, dirty_rate, bandwidth, predicted, fixed, .. } = self;
-        let ms = |duration: &Duration| duration.as_secs_f64() * 1e3;
-        if *why == Why::LimitTooLow {
-            return write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed));
-        }
-        write!(formatter, "the guest writes {:.0} MB/s of new pages and ", dirty_rate / 1e6)?;
-        match bandwidth {
-            Some(bandwidth) => write!(formatter, "{:.0} MB/s can be sent: ", bandwidth / 1e6)?,
-            None => write!(formatter, "how much can be sent is not known yet: ")?,
-        }
-        match why {
-            Why::LimitTooLow | Why::GuestTooFast => write!(formatter, "the downtime stays near ")?,
-            Why::TooSlow => {
-                write!(
-                    formatter,
-                    "the rounds and the time allowed do not bring the downtime below the limit, it would be "
-                )?;
-            }
-        }
-        match predicted {
-            Some(predicted) => write!(formatter, "{:.0} ms now", ms(predicted)),
-            None => write!(formatter, "nobody knows how long now"),
-        }
-    }
-}
-
-impl fmt::Display for Help {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.downtime {
-            Some(downtime) => {
-                write!(formatter, "a downtime limit of {:.0} ms", (downtime.as_secs_f64() * 1e3).ceil())?;
-            }
-            None => write!(formatter, "more rounds or more time, until it is known")?,
-        }
-        if let Some(bandwidth) = self.bandwidth {
-            let what = if self.limited { "bandwidth limit" } else { "link" };
-            write!(formatter, ", or a {what} of {:.0} MB/s at least", (bandwidth / 1e6).ceil())?;
-        }
-        if let Some(percent) = self.throttle_percent {
-            write!(formatter, ", or to slow the guest by {percent} % at least")?;
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -348,8 +287,8 @@ mod tests {
 
         fn after(&mut self, round: Round) -> Decision {
             self.course.push(round);
-            let stuck = self.outlook().stuck().is_some();
-            self.course.judged(stuck);
+            let stuck = self.outlook().stuck();
+            self.course.judged(stuck.map(|stuck| stuck.why));
             let decision = self.outlook().decide();
             match decision {
                 Decision::Throttle(percent) => self.course.throttled(percent),
@@ -368,9 +307,23 @@ mod tests {
     #[test]
     fn it_switches_as_soon_as_the_rest_fits_the_limit_with_some_to_spare() {
         // 1 MiB a millisecond, 10 ms besides: (250 + 10) · 1.15 = 299 ms.
-        assert_eq!(Made::new(300, "throttle").after(round(1000, 251)), Decision::AnotherRound);
-        assert_eq!(Made::new(300, "throttle").after(round(1000, 250)), Decision::Switch);
+        for (left, decision) in [(251, Decision::AnotherRound), (250, Decision::Switch)] {
+            let mut made = Made::new(300, "throttle");
+            assert_eq!(made.after(round(1000, 900)), Decision::AnotherRound);
+            assert_eq!(made.after(round(900, left)), decision);
+        }
+    }
+
+    #[test]
+    fn it_switches_after_the_first_round_only_if_next_to_nothing_is_left_or_no_other_is_allowed() {
+        let mut first = Made::new(300, "throttle");
+        assert_eq!(first.after(round(1000, 250)), Decision::AnotherRound, "how fast that goes is not sure");
+        assert_eq!(first.after(round(250, 250)), Decision::Switch);
+        assert_eq!(Made::new(300, "throttle").after(round(1000, 1)), Decision::Switch);
         assert_eq!(Made::new(300, "throttle").after(round(0, 0)), Decision::Switch, "nothing to send at all");
+        let mut only = Made::new(300, "throttle");
+        only.limits.rounds_max = 1;
+        assert_eq!(only.after(round(1000, 250)), Decision::Switch);
     }
 
     #[test]
@@ -518,16 +471,60 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_no_switch_can_keep_is_told_and_no_guest_is_slowed_for_it() {
-        let mut made = Made::new(10, "throttle,relax");
-        made.limits.downtime_max = Some(Duration::from_millis(12));
+    fn a_limit_that_no_switch_can_keep_is_told_after_one_round_and_acted_on_after_two() {
+        let ms = Duration::from_millis;
+        for (chain, max_ms, decision) in [
+            ("throttle", 0, Decision::GiveUp),
+            ("abort", 0, Decision::GiveUp),
+            ("throttle,abort", 0, Decision::GiveUp),
+            ("throttle,stop", 0, Decision::Stop),
+            // (10 + 1) · 1.15: what a switch costs now, and no guest is slowed for it.
+            ("throttle,relax", 50, Decision::Relax(Duration::from_micros(12_650))),
+            ("relax,stop", 12, Decision::Relax(ms(12))),
+            // Not as much as any switch costs: to allow that would be in vain.
+            ("relax", 11, Decision::GiveUp),
+            ("relax,stop", 11, Decision::Stop),
+            ("relax,abort", 11, Decision::GiveUp),
+        ] {
+            let mut made = Made::new(10, chain);
+            made.limits.downtime_max = Some(ms(max_ms));
+            assert_eq!(made.after(round(100, 10)), Decision::AnotherRound, "{chain}");
+            let stuck = made.outlook().stuck().unwrap();
+            assert_eq!(stuck.why, Why::LimitTooLow);
+            assert_eq!(stuck.help.downtime, Some(Duration::from_micros(11_500)));
+            assert_eq!(made.after(round(10, 1)), decision, "{chain}, at most {max_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_limit_that_is_relaxed_to_what_a_switch_costs_is_relaxed_on_with_much_left_to_send() {
+        let mut made = Made::new(1, "relax");
+        made.limits.downtime_max = Some(Duration::from_millis(100));
+        let decisions: Vec<_> = (0..4).map(|_| made.after(round(1000, 30))).collect();
+        let relaxed = |nanos| Decision::Relax(Duration::from_nanos(nanos));
+        let again = Decision::AnotherRound;
+        assert_eq!(decisions, [again, relaxed(17_250_000), relaxed(25_875_000), relaxed(38_812_500)]);
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_after_it_was_told_is_honoured() {
+        let mut made = Made::new(10, "throttle");
         made.after(round(100, 10));
-        made.after(round(10, 1));
-        let stuck = made.outlook().stuck().unwrap();
-        assert_eq!(stuck.why, Why::LimitTooLow);
-        assert_eq!(stuck.help.downtime, Some(Duration::from_micros(11_500)));
-        assert_eq!(made.after(round(1, 0)), Decision::Relax(Duration::from_millis(12)));
-        assert!(made.outlook().fits());
+        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::LimitTooLow));
+        made.limits.downtime = Duration::from_millis(40);
+        made.course.limits_changed(false);
+        assert_eq!(made.after(round(10, 1)), Decision::Switch);
+    }
+
+    #[test]
+    fn what_one_round_says_of_the_limit_does_not_count_as_a_guest_that_is_too_fast() {
+        let mut made = Made::new(50, "throttle");
+        let mut slow = round(1000, 1000);
+        slow.harvest = Duration::from_secs(1);
+        assert_eq!(made.after(slow), Decision::AnotherRound);
+        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::LimitTooLow));
+        assert_eq!(made.after(round(1000, 1000)), Decision::AnotherRound, "once too fast");
+        assert!(matches!(made.after(round(1000, 1000)), Decision::Throttle(_)));
     }
 
     #[test]
@@ -560,6 +557,8 @@ mod tests {
         made.limits.bandwidth_max = std::num::NonZeroU64::new(100_000_000);
         made.course.limits_changed(true);
         assert_eq!(made.outlook().decide(), Decision::AnotherRound, "what was judged was another link");
-        assert_eq!(made.outlook().stuck().unwrap().bandwidth, Some(100e6));
+        let stuck = made.outlook().stuck().unwrap();
+        assert_eq!(stuck.bandwidth, Some(100e6));
+        assert!(stuck.help.to_string().contains("or a bandwidth limit of 1234 MB/s"), "{}", stuck.help);
     }
 }

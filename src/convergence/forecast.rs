@@ -1,9 +1,10 @@
 use std::time::Duration;
 
 use super::course::{Course, LaneLoad, Round};
-use super::decision::{Decision, Outlook, Stuck};
+use super::decision::{Decision, Outlook};
 use super::limits::Limits;
 use super::prediction::{Downtime, HandoverCost, SwitchCost};
+use super::stuck::Stuck;
 use crate::memory::PAGE_BYTES;
 
 /// How much a running guest wrote in a time.
@@ -93,8 +94,7 @@ pub struct Forecast {
     pub total: Duration,
     /// Bytes of pages sent, those of the last round included.
     pub sent_bytes: u64,
-    /// Why it would not come to a switch by itself, and what would help, as it would be told after the second round or
-    /// later; `None` if it would.
+    /// Why it would not come to a switch by itself, and what would help, as it would be told first; `None` if it would.
     pub stuck: Option<Stuck>,
 }
 
@@ -129,7 +129,7 @@ impl Forecast {
             course.push(round);
             let downtime = Downtime::predicted(&course, &plan.cost, &plan.handover, None).unwrap_or_default();
             let now_stuck = plan.outlook(&course, downtime, elapsed).stuck();
-            course.judged(now_stuck.is_some());
+            course.judged(now_stuck.map(|stuck| stuck.why));
             stuck = stuck.or(now_stuck);
             let end = match plan.outlook(&course, downtime, elapsed).decide() {
                 Decision::AnotherRound => continue,
@@ -192,6 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::prediction::SAFETY;
+    use super::super::stuck::Why;
     use super::*;
 
     const MB: u64 = 1_000_000;
@@ -229,6 +230,44 @@ mod tests {
     }
 
     #[test]
+    fn an_idle_guest_of_any_size_moves_by_the_third_round_with_default_limits() {
+        const MIB: u64 = 1 << 20;
+        const TIB: u64 = MIB << 20;
+        for touched_bytes in [256 * MIB, 4096 * MIB, TIB / 16, TIB, 4 * TIB, 12 * TIB] {
+            for (round_trip_us, revoke_us, record_us) in [(10, 200, 1000), (500, 20_000, 10_000)] {
+                // What its kernel does: some thousand pages a second, over and over.
+                let mut plan = plan(&[(1, 1), (1000, 16), (60_000, 64)], 12_500, "throttle");
+                plan.touched_bytes = touched_bytes;
+                plan.round_trip = Duration::from_micros(round_trip_us);
+                // KVM copies a bit for each page, and this side reads it: 4 GB/s.
+                plan.harvest = Duration::from_nanos(touched_bytes / PAGE_BYTES / 8 / 4);
+                let [revoke, record] = [revoke_us, record_us].map(Duration::from_micros);
+                plan.handover = HandoverCost { revoke, record_here: record, record_there: record };
+                plan.limits = Limits::default();
+                let forecast = Forecast::of(&plan);
+                assert_eq!(forecast.end, Decision::Switch, "{touched_bytes}: {forecast:?}");
+                assert!(forecast.rounds.len() <= 3, "{touched_bytes}: {forecast:?}");
+                assert!(forecast.stuck.is_none(), "{touched_bytes}: {forecast:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_limit_that_no_switch_keeps_is_told_and_acted_on_after_two_rounds() {
+        for (chain, end) in
+            [("throttle", Decision::GiveUp), ("throttle,stop", Decision::Stop), ("relax", Decision::Switch)]
+        {
+            let mut plan = plan(&[(1000, 1)], 1000, chain);
+            plan.handover.revoke = Duration::from_millis(100);
+            let forecast = Forecast::of(&plan);
+            assert_eq!((forecast.end, forecast.rounds.len()), (end, 2), "{chain}");
+            let stuck = forecast.stuck.unwrap();
+            assert_eq!(stuck.why, Why::LimitTooLow);
+            assert!(stuck.fixed > Duration::from_millis(100), "{stuck:?}");
+        }
+    }
+
+    #[test]
     fn a_guest_slower_than_the_link_moves_by_itself_and_one_faster_does_not() {
         // It writes 100 MB/s, over a gigabyte.
         let samples = [(100, 10), (1000, 100), (10_000, 1000), (20_000, 1000)];
@@ -252,7 +291,7 @@ mod tests {
     fn a_small_working_set_is_sent_at_the_end_however_fast_it_is_written() {
         let samples = [(1, 20), (10, 30), (1000, 30)];
         let forecast = Forecast::of(&plan(&samples, 1000, "abort"));
-        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 1));
+        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 2));
         assert!(forecast.downtime.send > Duration::from_millis(29));
     }
 

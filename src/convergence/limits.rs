@@ -86,7 +86,8 @@ impl Policy {
 /// Policies in the order in which they are tried, each when those before it are exhausted.
 ///
 /// A chain without `stop` or `abort` at its end goes on with rounds, until there have been [`Limits::rounds_max`] of them or
-/// the time is over; then it gives up.
+/// the time is over; then it gives up. Where the limit is below what a switch costs with nothing left to send, no round can
+/// help, and it gives up at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IfStuck(Vec<Policy>);
 

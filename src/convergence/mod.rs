@@ -9,7 +9,8 @@
 //! | `limits` | what the operator asked for: [`Limits`], [`IfStuck`] |
 //! | `course` | what the rounds were like: [`Round`], [`Course`]; bandwidth, dirty rate, how rounds shrink |
 //! | `prediction` | how long a switch would take now: [`Downtime`] as the sum of its parts |
-//! | `decision` | what to do after a round: [`Decision`]; why it will not converge, and what would help: [`Stuck`] |
+//! | `decision` | what to do after a round: [`Decision`] |
+//! | `stuck` | why it will not converge, and what would help: [`Stuck`] |
 //! | `bucket` | when the next bytes may leave: the [`Bucket`] of a bandwidth limit |
 //! | `forecast` | whether and how a guest would move, before anything is sent: [`Forecast`] |
 
@@ -19,10 +20,12 @@ mod decision;
 mod forecast;
 mod limits;
 mod prediction;
+mod stuck;
 
 pub use bucket::Bucket;
 pub use course::{Course, LaneLoad, Round};
-pub use decision::{Decision, Help, Outlook, Stuck, Why};
+pub use decision::{Decision, Outlook};
 pub use forecast::{DirtyCurve, DirtySample, Forecast, ForecastRound, Plan};
 pub use limits::{IfStuck, IfStuckError, Limits, Policy};
 pub use prediction::{Downtime, HandoverCost, SAFETY, SwitchCost};
+pub use stuck::{Help, Stuck, Why};

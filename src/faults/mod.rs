@@ -112,14 +112,16 @@ impl Scene {
     /// Migrates, with four rounds while the guest runs. In each it writes all the pages that it is busy with.
     fn attempt(&self, faults: &Faults, watch: impl Fn(&Event) + Sync) -> Outcome {
         let allow = |downtime| drop(self.options.tuning.change(|limits| limits.downtime = downtime));
-        // What no switch keeps to.
+        // What no switch keeps to, and other than after the round before: what is judged by one limit does not count for another.
         allow(Duration::ZERO);
         let watch = Watch(|event: &Event| {
             watch(event);
             if let Event::Round { number, .. } = event {
-                if *number >= 3 {
-                    allow(Duration::from_secs(60));
-                }
+                allow(if *number >= 3 {
+                    Duration::from_secs(60)
+                } else {
+                    Duration::from_nanos((*number).into())
+                });
                 if !self.guest.is_paused() {
                     self.guest.writes_on();
                 }

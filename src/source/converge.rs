@@ -1,9 +1,10 @@
 //! Steps 2 and 3: all of RAM, then what was written meanwhile, until the rest fits the downtime.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Attempt, BeatAt, Brakes, MigrationFailure, mbps, ms};
-use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round};
+use crate::convergence::{Decision, Downtime, LaneLoad, Outlook, Round, Why};
 use crate::memory::PAGE_BYTES;
 use crate::panics::{Panicked, caught};
 use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
@@ -117,9 +118,13 @@ impl Attempt<'_> {
     /// Notes whether the round brought the switch nearer, and tells the operator when it looks as if nothing will.
     fn judge(&mut self) {
         let stuck = self.outlook().stuck();
-        self.course.judged(stuck.is_some());
-        let Some(stuck) = stuck.filter(|_| !self.warned) else { return };
-        self.warned = true;
+        self.course.judged(stuck.map(|stuck| stuck.why));
+        let Some(stuck) = stuck else { return };
+        let limit_too_low = stuck.why == Why::LimitTooLow;
+        let warned = if limit_too_low { &mut self.warned_of_limit } else { &mut self.warned };
+        if mem::replace(warned, true) {
+            return;
+        }
         self.observer.event(&Event::NotConverging {
             why: stuck.to_string(),
             help: stuck.help.to_string(),

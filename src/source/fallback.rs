@@ -35,7 +35,8 @@ impl Attempt<'_> {
         self.observer.event(&self.link.connected());
         self.ownership.begin_anew(self.link.epoch)?;
         self.course = Course::new(self.link.control.round_trip());
-        (self.rounds, self.pages_zero, self.first_page, self.warned) = (Vec::new(), 0, None, false);
+        (self.rounds, self.pages_zero, self.first_page) = (Vec::new(), 0, None);
+        (self.warned, self.warned_of_limit) = (false, false);
         (self.ledger, self.hash_next) = (Ledger::new(&self.link.ram.layout(), self.options.verify), false);
         self.dirty.fill();
         self.log.start()?;

@@ -168,6 +168,8 @@ struct Attempt<'migration> {
     hash_next: bool,
     /// Whether the operator was told that it will not converge.
     warned: bool,
+    /// Whether they were told that no switch keeps the limit.
+    warned_of_limit: bool,
     /// Beats a second before the first round.
     heartbeats_per_second: Option<f64>,
     rounds: Vec<RoundReport>,
@@ -200,6 +202,7 @@ impl<'migration> Attempt<'migration> {
             ledger: Ledger::new(&layout, options.verify),
             hash_next: false,
             warned: false,
+            warned_of_limit: false,
             heartbeats_per_second: None,
             rounds: Vec::new(),
             pages_zero: 0,

@@ -34,8 +34,10 @@ pub(crate) use witness::{never_runs_twice, phase};
 /// How long anything may take before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// A migration that lasts for as many rounds as there may be: no switch takes no time.
-pub(crate) const ENDLESS: [&str; 3] = ["--downtime-limit=0", "--max-rounds=10000", "--throttle-max=0"];
+/// A migration of a [`BUSY`] guest that lasts for as many rounds as there may be: what is left takes longer than is allowed to send,
+/// and nothing is done about that. No limit is so low that a switch with nothing left would not keep it.
+pub(crate) const ENDLESS: [&str; 4] =
+    ["--downtime-limit=150", "--max-rounds=10000", "--throttle-max=0", "--bandwidth-limit=20"];
 
 /// The same, with rounds so long that this takes minutes: for what takes its time to show.
 pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=10"];

@@ -324,7 +324,7 @@ fn how(stage: Stage, fault: Fault) -> Vec<&'static str> {
     let mut how = vec!["--transport=tcp"];
     match (stage, fault) {
         (Stage::Rounds, Fault::TimedOut) => how.extend(["--timeout=1", "--bandwidth-limit=1"]),
-        (Stage::Rounds, Fault::SlowLink) => how.extend(["--timeout=3", "--downtime-limit=1"]),
+        (Stage::Rounds, Fault::SlowLink) => how.extend(["--timeout=3", "--downtime-limit=150"]),
         (
             Stage::Rounds,
             Fault::GoReplayed
