@@ -312,19 +312,35 @@ fn a_migration_is_finished_before_its_process_ends() {
     assert!(!source.socket("tern").exists());
 }
 
+/// A guest whose source is in doubt, and whose destination has it loaded and waits: GO is lost, and so is what the source asks until
+/// that is told otherwise.
+struct InDoubt {
+    source: Host,
+    running: Process,
+    destination: Host,
+    receiving: Receiving,
+    open: Arc<AtomicBool>,
+}
+
+impl InDoubt {
+    fn new() -> Self {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &[]);
+        let receiving = destination.receive(&[]);
+        let open = Arc::new(AtomicBool::new(false));
+        let opened = open.clone();
+        let via = relay(receiving.address, move |_, _, message| match message {
+            Message::Go(_) | Message::Ask(_) if !opened.load(Ordering::Relaxed) => Fate::Cut,
+            _ => Fate::Pass,
+        });
+        source.migrate("tern", via, &["--transport=tcp", SWITCHES]).wait().expect_code(12);
+        Self { source, running, destination, receiving, open }
+    }
+}
+
 #[test]
 fn a_guest_in_doubt_is_not_ended_before_that_is_settled() {
-    let (source, destination) = (Host::new(), Host::new());
-    let running = source.run("tern", &[]);
-    let receiving = destination.receive(&[]);
-    let open = Arc::new(AtomicBool::new(false));
-    let opened = open.clone();
-    // GO is lost, and so is what the source asks, at first.
-    let via = relay(receiving.address, move |_, _, message| match message {
-        Message::Go(_) | Message::Ask(_) if !opened.load(Ordering::Relaxed) => Fate::Cut,
-        _ => Fate::Pass,
-    });
-    source.migrate("tern", via, &["--transport=tcp", SWITCHES]).wait().expect_code(12);
+    let InDoubt { source, running, destination, receiving: _receiving, open } = InDoubt::new();
     running.signal(libc::SIGTERM);
     running.says("SIGTERM: an earlier migration of this guest is in doubt");
     assert_eq!(source.status("tern")["in_doubt"], true);
@@ -332,4 +348,18 @@ fn a_guest_in_doubt_is_not_ended_before_that_is_settled() {
     running.event("moved");
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
+}
+
+#[test]
+fn a_guest_that_is_loaded_is_run_by_a_receiver_that_was_told_to_end() {
+    let InDoubt { source: _source, running, destination, receiving, open } = InDoubt::new();
+    receiving.process.signal(libc::SIGTERM);
+    receiving.process.says("the guest is loaded and may have to run here");
+    open.store(true, Ordering::Relaxed);
+    running.event("moved");
+    receiving.process.says("another SIGTERM ends it");
+    runs_on(&destination, "tern");
+    receiving.process.signal(libc::SIGTERM);
+    receiving.process.wait().expect_code(0);
+    assert!(!destination.socket("tern").exists());
 }

@@ -5,7 +5,7 @@
 //! | none, or a file in its place | ends the process | end the process |
 //! | is being started | nothing | end the process |
 //! | arrives, and runs at its source | ends the process if it does not arrive | end the process |
-//! | is loaded, and may have to run here | the same | the same; otherwise as below |
+//! | is loaded, and may have to run here | the same | the same; a guest that runs here then needs another signal |
 //! | runs here | nothing | end both, once no migration is under way or in doubt |
 
 use std::fs;
@@ -84,8 +84,13 @@ pub(crate) fn no_guest() {
 pub(crate) fn guest_is_held(name: &str, stop: impl Fn() -> Result<(), Failure> + Send + 'static) {
     let mut state = state();
     state.stage = Stage::Held;
-    state.came = state.came.filter(|&signal| signal != SIGHUP);
     let name = name.to_owned();
+    if let Some(signal) = state.came.take().filter(|&signal| signal != SIGHUP) {
+        let signal = describe(signal);
+        errln!(
+            "{signal}: {name} was given away to this host by then, and runs here; another {signal} ends it"
+        );
+    }
     let waiting = thread::Builder::new().spawn(move || {
         let signal = describe(await_end());
         let mut said = String::new();
@@ -125,6 +130,12 @@ fn obey(signal: i32) {
         }
         (Stage::Empty, _) | (Stage::Starting | Stage::Arriving, SIGINT | SIGTERM) => end(&state, signal),
         _ => {
+            if state.stage == Stage::Ready && signal != SIGHUP {
+                let signal = describe(signal);
+                errln!(
+                    "{signal}: the guest is loaded and may have to run here, so this process ends if it does not"
+                );
+            }
             state.came = state.came.filter(|_| signal == SIGHUP).or(Some(signal));
             CHANGED.notify_all();
         }
