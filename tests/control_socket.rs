@@ -79,7 +79,9 @@ fn who_listens_in_another_users_folder_is_not_asked() {
     if !is_root() {
         return println!("skipped: only root can give a folder away");
     }
-    let host = Host::new();
+    // State has a folder of its own, which is ours.
+    let state = tempfile::tempdir().expect("a temporary folder");
+    let host = Host::under(&["env", &format!("STERNA_STATE_DIR={}", state.path().display())]);
     let asked = lie(UnixListener::bind(host.socket("tern")).expect("the folder is there"));
     set_mode(&host.socket("tern"), 0o600);
     chown(host.runtime(), Some(STRANGER), None).expect("root may");
@@ -153,7 +155,7 @@ fn of_many_that_start_a_guest_of_one_name_at_once_one_wins() {
             started.into_iter().partition(|process| process.has_said("running"));
         assert_eq!(won.len(), 1, "{won:#?} {lost:#?}");
         for process in lost {
-            process.wait().expect_code(11).says("a guest named tern runs on this host already");
+            process.wait().expect_code(11).says("choose another name");
         }
         runs_on(&host, "tern");
         assert_eq!(host.ask("tern", "stop")["answer"], "done");
