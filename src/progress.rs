@@ -182,7 +182,9 @@ pub struct DowntimeReport {
     pub save_ms: f64,
     /// The last harvest of the dirty log.
     pub harvest_ms: f64,
-    /// Sending the last pages.
+    /// Waiting for memory of the last pages to be registered.
+    pub register_ms: f64,
+    /// Sending them, without that.
     pub send_ms: f64,
     /// Hashing and comparing at both ends, if that was asked for. Predicted once blocks were hashed while the guest ran.
     pub verify_ms: f64,
@@ -201,11 +203,13 @@ pub struct DowntimeReport {
 impl From<Downtime> for DowntimeReport {
     fn from(downtime: Downtime) -> Self {
         let total_ms = ms(downtime.total() - downtime.verify);
-        let Downtime { pause, save, harvest, send, verify, transfer, revoke, load, start } = downtime;
+        let Downtime { pause, save, harvest, register, send, verify, transfer, revoke, load, start } =
+            downtime;
         Self {
             pause_ms: ms(pause),
             save_ms: ms(save),
             harvest_ms: ms(harvest),
+            register_ms: ms(register),
             send_ms: ms(send),
             verify_ms: ms(verify),
             transfer_ms: ms(transfer),

@@ -92,7 +92,7 @@ impl Sampled {
             round_trip: ROUND_TRIP,
             harvest: self.harvest,
             cost: SwitchCost::default(),
-            handover: HandoverCost { revoke: Duration::ZERO, record_here: RECORD, record_there: RECORD },
+            handover: HandoverCost { record_here: RECORD, record_there: RECORD, ..HandoverCost::default() },
             limits,
         }
     }

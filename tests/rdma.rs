@@ -196,6 +196,36 @@ fn either_end_may_be_told_to_pin_less() {
     }
 }
 
+/// Moves a guest of 64 MiB that is busy with so much of it; what waiting for registration was expected to take of the
+/// downtime, and what it took.
+fn registration_while_paused(device: &Device, working_set: &str, pin_limit: &str) -> (f64, f64) {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--memory=64M", working_set, BUSY]);
+    let receiving = device.receive(&destination, &[]);
+    // Rounds so long that it writes all of that in each, and whatever is expected is allowed after some of them.
+    let rounds = ["--bandwidth-limit=30", "--downtime-limit=0", "--max-rounds=4", "--if-stuck=stop"];
+    let lanes = ["--transport=rdma", "--lanes=2", "--verify=full", "--throttle-max=0", pin_limit];
+    let arguments = [&lanes[..], &rounds].concat();
+    let ended = source.migrate("tern", receiving.address, &arguments).wait().expect_code(0);
+    let report = ended.json();
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+    let [predicted, measured] =
+        ["downtime_predicted", "downtime_measured"].map(|of| report[of]["register_ms"].as_f64());
+    println!("{working_set} {pin_limit}: {} {}", report["downtime_predicted"], report["downtime_measured"]);
+    (predicted.expect("it is predicted"), measured.expect("it is measured"))
+}
+
+#[test]
+fn what_a_guest_is_busy_with_is_registered_when_it_is_paused_or_the_wait_for_it_is_expected() {
+    let Some(device) = device_or_skip() else { return };
+    let fits = registration_while_paused(&device, "--working-set=8M", "--pin-limit=32M");
+    assert_eq!(fits, (0.0, 0.0));
+    let (expected, measured) = registration_while_paused(&device, "--working-set=48M", "--pin-limit=16M");
+    assert!(expected > 0.0 && measured > 0.0, "expected {expected} ms, took {measured} ms");
+}
+
 /// All lanes but one wait for the only slice that there can be.
 #[test]
 fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {

@@ -59,10 +59,11 @@ const VERIFY: [&str; 3] = ["off", "final", "full"];
 
 /// Where the time goes, and of which it is made.
 type Part = (&'static str, fn(&DowntimeReport) -> f64);
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     ("pause", |parts| parts.pause_ms),
     ("save", |parts| parts.save_ms),
     ("harvest", |parts| parts.harvest_ms),
+    ("register", |parts| parts.register_ms),
     ("send", |parts| parts.send_ms),
     ("compare", |parts| parts.verify_ms),
     ("FINAL to PREPARED", |parts| parts.transfer_ms),

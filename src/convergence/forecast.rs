@@ -242,7 +242,12 @@ mod tests {
                 // KVM copies a bit for each page, and this side reads it: 4 GB/s.
                 plan.harvest = Duration::from_nanos(touched_bytes / PAGE_BYTES / 8 / 4);
                 let [revoke, record] = [revoke_us, record_us].map(Duration::from_micros);
-                plan.handover = HandoverCost { revoke, record_here: record, record_there: record };
+                plan.handover = HandoverCost {
+                    revoke,
+                    record_here: record,
+                    record_there: record,
+                    ..HandoverCost::default()
+                };
                 plan.limits = Limits::default();
                 let forecast = Forecast::of(&plan);
                 assert_eq!(forecast.end, Decision::Switch, "{touched_bytes}: {forecast:?}");

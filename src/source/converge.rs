@@ -102,7 +102,7 @@ impl Attempt<'_> {
     }
 
     fn predict(&self) -> Downtime {
-        let handover = self.link.handover_cost(self.ownership.record_time());
+        let handover = self.link.handover_cost(&self.dirty, self.ownership.record_time());
         let (cost, bandwidth_max) = (&self.options.switch_cost, self.limits.bandwidth_max);
         let without = Downtime::predicted(&self.course, cost, &handover, bandwidth_max);
         Downtime { verify: self.verify_expected(), ..without.unwrap_or_default() }

@@ -11,7 +11,7 @@ impl Attempt<'_> {
     /// begin anew over TCP.
     pub(super) fn converge_over_any_lanes(&mut self) -> Result<(), MigrationFailure> {
         loop {
-            match self.converge() {
+            match self.converge().and_then(|()| self.link.register_ahead(&self.dirty)) {
                 Err(cause) if self.link.may_fall_back(&cause) => {
                     self.options.cancel.check()?;
                     self.fall_back(&cause.to_string())?;

@@ -133,6 +133,15 @@ impl Link {
         Ok(sent)
     }
 
+    /// Has memory registered ahead for a round in which these pages are sent, as far as there is room.
+    pub(crate) fn register_ahead(&mut self, dirty: &DirtyBitmap) -> Result<(), MigrationFailure> {
+        let Self { control, transport, .. } = self;
+        match transport.parts() {
+            (_, None) => Ok(()),
+            (_, Some(supply)) => Ok(supply.prepare(dirty, control)?),
+        }
+    }
+
     fn send_pages(
         &mut self,
         number: u32,
@@ -167,12 +176,19 @@ impl Link {
         }
     }
 
-    /// What handing over costs at both ends, where a record in the journal takes so long `here`.
-    pub(crate) fn handover_cost(&self, here: Duration) -> HandoverCost {
+    /// What handing over costs at both ends with these pages left, where a record in the journal takes so long `here`.
+    pub(crate) fn handover_cost(&self, dirty: &DirtyBitmap, here: Duration) -> HandoverCost {
         // A destination that says more is wrong, and no limit would allow it.
         let bounded = |micros| Duration::from_micros(micros).min(STEP_MAX);
         let SwitchCosts { record_us, revoke_us } = self.costs_there;
-        HandoverCost { revoke: bounded(revoke_us), record_here: here, record_there: bounded(record_us) }
+        let registration = self.transport.registration_expected(dirty);
+        HandoverCost {
+            register: registration.paused,
+            register_ahead: registration.ahead,
+            revoke: bounded(revoke_us),
+            record_here: here,
+            record_there: bounded(record_us),
+        }
     }
 
     /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.

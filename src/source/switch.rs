@@ -43,7 +43,8 @@ impl Attempt<'_> {
         parts.harvest = clock.lap();
         self.send_round(false)?;
         self.tell_round(None);
-        parts.send = clock.lap();
+        parts.register = self.link.transport.waited();
+        parts.send = clock.lap().saturating_sub(parts.register);
         let compare_blocks = self.send_digests()?;
         parts.verify = clock.lap();
         let round = self.round_number();

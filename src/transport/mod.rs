@@ -51,8 +51,27 @@ pub trait Transport: Send + Debug {
     /// How much RAM the destination has registered now.
     fn registered_bytes(&self) -> u64;
 
+    /// What is expected of the registration of memory, if these pages are the last to be sent.
+    fn registration_expected(&self, _dirty: &DirtyBitmap) -> RegistrationCost {
+        RegistrationCost::default()
+    }
+
+    /// How long the lane that waited longest, in the round that was begun last, waited for memory to be registered.
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Begins a round: the lanes, each for one worker, and what must run beside them while they send, if anything must.
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>);
+}
+
+/// How long registration of memory takes for a last round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RegistrationCost {
+    /// What can be [prepared](Supply::prepare) while the guest runs.
+    pub ahead: Duration,
+    /// What cannot, as not so much may be registered at once: the lanes wait for it while the guest is paused.
+    pub paused: Duration,
 }
 
 /// Makes ready what lanes need, while they send: the registration of memory, which takes too long to wait for.
@@ -63,6 +82,14 @@ pub trait Supply: Sync {
     /// # Errors
     /// [`TransportError`]; the attempt is over.
     fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
+
+    /// Makes ready, before a round and so without lanes, as much as there is room for of what sending these pages needs.
+    ///
+    /// # Errors
+    /// [`TransportError`]; the attempt is over.
+    fn prepare(&self, _dirty: &DirtyBitmap, _control: &mut ControlChannel) -> Result<(), TransportError> {
+        Ok(())
+    }
 
     /// The lanes of the round are done, or have failed.
     fn end(&self);

@@ -143,8 +143,13 @@ fn parts(report: &Report) -> String {
     let predicted = report
         .predicted
         .map_or_else(String::new, |predicted| format!("; {:.1} ms were predicted", predicted.total_ms));
+    let register = match report.measured.register_ms {
+        0.0 => String::new(),
+        register_ms => format!("register {register_ms:.1}, "),
+    };
     format!(
-        "pause {pause_ms:.1}, save {save_ms:.1}, harvest {harvest_ms:.1}, send {send_ms:.1}, revoke {revoke_ms:.1}, \
+        "pause {pause_ms:.1}, save {save_ms:.1}, harvest {harvest_ms:.1}, {register}send {send_ms:.1}, \
+         revoke {revoke_ms:.1}, \
          load {load_ms:.1}, messages and start {rest_ms:.1} ms{predicted}"
     )
 }

@@ -1,8 +1,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
@@ -33,17 +33,57 @@ pub(super) struct Registrar {
     ram: GuestRam,
     /// Rounds that began.
     rounds: AtomicU32,
+    measured: Mutex<Measured>,
+}
+
+/// What registering took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Measured {
+    /// When it was last done, and there was something to do.
+    latest: Registered,
+    /// In the round that was begun last.
+    round: Registered,
+    /// How many bytes of the pages that are sent next were missing.
+    missing_bytes: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Registered {
+    bytes: u64,
+    /// Less the time in which there was nothing to do.
+    time: Duration,
 }
 
 impl Registrar {
     pub(super) fn new(slices: Arc<Slices>, domain: Arc<ProtectionDomain>, ram: GuestRam) -> Self {
-        Self { slices, domain, ram, rounds: AtomicU32::new(0) }
+        Self { slices, domain, ram, rounds: AtomicU32::new(0), measured: Mutex::default() }
     }
 
     /// Begins a round. Not in `supply`, which may come to run only after the round has ended.
     pub(super) fn begin(&self) {
         self.rounds.fetch_add(1, Ordering::Relaxed);
+        self.measured().round = Registered::default();
         self.slices.begin();
+    }
+
+    /// How much had to be registered for the round that was begun last.
+    pub(super) fn registered_in_round(&self) -> u64 {
+        self.measured().round.bytes
+    }
+
+    /// How much of these pages, which are sent next, is not registered, and how long it would take to
+    /// register as much of it as may be at once; and how much more there is.
+    pub(super) fn expected(&self, dirty: &DirtyBitmap) -> (Duration, u64) {
+        let (missing_bytes, surplus_bytes) = self.slices.missing_bytes(dirty);
+        let mut measured = self.measured();
+        measured.missing_bytes = Some(missing_bytes);
+        let Registered { bytes, time } = measured.latest;
+        drop(measured);
+        (share_of(time, missing_bytes.saturating_sub(surplus_bytes), bytes), surplus_bytes)
+    }
+
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn registered_bytes(&self) -> u64 {
@@ -78,33 +118,40 @@ impl Registrar {
         Ok(blocks)
     }
 
-    fn register_until_over(
+    /// Registers what is to be sent: with `lanes`, until they are done, and else as much as there is room
+    /// for.
+    fn register(
         &self,
         dirty: &DirtyBitmap,
         control: &mut ControlChannel,
-    ) -> Result<(), TransportError> {
+        lanes: bool,
+    ) -> Result<Registered, TransportError> {
         let mut planned = self.slices.plan(dirty);
         let mut search = TouchedSearch::default();
         let find = &mut |slice| self.blocks(slice, dirty, &mut search);
         let mut asked = VecDeque::with_capacity(BATCHES_AHEAD);
+        let (mut done, mut last_done) = (Registered::default(), Instant::now());
         // The first part alone, so that the first page leaves soon.
         let mut size = BatchSize { parts: 1, ..BATCH };
         loop {
             while asked.len() < BATCHES_AHEAD {
-                let batch = self.slices.next(&mut planned, find, size, asked.is_empty())?;
+                let batch = self.slices.next(&mut planned, find, size, lanes && asked.is_empty())?;
                 self.evict(batch.evicted, control)?;
                 if batch.ranges.is_empty() {
                     break;
                 }
                 size = BATCH;
                 control.send(&Message::RegisterSlices(batch.ranges.clone()))?;
-                asked.push_back(batch.ranges);
+                asked.push_back((batch.ranges, Instant::now()));
             }
             // Also when the round is over: the answers to what was asked are on their way.
-            let Some(ranges) = asked.pop_front() else { return Ok(()) };
+            let Some((ranges, began)) = asked.pop_front() else { return Ok(done) };
             let register = |&range| register(&self.domain, &self.ram, range, Access::LocalRead);
             let local = ranges.par_iter().map(register).collect::<Result<Vec<_>, TransportError>>()?;
             let keys = await_keys(&ranges, control)?;
+            let now = Instant::now();
+            done.time += now - began.max(std::mem::replace(&mut last_done, now));
+            done.bytes += ranges.iter().map(|range| range.pages * PAGE_BYTES).sum::<u64>();
             for ((range, local), SliceKey { address, key }) in ranges.into_iter().zip(local).zip(keys) {
                 self.slices.set(range, Slice { local, remote_address: address, remote_key: key });
             }
@@ -133,12 +180,31 @@ impl Registrar {
 
 impl Supply for Registrar {
     fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        self.slices.supply(|| self.register_until_over(dirty, control))
+        let mut done = self.slices.supply(|| self.register(dirty, control, true))?;
+        let mut measured = self.measured();
+        // Holes that are registered with the data around them are no part of what was missing.
+        done.bytes = measured.missing_bytes.take().map_or(done.bytes, |missing| missing.min(done.bytes));
+        measured.round = done;
+        if done.bytes > 0 {
+            measured.latest = done;
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
+        self.slices.supply(|| self.register(dirty, control, false)).map(drop)
     }
 
     fn end(&self) {
         self.slices.end();
     }
+}
+
+/// The same time for a part of the bytes, or for more.
+pub(super) fn share_of(time: Duration, part_bytes: u64, bytes: u64) -> Duration {
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let share = if bytes == 0 { 0.0 } else { part_bytes as f64 / bytes as f64 };
+    Duration::try_from_secs_f64(time.as_secs_f64() * share).unwrap_or(Duration::MAX)
 }
 
 /// The runs of blocks with dirty pages.

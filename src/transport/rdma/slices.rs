@@ -145,6 +145,13 @@ impl<S> Slices<S> {
         self.slicing.range_of(region, page).is_some()
     }
 
+    /// How much of these pages is not registered, and how much could not be, all at once: in bytes of blocks.
+    pub(super) fn missing_bytes(&self, dirty: &DirtyBitmap) -> (u64, u64) {
+        let (needed, missing) = self.covered().count(dirty);
+        let [needed, missing] = [needed, missing].map(|blocks| blocks * BLOCK_PAGES * PAGE_BYTES);
+        (missing, self.budget_bytes.map_or(0, |budget_bytes| needed.saturating_sub(budget_bytes)))
+    }
+
     pub(super) fn registered_bytes(&self) -> u64 {
         self.state().registered_bytes
     }

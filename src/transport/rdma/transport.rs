@@ -1,5 +1,6 @@
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sterna_rdma::{Capacity, CompletionQueue, Endpoint, PeerAccess, ProtectionDomain, QueuePair};
 
@@ -7,11 +8,12 @@ use super::RdmaTuning;
 use super::lane::RdmaLane;
 use super::pinning::{Budget, pin_budget};
 use super::reach::RdmaReach;
-use super::registrar::Registrar;
+use super::registrar::{Registrar, share_of};
 use super::slices::{SLICE_BYTES_MIN, Slices};
 use crate::control::Pulse;
+use crate::dirty::DirtyBitmap;
 use crate::memory::GuestRam;
-use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
+use crate::transport::{Lane, RegistrationCost, Supply, Transport, TransportError, TransportKind, count};
 
 /// The source's queue pairs before they are connected.
 pub(crate) struct RdmaOffer {
@@ -61,8 +63,8 @@ impl RdmaOffer {
         self.ends.iter().map(|(queue_pair, _)| queue_pair.local_endpoint()).collect()
     }
 
-    /// Connects to the destination's ends, which are connected to these already. The destination may have so much RAM
-    /// registered at once.
+    /// Connects to the destination's ends, which are connected to these already. The destination may have so
+    /// much RAM registered at once.
     pub(crate) fn connect(
         self,
         peers: &[Endpoint],
@@ -94,7 +96,8 @@ impl RdmaOffer {
         if let Some(Budget { bytes, limit }) = budget {
             via += &format!(", at most {} MiB pinned: {limit}", bytes >> 20);
         }
-        Ok(RdmaTransport { via, lanes, registrar })
+        let waited_before = vec![Duration::ZERO; lanes.len()];
+        Ok(RdmaTransport { via, lanes, registrar, waited_before, latest_wait: (Duration::ZERO, 0) })
     }
 }
 
@@ -104,12 +107,28 @@ impl fmt::Debug for RdmaOffer {
     }
 }
 
-/// The source's lanes, and the registrar of the slices they write from. Lanes come first, so that queue pairs go before regions.
+/// The source's lanes, and the registrar of the slices they write from. Lanes come first, so that queue pairs
+/// go before regions.
 #[derive(Debug)]
 pub(crate) struct RdmaTransport {
     via: String,
     lanes: Vec<Box<dyn Lane>>,
     registrar: Registrar,
+    /// How long each lane had waited before this round.
+    waited_before: Vec<Duration>,
+    /// How long lanes waited in the latest round before this one that had something to register, and how much
+    /// that was.
+    latest_wait: (Duration, u64),
+}
+
+impl RdmaTransport {
+    /// The wait of the latest round that had something to register, and how much that was.
+    fn latest_wait(&self) -> (Duration, u64) {
+        match self.registrar.registered_in_round() {
+            0 => self.latest_wait,
+            bytes => (self.waited(), bytes),
+        }
+    }
 }
 
 impl Transport for RdmaTransport {
@@ -125,7 +144,20 @@ impl Transport for RdmaTransport {
         self.registrar.registered_bytes()
     }
 
+    fn registration_expected(&self, dirty: &DirtyBitmap) -> RegistrationCost {
+        let (ahead, surplus_bytes) = self.registrar.expected(dirty);
+        let (waited, bytes) = self.latest_wait();
+        RegistrationCost { ahead, paused: share_of(waited, surplus_bytes, bytes) }
+    }
+
+    fn waited(&self) -> Duration {
+        let waits = self.lanes.iter().zip(&self.waited_before).map(|(lane, before)| lane.waited() - *before);
+        waits.max().unwrap_or_default()
+    }
+
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+        self.latest_wait = self.latest_wait();
+        self.waited_before = self.lanes.iter().map(|lane| lane.waited()).collect();
         self.registrar.begin();
         (&mut self.lanes, Some(&self.registrar))
     }

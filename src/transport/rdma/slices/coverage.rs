@@ -63,6 +63,18 @@ impl Coverage {
         }
     }
 
+    /// How many blocks have dirty pages, and how many of those are not registered.
+    pub(super) fn count(&self, dirty: &DirtyBitmap) -> (u64, u64) {
+        let (mut needed, mut missing) = (0, 0);
+        for (dirty, covered) in dirty.regions().iter().zip(&self.regions) {
+            for (dirty, covered) in dirty.nonzero().iter().zip(covered).filter(|(dirty, _)| **dirty != 0) {
+                needed += u64::from(dirty.count_ones());
+                missing += u64::from((dirty & !covered).count_ones());
+            }
+        }
+        (needed, missing)
+    }
+
     /// The slices with dirty pages of which not all are registered, in the order of RAM. It looks at one word
     /// for each stripe of RAM, whatever is dirty, and at nothing else where all is registered.
     pub(super) fn missing(&self, dirty: &DirtyBitmap, slicing: &Slicing) -> VecDeque<SliceRange> {

@@ -153,6 +153,32 @@ fn room_is_made_of_what_no_lane_holds_least_recently_used_first() {
 }
 
 #[test]
+fn what_is_dirty_stays_and_what_is_missing_of_it_takes_the_place_of_what_is_not() {
+    let layout = layout(&[64]);
+    let slices: Slices<u64> = Slices::new(layout.clone(), 1, Some(12 * MIB));
+    let four = |index: u64| slice(0, index * 1024, 1024);
+    let mut dirty = DirtyBitmap::new(&layout);
+    dirty.fill();
+    let mut planned = slices.plan(&dirty);
+    let first = next(&slices, &mut planned, usize::MAX, false);
+    assert_eq!(first.ranges, [four(0), four(1), four(2)], "there is room for no more");
+    (0..3).for_each(|index| slices.set(four(index), index));
+    assert_eq!(slices.missing_bytes(&dirty), (52 * MIB, 52 * MIB));
+    (0..3).for_each(|index| drop(slices.acquire(0, index * 1024)));
+
+    dirty.clear();
+    for page in [7, 5 * 1024, 8 * 1024, 9 * 1024 + 70] {
+        dirty.regions_mut()[0].mark(page..page + 1);
+    }
+    assert_eq!(slices.missing_bytes(&dirty), (768 << 10, 0), "a block for each page");
+    slices.begin();
+    let batch = next(&slices, &mut slices.plan(&dirty), usize::MAX, false);
+    assert_eq!(batch.ranges, [four(5), four(8)], "but slices are needed whole here");
+    let evicted: Vec<_> = batch.evicted.iter().map(|(range, _)| *range).collect();
+    assert_eq!(evicted, [four(1), four(2)], "the first has a dirty page, though it was used longest ago");
+}
+
+#[test]
 fn what_all_lanes_passed_over_makes_room_for_what_they_come_to() {
     let slices: Slices<u64> = Slices::new(layout(&[24]), 2, Some(12 * MIB));
     let four = |index: u64| slice(0, index * 1024, 1024);
