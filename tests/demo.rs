@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{BUSY, ENDLESS, Host, machine_word, wait_until};
+use common::{BUSY, ENDLESS, Host, PATIENT, machine_word, wait_until};
 use serde_json::Value;
 use sterna::preflight;
 
@@ -15,6 +15,9 @@ fn demo(arguments: &[&str]) -> Value {
     words.extend(arguments);
     if !arguments.contains(&"--machine=synthetic") {
         words.push(&machine);
+    }
+    if !arguments.iter().any(|word| word.starts_with("--downtime-limit")) {
+        words.push(PATIENT);
     }
     let report = Host::new().start(words).wait().expect_code(0).json();
     assert_sound(&report);
@@ -177,7 +180,7 @@ fn nothing_is_compared_when_that_is_not_wanted() {
 #[test]
 fn without_json_the_summary_is_for_people() {
     let machine = format!("--machine={}", machine_word());
-    let ended = Host::new().start(["demo", "--memory=16M", &machine]).wait().expect_code(0);
+    let ended = Host::new().start(["demo", "--memory=16M", &machine, PATIENT]).wait().expect_code(0);
     for text in
         ["The guest moved, and kept running.", "downtime", "4096 pages at the switch, all equal", ", 0 wrong"]
     {

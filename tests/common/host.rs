@@ -16,7 +16,7 @@ use sterna::handover::Mark;
 use sterna::state::{HostState, Sighting, StorageCheck};
 use tempfile::TempDir;
 
-use super::{PATIENCE, Process, machine_word, wait_until};
+use super::{PATIENCE, PATIENT, Process, machine_word, wait_until};
 
 #[derive(Debug)]
 pub(crate) struct Host {
@@ -120,7 +120,8 @@ impl Host {
     /// `sterna migrate`, just started.
     pub(crate) fn migrate(&self, name: &str, to: impl Display, more: &[&str]) -> Process {
         let to = format!("--to={to}");
-        self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more))
+        let limit = (!more.iter().any(|word| word.starts_with("--downtime-limit"))).then_some(PATIENT);
+        self.start(["migrate", name, to.as_str(), "--json"].iter().chain(more).chain(&limit))
     }
 
     /// The folder of its control sockets.

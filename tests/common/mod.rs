@@ -34,6 +34,9 @@ pub(crate) use witness::{never_runs_twice, phase};
 /// How long anything may take before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
+/// What goes unless a test is about the downtime: no switch takes so long, also where a busy disk takes its time for records.
+pub(crate) const PATIENT: &str = "--downtime-limit=5000";
+
 /// A migration of a [`BUSY`] guest that lasts for as many rounds as there may be: what is left takes longer than is allowed to send,
 /// and nothing is done about that. No limit is so low that a switch with nothing left would not keep it.
 pub(crate) const ENDLESS: [&str; 4] =
