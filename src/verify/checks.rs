@@ -4,12 +4,15 @@ use crate::digest::{self, Digest};
 use crate::memory::{GuestRam, MemoryError, PageRun};
 use crate::wire::BlockDigest;
 
-/// What the destination knows of the source's digests.
+/// What the destination knows of the source's digests. Until the first comes it holds nothing, as without
+/// comparing: a switch costs no walk over all blocks then, and a large guest no memory.
 #[derive(Debug)]
 pub(crate) struct Checks {
     ram: GuestRam,
     blocks: Vec<PageRun>,
     theirs: Vec<Option<Digest>>,
+    /// How many are known.
+    known: usize,
     /// The latest digest of the source was found equal.
     equal: Vec<bool>,
 }
@@ -29,16 +32,19 @@ pub(crate) enum CheckError {
 
 impl Checks {
     pub(crate) fn new(ram: &GuestRam) -> Self {
-        let blocks = digest::blocks(&ram.layout());
-        let (theirs, equal) = (vec![None; blocks.len()], vec![false; blocks.len()]);
-        Self { ram: ram.clone(), blocks, theirs, equal }
+        Self { ram: ram.clone(), blocks: Vec::new(), theirs: Vec::new(), known: 0, equal: Vec::new() }
     }
 
     /// Takes note of digests, to be compared at the end. The last of a block counts.
     pub(crate) fn note(&mut self, digests: &[BlockDigest]) -> Result<(), CheckError> {
+        if self.blocks.is_empty() {
+            self.blocks = digest::blocks(&self.ram.layout());
+            (self.theirs, self.equal) = (vec![None; self.blocks.len()], vec![false; self.blocks.len()]);
+        }
         for BlockDigest { block, digest } in digests {
             let index = *block as usize;
-            *self.theirs.get_mut(index).ok_or(CheckError::NoSuchBlock)? = Some(*digest);
+            let before = self.theirs.get_mut(index).ok_or(CheckError::NoSuchBlock)?.replace(*digest);
+            self.known += usize::from(before.is_none());
             self.equal[index] = false;
         }
         Ok(())
@@ -56,10 +62,10 @@ impl Checks {
     /// Compares all that was not found equal yet; returns how many pages the digests are of. To be asked when nobody can write to
     /// RAM any more. `blocks` is how many the source says it has digests of: all or none.
     pub(crate) fn conclude(&mut self, blocks: u64) -> Result<u64, CheckError> {
-        if blocks == 0 && self.theirs.iter().all(Option::is_none) {
+        if blocks == 0 && self.known == 0 {
             return Ok(0);
         }
-        if blocks != self.blocks.len() as u64 || self.theirs.iter().any(Option::is_none) {
+        if blocks != self.blocks.len() as u64 || self.known < self.blocks.len() {
             return Err(CheckError::Incomplete);
         }
         let rest = |equal: &[bool]| (0..equal.len()).filter(|&index| !equal[index]).collect::<Vec<_>>();
@@ -257,6 +263,8 @@ mod tests {
     fn a_list_that_is_incomplete_or_of_something_else_is_refused() {
         let mut ends = Ends::new();
         assert_eq!(ends.checks.conclude(0).unwrap(), 0, "nothing was to be compared");
+        assert!(matches!(ends.checks.conclude(4), Err(CheckError::Incomplete)));
+        assert!(ends.checks.blocks.is_empty(), "nothing is kept for blocks that are not compared");
         let digests = ends.ledger.hash(&ends.ram, &[0, 1, 2]).unwrap();
         ends.checks.note(&digests).unwrap();
         for blocks in [0, 3, 4, u64::MAX] {
