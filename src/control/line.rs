@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ pub(super) struct Line {
     /// `Err` once part of a frame was written and the rest could not be: nothing behind it would be understood.
     writing: Mutex<Result<(), ()>>,
     inbox: Mutex<Inbox>,
+    /// Nothing more comes: so that lanes, which ask before each stripe, need not lock the inbox.
+    ended: AtomicBool,
     changed: Condvar,
 }
 
@@ -83,8 +86,8 @@ impl Line {
         // Short, so that beats are punctual.
         stream.set_read_timeout(Some(beat / 4))?;
         stream.set_write_timeout(Some(beat / 20))?;
-        let (inbox, changed) = Default::default();
-        let line = Arc::new(Self { stream, beat, writing: Mutex::new(Ok(())), inbox, changed });
+        let (inbox, ended, changed) = Default::default();
+        let line = Arc::new(Self { stream, beat, writing: Mutex::new(Ok(())), inbox, ended, changed });
         let listener = Listener { line: line.clone(), beaten: Instant::now(), unanswered: 0 };
         thread::Builder::new().name("control".into()).spawn(move || listener.run())?;
         Ok(line)
@@ -181,6 +184,9 @@ impl Line {
 
     /// Whether the peer may still say something.
     pub(super) fn check(&self) -> Result<(), ControlError> {
+        if !self.ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
         self.inbox().end.as_ref().map_or(Ok(()), |end| Err(end.error("the end of the transfer")))
     }
 
@@ -239,6 +245,7 @@ impl Listener {
         };
         let mut inbox = self.line.inbox();
         inbox.end = Some(end);
+        self.line.ended.store(true, Ordering::Release);
         inbox.shut_lanes();
         self.line.changed.notify_all();
     }

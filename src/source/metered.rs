@@ -17,16 +17,20 @@ pub(super) struct MeteredLane<'round> {
     meter: Meter,
     /// What the lane had waited in all, before this round.
     waited_before: Duration,
-    /// When the stripe began that is being sent; not known if the one before had nothing to send. Clocks are read once a stripe, and
-    /// not for one that sends nothing: for each run of pages, or for each hole of a large guest, it would be felt.
+    /// When the stripe began that is being sent; not known if the one before had nothing to send. Clocks are read
+    /// once a stripe, and not for one that sends nothing: for each run of pages, or for each hole of a large guest,
+    /// it would be felt. Where stripes are only scanned, those with a few pages count as one.
     stripe_began: Option<Instant>,
     stripe_bytes: u64,
+    /// With fewer bytes a stripe goes on into the next.
+    stripe_bytes_min: u64,
     /// When the first page had been taken.
     first_page: Option<Instant>,
 }
 
 impl<'round> MeteredLane<'round> {
-    pub(super) fn new(lane: &'round mut dyn Lane, brakes: Brakes<'round>, now: Instant) -> Self {
+    /// `reads` says whether the round reads pages before it sends them, and so may find nothing to send for long.
+    pub(super) fn new(lane: &'round mut dyn Lane, brakes: Brakes<'round>, now: Instant, reads: bool) -> Self {
         let waited_before = lane.waited();
         let meter = Meter::new(now);
         Self {
@@ -36,6 +40,7 @@ impl<'round> MeteredLane<'round> {
             waited_before,
             stripe_began: Some(now),
             stripe_bytes: 0,
+            stripe_bytes_min: if reads { 1 } else { STRIPE_BYTES_MIN },
             first_page: None,
         }
     }
@@ -58,6 +63,15 @@ impl<'round> MeteredLane<'round> {
 
     /// The stripe is done; what comes is the next.
     pub(super) fn end_stripe(&mut self) {
+        if self.stripe_bytes == 0 {
+            self.stripe_began = None;
+        } else if self.stripe_bytes >= self.stripe_bytes_min {
+            self.sent();
+        }
+    }
+
+    /// Adds up what was sent since the stripe began.
+    fn sent(&mut self) {
         let Some(began) = self.stripe_began.take().filter(|_| self.stripe_bytes > 0) else { return };
         let now = Instant::now();
         self.meter.sends(began);
@@ -67,6 +81,7 @@ impl<'round> MeteredLane<'round> {
 
     /// Closes the round; what the lane did in it, and when its first page had been taken.
     pub(super) fn fence(mut self, round: u32) -> Result<(LaneLoad, Option<Instant>), MigrationFailure> {
+        self.sent();
         let began = Instant::now();
         self.meter.sends(began);
         self.lane.fence(round)?;
@@ -74,6 +89,10 @@ impl<'round> MeteredLane<'round> {
         Ok((load, self.first_page))
     }
 }
+
+/// Sixteen pages: less time than a lane may be drained for is spent on finding them, and reading the clock twice for
+/// each page would take as long as finding it.
+const STRIPE_BYTES_MIN: u64 = 16 * PAGE_BYTES;
 
 /// Adds up what a lane sends and the time that it takes.
 #[derive(Debug)]

@@ -133,7 +133,7 @@ impl Rounds<'_> {
         brakes: Brakes<'_>,
     ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
         let mut lane = LaneRound {
-            metered: MeteredLane::new(lane, brakes, Instant::now()),
+            metered: MeteredLane::new(lane, brakes, Instant::now(), round == 1),
             pages: Pages::default(),
             search: (round == 1).then(TouchedSearch::default),
             edges: RunEdges::default(),
