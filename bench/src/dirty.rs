@@ -82,7 +82,7 @@ impl fmt::Display for Pattern {
 
 /// Marsaglia's xorshift64*, always from the same seed.
 #[derive(Clone, Debug)]
-struct Random(u64);
+pub struct Random(u64);
 
 impl Default for Random {
     fn default() -> Self {
@@ -91,7 +91,9 @@ impl Default for Random {
 }
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -1,5 +1,6 @@
 //! Sterna beside its limits and beside others: figures that take a program of their own.
 
+mod blackout;
 mod convergence;
 mod dirty_log;
 mod downtime;
@@ -28,6 +29,8 @@ enum Command {
     DirtyLog(dirty_log::DirtyLogArgs),
     /// See whether migrations converge, and whether what they predict comes true
     Convergence(convergence::ConvergenceArgs),
+    /// See what the blackout is made of, and whether it grows with the guest's RAM
+    Blackout(blackout::BlackoutArgs),
     /// See what journals and comparing memory add to the downtime, and where its milliseconds go
     Downtime(downtime::DowntimeArgs),
 }
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Scan(args) => scan::run(&args),
         Command::DirtyLog(args) => dirty_log::run(&args),
         Command::Convergence(args) => convergence::run(&args),
+        Command::Blackout(args) => blackout::run(&args),
         Command::Downtime(args) => downtime::run(&args),
     }
 }

@@ -12,6 +12,7 @@
 //! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
 
 mod beat;
+mod blackout;
 mod cancel;
 mod converge;
 mod error;
@@ -27,6 +28,8 @@ mod verified;
 
 use std::time::{Duration, Instant};
 
+#[doc(hidden)]
+pub use blackout::Blackout;
 pub use cancel::Cancel;
 pub use error::{GuestIs, MigrationError, MigrationFailure};
 pub use ownership::{Doubt, OpenError, StillInDoubt, Verdict};

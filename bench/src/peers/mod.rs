@@ -43,6 +43,7 @@ use sterna::transport::TransportChoice;
 use self::failure::Failure;
 use self::limit::Shape;
 use self::migration::Load;
+pub(crate) use self::ours::sparse;
 use self::ratios::names;
 use self::record::Record;
 use self::setup::Setup;

@@ -13,6 +13,7 @@ mod granted;
 mod landing;
 mod lane;
 mod library;
+mod null;
 mod pinning;
 mod reach;
 mod registrar;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 pub(crate) use landing::RdmaLanding;
 pub use library::load_ahead;
+pub(crate) use null::NullRegions;
 pub use reach::RdmaReach;
 #[cfg(test)]
 pub(in crate::transport) use registrar::await_keys;

@@ -1,6 +1,6 @@
 //! The engine between two guests in this process: source and destination are threads, connected as hosts are.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,6 +94,18 @@ pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     Ok((setup.device.sent_bytes_max()? - before) as f64 / 1e6)
 }
 
+/// Moves a guest of this much RAM, of which only some MiB were ever touched, over TCP on this machine.
+pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
+    let guest = BenchGuest::new(ram_bytes, Content::Untouched)?.with_script(Script(Vec::new()));
+    guest.touch(16 << 20)?;
+    let options = Options { transport: TransportChoice::Tcp, ..Options::default() };
+    let (moved, _) =
+        move_guest(IpAddr::V4(Ipv4Addr::LOCALHOST), &guest, &options, &Heard::default(), |migrate| {
+            migrate()
+        })?;
+    Ok(moved.report)
+}
+
 /// Moves a guest that writes as fast as it can. `throttle` allows to slow it.
 pub(crate) fn busy(setup: &Setup, transport: TransportChoice, throttle: bool) -> Result<Migration, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Addresses)?.busy();
@@ -142,10 +154,24 @@ fn migrate_and(
     heard: &Heard,
     around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
 ) -> Result<Moved, Failure> {
-    // What becomes of the bench's guest is asked by nobody.
+    let (moved, arrived) = move_guest(setup.device.address, guest, options, heard, around)?;
+    compare(guest, &arrived)?;
+    Ok(moved)
+}
+
+/// Migrates within `around`, to a destination that listens at an address of this machine; returns what has
+/// arrived, too.
+fn move_guest(
+    address: IpAddr,
+    guest: &BenchGuest,
+    options: &Options,
+    heard: &Heard,
+    around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
+) -> Result<(Moved, BenchGuest), Failure> {
+    // No process asks what became of the bench's guest.
     let state = HostState::lost_with_this_process;
     let claim = state().start("bench", false).map_err(|error| Failure::Sterna(error.to_string()))?;
-    let receiver = Receiver::bind(SocketAddr::new(setup.device.address, 0), state())
+    let receiver = Receiver::bind(SocketAddr::new(address, 0), state())
         .map_err(|error| Failure::Sterna(error.to_string()))?;
     let address = receiver.local_address().map_err(|error| Failure::Sterna(error.to_string()))?;
     let (moved, arrival) = thread::scope(|scope| {
@@ -167,8 +193,7 @@ fn migrate_and(
     });
     let moved = moved?;
     let arrival = arrival?.map_err(|error| Failure::Sterna(error.to_string()))?;
-    compare(guest, &arrival.guest)?;
-    Ok(moved)
+    Ok((moved, arrival.guest))
 }
 
 /// Compares RAM. The guest is paused at the source, and nothing runs at the destination.
@@ -211,7 +236,6 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
     use std::os::unix::fs::FileExt;
 
     use super::*;

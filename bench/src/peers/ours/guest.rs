@@ -65,6 +65,16 @@ impl BenchGuest {
         Ok(Self { memory, file, script: None, writer: None })
     }
 
+    /// Writes the first of its pages.
+    pub(super) fn touch(&self, bytes: u64) -> Result<(), Failure> {
+        for address in (0..bytes).step_by(4096) {
+            self.memory
+                .write_obj(address | 1, GuestAddress(address))
+                .map_err(|error| Failure::Sterna(format!("the guest's RAM cannot be written: {error}")))?;
+        }
+        Ok(())
+    }
+
     /// The same with a log that says what the script has.
     pub(super) fn with_script(self, script: Script) -> Self {
         Self { script: Some(script), ..self }

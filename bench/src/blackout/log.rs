@@ -1,0 +1,116 @@
+//! A dirty log as KVM's: slots of 64 GiB, whose bitmaps are copied one at a time.
+
+use std::sync::{Mutex, PoisonError};
+
+use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, STRIPE_PAGES};
+use sterna_bench::dirty::Random;
+
+/// Words of the bitmap of a slot.
+const SLOT_WORDS: usize = 1 << 18;
+
+const SLOT_STRIPES: usize = 4096;
+const _: () = assert!(SLOT_STRIPES as u64 * STRIPE_PAGES == SLOT_WORDS as u64 * 64);
+
+/// In the place of the kernel's record of one region.
+#[derive(Debug)]
+pub(super) struct SlotLog {
+    words: Vec<u64>,
+    /// The kernel copies one slot of a VM at a time.
+    kernel: Mutex<()>,
+    free: Mutex<Vec<Vec<u64>>>,
+}
+
+impl SlotLog {
+    /// With so many of 10,000 pages dirty, in runs of so many pages.
+    pub(super) fn new(pages: u64, dirty: u64, run_pages: u64) -> Self {
+        // Written in any case: memory that never was is one page of zeros, which any cache holds.
+        let mut words = vec![1; usize::try_from(pages / 64).expect("it fits a 64-bit machine")];
+        words.fill(0);
+        let mut random = Random::default();
+        let runs = pages / run_pages;
+        for _ in 0..pages * dirty / 10_000 / run_pages {
+            let first = random.next() % runs * run_pages;
+            for page in first..first + run_pages {
+                words[usize::try_from(page / 64).expect("as above")] |= 1 << (page % 64);
+            }
+        }
+        Self { words, kernel: Mutex::default(), free: Mutex::default() }
+    }
+
+    pub(super) fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Copies all slots, one after the other, to the same place.
+    pub(super) fn copy(&self) {
+        self.with_scratch(|scratch| {
+            for slot in 0..self.words.len().div_ceil(SLOT_WORDS) {
+                std::hint::black_box(self.copy_slot(slot, scratch));
+            }
+        });
+    }
+
+    fn copy_slot<'scratch>(&self, slot: usize, scratch: &'scratch mut [u64]) -> &'scratch [u64] {
+        let words = &self.words[slot * SLOT_WORDS..];
+        let words = &words[..words.len().min(SLOT_WORDS)];
+        let copy = &mut scratch[..words.len()];
+        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        copy.copy_from_slice(words);
+        drop(kernel);
+        copy
+    }
+
+    fn with_scratch<T>(&self, work: impl FnOnce(&mut [u64]) -> T) -> T {
+        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = free().pop();
+        let mut scratch = last.unwrap_or_else(|| vec![1; SLOT_WORDS]);
+        let done = work(&mut scratch);
+        free().push(scratch);
+        done
+    }
+}
+
+impl DirtyLog for SlotLog {
+    fn start(&self) -> Result<(), DirtyError> {
+        Ok(())
+    }
+
+    fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
+        dirty.mark_parts(std::iter::repeat(SLOT_STRIPES), |slot, part| {
+            self.with_scratch(|scratch| {
+                part.mark_many_words(slot * SLOT_WORDS, self.copy_slot(slot, scratch));
+                Ok(())
+            })
+        })
+    }
+
+    fn rearm(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
+        Ok(())
+    }
+
+    fn stop(&self) -> Result<(), DirtyError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna::dirty::DirtyBitmap;
+    use sterna::memory::{RamLayout, RegionLayout};
+
+    use super::*;
+
+    #[test]
+    fn every_dirty_page_of_all_slots_is_harvested() {
+        const PAGES: u64 = (SLOT_WORDS as u64 * 2 + 100) * 64;
+        for run_pages in [1, 64] {
+            let log = SlotLog::new(PAGES, 1, run_pages);
+            let regions = vec![RegionLayout { guest_address: 0, len_bytes: PAGES * 4096 }];
+            let mut dirty = DirtyBitmap::new(&RamLayout { regions });
+            let harvested = dirty.harvest(&log).unwrap();
+            assert_eq!(dirty.regions()[0].words(), log.words());
+            let asked = PAGES / 10_000;
+            assert!((asked * 9 / 10..=asked).contains(&harvested), "{harvested} of {asked}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What the source does to a paused guest's bitmap, by itself: for `sterna-bench blackout`, over lanes that send nothing.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use rayon::ThreadPool;
+
+use super::rounds::Rounds;
+use super::{Brakes, MigrationFailure, Pace};
+use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
+use crate::memory::{GuestRam, PageRun};
+use crate::transport::rdma::NullRegions;
+use crate::transport::{Lane, TransportError};
+use crate::verify::{Ledger, Verify};
+
+/// The steps of a switch that depend on how much RAM a guest has, one by one.
+#[derive(Debug)]
+pub struct Blackout {
+    ram: GuestRam,
+    pool: ThreadPool,
+    stripes: Stripes,
+    dirty: DirtyBitmap,
+    ledger: Ledger,
+    regions: NullRegions,
+    null_lanes: Vec<Box<dyn Lane>>,
+    slice_lanes: Vec<Box<dyn Lane>>,
+}
+
+impl Blackout {
+    /// For a guest with this RAM, of which no page is read, and so many lanes.
+    ///
+    /// # Errors
+    /// [`MigrationFailure::System`] if there are no threads.
+    pub fn new(ram: GuestRam, lanes: u8, verify: Verify) -> Result<Self, MigrationFailure> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(lanes.into())
+            .build()
+            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
+        let layout = ram.layout();
+        let regions = NullRegions::new(layout.clone(), lanes);
+        Ok(Self {
+            pool,
+            stripes: Stripes::new(lanes.into()),
+            dirty: DirtyBitmap::new(&layout),
+            ledger: Ledger::new(&layout, verify),
+            null_lanes: (0..lanes).map(|_| Box::new(NullLane) as Box<dyn Lane>).collect(),
+            slice_lanes: (0..lanes).map(|index| regions.lane(index.into())).collect(),
+            regions,
+            ram,
+        })
+    }
+
+    /// Registers every slice of RAM, as after a first round of a guest all of whose RAM is in use, and forgets the dirty pages.
+    pub fn register_all(&mut self) -> usize {
+        self.dirty.by(&self.pool, DirtyBitmap::fill);
+        let slices = self.regions.register(&self.dirty);
+        self.clear();
+        slices
+    }
+
+    /// What is dirty now.
+    pub fn dirty(&mut self) -> &mut DirtyBitmap {
+        &mut self.dirty
+    }
+
+    /// Forgets what is dirty, as a round does before it harvests.
+    pub fn clear(&mut self) {
+        self.dirty.by(&self.pool, DirtyBitmap::clear);
+    }
+
+    /// Harvests, as after the pause.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub fn harvest(&mut self, log: &dyn DirtyLog) -> Result<u64, DirtyError> {
+        self.dirty.by(&self.pool, |dirty| dirty.harvest(log))
+    }
+
+    /// Has every block of RAM count as compared, as after a pass of hashing.
+    pub fn settle(&mut self) {
+        let all: Vec<_> = (0..self.ledger.len()).collect();
+        self.ledger.settle(&all, Duration::from_millis(1));
+    }
+
+    /// Notes the harvest for comparing.
+    pub fn note(&mut self) {
+        self.ledger.harvested(&self.dirty);
+    }
+
+    /// Plans the registration that a round needs; returns how many slices are missing.
+    #[must_use]
+    pub fn plan(&self) -> usize {
+        self.regions.register(&self.dirty)
+    }
+
+    /// Finds the dirty pages for lanes that do nothing with them, or also look up the slice of each; returns how many.
+    ///
+    /// # Errors
+    /// None is expected.
+    pub fn send(&mut self, look_up_slices: bool) -> Result<u64, MigrationFailure> {
+        let rounds = Rounds {
+            ram: &self.ram,
+            log: None,
+            stripes: &self.stripes,
+            pool: &self.pool,
+            brakes: Brakes { pace: &Pace::default(), check: &|| Ok(()) },
+            supply: None,
+        };
+        let lanes = if look_up_slices { &mut self.slice_lanes } else { &mut self.null_lanes };
+        Ok(rounds.send(2, &self.dirty, lanes)?.pages)
+    }
+}
+
+#[derive(Debug)]
+struct NullLane;
+
+impl Lane for NullLane {
+    fn write(&mut self, run: PageRun) -> Result<(), TransportError> {
+        black_box(run);
+        Ok(())
+    }
+
+    fn fence(&mut self, _round: u32) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::dirty::{SoftwareBitmap, SoftwareLog};
+
+    #[test]
+    fn it_finds_what_is_dirty_and_plans_only_what_is_not_registered() {
+        const PAGES: u64 = 20_000;
+        let len = usize::try_from(PAGES * 4096).unwrap();
+        let memory: GuestMemoryMmap<SoftwareBitmap> =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).unwrap();
+        let ram = GuestRam::from_vm_memory(&memory).unwrap();
+        let mut blackout = Blackout::new(ram, 2, Verify::Final).unwrap();
+        blackout.dirty().regions_mut()[0].mark(7..8);
+        assert_eq!((blackout.plan(), blackout.plan()), (1, 0));
+        assert!(blackout.register_all() > 1);
+        assert_eq!(blackout.harvest(&SoftwareLog::new(&memory)).unwrap(), 0);
+        blackout.dirty().regions_mut()[0].mark(7..PAGES - 1);
+        blackout.settle();
+        blackout.note();
+        for look_up_slices in [false, true] {
+            assert_eq!(blackout.send(look_up_slices).unwrap(), PAGES - 8);
+        }
+        assert_eq!(blackout.plan(), 0);
+    }
+}
