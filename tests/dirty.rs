@@ -195,7 +195,8 @@ fn runs(dirty: &DirtyBitmap) -> Vec<(u64, u64)> {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn log_of(vm: &VmFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, DirtyError> {
-    // SAFETY: what is set in the slots of these VMs is memory that `ram` keeps mapped for as long as the VM is used.
+    // SAFETY: what is set in the slots of these VMs is memory that `ram` keeps mapped for as long as the VM
+    // is used.
     unsafe { KvmLog::new(descriptor(vm), slots, ram) }
 }
 

@@ -35,8 +35,8 @@ impl SoftwareBitmap {
         self.marks.take(taken);
     }
 
-    /// The same of some words, so that several takers have a part each: the first of them is a multiple of 64, and what the
-    /// last lacks to one is taken, too.
+    /// The same of some words, so that several takers have a part each: the first of them is a multiple of
+    /// 64, and what the last lacks to one is taken, too.
     pub fn take_words(&self, words: Range<usize>, taken: impl FnMut(usize, u64)) {
         self.marks.take_words(words, taken);
     }

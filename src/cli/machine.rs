@@ -151,7 +151,8 @@ impl Guest for MachineGuest {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
-    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and deletes none as long as it exists.
+    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and
+    // deletes none as long as it exists.
     unsafe { KvmLog::new(vm, slots, ram) }.map_err(GuestError::new)
 }
 

@@ -37,8 +37,8 @@ impl DirtyBitmap {
         &mut self.regions
     }
 
-    /// Adds the pages written since the last harvest; returns how many are dirty then. Of large RAM the workers of the
-    /// current pool do this together.
+    /// Adds the pages written since the last harvest; returns how many are dirty then. Of large RAM the
+    /// workers of the current pool do this together.
     ///
     /// # Errors
     /// As for [`DirtyLog::harvest`].
@@ -52,7 +52,8 @@ impl DirtyBitmap {
         Ok(self.count())
     }
 
-    /// Does something with the bitmap by the workers of a pool if it is large. Otherwise they would take longer to wake up.
+    /// Does something with the bitmap by the workers of a pool if it is large. Otherwise they would take
+    /// longer to wake up.
     pub(crate) fn by<T: Send>(&mut self, pool: &ThreadPool, work: impl FnOnce(&mut Self) -> T + Send) -> T {
         if self.is_large() { pool.install(|| work(self)) } else { work(self) }
     }
@@ -143,8 +144,8 @@ impl DirtyRegion {
         self.whole(|all| all.mark_words(first_word, words));
     }
 
-    /// Has the workers of the current pool mark the region's parts, of so many [stripes](super::Stripe) each; what is
-    /// left after the last is part of it. A region of a single part is left to the caller's thread.
+    /// Has the workers of the current pool mark the region's parts, of so many [stripes](super::Stripe) each;
+    /// what is left after the last is part of it. A region of a single part is left to the caller's thread.
     ///
     /// # Errors
     /// That of the first part that fails. What was marked stays so.

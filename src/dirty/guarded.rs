@@ -11,9 +11,11 @@ const BITMAP_BYTES_MAX: usize = (1 << 31) / 8;
 /// A multiple of the page size of any host.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Words that end where inaccessible pages begin: whatever the kernel writes too much gives `EFAULT`, and nothing is overwritten.
+/// Words that end where inaccessible pages begin: whatever the kernel writes too much gives `EFAULT`, and
+/// nothing is overwritten.
 ///
-/// Behind the words lies as much as the longest bitmap takes, so this holds in whatever order the kernel copies.
+/// Behind the words lies as much as the longest bitmap takes, so this holds in whatever order the kernel
+/// copies.
 #[derive(Debug)]
 pub(super) struct GuardedWords {
     mapping: NonNull<u8>,
@@ -49,8 +51,8 @@ impl GuardedWords {
         let offset = self.open_bytes - len * size_of::<u64>();
         // SAFETY: `offset` is at most the accessible length.
         let first = unsafe { self.mapping.add(offset) };
-        // SAFETY: the range is accessible memory of this mapping alone, borrowed with `self`; it is aligned, as its end is at a page's
-        // end and its length in words, and any bits are a word.
+        // SAFETY: the range is accessible memory of this mapping alone, borrowed with `self`; it is aligned,
+        // as its end is at a page's end and its length in words, and any bits are a word.
         unsafe { slice::from_raw_parts_mut(first.cast().as_ptr(), len) }
     }
 }

@@ -41,10 +41,10 @@ pub struct KvmSlot {
 
 /// KVM's dirty log: what the vCPUs write.
 ///
-/// With manual protection, `KVM_GET_DIRTY_LOG` only reads and `KVM_CLEAR_DIRTY_LOG` write-protects, in parts, just before
-/// the pages are read; "initially set" spares the kernel a walk over all of RAM at the start. Both ioctls take one lock
-/// per VM in the kernel, so calling them from several threads overlaps them with sending, and with what is done with the
-/// bits, and speeds up nothing else.
+/// With manual protection, `KVM_GET_DIRTY_LOG` only reads and `KVM_CLEAR_DIRTY_LOG` write-protects, in parts,
+/// just before the pages are read; "initially set" spares the kernel a walk over all of RAM at the start.
+/// Both ioctls take one lock per VM in the kernel, so calling them from several threads overlaps them with
+/// sending, and with what is done with the bits, and speeds up nothing else.
 ///
 /// `KVM_GET_DIRTY_LOG` copies the bitmap of a whole slot. A VMM with much RAM therefore does well to have slots of some tens
 /// of GiB, of which a bitmap is a few MiB: the copy is still in the processor's cache when it is OR-ed into the guest's
@@ -52,7 +52,8 @@ pub struct KvmSlot {
 #[derive(Debug)]
 pub struct KvmLog {
     slots: Slots,
-    /// What the kernel fills before it is OR-ed into the caller's bits: for each worker that harvests, from round to round.
+    /// What the kernel fills before it is OR-ed into the caller's bits: for each worker that harvests, from
+    /// round to round.
     scratch: Scratch,
 }
 
@@ -61,19 +62,20 @@ impl KvmLog {
     /// order of its regions, one or several for each, of a multiple of 64 pages save for a region's last.
     ///
     /// # Safety
-    /// Each of `slots` is a memory slot of `vm`, set with exactly these arguments and without flags, and until the log is dropped
-    /// the VMM neither sets nor deletes one of them.
+    /// Each of `slots` is a memory slot of `vm`, set with exactly these arguments and without flags. Until the log is
+    /// dropped, the VMM neither sets nor deletes any of them.
     ///
-    /// [`start`](DirtyLog::start) and [`stop`](DirtyLog::stop) set the slots again with other flags. KVM cannot be asked whether a slot
-    /// exists, and a slot that does not exist would be made: the guest would then write at these addresses of this process also
-    /// after RAM is unmapped and something else lies there.
+    /// The reason is that [`start`](DirtyLog::start) and [`stop`](DirtyLog::stop) set the slots again, with
+    /// other flags. KVM has no call that says beforehand whether a slot exists, and makes one that does not:
+    /// the guest could then write to these addresses of this process after its RAM is unmapped.
     ///
-    /// A VMM that replaces a slot all the same, to plug memory during a migration, ends the migration with an error as far as the
-    /// kernel's answers show it: [`DirtyError::SlotChanged`] or [`DirtyError::Ioctl`]. A slot's bitmap is never longer than the
-    /// buffer into which the kernel copies it, whatever the slot's size has become.
+    /// A VMM that replaces a slot all the same, to plug memory during a migration, gets
+    /// [`DirtyError::SlotChanged`] or [`DirtyError::Ioctl`] from the next harvest. The kernel never writes
+    /// outside of the buffer for its bitmap, whatever the slot's size has become.
     ///
     /// # Errors
-    /// [`DirtyError::Slot`] if a slot is not where it should be, [`DirtyError::NoMemory`] if there is none for a copy of the bitmap.
+    /// [`DirtyError::Slot`] if a slot is not where it should be; [`DirtyError::NoMemory`] if there is none for a copy
+    /// of the bitmap.
     pub unsafe fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let slots = Slots::new(vm, slots, ram)?;
         let scratch = Scratch::new(slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0));
@@ -97,8 +99,9 @@ impl KvmLog {
     ) -> Result<&'log [u64], DirtyError> {
         let log = scratch.last(slot.words());
         let Some(last) = log.len().checked_sub(1) else { return Ok(log) };
-        // The kernel writes as many words as its slot has, however long the VMM said that it is. More run into the buffer's guard, and
-        // fewer leave the last word as it was: which the kernel may have written by chance, though not both times.
+        // The kernel writes as many words as its slot has, however long the VMM said that it is. More run
+        // into the buffer's guard, and fewer leave the last word as it was: which the kernel may have written
+        // by chance, though not both times.
         for unwritten in [UNWRITTEN, !UNWRITTEN] {
             log[last] = unwritten;
             self.get_into(slot, log)?;
@@ -115,8 +118,8 @@ impl KvmLog {
             padding1: 0,
             __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: log.as_mut_ptr().cast() },
         };
-        // SAFETY: `log` ends where the guard of a `GuardedWords` begins, so the kernel writes to `log` alone or fails, whatever
-        // the slot's size.
+        // SAFETY: `log` ends where the guard of a `GuardedWords` begins, so the kernel writes to `log` alone
+        // or fails, whatever the slot's size.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_GET_DIRTY_LOG(), &request) };
         check(result, "KVM_GET_DIRTY_LOG", &slot.kvm).map_err(|error| match error {
             DirtyError::Ioctl { slot, error, .. } if error.raw_os_error() == Some(libc::EFAULT) => {
@@ -139,7 +142,8 @@ impl KvmLog {
                 dirty_bitmap: bits.as_ptr().cast_mut().cast(),
             },
         };
-        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it, and no more of it.
+        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it, and no more of
+        // it.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
         check(result, "KVM_CLEAR_DIRTY_LOG", &slot.kvm)
     }
@@ -302,8 +306,8 @@ impl Slots {
                 memory_size: slot.len_bytes,
                 userspace_addr: slot.host_address,
             };
-            // SAFETY: the structure is as the kernel wants it. The VMM set the slot with the same addresses and size, as whoever made
-            // the log promised, so the kernel changes the flags alone.
+            // SAFETY: the structure is as the kernel wants it. The VMM set the slot with the same addresses
+            // and size, as whoever made the log promised, so the kernel changes the flags alone.
             let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
             // On to the others all the same: as many as possible shall have the flags asked for.
             result = result.and(check(answer, "KVM_SET_USER_MEMORY_REGION", slot));

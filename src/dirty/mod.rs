@@ -45,9 +45,9 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if recording cannot begin; then it has not.
     fn start(&self) -> Result<(), DirtyError>;
 
-    /// Marks in `dirty`, the bits of `region`, the pages written since they were last rearmed or, for what needs no
-    /// rearming, last harvested. What is marked already stays so. The guest stands still meanwhile at the end, so a log of much RAM
-    /// has all workers [mark parts](DirtyRegion::mark_parts) of it.
+    /// Marks in `dirty`, the bits of `region`, the pages written since they were last rearmed or, for what
+    /// needs no rearming, last harvested. What is marked already stays so. The guest stands still meanwhile
+    /// at the end, so a log of much RAM has all workers [mark parts](DirtyRegion::mark_parts) of it.
     ///
     /// # Errors
     /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so all pages count as dirty.
@@ -101,7 +101,7 @@ pub enum DirtyError {
     },
     /// A memory slot has another size than the VMM said.
     #[error(
-        "memory slot {slot} is longer or shorter than the VMM said: its memory was plugged or unplugged meanwhile; migrate again once that is done"
+        "memory slot {slot} has another size than at the start: memory was plugged or unplugged; migrate again"
     )]
     SlotChanged {
         /// Its number.

@@ -46,7 +46,8 @@ impl<'region> DirtyPart<'region> {
         }
     }
 
-    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word `first_word`.
+    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word
+    /// `first_word`.
     pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
         let (blocks, rest) = words.as_chunks::<16>();
         for (index, block) in blocks.iter().enumerate() {
@@ -78,7 +79,8 @@ impl<'region> DirtyPart<'region> {
         self.added = self.added.wrapping_add(added);
     }
 
-    /// Changes the bits of pages of a part that is the whole region. What lies past the region's end is left out.
+    /// Changes the bits of pages of a part that is the whole region. What lies past the region's end is left
+    /// out.
     pub(super) fn edit(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
         let (mut first, end) = (pages.start, pages.end.min(self.pages));
         while first < end {
@@ -151,8 +153,8 @@ impl<'region> DirtyPart<'region> {
         parts
     }
 
-    /// Has the workers of the current pool do something with the parts of a region; a single part is done by the caller.
-    /// Returns how many more pages are dirty then, modulo 2^64, also after an error.
+    /// Has the workers of the current pool do something with the parts of a region; a single part is done by
+    /// the caller. Returns how many more pages are dirty then, modulo 2^64, also after an error.
     pub(super) fn each<E: Send>(
         self,
         stripes: impl IntoIterator<Item = usize>,
@@ -197,7 +199,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-        /// Marked in parts by several workers, of whatever sizes, a region is as if it had been marked at once.
+        /// Marked in parts by several workers, of whatever sizes, a region is as if it had been marked at
+        /// once.
         #[test]
         fn parts_together_are_the_region(
             pages in 1..40 * STRIPE_PAGES,
@@ -220,7 +223,8 @@ mod tests {
             prop_assert_eq!(parts.count(), whole.count());
             parts.clear();
             prop_assert_eq!(parts.count(), 0);
-            prop_assert!(parts.regions()[0].words().iter().chain(parts.regions()[0].nonzero()).all(|&word| word == 0));
+            let cleared = &parts.regions()[0];
+            prop_assert!(cleared.words().iter().chain(cleared.nonzero()).all(|&word| word == 0));
         }
     }
 

@@ -84,7 +84,8 @@ impl Ledger {
         }
     }
 
-    /// Takes note of a harvest, at the cost of a word for each stripe of RAM; of none if there is nothing to lose.
+    /// Takes note of a harvest, at the cost of a word for each stripe of RAM; of none if there is nothing to
+    /// lose.
     pub(crate) fn harvested(&mut self, dirty: &DirtyBitmap) {
         if self.passes == 0 {
             return;
@@ -164,7 +165,7 @@ mod tests {
         fn a_block_stays_settled_until_one_of_its_pages_is_written(
             pages in prop::collection::vec(1..3 * STRIPE_PAGES, 1..4),
             settled in prop::collection::vec(any::<prop::sample::Index>(), 0..40),
-            written in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..9),
+            written in prop::collection::vec(any::<[prop::sample::Index; 2]>(), 0..9),
         ) {
             let layout = layout(&pages);
             let mut ledger = Ledger::new(&layout, Verify::Final);
@@ -175,7 +176,7 @@ mod tests {
             left.retain(|index| !settled.contains(index));
             prop_assert_eq!(ledger.unsettled(), &left[..]);
             let mut dirty = DirtyBitmap::new(&layout);
-            for (region, page) in written {
+            for [region, page] in written {
                 let region = region.index(pages.len());
                 let page = page.index(usize::try_from(pages[region]).unwrap()) as u64;
                 dirty.regions_mut()[region].mark(page..page + 1);
