@@ -8,13 +8,17 @@ use std::thread;
 use common::{PATIENCE, TestGuest, TestHost, Watch, in_a_lab};
 use sterna::convergence::Limits;
 use sterna::destination::Receiver;
+use sterna::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
+use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::memory::GuestRam;
 use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
 use sterna::source::{Options, Tuning, migrate};
 use sterna::state::HostState;
 use sterna::transport::rdma::RdmaReach;
 use sterna::transport::{TransportChoice, TransportKind};
-use vm_memory::{Bytes, GuestAddress};
+use sterna::wire::Refusal;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const MIB: u64 = 1 << 20;
 const RAM_BYTES: u64 = 1024 * MIB;
@@ -101,4 +105,105 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
     let more = MORE_BYTES * ram_bytes / RAM_BYTES;
     assert!(after.iter().all(|&after| after <= before + more), "{before} before, {after:?} after");
     via.into_inner().expect("nobody panics")
+}
+
+/// Its pages were found by what this process has mapped: there is no file to ask.
+#[test]
+fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
+    let Some(listen) = rdma_or_skip() else { return };
+    let receiver = Receiver::bind(listen.parse().expect("an address")).expect("a free port");
+    let to = receiver.local_address().expect("a bound socket has an address").to_string();
+    let guest = AnonymousGuest::new();
+    for address in AnonymousGuest::used() {
+        guest.0.write_obj(address, GuestAddress(address)).expect("the address is in RAM");
+    }
+    let before = anonymous_kib();
+    let limits = Limits { downtime: PATIENCE, ..Limits::default() };
+    let options =
+        Options { transport: TransportChoice::Rdma, tuning: Tuning::new(limits), ..Options::default() };
+    let arrived = thread::scope(|scope| {
+        let receiving = scope.spawn(|| receiver.receive(&AnonymousHost).expect("the guest arrives"));
+        migrate(&guest, &to, &options, &Watch(|_: &Event| {})).expect("the guest moves");
+        receiving.join().expect("the destination does not panic").guest
+    });
+    let after = anonymous_kib();
+    for address in AnonymousGuest::used() {
+        let word: u64 = arrived.0.read_obj(GuestAddress(address)).expect("it is in RAM");
+        assert_eq!(word, address);
+    }
+    println!("before {before} KiB, after it {after} KiB, of both ends together");
+    assert!(after <= before + 2 * MORE_BYTES / 1024, "{before} before, {after} after");
+}
+
+/// Memory of this process alone, in KiB.
+fn anonymous_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says it");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// A guest that stands still.
+struct AnonymousGuest(GuestMemoryMmap<SoftwareBitmap>);
+
+impl AnonymousGuest {
+    fn new() -> Self {
+        let len = usize::try_from(RAM_BYTES).expect("it fits a 64-bit machine");
+        Self(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len)]).expect("address space"))
+    }
+
+    fn used() -> impl Iterator<Item = u64> {
+        (0..RAM_BYTES / STRIDE_BYTES).map(|index| index * STRIDE_BYTES + STRIDE_BYTES / 2)
+    }
+}
+
+impl Guest for AnonymousGuest {
+    fn name(&self) -> &'static str {
+        "tern"
+    }
+
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(&self.0).map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        Ok(Box::new(SoftwareLog::new(&self.0)))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn save(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn load(&self, _state: &[u8]) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+struct AnonymousHost;
+
+impl GuestHost for AnonymousHost {
+    type Guest = AnonymousGuest;
+
+    fn prepare(&self, _proposal: &Proposal<'_>) -> Result<AnonymousGuest, Refusal> {
+        Ok(AnonymousGuest::new())
+    }
 }

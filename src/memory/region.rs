@@ -46,6 +46,7 @@ impl GuestRam {
                 index: regions.len(),
                 layout: RegionLayout { guest_address, len_bytes: region.len() },
                 start,
+                anonymous: region.file_offset().is_none() && region.flags() & libc::MAP_ANONYMOUS != 0,
                 huge: region.is_hugetlbfs() == Some(true)
                     || region.file_offset().is_some_and(|file| lies_on_hugetlbfs(file.file())),
                 // What is written to a private mapping is not in its file, whose holes then tell nothing.
@@ -77,7 +78,15 @@ impl GuestRam {
             let (start, offset) = start.ok_or(MemoryError::TooLarge { guest_address, len_bytes })?;
             // SAFETY: `offset` is inside the mapping, checked above.
             let start = unsafe { start.add(offset) };
-            Ok(RamRegion { index, layout, start, huge: false, backing: None, _owner: mapping.clone() })
+            Ok(RamRegion {
+                index,
+                layout,
+                start,
+                anonymous: false,
+                huge: false,
+                backing: None,
+                _owner: mapping.clone(),
+            })
         };
         Ok(Self { regions: parts.regions.iter().enumerate().map(region).collect::<Result<_, _>>()? })
     }
@@ -112,6 +121,8 @@ pub struct RamRegion {
     index: usize,
     layout: RegionLayout,
     start: NonNull<u8>,
+    /// Whether it is memory of this process alone, without a file.
+    anonymous: bool,
     /// Whether its pages come from the pool of huge pages.
     huge: bool,
     backing: Option<Backing>,
@@ -166,6 +177,10 @@ impl RamRegion {
     #[must_use]
     pub fn is_of_huge_pages(&self) -> bool {
         self.huge
+    }
+
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous
     }
 
     pub(super) fn backing(&self) -> Option<&Backing> {

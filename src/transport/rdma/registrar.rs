@@ -11,7 +11,7 @@ use super::pinning::register;
 use super::slices::{BLOCK_PAGES, BatchSize, Slice, Slices};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::DirtyBitmap;
-use crate::memory::{GuestRam, PAGE_BYTES, PageRun, TouchedSearch};
+use crate::memory::{GuestRam, MappedSearch, PAGE_BYTES, PageRun, TouchedSearch};
 use crate::transport::{Supply, TransportError};
 use crate::wire::{Message, SLICES_MAX, SliceKey, SliceRange};
 
@@ -34,6 +34,7 @@ pub(super) struct Registrar {
     /// Rounds that began.
     rounds: AtomicU32,
     measured: Mutex<Measured>,
+    mapped: MappedSearch,
 }
 
 /// What registering took.
@@ -56,7 +57,14 @@ struct Registered {
 
 impl Registrar {
     pub(super) fn new(slices: Arc<Slices>, domain: Arc<ProtectionDomain>, ram: GuestRam) -> Self {
-        Self { slices, domain, ram, rounds: AtomicU32::new(0), measured: Mutex::default() }
+        Self {
+            slices,
+            domain,
+            ram,
+            rounds: AtomicU32::new(0),
+            measured: Mutex::default(),
+            mapped: MappedSearch::default(),
+        }
     }
 
     /// Begins a round. Not in `supply`, which may come to run only after the round has ended.
@@ -99,20 +107,24 @@ impl Registrar {
         dirty: &DirtyBitmap,
         search: &mut TouchedSearch,
     ) -> Result<Vec<Range<u64>>, TransportError> {
-        let region = usize::from(slice.region);
-        let run = PageRun { region, first_page: slice.first_page, pages: slice.pages };
+        let run = PageRun { region: slice.region.into(), first_page: slice.first_page, pages: slice.pages };
+        let region = &self.ram.regions()[run.region];
         let mut blocks = Vec::new();
         if self.rounds.load(Ordering::Relaxed) > 1 {
             blocks.extend(dirty_blocks(run, dirty));
-            if self.slices.is_limited() {
+            // Of anonymous memory lanes have had pages of zeros mapped everywhere by now.
+            if self.slices.is_limited() || region.is_anonymous() {
                 return Ok(blocks);
             }
         }
         // One look for a hole of many slices: what is written there meanwhile, a lane asks for.
-        if !search.expects_hole(run) {
-            for PageRun { first_page, pages, .. } in search.touched(&self.ram.regions()[region], run)? {
-                blocks.push(first_page / BLOCK_PAGES..(first_page + pages).div_ceil(BLOCK_PAGES));
-            }
+        let touched = match self.mapped.mapped(region, run) {
+            Some(mapped) => mapped,
+            None if search.expects_hole(run) => Vec::new(),
+            None => search.touched(region, run)?,
+        };
+        for PageRun { first_page, pages, .. } in touched {
+            blocks.push(first_page / BLOCK_PAGES..(first_page + pages).div_ceil(BLOCK_PAGES));
         }
         blocks.sort_unstable_by_key(|blocks| blocks.start);
         Ok(blocks)
