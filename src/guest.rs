@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use crate::dirty::DirtyLog;
@@ -66,17 +67,22 @@ pub trait Guest: Send + Sync {
     /// The VMM's own; the migration goes on without.
     fn throttle(&self, percent: u8) -> Result<(), GuestError>;
 
-    /// The state of vCPUs and devices, of a paused guest, at most 64 MiB. It may write to RAM, which is harvested again after.
+    /// Writes the state of vCPUs and devices, of a paused guest. It may write to RAM, which is harvested again after.
+    ///
+    /// What is written is sent at once, so a VMM need not have its state in one piece. A write waits where the link is slower than
+    /// the VMM, and fails where the state becomes longer than [`Options::state_max_bytes`](crate::source::Options) and the
+    /// destination allow: the attempt ends then, whatever this returns, and the guest runs on.
     ///
     /// # Errors
-    /// The VMM's own.
-    fn save(&self) -> Result<Vec<u8>, GuestError>;
+    /// The VMM's own, or that of a write.
+    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError>;
 
-    /// Puts a saved state into a machine that has never run. The state comes from a peer: bound and check everything.
+    /// Puts a saved state of `len_bytes` into a machine that has never run. The state comes from a peer: bound and check
+    /// everything. What was read of it is freed.
     ///
     /// # Errors
     /// The VMM's own; the machine will not be run.
-    fn load(&self, state: &[u8]) -> Result<(), GuestError>;
+    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError>;
 
     /// The guest's last sign of life, of one that gives any. Measures the downtime that the guest itself sees.
     fn heartbeat(&self) -> Option<Heartbeat>;

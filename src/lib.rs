@@ -44,6 +44,7 @@
 //! | [`transport`] | how pages travel: RDMA, TCP |
 //! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
+//! | [`saved_state`] | the saved state of vCPUs and devices on its way |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
 //! | [`handover`], [`state`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
 //! | [`preflight`] | what this machine has, and what mends what it lacks |
@@ -69,6 +70,7 @@ mod panics;
 pub mod preflight;
 pub mod progress;
 pub mod sampling;
+pub mod saved_state;
 pub mod source;
 pub mod state;
 pub mod transport;

@@ -367,7 +367,7 @@ fn a_state_that_was_damaged_on_its_way_is_not_loaded() {
     let running = source.run("tern", &["--dirty-rate=50"]);
     let receiving = destination.receive(&[]);
     let via = relay(receiving.address, |number, _, message| match message {
-        Message::Final(_) if number == 0 => Fate::Damage,
+        Message::State(_) if number == 0 => Fate::Damage,
         _ => Fate::Pass,
     });
     let ended = source.migrate("tern", via, &["--transport=tcp"]).wait().expect_code(10);

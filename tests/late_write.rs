@@ -14,7 +14,7 @@ use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
 use sterna::state::HostState;
 use sterna::transport::rdma::{RdmaReach, RdmaTuning};
 use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
-use sterna::wire::{Epoch, Final, Hello, Message};
+use sterna::wire::{Epoch, Final, Hello, Message, StateFrame};
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,17 +85,22 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
         details: guest.details().expect("it can be told"),
         lanes: offer.lanes(),
         lock: None,
+        state_bytes: 0,
     };
     control.send(&Message::Hello(hello)).expect("the destination hears");
-    let Message::Ready(ready, _) = hear(&mut control) else { panic!("the destination is not ready") };
+    let Message::Ready(ready, ..) = hear(&mut control) else { panic!("the destination is not ready") };
     let mut transport = offer.connect(ready, &control, &ram).expect("the lanes connect");
 
     guest.pause().expect("it can be paused");
-    let state = guest.save().expect("it can be saved");
+    let mut bytes = Vec::new();
+    guest.save(&mut bytes).expect("it can be saved");
+    let state_bytes = bytes.len() as u64;
     send_all(transport.as_mut(), &ram, &mut control);
     control.send(&Message::RoundClosed(1)).expect("the destination hears");
     let registered = pinned_kib();
-    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state };
+    // It is short enough for one frame.
+    control.send(&Message::State(StateFrame { offset: 0, bytes })).expect("the destination hears");
+    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state_bytes };
     control.send(&Message::Final(last)).expect("the destination hears");
     assert!(matches!(hear(&mut control), Message::Prepared(EPOCH, _)));
     // Both ends are in this process.

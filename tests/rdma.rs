@@ -331,7 +331,7 @@ fn falls_back_to_tcp(
 fn queue_pairs_that_do_not_connect_make_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
     falls_back_to_tcp(&device, &["--memory=16M"], "ibv_modify_qp failed", |message| {
-        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, _) = message {
+        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
             // Of the block for documentation: nobody has a route to it.
             let nowhere = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
             endpoints.iter_mut().for_each(|endpoint| endpoint.gid = nowhere);
@@ -348,7 +348,7 @@ fn an_rdma_network_that_fails_while_the_guest_runs_makes_way_for_tcp() {
         &["--memory=32M", BUSY],
         "no answer from the peer after all retries",
         |message| {
-            if let Message::Ready(LaneReady::Rdma { endpoints, .. }, _) = message {
+            if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
                 endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
             }
         },

@@ -541,7 +541,7 @@ fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
     let receiving = hosts.receive("a", &[&format!("--listen={address}"), "--once"]);
     // The peer has no such queue pair: writes have no answer.
     let between = go_between(address, receiving.address, |message| {
-        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, _) = message {
+        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
             endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
         }
     });

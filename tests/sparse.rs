@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{BufRead, Write};
 use std::sync::Mutex;
 use std::thread;
 
@@ -111,7 +112,9 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
 #[test]
 fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let Some(listen) = rdma_or_skip() else { return };
-    let receiver = Receiver::bind(listen.parse().expect("an address")).expect("a free port");
+    let state = HostState::lost_with_this_process;
+    let claim = state().start("tern", false).expect("the name is free");
+    let receiver = Receiver::bind(listen.parse().expect("an address"), state()).expect("a free port");
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let guest = AnonymousGuest::new();
     for address in AnonymousGuest::used() {
@@ -123,7 +126,7 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
         Options { transport: TransportChoice::Rdma, tuning: Tuning::new(limits), ..Options::default() };
     let arrived = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&AnonymousHost).expect("the guest arrives"));
-        migrate(&guest, &to, &options, &Watch(|_: &Event| {})).expect("the guest moves");
+        migrate(&guest, &claim, &to, &options, &Watch(|_: &Event| {})).expect("the guest moves");
         receiving.join().expect("the destination does not panic").guest
     });
     let after = anonymous_kib();
@@ -185,11 +188,11 @@ impl Guest for AnonymousGuest {
         Ok(())
     }
 
-    fn save(&self) -> Result<Vec<u8>, GuestError> {
-        Ok(Vec::new())
+    fn save(&self, _state: &mut dyn Write) -> Result<(), GuestError> {
+        Ok(())
     }
 
-    fn load(&self, _state: &[u8]) -> Result<(), GuestError> {
+    fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::Criterion;
 use sterna::memory::{RamLayout, RegionLayout};
 use sterna::wire::{
-    DIGESTS_MAX, Epoch, FRAME_BYTES_MAX, Final, Hello, LaneOffer, Message, PageFrame, RUN_LEN, RUNS_MAX,
-    SLICES_MAX, SliceRange, WireRun,
+    DIGESTS_MAX, Epoch, FRAME_BYTES_MAX, Hello, LaneOffer, Message, PageFrame, RUN_LEN, RUNS_MAX, SLICES_MAX,
+    STATE_FRAME_MAX, SliceRange, StateFrame, WireRun,
 };
 use sterna_bench::ram::run;
 use sterna_bench::{Stage, criterion};
@@ -31,13 +31,24 @@ fn messages() -> Vec<(&'static str, Message)> {
     let (name, ram, details) = ("tern".into(), RamLayout { regions }, vec![1; 4096]);
     let slices =
         (0..SLICES_MAX as u64).map(|n| SliceRange { region: 1, first_page: n << 16, pages: 1 << 16 });
-    let state = vec![0x5a; 4 << 20];
+    let state = StateFrame { offset: 4 << 20, bytes: vec![0x5a; STATE_FRAME_MAX] };
     vec![
         ("go", Message::Go(epoch)),
-        ("hello", Message::Hello(Hello { epoch, name, ram, details, lanes: LaneOffer::Tcp(4), lock: None })),
+        (
+            "hello",
+            Message::Hello(Hello {
+                epoch,
+                name,
+                ram,
+                details,
+                lanes: LaneOffer::Tcp(4),
+                lock: None,
+                state_bytes: 0,
+            }),
+        ),
         ("register slices, 1024", Message::RegisterSlices(slices.collect())),
         ("digests, 16384", Message::Digests(vec![[0xa5; 32]; DIGESTS_MAX])),
-        ("final, state of 4 MiB", Message::Final(Final { epoch, round: 9, compare_blocks: 0, state })),
+        ("state, 256 KiB", Message::State(state)),
     ]
 }
 

@@ -6,6 +6,7 @@ mod dirty_log;
 mod downtime;
 mod peers;
 mod scan;
+mod state;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,8 @@ enum Command {
     Blackout(blackout::BlackoutArgs),
     /// See what journals and comparing memory add to the downtime, and where its milliseconds go
     Downtime(downtime::DowntimeArgs),
+    /// See what a long saved state adds to the downtime, beside what the link needs for it
+    State(state::StateArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,5 +46,6 @@ fn main() -> ExitCode {
         Command::Convergence(args) => convergence::run(&args),
         Command::Blackout(args) => blackout::run(&args),
         Command::Downtime(args) => downtime::run(&args),
+        Command::State(args) => state::run(&args),
     }
 }

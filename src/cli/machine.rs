@@ -1,5 +1,6 @@
 //! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
 
+use std::io::{self, BufRead, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,10 +14,12 @@ use sterna::memory::GuestRam;
 use sterna::preflight;
 use sterna::wire::Refusal;
 use sterna_vmm::{
-    CpuDescription, DirtyTracking, MachineConfig, MachineError, MachineKind, SharedMachine, host_cpu,
+    CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, SharedMachine,
+    host_cpu,
 };
 
 use super::arriving::Arriving;
+use super::device_state;
 use super::dirty_log::{DirtyLogArgs, RingLog};
 use super::server::Server;
 use super::signals;
@@ -29,23 +32,30 @@ pub(crate) struct MachineGuest {
     pub(crate) machine: SharedMachine,
     /// Its control socket, which holds the name from the first moment on.
     pub(crate) socket: Server,
+    /// How much state a made-up device adds to the machine's.
+    device_state_bytes: u64,
     cost: Mutex<SwitchCost>,
 }
 
 impl MachineGuest {
     pub(crate) fn new(name: String, machine: SharedMachine, socket: Server) -> Self {
-        Self { name, machine, socket, cost: Mutex::default() }
+        Self { name, machine, socket, device_state_bytes: 0, cost: Mutex::default() }
+    }
+
+    /// The same, with a made-up device that has so much state.
+    pub(crate) fn with_device_state(self, device_state_bytes: u64) -> Self {
+        Self { device_state_bytes, ..self }
     }
 
     /// Pauses, saves and resumes a guest that has just been started, so that it is known how long that takes.
-    pub(crate) fn rehearse(&self) -> Result<(), MachineError> {
-        self.timed(|cost| &mut cost.pause, || self.machine.pause())?;
-        let saved = self.timed(|cost| &mut cost.save, || self.machine.save());
-        self.machine.resume()?;
-        let state = saved?;
+    pub(crate) fn rehearse(&self) -> Result<(), GuestError> {
+        self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)?;
+        let saved = self.save(&mut io::sink());
+        self.machine.resume().map_err(GuestError::new)?;
+        saved?;
         let mut cost = self.cost();
         // Nobody has loaded it yet; it is as much work.
-        (cost.state_bytes, cost.load) = (state.len() as u64, cost.save);
+        cost.load = cost.save;
         Ok(())
     }
 
@@ -72,12 +82,34 @@ impl MachineGuest {
     }
 }
 
+/// Writes on, and sees how much that is and how long it waits for it.
+struct Measured<'save> {
+    to: &'save mut dyn Write,
+    bytes: u64,
+    waited: Duration,
+}
+
+impl Write for Measured<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let began = Instant::now();
+        let count = self.to.write(bytes)?;
+        self.waited += began.elapsed();
+        self.bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 /// What a destination needs to make the same machine.
 #[derive(Serialize, Deserialize)]
 struct Details {
     kind: MachineKind,
     config: MachineConfig,
     cpu: CpuDescription,
+    device_state_bytes: u64,
 }
 
 impl Guest for MachineGuest {
@@ -88,7 +120,8 @@ impl Guest for MachineGuest {
     fn details(&self) -> Result<Vec<u8>, GuestError> {
         let (kind, config, cpu) =
             (self.machine.kind(), self.machine.config().clone(), self.machine.cpu().clone());
-        postcard::to_stdvec(&Details { kind, config, cpu }).map_err(GuestError::new)
+        let device_state_bytes = self.device_state_bytes;
+        postcard::to_stdvec(&Details { kind, config, cpu, device_state_bytes }).map_err(GuestError::new)
     }
 
     fn ram(&self) -> Result<GuestRam, GuestError> {
@@ -128,17 +161,35 @@ impl Guest for MachineGuest {
         self.machine.throttle(percent).map_err(GuestError::new)
     }
 
-    fn save(&self) -> Result<Vec<u8>, GuestError> {
-        let state = self.timed(|cost| &mut cost.save, || self.machine.save()).map_err(GuestError::new)?;
-        self.cost().state_bytes = state.len() as u64;
-        Ok(state)
+    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
+        let began = Instant::now();
+        let mut state = Measured { to: state, bytes: 0, waited: Duration::ZERO };
+        let machine = self.machine.save().map_err(GuestError::new)?;
+        state.write_all(&machine).map_err(GuestError::new)?;
+        device_state::write(self.device_state_bytes, &mut state).map_err(GuestError::new)?;
+        let mut cost = self.cost();
+        // What the link takes is the engine's to say.
+        (cost.state_bytes, cost.save) = (state.bytes, began.elapsed().saturating_sub(state.waited));
+        Ok(())
     }
 
-    fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
         signals::guest_is_ready();
-        self.timed(|cost| &mut cost.load, || self.machine.load(state)).map_err(GuestError::new)?;
+        let machine_bytes = len_bytes
+            .checked_sub(self.device_state_bytes)
+            .filter(|&bytes| bytes <= MAX_STATE_BYTES as u64)
+            .ok_or_else(|| GuestError::new("the saved state is not of this machine's length"))?;
+        self.timed(
+            |cost| &mut cost.load,
+            || {
+                let mut machine = Vec::new();
+                (&mut *state).take(machine_bytes).read_to_end(&mut machine).map_err(GuestError::new)?;
+                device_state::check(self.device_state_bytes, state).map_err(GuestError::new)?;
+                self.machine.load(&machine).map_err(GuestError::new)
+            },
+        )?;
         let mut cost = self.cost();
-        (cost.state_bytes, cost.save) = (state.len() as u64, cost.load);
+        (cost.state_bytes, cost.save) = (len_bytes, cost.load);
         Ok(())
     }
 
@@ -210,6 +261,6 @@ impl GuestHost for MachineHost {
         let machine = dirty_log.new_machine(details.kind, details.config).map_err(incompatible)?;
         let socket = Server::new(socket);
         socket.serve(Arc::new(Arriving { pending: self.pending.clone() }));
-        Ok(MachineGuest::new(name, machine, socket))
+        Ok(MachineGuest::new(name, machine, socket).with_device_state(details.device_state_bytes))
     }
 }

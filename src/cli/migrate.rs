@@ -16,6 +16,7 @@ use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::output::{errln, outln};
 use super::protocol::{Answer, Failure, Move, Request, Tune};
+use super::size::Size;
 use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
 
@@ -29,7 +30,7 @@ pub(crate) struct MigrateArgs {
     to: Option<String>,
     /// Change a limit of a migration that is under way, by the name of its option; may be given more than once, but with no
     /// other option than --json
-    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "LaneArgs", "LimitArgs"])]
+    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "state_max", "LaneArgs", "LimitArgs"])]
     set: Vec<String>,
     /// Show how a migration goes that is under way, and end as the command would that began it. Ctrl-C ends the watching alone
     #[arg(long, conflicts_with_all = ["to", "set", "verify", "LaneArgs", "LimitArgs"])]
@@ -51,6 +52,9 @@ pub(crate) struct MoveArgs {
     pub(crate) lanes: LaneArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
+    /// Send no more state of vCPUs and devices than this, for which the guest stands still [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) state_max: Option<Size>,
 }
 
 /// When to switch, and what to do when it does not come to that. What is not given is as the library has it.
@@ -147,7 +151,13 @@ impl From<VerifyChoice> for Verify {
 
 impl MoveArgs {
     pub(crate) fn request(&self, to: String, verify: VerifyChoice) -> Move {
-        Move { to, lanes: self.lanes.clone(), limits: self.limits.tune(), verify: verify.into() }
+        Move {
+            to,
+            lanes: self.lanes.clone(),
+            limits: self.limits.tune(),
+            state_max_bytes: self.state_max.map(|size| size.0),
+            verify: verify.into(),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod arriving;
 mod cancel;
 mod check;
 mod demo;
+mod device_state;
 mod dirty_log;
 mod dirty_rate;
 mod exit;

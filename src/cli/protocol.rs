@@ -44,6 +44,7 @@ pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) lanes: LaneArgs,
     pub(crate) limits: Tune,
+    pub(crate) state_max_bytes: Option<u64>,
     pub(crate) verify: Verify,
 }
 
@@ -155,6 +156,7 @@ impl Move {
             lanes: self.lanes.lanes,
             rdma: self.lanes.tuning(),
             tuning: Tuning::new(limits),
+            state_max_bytes: self.state_max_bytes,
             verify: self.verify,
             ..Options::default()
         })

@@ -11,6 +11,7 @@ use sterna::destination::{Arrival, Receiver};
 use sterna::guest::Guest;
 use sterna::image::Store;
 use sterna::lock::Lock;
+use sterna::saved_state::STATE_MAX_DEFAULT;
 use sterna::state::HostState;
 use sterna::transport::rdma::load_ahead;
 
@@ -45,8 +46,12 @@ pub(crate) struct ReceiveArgs {
     /// Pin at most so much memory for RDMA; the rest takes turns [default: what `ulimit -l` allows]
     #[arg(long, value_name = "SIZE")]
     pin_limit: Option<Size>,
+    /// Take no guest whose vCPUs and devices have more state to save than this; it is held in memory until it is loaded
+    /// [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    state_max: Option<Size>,
     /// Wait for a file instead, which `sterna send` brings: its path here, or a folder in which it keeps its name
-    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max", "DirtyLogArgs"])]
+    #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max", "state_max", "DirtyLogArgs"])]
     into: Option<PathBuf>,
     /// Replace a file that is there already
     #[arg(long, requires = "into")]
@@ -90,6 +95,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
         .map(|receiver| receiver.with_hold(Duration::from_secs(args.hold)))
         .map(|receiver| receiver.with_lock(lock.clone()))
+        .map(|receiver| receiver.with_state_max(args.state_max.map_or(STATE_MAX_DEFAULT, |size| size.0)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
         Ok(opened) => opened,

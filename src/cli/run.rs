@@ -66,6 +66,9 @@ pub(crate) struct GuestArgs {
     /// What runs the guest
     #[arg(long, value_enum, default_value_t)]
     pub(crate) machine: MachineChoice,
+    /// Give the guest a device with so much state to save and load, for tests and benchmarks
+    #[arg(long, default_value = "0", value_name = "SIZE", hide = true)]
+    pub(crate) device_state: Size,
     #[command(flatten)]
     pub(crate) dirty_log: DirtyLogArgs,
 }
@@ -169,7 +172,8 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
             error => refused(&error),
         })?;
     let name = args.name.clone();
-    let guest = MachineGuest::new(name.clone(), machine, Server::new(socket));
+    let guest = MachineGuest::new(name.clone(), machine, Server::new(socket))
+        .with_device_state(args.guest.device_state.0);
     guest.rehearse().map_err(|error| (Exit::Failed, error.to_string()))?;
     if args.json {
         outln!(

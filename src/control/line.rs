@@ -15,10 +15,13 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{ControlError, SILENT_BEATS};
 use crate::panics::{Panicked, caught};
-use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, WireError};
+use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, STATE_FRAME_MAX, WireError};
 
 /// How many bytes of messages wait to be received before no more are read from the connection.
 const INBOX_BYTES_MAX: usize = 8 << 20;
+
+/// The longest body of a frame of state, bytes and offset.
+const STATE_BODY_MAX: usize = STATE_FRAME_MAX + size_of::<u64>();
 
 /// What a message in the inbox counts for besides its body.
 const MESSAGE_BYTES: usize = 256;
@@ -33,12 +36,14 @@ pub(super) struct Line {
     inbox: Mutex<Inbox>,
     /// Nothing more comes: so that lanes, which ask before each stripe, need not lock the inbox.
     ended: AtomicBool,
+    /// Memory for frames of state that may come.
+    state_buffers: Mutex<Vec<Vec<u8>>>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Inbox {
-    messages: VecDeque<(Message, usize)>,
+    arrived: VecDeque<(Arrived, usize)>,
     bytes: usize,
     /// Why nothing more comes.
     end: Option<End>,
@@ -48,6 +53,26 @@ struct Inbox {
     left: Option<Instant>,
     /// Connections that are of no use without this one.
     lanes: Vec<TcpStream>,
+}
+
+/// What has arrived and was not received yet.
+#[derive(Debug)]
+enum Arrived {
+    Message(Message),
+    /// A frame of saved state, which the thread that receives it checks: so this thread reads the next frame meanwhile.
+    State(FrameHead, Vec<u8>),
+}
+
+impl Arrived {
+    fn read(self) -> Result<Message, WireError> {
+        match self {
+            Self::Message(message) => Ok(message),
+            Self::State(head, body) => {
+                head.check(&body)?;
+                Message::decode_owned(head.kind.get(), body)
+            }
+        }
+    }
 }
 
 impl Inbox {
@@ -86,8 +111,9 @@ impl Line {
         // Short, so that beats are punctual.
         stream.set_read_timeout(Some(beat / 4))?;
         stream.set_write_timeout(Some(beat / 20))?;
-        let (inbox, ended, changed) = Default::default();
-        let line = Arc::new(Self { stream, beat, writing: Mutex::new(Ok(())), inbox, ended, changed });
+        let (inbox, ended, state_buffers, changed) = Default::default();
+        let writing = Mutex::new(Ok(()));
+        let line = Arc::new(Self { stream, beat, writing, inbox, ended, state_buffers, changed });
         let listener = Listener { line: line.clone(), beaten: Instant::now(), unanswered: 0 };
         thread::Builder::new().name("control".into()).spawn(move || listener.run())?;
         Ok(line)
@@ -159,10 +185,11 @@ impl Line {
             if inbox.interrupted {
                 return Err(ControlError::Interrupted);
             }
-            if let Some((message, bytes)) = inbox.messages.pop_front() {
+            if let Some((arrived, bytes)) = inbox.arrived.pop_front() {
                 inbox.bytes -= bytes;
                 self.changed.notify_all();
-                return Ok(Some(message));
+                drop(inbox);
+                return arrived.read().map(Some).map_err(|error| self.end_with(error));
             }
             if let Some(end) = &inbox.end {
                 return Err(end.error(awaited));
@@ -177,6 +204,17 @@ impl Line {
         }
     }
 
+    /// Nothing behind what is wrong is believed.
+    fn end_with(&self, error: WireError) -> ControlError {
+        let mut inbox = self.inbox();
+        inbox.arrived.clear();
+        inbox.bytes = 0;
+        inbox.end = Some(End::Wire(error.clone()));
+        inbox.shut_lanes();
+        self.changed.notify_all();
+        error.into()
+    }
+
     /// Whether anybody here may wait for the peer.
     pub(super) fn check_not_interrupted(&self) -> Result<(), ControlError> {
         if self.inbox().interrupted { Err(ControlError::Interrupted) } else { Ok(()) }
@@ -188,6 +226,29 @@ impl Line {
             return Ok(());
         }
         self.inbox().end.as_ref().map_or(Ok(()), |end| Err(end.error("the end of the transfer")))
+    }
+
+    /// How many buffers a state of this length needs that are not there.
+    pub(super) fn state_buffers_missing(&self, len_bytes: u64) -> u64 {
+        len_bytes.div_ceil(STATE_FRAME_MAX as u64).saturating_sub(self.state_buffers().len() as u64)
+    }
+
+    /// Adds a buffer; false if nothing more comes that would need it.
+    pub(super) fn add_state_buffer(&self) -> bool {
+        let is_over = {
+            let inbox = self.inbox();
+            inbox.end.is_some() || inbox.left.is_some()
+        };
+        if !is_over {
+            // Not zeros, so that it is touched.
+            let buffer = vec![1; STATE_BODY_MAX];
+            self.state_buffers().push(buffer);
+        }
+        !is_over
+    }
+
+    fn state_buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.state_buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a connection shut down when this one ends, so that nobody waits there for a peer that is gone.
@@ -212,7 +273,7 @@ impl Line {
     pub(super) fn leave(&self) {
         let mut inbox = self.inbox();
         inbox.left = Some(Instant::now());
-        inbox.messages.clear();
+        inbox.arrived.clear();
         inbox.lanes.clear();
         self.changed.notify_all();
         // An error means that the peer was faster.
@@ -244,7 +305,7 @@ impl Listener {
             }
         };
         let mut inbox = self.line.inbox();
-        inbox.end = Some(end);
+        inbox.end.get_or_insert(end);
         self.line.ended.store(true, Ordering::Release);
         inbox.shut_lanes();
         self.line.changed.notify_all();
@@ -260,12 +321,20 @@ impl Listener {
             if len > max {
                 return Err(WireError::TooLong { what: "a message", len, max }.into());
             }
-            let mut body = vec![0; len];
+            let mut body = match kind {
+                Message::STATE_KIND => self.line.state_buffers().pop().unwrap_or_default(),
+                _ => Vec::new(),
+            };
+            body.resize(len, 0);
             self.fill(&mut body)?;
+            if kind == Message::STATE_KIND {
+                self.deliver(Arrived::State(head, body), len + MESSAGE_BYTES)?;
+                continue;
+            }
             head.check(&body)?;
             match Message::decode(kind, &body)? {
                 Message::Beat => {}
-                message => self.deliver(message, len + MESSAGE_BYTES)?,
+                message => self.deliver(Arrived::Message(message), len + MESSAGE_BYTES)?,
             }
         }
     }
@@ -291,7 +360,7 @@ impl Listener {
     }
 
     /// Puts a message where it is received, once there is room.
-    fn deliver(&mut self, message: Message, bytes: usize) -> Result<(), End> {
+    fn deliver(&mut self, arrived: Arrived, bytes: usize) -> Result<(), End> {
         let line = self.line.clone();
         let mut inbox = line.inbox();
         while inbox.bytes > INBOX_BYTES_MAX && inbox.left.is_none() {
@@ -302,9 +371,9 @@ impl Listener {
             self.tick()?;
             inbox = line.inbox();
         }
-        if inbox.left.is_none() {
+        if inbox.left.is_none() && inbox.end.is_none() {
             inbox.bytes += bytes;
-            inbox.messages.push_back((message, bytes));
+            inbox.arrived.push_back((arrived, bytes));
             line.changed.notify_all();
         }
         Ok(())
@@ -341,7 +410,7 @@ mod tests {
 
     use super::*;
     use crate::control::BEAT;
-    use crate::wire::{DIGESTS_MAX, Epoch};
+    use crate::wire::{DIGESTS_MAX, Epoch, StateFrame};
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -413,6 +482,46 @@ mod tests {
         });
         assert!(line.send(b"more", "more").is_err(), "nobody could tell where it begins");
         line.leave();
+    }
+
+    #[test]
+    fn after_a_part_of_the_state_that_was_damaged_nothing_is_believed() {
+        let (ours, mut theirs) = pair();
+        let line = Line::start(ours, BEAT).unwrap();
+        let part = |offset| frame(&Message::State(StateFrame { offset, bytes: vec![7; 9] }));
+        let mut damaged = part(9);
+        damaged[FRAME_HEAD_LEN + 3] ^= 1;
+        theirs.write_all(&[part(0), damaged, part(18)].concat()).unwrap();
+        assert!(matches!(line.receive("state", None), Ok(Some(Message::State(_)))));
+        for _ in 0..2 {
+            let error = line.receive("state", None).unwrap_err();
+            assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
+        }
+        theirs.write_all(&frame(&Message::Go(Epoch([1; 16])))).unwrap();
+        let error = line.receive("GO", Some(Instant::now() + BEAT / 10)).unwrap_err();
+        assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
+        line.leave();
+    }
+
+    #[test]
+    fn memory_that_was_made_ready_is_what_a_state_arrives_in() {
+        let ((ours, mut theirs), len) = (pair(), 3 * STATE_FRAME_MAX as u64 - 1);
+        let line = Line::start(ours, BEAT).unwrap();
+        (0..line.state_buffers_missing(len)).for_each(|_| assert!(line.add_state_buffer()));
+        assert_eq!(line.state_buffers_missing(len), 0);
+        let ready: Vec<_> = line.state_buffers().iter().map(Vec::as_ptr).collect();
+        assert_eq!(ready.len(), 3);
+        for offset in 0..4 {
+            let bytes = vec![7; STATE_FRAME_MAX >> offset];
+            theirs.write_all(&frame(&Message::State(StateFrame { offset, bytes }))).unwrap();
+            let Ok(Some(Message::State(part))) = line.receive("state", None) else { panic!("no state") };
+            assert_eq!((part.offset, part.bytes.len()), (offset, STATE_FRAME_MAX >> offset));
+            assert!(part.bytes.iter().all(|&byte| byte == 7));
+            assert_eq!(ready.contains(&part.bytes.as_ptr()), offset < 3);
+            std::mem::forget(part);
+        }
+        line.leave();
+        assert!(!line.add_state_buffer(), "nothing more comes");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod line;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
@@ -159,6 +160,22 @@ impl Pulse {
     }
 }
 
+/// Sends frames that are made elsewhere, from any thread, between the messages of a control channel.
+#[derive(Clone, Debug)]
+pub(crate) struct FrameSender(Arc<Line>);
+
+impl FrameSender {
+    /// Sends a whole frame. `name` names it for the error.
+    ///
+    /// # Errors
+    /// As for [`ControlChannel::send`].
+    pub(crate) fn send(&self, frame: &[u8], name: &'static str) -> Result<(), ControlError> {
+        // What is short may be said after an interrupt; a frame is not.
+        self.0.check_not_interrupted()?;
+        self.0.send(frame, name)
+    }
+}
+
 impl ControlChannel {
     /// Connects to a destination at `HOST:PORT`, trying each of its addresses.
     ///
@@ -215,6 +232,23 @@ impl ControlChannel {
     /// Asks after the other end, from anywhere.
     pub(crate) fn pulse(&self) -> Pulse {
         Pulse(self.line.clone())
+    }
+
+    /// Makes memory ready for so many bytes of saved state, beside everything else: while the state arrives the guest stands still,
+    /// and to have memory for it takes longer than a fast link does. Without a thread for that it is made as the state arrives.
+    pub(crate) fn expect_state(&self, len_bytes: u64) {
+        let (line, missing) = (Arc::downgrade(&self.line), self.line.state_buffers_missing(len_bytes));
+        let work = move || {
+            (0..missing).all(|_| line.upgrade().is_some_and(|line| line.add_state_buffer()));
+        };
+        if let Err(error) = thread::Builder::new().name("state-memory".into()).spawn(work) {
+            tracing::warn!("no thread makes memory ready for the state of the guest: {error}");
+        }
+    }
+
+    /// Sends frames beside this channel's own.
+    pub(crate) fn frame_sender(&self) -> FrameSender {
+        FrameSender(self.line.clone())
     }
 
     /// The other end's address.
@@ -303,7 +337,6 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::thread;
 
     use super::*;
     use crate::wire::{Epoch, PROTOCOL_VERSION};

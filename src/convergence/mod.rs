@@ -27,5 +27,6 @@ pub use course::{Course, LaneLoad, Round};
 pub use decision::{Decision, Outlook};
 pub use forecast::{DirtyCurve, DirtySample, Forecast, ForecastRound, Plan};
 pub use limits::{IfStuck, IfStuckError, Limits, Policy};
+pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::{Downtime, HandoverCost, SAFETY, SwitchCost};
 pub use stuck::{Help, Stuck, Why};

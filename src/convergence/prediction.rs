@@ -9,6 +9,10 @@ use crate::memory::PAGE_BYTES;
 /// limit. Nine of ten predictions are within 15 % (`bench/README.md`).
 pub const SAFETY: f64 = 1.15;
 
+/// How much of a saved state the source holds between the VMM and the connection, in bytes: what may be left to send when the VMM
+/// has written all.
+pub(crate) const STATE_HELD_MAX: usize = 2 << 20;
+
 /// What a switch costs and nobody can measure before there was one: a running guest cannot be paused, saved or loaded to try.
 ///
 /// The default is what a small VMM takes, rounded up. A VMM whose devices take longer to save and to load says so in
@@ -59,7 +63,7 @@ pub struct HandoverCost {
 pub struct Downtime {
     /// Stopping the vCPUs.
     pub pause: Duration,
-    /// Saving their state and that of devices.
+    /// Saving their state and that of devices. As it travels meanwhile, this is how long a long one takes on the link.
     pub save: Duration,
     /// The last harvest.
     pub harvest: Duration,
@@ -69,7 +73,7 @@ pub struct Downtime {
     pub send: Duration,
     /// Comparing, at both ends.
     pub verify: Duration,
-    /// Sending the state, and the answer to it, without what the destination does in between other than to record it.
+    /// Sending what is left of the state, and the answer to it, without what the destination does in between other than to record it.
     pub transfer: Duration,
     /// Taking remote access away at the destination.
     pub revoke: Duration,
@@ -126,17 +130,20 @@ impl Downtime {
             None if bytes == 0.0 => Duration::ZERO,
             None => FOREVER,
         };
-        // It is short; what it takes on a link that nothing is known of is next to nothing.
+        // Most are short; what that takes on a link that nothing is known of is next to nothing.
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let state_bytes = if bandwidth.is_some() { cost.state_bytes as f64 } else { 0.0 };
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let held_bytes = state_bytes.min(STATE_HELD_MAX as f64);
         Some(Self {
             pause: cost.pause,
-            save: cost.save,
+            // What the source holds of it is on its way when the VMM has written all.
+            save: cost.save.max(on_the_wire(state_bytes - held_bytes)),
             harvest,
             register: handover.register,
             send: on_the_wire(left_bytes).saturating_sub(made_up_for) + round_trip,
             verify: Duration::ZERO,
-            transfer: on_the_wire(state_bytes) + round_trip + handover.record_there,
+            transfer: on_the_wire(held_bytes) + round_trip + handover.record_there,
             revoke: handover.revoke,
             load: cost.load,
             start: handover.record_here + round_trip + handover.record_there + cost.start,
@@ -213,10 +220,21 @@ mod tests {
         assert_eq!(parts.harvest, Duration::from_millis(4), "the quickest");
         // 90 MiB, and 22 ms at 90 MiB in 305 ms, at 1 MiB/ms; and a round trip of 2 ms.
         assert!((ms(parts.send) - (90.0 + 22.0 * 90.0 / 305.0 + 2.0)).abs() < 1e-3, "{parts:?}");
+        // Two of the 4 MiB of state are sent while the VMM saves.
         assert!((ms(parts.transfer) - (4.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
         assert_eq!((parts.register, parts.revoke), (handover.register, handover.revoke));
         assert_eq!(parts.start, Duration::from_millis(80 + 2 + 320 + 640));
         assert!(parts.without_pages(&course).total() < parts.total() - Duration::from_millis(90 + 1280));
+    }
+
+    #[test]
+    fn a_long_state_takes_what_the_link_needs_for_it_and_no_less_than_the_vmm() {
+        let course = course(&[round(1000, 0)]);
+        for (save_ms, added_ms) in [(0, 256.0), (100, 256.0), (300, 302.0)] {
+            let cost = SwitchCost { save: Duration::from_millis(save_ms), state_bytes: 256 << 20, ..NOTHING };
+            let added = predicted(&course, &cost).as_secs_f64() * 1e3;
+            assert!((added - added_ms).abs() < 1e-3, "{added} ms with {save_ms} ms of saving");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::handover::{DestinationAction, DestinationEvent, DestinationState, Han
 use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
 use crate::panics::{Panicked, caught};
+use crate::saved_state::ArrivingState;
 use crate::state::GuestClaim;
 use crate::transport::{Landing, Remains};
 use crate::verify::Checks;
@@ -31,18 +32,20 @@ pub(super) struct Attempt<G> {
     hold: Duration,
     pending: PendingArrival,
     checks: Checks,
+    /// What has arrived of its saved state.
+    state: ArrivingState,
 }
 
 impl<G: Guest> Attempt<G> {
     pub(super) fn new(
         guest: G,
-        (ram, landing): (&GuestRam, Box<dyn Landing>),
+        (ram, landing, state): (&GuestRam, Box<dyn Landing>, ArrivingState),
         (ownership, lock): (Ownership, Option<Lock>),
         (hold, pending): (Duration, PendingArrival),
     ) -> Self {
         pending.set(ArrivalPhase::Arriving, None);
         let (landing, checks) = (Some(landing), Checks::new(ram));
-        Self { guest, landing, remains: None, ownership, lock, hold, pending, checks }
+        Self { guest, landing, remains: None, ownership, lock, hold, pending, checks, state }
     }
 
     /// The guest that runs here now, and its name.
@@ -67,7 +70,7 @@ impl<G: Guest> Attempt<G> {
     /// Steps 2 and 3.
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
         let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-        match answer_rounds(landing.as_mut(), control, Some(&mut self.checks)) {
+        match answer_rounds(landing.as_mut(), control, Some((&mut self.checks, &mut self.state))) {
             Err(ReceiveError::Transport(error)) if error.may_fall_back() => {
                 self.let_go();
                 Err(await_other_lanes(control, self.ownership.epoch(), &error))
@@ -83,6 +86,7 @@ impl<G: Guest> Attempt<G> {
         visits: &mpsc::Receiver<Visit>,
         last: &Final,
     ) -> Result<Instant, ReceiveError> {
+        let mut state = self.state.complete(last.state_bytes)?;
         self.advance(DestinationEvent::Final(last.epoch), DestinationAction::Revoke)?;
         let revoking = Instant::now();
         self.remains = self.landing.take().map(<dyn Landing>::revoke).transpose()?;
@@ -92,7 +96,7 @@ impl<G: Guest> Attempt<G> {
         let verified_pages = self.checks.conclude(last.compare_blocks)?;
         let verify_us = micros(comparing.elapsed());
         let loading = Instant::now();
-        self.guest.load(&last.state)?;
+        self.guest.load(&mut state, last.state_bytes)?;
         let load_us = micros(loading.elapsed());
         let completion = Completion { verified_pages, revoke_us, verify_us, load_us };
         self.advance(DestinationEvent::Loaded, DestinationAction::SendPrepared)?;
@@ -343,6 +347,7 @@ fn micros(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, Write};
     use std::net::TcpListener;
     use std::sync::{Arc, Mutex};
 
@@ -454,11 +459,11 @@ mod tests {
             Ok(())
         }
 
-        fn save(&self) -> Result<Vec<u8>, GuestError> {
-            Ok(Vec::new())
+        fn save(&self, _state: &mut dyn Write) -> Result<(), GuestError> {
+            Ok(())
         }
 
-        fn load(&self, _state: &[u8]) -> Result<(), GuestError> {
+        fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
             self.0.lock().unwrap().push("load");
             Ok(())
         }
@@ -499,11 +504,11 @@ mod tests {
         let ownership = Ownership::new(GuestClaim::failing(fails), "source".into(), EPOCH).unwrap();
         let mut attempt = Attempt::new(
             guest,
-            (&ram, landing),
+            (&ram, landing, ArrivingState::new(0)),
             (ownership, None),
             (Duration::from_secs(5), PendingArrival::default()),
         );
-        let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state: Vec::new() };
+        let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state_bytes: 0 };
         let (_visits, coming) = mpsc::channel();
         let result = match attempt.switch(&mut control, &coming, &last) {
             Ok(go) => Ok(attempt.complete(&mut control, go)),
@@ -533,7 +538,12 @@ mod tests {
         let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true, releases: at_once() });
         let ownership = Ownership::new(GuestClaim::failing(&[]), "source".into(), EPOCH).unwrap();
         let (hold, pending) = (Duration::from_secs(3600), PendingArrival::default());
-        let mut attempt = Attempt::new(guest, (&ram, landing), (ownership, None), (hold, pending.clone()));
+        let mut attempt = Attempt::new(
+            guest,
+            (&ram, landing, ArrivingState::new(0)),
+            (ownership, None),
+            (hold, pending.clone()),
+        );
         for event in [DestinationEvent::Final(EPOCH), DestinationEvent::Revoked, DestinationEvent::Loaded] {
             attempt.ownership.on(event).unwrap();
         }

@@ -9,6 +9,7 @@ use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::panics::Panicked;
+use crate::saved_state::SavedStateError;
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
@@ -81,6 +82,9 @@ pub enum ReceiveError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The saved state.
+    #[error(transparent)]
+    SavedState(#[from] SavedStateError),
     /// The VMM.
     #[error("the VMM failed: {0}")]
     Guest(#[from] GuestError),

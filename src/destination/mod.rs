@@ -25,6 +25,7 @@ use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::lock::Lock;
 use crate::panics::caught_or;
+use crate::saved_state::{ArrivingState, STATE_MAX_DEFAULT};
 use crate::state::{GuestClaim, HostState, StateError};
 use crate::transport::{Landing, TransportError, land};
 use crate::verify::Checks;
@@ -39,6 +40,7 @@ pub struct Receiver {
     hold: Duration,
     pending: PendingArrival,
     lock: Option<Lock>,
+    state_max_bytes: u64,
 }
 
 impl Receiver {
@@ -50,7 +52,8 @@ impl Receiver {
         let listener = TcpListener::bind(address)
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
         let pending = PendingArrival::default();
-        Ok(Self { listener, pin_max_bytes: None, state, hold: HOLD, pending, lock: None })
+        let state_max_bytes = STATE_MAX_DEFAULT;
+        Ok(Self { listener, pin_max_bytes: None, state, hold: HOLD, pending, lock: None, state_max_bytes })
     }
 
     /// The same, with at most so much RAM registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK`
@@ -72,6 +75,12 @@ impl Receiver {
     #[must_use]
     pub fn with_lock(self, lock: Option<Lock>) -> Self {
         Self { lock, ..self }
+    }
+
+    /// The same, taking no saved state that is longer; 1 GiB unless told otherwise. It is held in memory until it is loaded.
+    #[must_use]
+    pub fn with_state_max(self, state_max_bytes: u64) -> Self {
+        Self { state_max_bytes, ..self }
     }
 
     /// The operator's handle on a guest that arrives.
@@ -264,10 +273,14 @@ impl Receiver {
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
         let [record_us, revoke_us] = [ownership.record_time(), landing.revoke_time()]
             .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-        control.send(&Message::Ready(landing.ready(), SwitchCosts { record_us, revoke_us }))?;
+        let state_max_bytes = self.state_max_bytes;
+        control
+            .send(&Message::Ready(landing.ready(), SwitchCosts { record_us, revoke_us, state_max_bytes }))?;
+        control.expect_state(hello.state_bytes.min(state_max_bytes));
         landing.connect(&self.listener).map_err(|error| explained(error, control))?;
         let holding = (self.hold, self.pending.clone());
-        Ok(Attempt::new(guest, (&ram, landing), (ownership, self.lock.clone()), holding))
+        let state = ArrivingState::new(state_max_bytes);
+        Ok(Attempt::new(guest, (&ram, landing, state), (ownership, self.lock.clone()), holding))
     }
 
     /// Both ends have a lock, the same, and it arbitrates between them; or neither has one.
@@ -309,11 +322,12 @@ fn explained(error: TransportError, control: &mut ControlChannel) -> ReceiveErro
     }
 }
 
-/// Answers what the source asks while pages arrive, until FINAL. `checks` takes the digests of RAM, where there may be any.
+/// Answers what the source asks while pages arrive, until FINAL. Of a guest `checks` takes the digests of RAM, and `state` what is
+/// saved of it.
 pub(crate) fn answer_rounds(
     landing: &mut dyn Landing,
     control: &mut ControlChannel,
-    mut checks: Option<&mut Checks>,
+    mut of_guest: Option<(&mut Checks, &mut ArrivingState)>,
 ) -> Result<Final, ReceiveError> {
     loop {
         // A round may take hours; that the source is alive, its beats tell.
@@ -325,11 +339,15 @@ pub(crate) fn answer_rounds(
             Message::ReleaseSlices(slices) => landing.release(&slices)?,
             Message::RoundClosed(round) => landing.await_round(round)?,
             Message::BlockDigests(BlockDigests { now, digests }) => {
-                let checks = checks.as_mut().ok_or(ReceiveError::OutOfTurn("digests"))?;
+                let (checks, _) = of_guest.as_mut().ok_or(ReceiveError::OutOfTurn("digests"))?;
                 checks.note(&digests)?;
                 if now {
                     control.send(&Message::Checked(checks.compare_now(&digests)?))?;
                 }
+            }
+            Message::State(frame) => {
+                let (_, state) = of_guest.as_mut().ok_or(ReceiveError::OutOfTurn("a saved state"))?;
+                state.push(frame)?;
             }
             Message::Final(last) => {
                 landing.await_round(last.round)?;
@@ -363,6 +381,7 @@ pub(crate) fn await_other_lanes(
                 | Message::RoundClosed(_)
                 | Message::Digests(_)
                 | Message::BlockDigests(_)
+                | Message::State(_)
                 | Message::Final(_),
             ) => {}
             Ok(other) => return ReceiveError::OutOfTurn(other.name()),

@@ -366,7 +366,7 @@ impl<'transfer> Transfer<'transfer> {
         let compare_blocks = blocks(&self.source.content.parts).len() as u64;
         let patience = self.patience();
         let (control, epoch) = self.way.control();
-        control.send(&Message::Final(Final { epoch, round, compare_blocks, state: Vec::new() }))?;
+        control.send(&Message::Final(Final { epoch, round, compare_blocks, state_bytes: 0 }))?;
         let digests = self.digests()?;
         self.options.cancel.check()?;
         self.source.check_unchanged()?;

@@ -104,6 +104,15 @@ pub enum MigrationFailure {
         /// The time allowed.
         timeout: Duration,
     },
+    /// The state of vCPUs and devices is longer than one of the ends carries. What it is longer than was looked at while the guest
+    /// could go on.
+    #[error("the saved state of the guest has {} MiB or more, and {limit}", state_bytes.div_ceil(1 << 20))]
+    StateTooLong {
+        /// How long it is expected to be, or was found to be at least.
+        state_bytes: u64,
+        /// What it may be.
+        limit: StateLimit,
+    },
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -164,6 +173,34 @@ impl From<Panicked> for MigrationFailure {
     fn from(Panicked(text): Panicked) -> Self {
         Self::Panicked(text)
     }
+}
+
+/// The longest saved state that one of the ends carries, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StateLimit {
+    /// What this side sends.
+    #[error("this side sends at most {}: migrate with a larger --state-max", mebibytes(*.0))]
+    Source(u64),
+    /// What the destination takes.
+    #[error(
+        "the destination takes at most {}: start `sterna receive` there with a larger --state-max",
+        mebibytes(*.0)
+    )]
+    Destination(u64),
+}
+
+impl StateLimit {
+    /// The limit in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Source(bytes) | Self::Destination(bytes) => bytes,
+        }
+    }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 20) { format!("{} MiB", bytes >> 20) } else { format!("{bytes} bytes") }
 }
 
 impl From<OpenError> for MigrationFailure {

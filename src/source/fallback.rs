@@ -30,7 +30,7 @@ impl Attempt<'_> {
         }
         self.log.stop()?;
         let lock = self.options.lock.as_ref().map(Lock::token).transpose()?;
-        let opening = hello(self.guest, self.link.ram.layout(), lock);
+        let opening = hello(self.guest, self.link.ram.layout(), lock, self.options.switch_cost.state_bytes);
         self.link.fall_back(why.to_owned(), &self.options.cancel, opening)?;
         self.observer.event(&self.link.connected());
         self.ownership.begin_anew(self.link.epoch)?;

@@ -180,7 +180,7 @@ impl Link {
     pub(crate) fn handover_cost(&self, dirty: &DirtyBitmap, here: Duration) -> HandoverCost {
         // A destination that says more is wrong, and no limit would allow it.
         let bounded = |micros| Duration::from_micros(micros).min(STEP_MAX);
-        let SwitchCosts { record_us, revoke_us } = self.costs_there;
+        let SwitchCosts { record_us, revoke_us, .. } = self.costs_there;
         let registration = self.transport.registration_expected(dirty);
         HandoverCost {
             register: registration.paused,

@@ -21,6 +21,7 @@ mod link;
 mod metered;
 mod ownership;
 mod rounds;
+mod saving;
 mod sheltered;
 mod switch;
 mod tuning;
@@ -31,7 +32,7 @@ use std::time::{Duration, Instant};
 #[doc(hidden)]
 pub use blackout::Blackout;
 pub use cancel::Cancel;
-pub use error::{GuestIs, MigrationError, MigrationFailure};
+pub use error::{GuestIs, MigrationError, MigrationFailure, StateLimit};
 pub use ownership::{Doubt, OpenError, StillInDoubt, Verdict};
 pub use tuning::Tuning;
 
@@ -70,6 +71,8 @@ pub struct Options {
     pub tuning: Tuning,
     /// What a switch is expected to cost where that cannot be measured beforehand.
     pub switch_cost: SwitchCost,
+    /// The longest state of vCPUs and devices that is sent, in bytes; `None`: 1 GiB. The destination has a limit of its own.
+    pub state_max_bytes: Option<u64>,
     /// How much of RAM both ends compare. What it adds to the downtime is in the report.
     pub verify: Verify,
     /// What arbitrates between the two hosts. It must be held already, and the destination must have it too. After the migration the
@@ -130,8 +133,11 @@ fn prepare(
 ) -> Result<(Link, Box<dyn DirtyLog>, RecordWriter), MigrationFailure> {
     let records = open_records(claim)?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
-    let hello = hello(guest, ram.layout(), options.lock.as_ref().map(Lock::token).transpose()?);
-    let link = Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
+    let lock = options.lock.as_ref().map(Lock::token).transpose()?;
+    let hello = hello(guest, ram.layout(), lock, options.switch_cost.state_bytes);
+    let mut link =
+        Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
+    saving::check_expected(&mut link, options)?;
     Ok((link, log, records))
 }
 
@@ -140,10 +146,11 @@ fn hello(
     guest: &dyn Guest,
     layout: RamLayout,
     lock: Option<LockToken>,
+    state_bytes: u64,
 ) -> impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure> {
     move |epoch, lanes| {
         let (name, details) = (guest.name().to_owned(), guest.details()?);
-        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes, lock }))
+        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes, lock, state_bytes }))
     }
 }
 

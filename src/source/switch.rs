@@ -25,6 +25,7 @@ pub(super) struct Switched {
 impl Attempt<'_> {
     /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
     pub(super) fn switch(&mut self) -> Result<Switched, MigrationFailure> {
+        let state = self.ready_to_save()?;
         self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let mut clock = Laps::new();
         let mut parts = Downtime::default();
@@ -35,7 +36,7 @@ impl Attempt<'_> {
         self.observer.event(&Event::Paused);
         self.options.cancel.check()?;
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
-        let state = self.guest.save()?;
+        let state = self.save(state)?;
         self.check_ram()?;
         parts.save = clock.lap();
         self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
@@ -49,9 +50,10 @@ impl Attempt<'_> {
         parts.verify = clock.lap();
         let round = self.round_number();
         let epoch = self.link.epoch;
-        self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state }))?;
+        let state_bytes = state.wait()?;
+        self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state_bytes }))?;
         self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
-        let (prepared, completion) = self.await_prepared()?;
+        let (prepared, completion) = self.await_prepared(state_bytes)?;
         let [verify, revoke, load] =
             [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
         (parts.revoke, parts.load) = (revoke, load);
@@ -135,8 +137,10 @@ impl Attempt<'_> {
         }
     }
 
-    fn await_prepared(&mut self) -> Result<(Epoch, Completion), MigrationFailure> {
-        let limit = STEP_MAX + self.verify_max();
+    fn await_prepared(&mut self, state_bytes: u64) -> Result<(Epoch, Completion), MigrationFailure> {
+        // 16 MiB/s is slow for loading the state.
+        let loading = Duration::from_secs(state_bytes >> 24);
+        let limit = STEP_MAX + loading + self.verify_max();
         match self.link.control.receive("PREPARED", Some(limit))? {
             Message::Prepared(epoch, completion) => Ok((epoch, completion)),
             other => Err(unexpected("PREPARED", self.link.epoch, other)),

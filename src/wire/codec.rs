@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use super::WireError;
 use super::message::{
     DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady, Message, NAME_MAX,
-    SLICES_MAX, STATE_MAX,
+    SLICES_MAX, STATE_FRAME_MAX, StateFrame,
 };
 use crate::memory::PAGE_BYTES;
 
@@ -44,8 +44,12 @@ impl Message {
             Self::Done(_) => 21,
             Self::BlockDigests(_) => 22,
             Self::Checked(_) => 23,
+            Self::State(_) => Self::STATE_KIND,
         }
     }
+
+    /// The kind of [`Message::State`].
+    pub(crate) const STATE_KIND: u16 = 24;
 
     /// The message's name, for errors and logs.
     #[must_use]
@@ -92,12 +96,24 @@ impl Message {
             Self::Beat => Ok(Vec::new()),
             Self::BlockDigests(body) => postcard::to_stdvec(body),
             Self::Checked(body) => postcard::to_stdvec(body),
+            Self::State(StateFrame { offset, bytes }) => Ok([bytes, &offset.to_le_bytes()[..]].concat()),
         }
         .map_err(|_| WireError::Malformed(what))?;
         if body.len() > max {
             return Err(WireError::TooLong { what, len: body.len(), max });
         }
         Ok(body)
+    }
+
+    /// The same as [`decode`](Self::decode), without a copy of what is long.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn decode_owned(kind: u16, body: Vec<u8>) -> Result<Self, WireError> {
+        match kind {
+            Self::STATE_KIND => StateFrame::decode(body).map(Self::State),
+            _ => Self::decode(kind, &body),
+        }
     }
 
     /// Reads a message of a kind from its body, and checks every bound that the body's length does not imply.
@@ -133,6 +149,7 @@ impl Message {
             21 => Self::Done(parse(what, body)?),
             22 => Self::BlockDigests(parse(what, body)?),
             23 => Self::Checked(parse(what, body)?),
+            Self::STATE_KIND => Self::State(StateFrame::decode(body.to_vec())?),
             other => return Err(WireError::Kind(other)),
         };
         message.check_bounds()?;
@@ -148,16 +165,29 @@ impl Message {
                 hello.lanes.check_bounds()
             }
             Self::OfferImage(offer) => offer.check_bounds(),
-            Self::Ready(LaneReady::Rdma { endpoints, .. }, _) => lanes_bound(endpoints.len()),
+            Self::Ready(LaneReady::Rdma { endpoints, .. }, ..) => lanes_bound(endpoints.len()),
             Self::RegisterSlices(slices) | Self::ReleaseSlices(slices) => {
                 bound("a list of slices", slices.len(), SLICES_MAX)
             }
             Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
             Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
             Self::BlockDigests(blocks) => bound("a list of digests", blocks.digests.len(), DIGESTS_MAX),
-            Self::Final(last) => bound("saved state", last.state.len(), STATE_MAX),
             _ => Ok(()),
         }
+    }
+}
+
+impl StateFrame {
+    /// The length of the offset behind the bytes.
+    const OFFSET_LEN: usize = size_of::<u64>();
+
+    fn decode(mut body: Vec<u8>) -> Result<Self, WireError> {
+        let bytes = body.len().checked_sub(Self::OFFSET_LEN).filter(|&bytes| bytes > 0);
+        let bytes = bytes.ok_or(WireError::Malformed("State"))?;
+        bound("a part of the saved state", bytes, STATE_FRAME_MAX)?;
+        let offset = body[bytes..].try_into().map_err(|_| WireError::Malformed("State"))?;
+        body.truncate(bytes);
+        Ok(Self { offset: u64::from_le_bytes(offset), bytes: body })
     }
 }
 
@@ -203,7 +233,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         5 => ("SliceKeys", SLICES_MAX * 24 + 8),
         6 => ("RoundClosed", 8),
         7 => ("Digests", DIGESTS_MAX * 32 + 8),
-        8 => ("Final", STATE_MAX + 64),
+        8 => ("Final", 64),
         9 => ("Prepared", 64),
         10 => ("Go", 16),
         11 => ("Running", 16),
@@ -219,6 +249,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         21 => ("Done", 16),
         22 => ("BlockDigests", DIGESTS_MAX * 37 + 8),
         23 => ("Checked", 8),
+        Message::STATE_KIND => ("State", STATE_FRAME_MAX + StateFrame::OFFSET_LEN),
         _ => return None,
     })
 }
@@ -263,6 +294,7 @@ mod tests {
             details: vec![1, 2, 3],
             lanes: LaneOffer::Tcp(2),
             lock: Some(LockToken([7; 16])),
+            state_bytes: u64::MAX,
         }
     }
 
@@ -284,14 +316,19 @@ mod tests {
             Message::Hello(hello()),
             Message::Ready(
                 LaneReady::Tcp(Token([1; 16])),
-                SwitchCosts { record_us: 700, revoke_us: u64::MAX },
+                SwitchCosts { record_us: 700, revoke_us: u64::MAX, state_max_bytes: 1 },
             ),
             Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
             Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
             Message::SliceKeys(Vec::new()),
             Message::RoundClosed(u32::MAX),
             Message::Digests(vec![[0xff; 32]; DIGESTS_MAX]),
-            Message::Final(Final { epoch: EPOCH, round: 4, compare_blocks: 8, state: vec![0; STATE_MAX] }),
+            Message::Final(Final {
+                epoch: EPOCH,
+                round: u32::MAX,
+                compare_blocks: u64::MAX,
+                state_bytes: u64::MAX,
+            }),
             Message::Prepared(
                 EPOCH,
                 Completion { verified_pages: u64::MAX, revoke_us: u64::MAX, verify_us: u64::MAX, load_us: 1 },
@@ -312,6 +349,7 @@ mod tests {
                 digests: vec![BlockDigest { block: u32::MAX, digest: [0xff; 32] }; DIGESTS_MAX],
             }),
             Message::Checked(u32::MAX),
+            Message::State(StateFrame { offset: u64::MAX, bytes: vec![7; STATE_FRAME_MAX] }),
         ]
     }
 
@@ -322,17 +360,21 @@ mod tests {
             let body = message.encode().unwrap();
             assert!(body.len() <= Message::body_max(kind).unwrap());
             assert_eq!(Message::decode(kind, &body).unwrap(), message);
+            assert_eq!(Message::decode_owned(kind, body).unwrap(), message);
         }
-        assert_eq!(Message::body_max(24), Err(WireError::Kind(24)));
+        assert_eq!(Message::body_max(25), Err(WireError::Kind(25)));
     }
 
     #[test]
     fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
-        for message in one_of_each() {
+        // A part of the state is as long as the head of its frame says, whose digest covers that.
+        let fixed = one_of_each().into_iter().filter(|message| !matches!(message, Message::State(_)));
+        for message in fixed {
             let mut body = message.encode().unwrap();
             assert!(Message::decode(message.kind(), &body[..body.len() - 1]).is_err(), "{}", message.name());
             body.push(0);
             assert!(Message::decode(message.kind(), &body).is_err(), "{}", message.name());
+            assert!(Message::decode_owned(message.kind(), body).is_err(), "{}", message.name());
         }
     }
 
@@ -412,10 +454,32 @@ mod tests {
         assert!(!cut.is_empty() && text.starts_with(&cut));
     }
 
+    #[test]
+    fn a_part_of_the_state_has_bytes_and_not_too_many() {
+        for bytes in [0, 8] {
+            let body = vec![0; bytes];
+            assert_eq!(Message::decode_owned(24, body), Err(WireError::Malformed("State")));
+        }
+        let body = vec![0; STATE_FRAME_MAX + 9];
+        assert!(matches!(Message::decode(24, &body), Err(WireError::TooLong { .. })));
+        assert!(matches!(Message::decode_owned(24, body), Err(WireError::TooLong { .. })));
+    }
+
     proptest! {
         #[test]
-        fn no_bytes_of_a_peer_make_it_panic(kind in 0..25u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = Message::decode(kind, &body);
+        fn no_bytes_of_a_peer_make_it_panic(kind in 0..26u16, body in prop::collection::vec(any::<u8>(), 0..300)) {
+            let read = Message::decode(kind, &body);
+            prop_assert_eq!(Message::decode_owned(kind, body), read);
+        }
+
+        #[test]
+        fn a_part_of_the_state_comes_back_as_it_was(
+            offset: u64,
+            bytes in prop::collection::vec(any::<u8>(), 1..300),
+        ) {
+            let message = Message::State(StateFrame { offset, bytes });
+            let body = message.encode().unwrap();
+            prop_assert_eq!(Message::decode_owned(24, body), Ok(message));
         }
     }
 }

@@ -15,8 +15,9 @@ pub const NAME_MAX: usize = 128;
 pub const FILE_NAME_MAX: usize = 255;
 /// The longest file that is sent as an image, in bytes: 16 TiB, the longest of ext4.
 pub const IMAGE_MAX: u64 = 16 << 40;
-/// The longest saved state of vCPUs and devices, in bytes: 64 MiB, where 256 vCPUs need about 4.
-pub const STATE_MAX: usize = 64 << 20;
+/// The most bytes of saved state in one frame: few enough to stay in a processor's second-level cache between the steps of the
+/// pipeline, and enough for a system call to cost little beside its copy.
+pub const STATE_FRAME_MAX: usize = 256 << 10;
 /// The most slices in one request for keys.
 pub const SLICES_MAX: usize = 1024;
 /// The most digests in one message.
@@ -55,7 +56,9 @@ pub enum Message {
     RoundClosed(u32),
     /// Digests of consecutive blocks of a file.
     Digests(Vec<[u8; 32]>),
-    /// Source: all of the memory is there; this is the rest.
+    /// Source: the next bytes of the saved state.
+    State(StateFrame),
+    /// Source: all of the memory and all of the state are sent.
     Final(Final),
     /// Destination: nobody can write here any more, memory and state are in place, and I wait for GO.
     Prepared(Epoch, Completion),
@@ -117,6 +120,8 @@ pub struct Hello {
     pub lanes: LaneOffer,
     /// The lock that the source holds, and whoever runs the guest must hold.
     pub lock: Option<LockToken>,
+    /// How long the saved state is expected to be: for this the destination has memory ready when it comes, within its own limit.
+    pub state_bytes: u64,
 }
 
 /// The opening of the transfer of a file.
@@ -200,9 +205,20 @@ pub struct Final {
     pub round: u32,
     /// How many blocks there are digests of, to be compared; none at all, or all.
     pub compare_blocks: u64,
-    /// vCPU and device state, in the VMM's own format. As one run of bytes: it is encoded while the guest is paused.
-    #[serde(with = "serde_bytes")]
-    pub state: Vec<u8>,
+    /// The length of the saved state, all of which was sent before.
+    pub state_bytes: u64,
+}
+
+/// A part of the saved state of vCPUs and devices, in the VMM's own format. Every frame but the last has [`STATE_FRAME_MAX`] bytes.
+///
+/// In a frame of the control channel the bytes come first and the offset behind them, so that neither end copies them to encode or
+/// decode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateFrame {
+    /// Where in the state the bytes begin.
+    pub offset: u64,
+    /// The bytes, at least one.
+    pub bytes: Vec<u8>,
 }
 
 /// Digests of blocks of RAM, in any order; the last of a block counts.
@@ -223,13 +239,15 @@ pub struct BlockDigest {
     pub digest: [u8; 32],
 }
 
-/// What of a switch a destination can measure before there is one.
+/// What a destination can say of a switch before there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchCosts {
     /// How long a record in its journal takes, in microseconds: two fall into the switch.
     pub record_us: u64,
     /// How long taking remote access away takes, in microseconds.
     pub revoke_us: u64,
+    /// The longest saved state that it takes, in bytes.
+    pub state_max_bytes: u64,
 }
 
 /// What the destination did between FINAL and PREPARED.

@@ -17,7 +17,7 @@ pub use frame::{FRAME_HEAD_LEN, FrameHead};
 pub use message::{
     BlockDigest, BlockDigests, Completion, DIGESTS_MAX, Epoch, FILE_NAME_MAX, Final, Hello, IMAGE_MAX,
     ImageContent, ImageOffer, LaneOffer, LaneReady, LockToken, Message, NAME_MAX, Outcome, Refusal,
-    SLICES_MAX, STATE_MAX, SliceKey, SliceRange, SwitchCosts,
+    SLICES_MAX, STATE_FRAME_MAX, SliceKey, SliceRange, StateFrame, SwitchCosts,
 };
 pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
 pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};

@@ -1,6 +1,7 @@
 //! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told
 //! to fail.
 
+use std::io::{BufRead, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -218,19 +219,22 @@ impl Guest for TestGuest {
         self.machine.throttle(percent).map_err(GuestError::new)
     }
 
-    fn save(&self) -> Result<Vec<u8>, GuestError> {
+    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
         self.faulty(Fault::Save)?;
         assert!(!self.is_to_fail(Fault::DefectInSave), "for a test, this is a defect");
         if self.write_when_saved.load(Ordering::Relaxed) {
             let next = self.unused_word() + 1;
             self.machine.memory().write_obj(next, GuestAddress(UNUSED.start)).map_err(GuestError::new)?;
         }
-        self.machine.save().map_err(GuestError::new)
+        state.write_all(&self.machine.save().map_err(GuestError::new)?).map_err(GuestError::new)
     }
 
-    fn load(&self, state: &[u8]) -> Result<(), GuestError> {
+    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
         self.faulty(Fault::Load)?;
-        self.machine.load(state).map_err(GuestError::new)
+        let mut bytes = Vec::new();
+        state.read_to_end(&mut bytes).map_err(GuestError::new)?;
+        assert_eq!(bytes.len() as u64, len_bytes);
+        self.machine.load(&bytes).map_err(GuestError::new)
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {

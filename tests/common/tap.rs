@@ -39,8 +39,8 @@ pub(crate) enum Then {
     Oversize,
     /// Its kind is none that there is.
     Unknown,
-    /// Of FINAL: half of the state is missing.
-    HalfTheState,
+    /// Of a part of the state: it is another state's.
+    OtherState,
 }
 
 #[derive(Debug)]
@@ -405,10 +405,10 @@ impl Frame {
             }
             Then::Oversize => self.framed(self.message.kind(), u32::MAX as usize),
             Then::Unknown => self.framed(u16::MAX, self.body.len()),
-            Then::HalfTheState => {
+            Then::OtherState => {
                 let mut message = self.message.clone();
-                let Message::Final(last) = &mut message else { panic!("{} has no state", self.name) };
-                last.state.truncate(last.state.len() / 2);
+                let Message::State(part) = &mut message else { panic!("{} is no state", self.name) };
+                part.bytes.reverse();
                 Self::of(message).bytes()
             }
         }

@@ -145,7 +145,7 @@ impl Scene {
                 self.link.slow_down(2 << 10);
                 Then::Pass
             }
-            Fault::LoadFails => Then::HalfTheState,
+            Fault::LoadFails => Then::OtherState,
             Fault::SourceJournalFails => {
                 Host::forbid_writes(source);
                 Then::Pass
@@ -311,6 +311,7 @@ impl Stage {
                 | Fault::MessageRepeated => "RoundClosed",
                 _ => return None,
             },
+            Self::Final if fault == Fault::LoadFails => "State",
             Self::Final => "Final",
             Self::Prepared => "Prepared",
             Self::Go => "Go",

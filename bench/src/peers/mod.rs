@@ -21,7 +21,7 @@ mod limit;
 mod memory;
 mod migration;
 mod ours;
-mod plain;
+pub(crate) mod plain;
 mod process;
 mod profile;
 mod qemu;

@@ -132,6 +132,7 @@ pub(super) fn start_runner(
         format!("--memory={}", guest.memory.0),
         format!("--cpus={}", guest.cpus),
         format!("--dirty-rate={}", guest.dirty_rate),
+        format!("--device-state={}", guest.device_state.0),
     ];
     arguments.extend(guest.dirty_log.words());
     arguments.extend(guest.working_set.map(|Size(bytes)| format!("--working-set={bytes}")));

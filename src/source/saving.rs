@@ -1,0 +1,58 @@
+//! Saving the state of vCPUs and devices, which travels meanwhile.
+
+use super::{Attempt, Cancel, Link, MigrationFailure, Options, StateLimit, Tuning};
+use crate::control::ControlError;
+use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender};
+use crate::wire::Message;
+
+impl Attempt<'_> {
+    /// Everything that saving needs, made while the guest runs.
+    pub(super) fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
+        let Options { tuning, cancel, .. } = self.options;
+        let (tuning, cancel): (Tuning, Cancel) = (tuning.clone(), cancel.clone());
+        // The lanes keep to the same pace at the same time.
+        let pace = move |bytes| {
+            let pace = tuning.pace();
+            pace.take(bytes, || cancel.check()).map_err(|_| ControlError::Interrupted)
+        };
+        let limit = limit(&self.link, self.options).bytes();
+        StateSender::start(self.link.control.frame_sender(), limit, pace)
+            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })
+    }
+
+    /// Saves the state of the paused guest; returns once the VMM has written all, of which the last part may be on its way.
+    pub(super) fn save(&self, mut state: StateSender) -> Result<SentState, MigrationFailure> {
+        let saved = self.guest.save(&mut state);
+        // Whatever the VMM makes of a write that failed.
+        if let Some(state_bytes) = state.too_long() {
+            let limit = limit(&self.link, self.options);
+            return Err(MigrationFailure::StateTooLong { state_bytes, limit });
+        }
+        if !state.is_cut() {
+            saved?;
+        }
+        Ok(state.close()?)
+    }
+}
+
+/// Refuses, before anything is sent, a guest that is known to have more state than may be sent.
+pub(super) fn check_expected(link: &mut Link, options: &Options) -> Result<(), MigrationFailure> {
+    let (state_bytes, limit) = (options.switch_cost.state_bytes, limit(link, options));
+    if state_bytes <= limit.bytes() {
+        return Ok(());
+    }
+    let error = MigrationFailure::StateTooLong { state_bytes, limit };
+    // The destination may be gone, which changes nothing.
+    let _ = link.control.send(&Message::Abort(link.epoch, error.to_string()));
+    Err(error)
+}
+
+/// The lower of the limits of both ends.
+fn limit(link: &Link, options: &Options) -> StateLimit {
+    let ours = options.state_max_bytes.unwrap_or(STATE_MAX_DEFAULT);
+    if link.costs_there.state_max_bytes < ours {
+        StateLimit::Destination(link.costs_there.state_max_bytes)
+    } else {
+        StateLimit::Source(ours)
+    }
+}

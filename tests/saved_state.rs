@@ -1,0 +1,119 @@
+//! The saved state of vCPUs and devices: one that is long, one that is too long, and one that does not arrive as it was sent.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::thread;
+
+use common::{Fate, Host, TestGuest, TestHost, moves_away_from, relay, runs_on};
+use sterna::convergence::SwitchCost;
+use sterna::destination::{ReceiveError, Receiver};
+use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, StateLimit, migrate};
+use sterna::state::HostState;
+use sterna::transport::TransportChoice;
+use sterna::wire::Message;
+
+/// What a slow build of the test guest takes to save that is no matter.
+const PATIENT: &str = "--downtime-limit=60000";
+
+/// A guest with more state than the source holds on its way, and a rest that fills no frame.
+const LONG: &str = "--device-state=5000001";
+
+#[test]
+fn a_long_state_arrives_as_it_was_saved_also_within_a_bandwidth_limit() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &[LONG]);
+    let receiving = destination.receive(&["--state-max=5M"]);
+    let how = ["--transport=tcp", "--verify=full", "--bandwidth-limit=50", PATIENT];
+    let report = source.migrate("tern", receiving.address, &how).wait().expect_code(0).json();
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    destination.checks_clean("tern");
+    let save_ms = report["downtime_measured"]["save_ms"].as_f64().expect("it is measured");
+    // Three of the five megabytes at least, less what the limit lets go ahead.
+    assert!(save_ms > 3e6 / 50e3 - 15.0, "{save_ms} ms are faster than the limit allows");
+    let predicted_ms = report["downtime_predicted"]["save_ms"].as_f64().expect("it is predicted");
+    assert!(predicted_ms > 2.9e6 / 50e3 - 1.0, "{predicted_ms} ms for 2.9 MB at 50 MB/s");
+}
+
+#[test]
+fn a_state_that_is_known_to_be_too_long_is_refused_before_anything_is_sent() {
+    for (receive, migrate, says) in [
+        (
+            &["--state-max=4M"][..],
+            &[][..],
+            "the destination takes at most 4 MiB: start `sterna receive` there with a larger --state-max",
+        ),
+        (&[], &["--state-max=3M"], "this side sends at most 3 MiB: migrate with a larger --state-max"),
+    ] {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &[LONG]);
+        let receiving = destination.receive(receive);
+        let ended = source.migrate("tern", receiving.address, migrate).wait().expect_code(11);
+        ended.says(says).says("where: the guest");
+        receiving.process.says(says);
+        runs_on(&source, "tern");
+        moves_away_from(&source, running, "tern", &["--verify=full", PATIENT]);
+    }
+}
+
+#[test]
+fn a_state_of_which_a_part_is_damaged_or_lost_is_not_loaded_and_the_guest_runs_on() {
+    for (fate, says) in [
+        (Fate::Damage, "a message was damaged on its way"),
+        (Fate::Lose, "the source sent the saved state from byte 1048576 on where byte 786432 was due"),
+    ] {
+        let (source, destination) = (Host::new(), Host::new());
+        let running = source.run("tern", &[LONG, "--dirty-rate=50"]);
+        let receiving = destination.receive(&[]);
+        let via = relay(receiving.address, move |number, _, message| match message {
+            Message::State(part) if number == 0 && part.offset == 786_432 => fate,
+            _ => Fate::Pass,
+        });
+        let ended = source.migrate("tern", via, &["--transport=tcp", PATIENT]).wait().expect_code(10);
+        ended.says(says).says("where: the guest runs on at the source");
+        receiving.process.says(says);
+        runs_on(&source, "tern");
+        source.checks_clean("tern");
+        source.migrate("tern", via, &["--transport=tcp", "--verify=full", PATIENT]).wait().expect_code(0);
+        running.wait().expect_code(0);
+        destination.checks_clean("tern");
+    }
+}
+
+#[test]
+fn a_state_that_is_found_to_be_too_long_while_it_is_saved_ends_the_attempt_and_the_guest_runs_on() {
+    let guest = TestGuest::started();
+    for limit in [StateLimit::Source(100), StateLimit::Destination(99)] {
+        let (ours, theirs) = match limit {
+            StateLimit::Source(bytes) => (bytes, bytes),
+            StateLimit::Destination(bytes) => (bytes + 1, bytes),
+        };
+        let switch_cost = SwitchCost { state_bytes: 0, ..SwitchCost::default() };
+        let transport = TransportChoice::Tcp;
+        let options = Options { transport, state_max_bytes: Some(ours), switch_cost, ..Options::default() };
+        let (error, there) = fails(&guest, &options, theirs);
+        assert_eq!(error.guest, GuestIs::RunningAtSource, "{error}");
+        let MigrationFailure::StateTooLong { state_bytes, limit: told } = error.cause else {
+            panic!("{error}")
+        };
+        assert!(told == limit && state_bytes > limit.bytes(), "{error}");
+        assert!(matches!(there, ReceiveError::SourceGaveUp(_)), "{there}");
+        guest.runs_whole();
+    }
+}
+
+/// Tries to move a guest to a destination that takes so much state.
+fn fails(guest: &TestGuest, options: &Options, state_max: u64) -> (MigrationError, ReceiveError) {
+    let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), HostState::lost_with_this_process())
+        .expect("a free port");
+    let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
+    let receiver = receiver.with_state_max(state_max);
+    let to = receiver.local_address().expect("it is bound").to_string();
+    thread::scope(|scope| {
+        let source = scope.spawn(|| migrate(guest, &claim, &to, options, &()));
+        let there = receiver.receive(&TestHost::default()).map(drop).expect_err("the destination fails");
+        (source.join().expect("the source does not panic").expect_err("the source fails"), there)
+    })
+}
