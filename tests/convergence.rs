@@ -198,7 +198,7 @@ fn an_idle_guest_moves_at_once_by_a_limit_that_was_relaxed_to_what_a_switch_cost
         &how,
         |migrating| {
             let ended = migrating.wait();
-            ended.says("warning: a switch takes 4").says("ms of downtime allowed");
+            ended.says("warning: a switch takes").says("ms of downtime allowed");
             ended
         },
     );

@@ -40,10 +40,10 @@ pub(crate) const PATIENT: &str = "--downtime-limit=5000";
 /// A migration of a [`BUSY`] guest that lasts for as many rounds as there may be: what is left takes longer than is allowed to send,
 /// and nothing is done about that. No limit is so low that a switch with nothing left would not keep it.
 pub(crate) const ENDLESS: [&str; 4] =
-    ["--downtime-limit=150", "--max-rounds=10000", "--throttle-max=0", "--bandwidth-limit=20"];
+    ["--downtime-limit=500", "--max-rounds=10000", "--throttle-max=0", "--bandwidth-limit=8"];
 
 /// The same, with rounds so long that this takes minutes: for what takes its time to show.
-pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=10"];
+pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=4"];
 
 /// A guest that writes as fast as it can, so that those rounds take their time.
 pub(crate) const BUSY: &str = "--dirty-rate=10000";
