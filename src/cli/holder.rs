@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use sterna::handover::{Mark, Record};
 use sterna::lock::Lock;
 use sterna::progress::{LimitsReport, Observer};
 use sterna::sampling::sample;
@@ -206,7 +207,7 @@ impl Holder {
     }
 
     fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
-        let over = EndOnDrop(self);
+        let over = SettleOnPanic(self);
         let result = migrate(&self.guest, &self.claim, to, options, observer);
         std::mem::forget(over);
         match result {
@@ -227,8 +228,9 @@ impl Holder {
 
     /// Has the destination asked what became of the guest until it says.
     fn keep_asking(self: &Arc<Self>, doubt: Doubt) {
-        *self.work() = Work::InDoubt;
+        // In this order: a guest in doubt has one that can be asked about.
         *self.doubt() = Some(doubt);
+        *self.work() = Work::InDoubt;
         let holder = self.clone();
         thread::spawn(move || {
             let mut pause = ASKED_AGAIN_MIN;
@@ -288,6 +290,10 @@ impl Holder {
         let found = match &*self.work() {
             Work::Gone => found(Exit::Done, "has moved to another host, or was stopped"),
             Work::Migrating(..) => found(Exit::Done, "is migrating; it is here until it is given away"),
+            Work::InDoubt => found(
+                Exit::InDoubt,
+                "is paused here, and its state file cannot tell whether it was given away: end this process, and ask again",
+            ),
             _ => found(Exit::Done, "runs here"),
         };
         (found, ended)
@@ -342,7 +348,7 @@ impl Holder {
         if let Err(refusal) = self.begin(Work::Sampling) {
             return refusal;
         }
-        let over = EndOnDrop(self);
+        let over = IdleOnDrop(self);
         let sampled = sample(&self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
         drop(over);
         match sampled {
@@ -357,7 +363,7 @@ impl Holder {
         }
         let machine = &self.guest.machine;
         let pages = machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
-        let over = EndOnDrop(self);
+        let over = IdleOnDrop(self);
         let checked = machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages));
         drop(over);
         match checked {
@@ -380,16 +386,42 @@ impl Holder {
     }
 }
 
-/// Ends what is under way, also if it panics: the next request must find the guest free. One that a migration left paused may
-/// have been given away, and is not.
-struct EndOnDrop<'holder>(&'holder Holder);
+/// Ends what is under way, also if it panics: the next request must find the guest free.
+struct IdleOnDrop<'holder>(&'holder Holder);
 
-impl Drop for EndOnDrop<'_> {
+impl Drop for IdleOnDrop<'_> {
     fn drop(&mut self) {
-        let running = self.0.guest.machine.status().phase == Phase::Running;
-        let mut work = self.0.work();
-        let given_away = matches!(&*work, Work::Migrating(..)) && !running;
-        *work = if given_away { Work::InDoubt } else { Work::Idle };
+        *self.0.work() = Work::Idle;
+    }
+}
+
+/// Ends a migration that panics. The records of a guest that it left paused say whose it is.
+struct SettleOnPanic<'holder>(&'holder Arc<Holder>);
+
+impl Drop for SettleOnPanic<'_> {
+    fn drop(&mut self) {
+        let Self(holder) = self;
+        if holder.guest.machine.status().phase == Phase::Running {
+            *holder.work() = Work::Idle;
+            return;
+        }
+        match holder.claim.journal().last() {
+            Some(Record { mark: Mark::Committed, .. }) => {
+                match Doubt::of(&holder.claim, holder.lock.clone()) {
+                    Ok(Some(doubt)) => holder.keep_asking(doubt),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!("{} stays paused: {error}", holder.guest.name);
+                        *holder.work() = Work::InDoubt;
+                    }
+                }
+            }
+            Some(Record { mark: Mark::Done, peer, .. }) => {
+                *holder.work() = Work::Gone;
+                holder.end(Some(Ended::Moved(peer.clone())));
+            }
+            _ => holder.take_back(),
+        }
     }
 }
 

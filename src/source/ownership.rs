@@ -310,7 +310,15 @@ impl Doubt {
         if seen.is_none_or(|last| last.mark != Mark::Committed) {
             return Ok(None);
         }
-        let records = state.claim(name)?.writer()?;
+        Self::of(&state.claim(name)?, lock)
+    }
+
+    /// The same, of a guest whose name this process has claimed, and which has stood still since it was given away.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn of(claim: &GuestClaim, lock: Option<Lock>) -> Result<Option<Self>, OpenError> {
+        let records = claim.writer()?;
         let Some(last) = records.last().filter(|last| last.mark == Mark::Committed) else { return Ok(None) };
         let (handover, _) = SourceHandover::recover(last.epoch, last.mark, GuestHere::Gone)?;
         let peer = Peer { name: last.peer, address: last.address };
