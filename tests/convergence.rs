@@ -301,7 +301,7 @@ fn a_guest_on_its_way_is_not_sampled() {
     let receiving = destination.receive(&[]);
     let migrating = source.migrate("tern", receiving.address, &ENDLESS);
     migrating.says("round 1:");
-    source.start(["dirty-rate", "tern"]).wait().expect_code(10).says("the guest is migrating");
+    source.start(["dirty-rate", "tern"]).wait().expect_code(11).says("is migrating to");
     migrating.signal(libc::SIGINT);
     migrating.wait().expect_code(130);
     runs_on(&source, "tern");

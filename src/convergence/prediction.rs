@@ -221,7 +221,7 @@ mod tests {
         // 90 MiB, and 22 ms at 90 MiB in 305 ms, at 1 MiB/ms; and a round trip of 2 ms.
         assert!((ms(parts.send) - (90.0 + 22.0 * 90.0 / 305.0 + 2.0)).abs() < 1e-3, "{parts:?}");
         // Two of the 4 MiB of state are sent while the VMM saves.
-        assert!((ms(parts.transfer) - (4.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
+        assert!((ms(parts.transfer) - (2.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
         assert_eq!((parts.register, parts.revoke), (handover.register, handover.revoke));
         assert_eq!(parts.start, Duration::from_millis(80 + 2 + 320 + 640));
         assert!(parts.without_pages(&course).total() < parts.total() - Duration::from_millis(90 + 1280));
