@@ -194,7 +194,7 @@ fn a_guest_that_is_migrating_already() {
     let receiving = destination.receive(&[]);
     let first = source.migrate("tern", receiving.address, &ENDLESS);
     first.says("round 1:");
-    source.migrate("tern", receiving.address, &[]).wait().expect_code(10).says("the guest is migrating");
+    source.migrate("tern", receiving.address, &[]).wait().expect_code(11).says("is migrating to");
     assert_eq!(source.ask("tern", "check")["answer"], "failed", "it would measure the check");
     assert_eq!(source.ask("tern", "cancel")["answer"], "done");
     first.wait().expect_code(130);

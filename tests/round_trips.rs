@@ -123,7 +123,7 @@ fn check(end: &mut End, other: &End) {
         (false, Some((Mark::Started, _) | (Mark::Refused, Side::Source)), _) => {
             expect(&[13], &["may be started anew"]);
         }
-        (false, None, _) => expect(&[10, 11], &["is not known here", "before it was ready"]),
+        (false, None, _) => expect(&[11], &["is not known here"]),
         (false, Some((Mark::Prepared, Side::Source)), _) => panic!("{truth}"),
     }
     // Nothing that is said here contradicts what is the case at the other host.

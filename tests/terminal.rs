@@ -173,20 +173,18 @@ fn all_who_watch_a_migration_read_the_same_report() {
 }
 
 #[test]
-fn a_client_that_does_not_read_misses_rounds_and_not_the_end() {
-    let under_way = UnderWay::new(&["--working-set=1M", BUSY]);
+fn a_client_that_does_not_read_holds_nothing_up_and_gets_the_end() {
+    let under_way = UnderWay::new(&[BUSY]);
     let watching = under_way.watch();
     under_way.migrating.signal(libc::SIGSTOP);
-    // More than its socket holds.
     let round = |line: &str| line.strip_prefix("  round ")?.split_once(':')?.0.parse::<u32>().ok();
-    watching.says_a_line("of a late round", |line| round(line) >= Some(1000));
+    watching.says_a_line("of a late round", |line| round(line) >= Some(4));
     under_way.cancel();
     watching.wait().expect_code(130);
     runs_on(&under_way.source, "tern");
 
     under_way.migrating.signal(libc::SIGCONT);
-    let ended = under_way.migrating.wait().expect_code(130);
-    assert!(!ended.stderr.contains("round 600:"), "its socket holds {} lines", ended.stderr.lines().count());
+    under_way.migrating.wait().expect_code(130);
     moves_away_from(&under_way.source, under_way.running, "tern", &[SWITCHES]);
 }
 

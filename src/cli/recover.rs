@@ -162,8 +162,9 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
     if let Some(mut doubt) = Doubt::recover(state, &args.name, args.lock.as_ref().map(Lock::at))? {
         return Ok(settle_doubt(&mut doubt, args.resume_source));
     }
+    let unknown = || found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into());
     if state.look(&args.name)?.is_none() {
-        return found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into());
+        return unknown();
     }
     // To claim it records what became of a guest whose process was ready to run it. It also shows that no process has it.
     let journal = state.claim(&args.name)?.journal();
@@ -192,9 +193,8 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
         Standing::InDoubt(Record { peer, .. }) => {
             found(Exit::InDoubt, format!("was given to {peer} and may run there"))
         }
-        Standing::Unknown => {
-            found(Exit::Failed, "was to come here, and its process has ended before it was ready".into())
-        }
+        // It was to come here, and its process ended before it was ready.
+        Standing::Unknown => unknown(),
     }
 }
 
