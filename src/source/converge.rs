@@ -17,6 +17,10 @@ impl Attempt<'_> {
             // Within the time of the round, as what is written meanwhile is in its harvest.
             self.hash_if_due()?;
             let mut round = self.send_round(true)?;
+            // Before a harvest: what the guest writes while it is made is seen by that, and no prediction misses it.
+            if self.saving.is_none() {
+                self.saving = Some(self.ready_to_save()?);
+            }
             let harvesting = Instant::now();
             round.dirty_pages = self.dirty.by(&self.link.pool, |dirty| {
                 dirty.clear();

@@ -52,6 +52,7 @@ use crate::memory::RamLayout;
 use crate::panics::{Panicked, caught, caught_or};
 pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
+use crate::saved_state::StateSender;
 use crate::state::{GuestClaim, RecordWriter};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
@@ -183,6 +184,8 @@ struct Attempt<'migration> {
     /// Beats a second before the first round.
     heartbeats_per_second: Option<f64>,
     rounds: Vec<RoundReport>,
+    /// What takes the saved state, once it is made.
+    saving: Option<StateSender>,
     pages_zero: u64,
     /// When a lane had taken the first page.
     first_page: Option<Instant>,
@@ -215,6 +218,7 @@ impl<'migration> Attempt<'migration> {
             warned_of_limit: false,
             heartbeats_per_second: None,
             rounds: Vec::new(),
+            saving: None,
             pages_zero: 0,
             first_page: None,
             link,

@@ -25,7 +25,7 @@ pub(super) struct Switched {
 impl Attempt<'_> {
     /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
     pub(super) fn switch(&mut self) -> Result<Switched, MigrationFailure> {
-        let state = self.ready_to_save()?;
+        let state = self.saving.take().map_or_else(|| self.ready_to_save(), Ok)?;
         self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let mut clock = Laps::new();
         let mut parts = Downtime::default();
