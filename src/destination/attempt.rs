@@ -1,6 +1,6 @@
 //! Steps 2 to 5 of one guest's arrival.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -156,12 +156,17 @@ impl<G: Guest> Attempt<G> {
             if left.is_zero() {
                 return Err(ReceiveError::NoGo { held: self.hold, error });
             }
-            if let Ok(visit) = visits.recv_timeout(left.min(TICK)) {
-                self.pending.contradict();
-                if let Some((message, from)) = self.receive_visit(visit)? {
-                    *control = from;
-                    return self.go(message);
+            match visits.recv_timeout(left.min(TICK)) {
+                Ok(visit) => {
+                    self.pending.contradict();
+                    if let Some((message, from)) = self.receive_visit(visit)? {
+                        *control = from;
+                        return self.go(message);
+                    }
                 }
+                Err(RecvTimeoutError::Timeout) => {}
+                // Nothing accepts any more; the operator's word may still come.
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
             }
             if connected {
                 match control.receive("GO", Some(left.min(TICK))) {
