@@ -1,7 +1,7 @@
 //! An arbiter between two hosts: a file on storage that both see, and that only who runs the guest has locked.
 //!
-//! The journals and the messages of a handover need none. It guards against what they cannot know: an operator's word that is
-//! false, a guest that is started by hand on a third host, a journal that was lost.
+//! The records and the messages of a handover need none. It guards against what they cannot know: an operator's word that is
+//! false, a guest that is started by hand on a third host, a state file that was lost.
 //!
 //! The source takes it before the guest starts and gives it up right before GO leaves, once COMMITTED is recorded; the destination
 //! takes it before RUNNING is recorded, or refuses; whoever takes the guest back takes it first.

@@ -101,7 +101,7 @@ impl Sampled {
 /// The round trip of a link that is not known yet: that within a data centre, with what it takes to wake a process.
 const ROUND_TRIP: Duration = Duration::from_micros(200);
 
-/// A record in a journal on a disk that is not known either: what a solid-state disk takes, over a file system.
+/// A record on a disk that is not known either: what a solid-state disk takes, over a file system.
 const RECORD: Duration = Duration::from_micros(500);
 
 /// A dirty log that is on; off when this is dropped.

@@ -16,7 +16,7 @@
 //! | `progress` | how a migration goes, for all who watch it |
 //! | `signals` | what SIGHUP, SIGINT and SIGTERM mean to a process that holds a guest |
 //! | `lanes` | how pages travel: the same options for guests and files |
-//! | `state` | where this host keeps its journals |
+//! | `state` | where this host keeps the state of its guests |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
 
 mod arriving;

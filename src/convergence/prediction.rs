@@ -52,7 +52,7 @@ pub struct HandoverCost {
     pub register_ahead: Duration,
     /// Taking remote access away at the destination.
     pub revoke: Duration,
-    /// A record in the source's journal: one falls into the switch, before GO.
+    /// A record at the source: one falls into the switch, before GO.
     pub record_here: Duration,
     /// One in the destination's: before PREPARED, and before the guest runs.
     pub record_there: Duration,
@@ -79,7 +79,7 @@ pub struct Downtime {
     pub revoke: Duration,
     /// Loading the state there.
     pub load: Duration,
-    /// From PREPARED to the word that the guest runs; two records in journals are part of it.
+    /// From PREPARED to the word that the guest runs; two records are part of it.
     pub start: Duration,
 }
 

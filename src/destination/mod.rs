@@ -197,7 +197,7 @@ impl Receiver {
         }
     }
 
-    /// Tells a source what the journals say of an attempt; whether it knows then that its guest runs here, and has recorded that.
+    /// Tells a source what is on record of an attempt; whether it knows then that its guest runs here, and has recorded that.
     fn answer(&self, control: &mut ControlChannel, epoch: Epoch) -> bool {
         let from = control.peer_address();
         let Some(outcome) = ownership::outcome(&self.state, epoch) else { return false };

@@ -176,7 +176,7 @@ impl Link {
         }
     }
 
-    /// What handing over costs at both ends with these pages left, where a record in the journal takes so long `here`.
+    /// What handing over costs at both ends with these pages left, where a record takes so long `here`.
     pub(crate) fn handover_cost(&self, dirty: &DirtyBitmap, here: Duration) -> HandoverCost {
         // A destination that says more is wrong, and no limit would allow it.
         let bounded = |micros| Duration::from_micros(micros).min(STEP_MAX);

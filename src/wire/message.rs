@@ -91,7 +91,7 @@ pub enum Message {
     Done(Epoch),
 }
 
-/// What a destination's journal says of an attempt.
+/// What a destination has on record of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// All is in place, and GO is awaited.
@@ -100,7 +100,7 @@ pub enum Outcome {
     Running,
     /// It did not run here, and never will.
     Refused,
-    /// There is no word of it in any journal here. That proves nothing.
+    /// There is no record of it. That proves nothing.
     Unknown,
 }
 
@@ -242,7 +242,7 @@ pub struct BlockDigest {
 /// What a destination can say of a switch before there is one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchCosts {
-    /// How long a record in its journal takes, in microseconds: two fall into the switch.
+    /// How long a record takes there, in microseconds: two fall into the switch.
     pub record_us: u64,
     /// How long taking remote access away takes, in microseconds.
     pub revoke_us: u64,

@@ -1,0 +1,266 @@
+use std::io::{BufRead, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::*;
+use crate::control::read_preamble;
+use crate::destination::{HELLO_MAX, WordOutcome};
+use crate::dirty::DirtyLog;
+use crate::guest::{GuestError, Heartbeat};
+use crate::handover::Mark;
+use crate::transport::{Leak, TransportError};
+use crate::wire::{Epoch, LaneReady, SliceKey, SliceRange, Token};
+
+const EPOCH: Epoch = Epoch([3; 16]);
+
+/// What happened, in order: shared by a landing and a guest that write it down.
+type Journal = Arc<Mutex<Vec<&'static str>>>;
+
+#[derive(Debug)]
+struct NotedLanding {
+    journal: Journal,
+    lets_go: bool,
+    /// When what remains is released: at a word, or at once without anybody to say it.
+    releases: mpsc::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct NotedRemains {
+    journal: Journal,
+    releases: mpsc::Receiver<()>,
+}
+
+impl Remains for NotedRemains {
+    fn release(self: Box<Self>) -> Result<(), Leak> {
+        let word = self.releases.recv_timeout(Duration::from_secs(10));
+        let waited_for = word == Err(mpsc::RecvTimeoutError::Timeout);
+        self.journal.lock().unwrap().push(if waited_for { "release, waited for" } else { "release" });
+        Ok(())
+    }
+}
+
+impl Landing for NotedLanding {
+    fn ready(&self) -> LaneReady {
+        LaneReady::Tcp(Token::NONE)
+    }
+
+    fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn register(&mut self, _slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+        Ok(Vec::new())
+    }
+
+    fn release(&mut self, _slices: &[SliceRange]) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn await_round(&mut self, _round: u32) -> Result<(), TransportError> {
+        Ok(())
+    }
+
+    fn revoke_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
+        let Self { journal, lets_go, releases } = *self;
+        journal.lock().unwrap().push("revoke");
+        if lets_go {
+            return Ok(Box::new(NotedRemains { journal, releases }));
+        }
+        Err(TransportError::Disagreement("the device does not let go".into()))
+    }
+}
+
+struct NotedGuest(Journal);
+
+impl Guest for NotedGuest {
+    fn name(&self) -> &str {
+        "tern"
+    }
+
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        let memory: GuestMemoryMmap<()> =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).map_err(GuestError::new)?;
+        GuestRam::from_vm_memory(&memory).map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        Err(GuestError::new("not at a destination"))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), GuestError> {
+        self.0.lock().unwrap().push("run");
+        Ok(())
+    }
+
+    fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn save(&self, _state: &mut dyn Write) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
+        self.0.lock().unwrap().push("load");
+        Ok(())
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+/// The switch with a source that says GO to whatever it hears; what it did, in order, and how it ended.
+fn switch(
+    lets_go: bool,
+    fails: &[Mark],
+    releases: mpsc::Receiver<()>,
+) -> (Journal, Result<bool, ReceiveError>, Vec<&'static str>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let source = thread::spawn(move || {
+        let mut control = ControlChannel::connect(&address).unwrap();
+        let mut heard = Vec::new();
+        while let Ok(message) = control.receive("anything", None) {
+            heard.push(message.name());
+            match message {
+                Message::Prepared(..) => control.send(&Message::Go(EPOCH)).unwrap(),
+                Message::Running(_) => control.send(&Message::Done(EPOCH)).unwrap(),
+                _ => {}
+            }
+        }
+        heard
+    });
+    let (mut stream, _) = listener.accept().unwrap();
+    read_preamble(&mut stream, HELLO_MAX).unwrap();
+    let mut control = ControlChannel::answer(stream).unwrap();
+    let journal = Journal::default();
+    let guest = NotedGuest(journal.clone());
+    let ram = guest.ram().unwrap();
+    let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go, releases });
+    let ownership = Ownership::new(GuestClaim::failing(fails), "source".into(), EPOCH).unwrap();
+    let mut attempt = Attempt::new(
+        guest,
+        (&ram, landing, ArrivingState::new(0)),
+        (ownership, None),
+        (Duration::from_secs(5), PendingArrival::default()),
+    );
+    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state_bytes: 0 };
+    let (_visits, coming) = mpsc::channel();
+    let result = match attempt.switch(&mut control, &coming, &last) {
+        Ok(go) => Ok(attempt.complete(&mut control, go)),
+        Err(error) => Err(attempt.fail(&mut control, error)),
+    };
+    drop(control);
+    (journal, result, source.join().unwrap())
+}
+
+/// Nobody says when.
+fn at_once() -> mpsc::Receiver<()> {
+    mpsc::channel().1
+}
+
+/// A source that was too slow for its first chance, and says this on the connection that it has.
+fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, ReceiveError>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let source = thread::spawn(move || ControlChannel::connect(&address).unwrap());
+    let (mut stream, _) = listener.accept().unwrap();
+    read_preamble(&mut stream, HELLO_MAX).unwrap();
+    let mut control = ControlChannel::answer(stream).unwrap();
+    let mut slow = source.join().unwrap();
+    let journal = Journal::default();
+    let guest = NotedGuest(journal.clone());
+    let ram = guest.ram().unwrap();
+    let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true, releases: at_once() });
+    let ownership = Ownership::new(GuestClaim::failing(&[]), "source".into(), EPOCH).unwrap();
+    let (hold, pending) = (Duration::from_secs(3600), PendingArrival::default());
+    let mut attempt = Attempt::new(
+        guest,
+        (&ram, landing, ArrivingState::new(0)),
+        (ownership, None),
+        (hold, pending.clone()),
+    );
+    for event in [DestinationEvent::Final(EPOCH), DestinationEvent::Revoked, DestinationEvent::Loaded] {
+        attempt.ownership.on(event).unwrap();
+    }
+    let (_visits, coming) = mpsc::channel();
+    let result = thread::scope(|scope| {
+        let word = scope.spawn(|| {
+            while pending.phase().left().is_none() {
+                thread::yield_now();
+            }
+            // The source lives: its connection stands.
+            let outcome = pending.source_is_fenced().unwrap();
+            slow.send(says).unwrap();
+            outcome
+        });
+        let error = ControlError::Timeout { awaited: "GO", limit: GO_MAX };
+        let result = attempt.hold(&mut control, &coming, (Instant::now(), error));
+        assert_eq!(word.join().unwrap(), WordOutcome::Contradicted);
+        result
+    });
+    let noted = journal.lock().unwrap().clone();
+    (noted, result)
+}
+
+#[test]
+fn a_slow_source_is_still_heard_on_its_first_connection_and_voids_an_operators_word() {
+    let (noted, result) = held_by_a_slow_source(&Message::Go(EPOCH));
+    assert!(result.is_ok(), "{result:?}");
+    assert_eq!(noted, ["run"]);
+    let (noted, result) = held_by_a_slow_source(&Message::Abort(EPOCH, "cancelled".into()));
+    assert!(matches!(result, Err(ReceiveError::SourceGaveUp(_))), "{result:?}");
+    assert!(noted.is_empty());
+}
+
+#[test]
+fn remote_access_is_taken_away_before_the_state_is_loaded_and_memory_is_released_beside_the_guest() {
+    let (word, releases) = mpsc::channel();
+    let (noted, result, heard) = switch(true, &[], releases);
+    assert!(matches!(result, Ok(true)), "{result:?}");
+    assert_eq!(heard, ["Prepared", "Running"]);
+    assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "run"]);
+    word.send(()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while noted.lock().unwrap().len() < 4 && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "run", "release"]);
+}
+
+#[test]
+fn a_guest_that_a_device_may_still_write_to_is_not_run() {
+    let (noted, result, _) = switch(false, &[], at_once());
+    assert!(matches!(result, Err(ReceiveError::Transport(_))));
+    assert_eq!(*noted.lock().unwrap(), ["revoke"]);
+}
+
+#[test]
+fn what_cannot_be_recorded_is_not_said_and_not_run() {
+    for (fails, said) in [
+        (&[Mark::Prepared][..], &["Abort"][..]),
+        (&[Mark::Running], &["Prepared", "Abort"]),
+        // Nobody may be told that it never runs here when the journal does not say so.
+        (&[Mark::Running, Mark::Refused], &["Prepared"]),
+    ] {
+        let (noted, result, heard) = switch(true, fails, at_once());
+        assert!(matches!(result, Err(ReceiveError::State(_))), "{result:?}");
+        assert_eq!(*noted.lock().unwrap(), ["revoke", "load", "release"], "{fails:?}");
+        assert_eq!(heard, said, "{fails:?}");
+    }
+}
