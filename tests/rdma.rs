@@ -479,7 +479,8 @@ fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_by_rdma_again()
     let Some(device) = device_or_skip() else { return };
     let source = Host::new();
     let running = source.run("tern", &[BUSY]);
-    let killed = device.receive(&Host::new(), &[]);
+    let lost = Host::new();
+    let killed = device.receive(&lost, &[]);
     let migrating = source.migrate("tern", killed.address, &[&["--transport=rdma"], &ENDLESS[..]].concat());
     migrating.says("round 1:");
     killed.process.signal(libc::SIGKILL);
@@ -500,7 +501,8 @@ fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     let Some(device) = device_or_skip() else { return };
     let source = Host::new();
     let running = source.run("tern", &[BUSY]);
-    let stopped = device.receive(&Host::new(), &[]);
+    let silent = Host::new();
+    let stopped = device.receive(&silent, &[]);
     let migrating = source.migrate("tern", stopped.address, &[&["--transport=rdma"], &LONG[..]].concat());
     migrating.says("round 1:");
     stopped.process.signal(libc::SIGSTOP);

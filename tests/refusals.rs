@@ -279,7 +279,8 @@ impl Unprivileged {
             .args(arguments)
             .current_dir("/")
             .env("STERNA_RUNTIME_DIR", self.folder.path().join("runtime"))
-            .env("STERNA_STATE_DIR", self.folder.path().join("runtime/state"));
+            .env("STERNA_STATE_DIR", self.folder.path().join("runtime/state"))
+            .env("STERNA_STATE_DIR_ANYWAY", "1");
         Process::start(command)
     }
 }

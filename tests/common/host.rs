@@ -66,14 +66,9 @@ impl Host {
         arguments: impl IntoIterator<Item = A>,
     ) -> Process {
         let sterna = env!("CARGO_BIN_EXE_sterna");
-        let mut command = match self.prefix.split_first() {
-            None => Command::new(sterna),
-            Some((program, words)) => {
-                let mut command = Command::new(program);
-                command.args(words).arg(sterna);
-                command
-            }
-        };
+        // As from a terminal, also where the tests run under nohup.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").args(&self.prefix).arg(sterna);
         let runtime = host.runtime.path();
         // What a process that is killed leaves behind goes with the host.
         command
