@@ -1,4 +1,4 @@
-//! `sterna-bench state`: what a long saved state adds to the time in which nobody runs the guest, beside what the link needs for it.
+//! `sterna-bench state`: what a long saved state adds to the downtime, beside what the link needs for it.
 //!
 //! Whole migrations by the `sterna` command, of a guest without and with so much state, in turns with plain TCP streams of as many bytes.
 //! With a bandwidth limit the link is the slower of the two.
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &StateArgs) -> ExitCode {
     }
 }
 
-/// What was measured, in milliseconds where nothing else is said.
+/// What was measured, in milliseconds unless a name says otherwise.
 #[derive(Default)]
 struct Measured {
     plain_mbps: Vec<f64>,

@@ -282,7 +282,7 @@ fn the_key_of_a_region_opens_nothing_once_its_domain_has_no_queue_pair() {
         let mut list = WriteList::with_capacity(1);
         list.push(page(0, &from_region, &to_region)).expect("the list has room");
         end.queue_pair.post_writes(&mut list).expect("the list is posted");
-        let error = end.take(1)[0].result.expect_err("nobody takes the write");
+        let error = end.take(1)[0].result.expect_err("no queue pair takes the write");
         assert_eq!(error.status, status, "{error:?}");
     }
     assert_eq!(to.read(0, PAGE_BYTES), vec![0; PAGE_BYTES]);

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
     }
     let report = Report::of(&readings);
     let text = if args.json { report.json() } else { report.text(Paint::for_stdout()) };
-    // Where nobody reads it, the exit code is the answer's better half.
+    // Without a reader the exit code still answers.
     outln!("{}", text.trim_end());
     report.exit_code(args.strict)
 }

@@ -66,7 +66,7 @@ impl fmt::Display for Stuck {
         }
         match predicted {
             Some(predicted) => write!(formatter, "{:.0} ms now", ms(predicted)),
-            None => write!(formatter, "nobody knows how long now"),
+            None => write!(formatter, "an unknown time now"),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::wire::{Completion, Final, Message, Outcome};
 pub(super) struct Attempt<G> {
     pub(super) guest: G,
     landing: Option<Box<dyn Landing>>,
-    /// What is left of the lanes' ends once nobody can write through them, until the guest runs or is given up.
+    /// What revocation leaves of the lanes' ends, until the guest runs or is given up.
     remains: Option<Box<dyn Remains>>,
     ownership: Ownership,
     /// What arbitrates between the hosts.
@@ -265,7 +265,7 @@ impl<G: Guest> Attempt<G> {
         thread::Builder::new().name("release".into()).spawn(release).ok()
     }
 
-    /// Takes remote access away from a guest that will not run: a device that does not let go harms nobody else.
+    /// Takes remote access away from a guest that will not run: a failure is only logged, because this memory never runs.
     fn take_access_away(&mut self) {
         match self.landing.take().map(<dyn Landing>::revoke) {
             Some(Ok(remains)) => self.remains = Some(remains),
@@ -327,7 +327,7 @@ impl<G: Guest> Attempt<G> {
     }
 }
 
-/// Lets go of memory that nobody can write to any more.
+/// Releases memory after remote access was revoked.
 fn release(name: &str, remains: Box<dyn Remains>) {
     if let Err(leak) = remains.release() {
         tracing::warn!("{name}: {leak}");

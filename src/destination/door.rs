@@ -96,7 +96,7 @@ impl Receiver {
         }
     }
 
-    /// Who asks about another attempt is told what the state says of it, and who wants to come that this is no time.
+    /// Answers questions about other attempts from the records, and refuses new guests as Busy.
     fn answer_stranger(&self, control: &mut ControlChannel, message: &Message) {
         match message {
             Message::Ask(epoch) => {

@@ -307,7 +307,7 @@ impl Slots {
                 userspace_addr: slot.host_address,
             };
             // SAFETY: the structure is as the kernel wants it. The VMM set the slot with the same addresses
-            // and size, as whoever made the log promised, so the kernel changes the flags alone.
+            // and size, as the caller of `new` promised, so the kernel changes the flags alone.
             let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
             // On to the others all the same: as many as possible shall have the flags asked for.
             result = result.and(check(answer, "KVM_SET_USER_MEMORY_REGION", slot));

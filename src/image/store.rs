@@ -231,7 +231,7 @@ impl Partial {
     }
 
     fn rename(&self) -> io::Result<()> {
-        let gone = || io::Error::new(io::ErrorKind::NotFound, "somebody took it away meanwhile");
+        let gone = || io::Error::new(io::ErrorKind::NotFound, "another process removed it meanwhile");
         if !self.folder.has(&self.name, &self.file)? {
             return Err(gone());
         }

@@ -29,7 +29,7 @@ impl Attempt<'_> {
         self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let mut clock = Laps::new();
         let mut parts = Downtime::default();
-        // Also if it panics, after which nobody knows whether it is: to resume it does no harm.
+        // Also if it panics, which leaves open whether it is paused: to resume it does no harm.
         self.paused = true;
         self.guest.pause().inspect_err(|_| self.paused = false)?;
         parts.pause = clock.lap();

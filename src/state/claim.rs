@@ -128,7 +128,7 @@ impl Drop for Claimed {
     }
 }
 
-/// The one who writes records of an attempt.
+/// The right to write the records of an attempt.
 #[derive(Debug)]
 pub(crate) struct RecordWriter {
     claim: GuestClaim,

@@ -1,6 +1,6 @@
 //! A folder for the state of guests: opened once, checked, and used by its handle from then on.
 //!
-//! What it holds decides which host may run a guest. So nobody but its user may be able to change it, and it must outlast a
+//! What it holds decides which host may run a guest. So no other user may be able to change it, and it must outlast a
 //! restart of the host:
 //!
 //! - It belongs to the effective user, and neither its group nor others may write to it. Each folder above it belongs to root or

@@ -5,7 +5,7 @@
 //! it ends. So the lock and the last record answer, and nothing else does:
 //!
 //! * Does a process of this host have the guest? Only if the file is locked.
-//! * Is the name free? Only if nobody has the file locked: two starts cannot both win.
+//! * Is the name free? Only if no process has the file locked: two starts cannot both win.
 //! * May the guest be started anew? See [`Standing`].
 //!
 //! All of the file's space is reserved and its head durable before anything depends on it. A file without a record is removed

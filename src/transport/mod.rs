@@ -48,9 +48,6 @@ pub trait Transport: Send + Debug {
     /// The device or the addresses used, for people.
     fn via(&self) -> String;
 
-    /// How much RAM the destination has registered now.
-    fn registered_bytes(&self) -> u64;
-
     /// What is expected of the registration of memory, if these pages are the last to be sent.
     fn registration_expected(&self, _dirty: &DirtyBitmap) -> RegistrationCost {
         RegistrationCost::default()

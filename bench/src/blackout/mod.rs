@@ -1,4 +1,4 @@
-//! `sterna-bench blackout`: what the time in which nobody runs the guest is made of, and how it grows with the guest's RAM.
+//! `sterna-bench blackout`: the parts of the time in which no host runs the guest, and how they grow with the guest's RAM.
 //!
 //! | table | |
 //! |---|---|

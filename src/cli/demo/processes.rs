@@ -156,7 +156,7 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
         .args(arguments)
         .env("STERNA_RUNTIME_DIR", crate::cli::socket::directory())
         .env("STERNA_STATE_DIR", crate::cli::socket::directory().join("state"))
-        // What the demo leaves behind nobody asks for.
+        // No host asks for the state of the demo's guest.
         .env("STERNA_STATE_DIR_ANYWAY", "1")
         .arg("--until-stdin-closes")
         .stdin(Stdio::piped())

@@ -94,7 +94,7 @@ pub(crate) fn flush() {
     let deadline = Instant::now() + FLUSH_MAX;
     for queue in QUEUES.get().into_iter().flatten() {
         let (reached, wait) = channel();
-        // A queue that is full has a reader who does not read.
+        // A full queue has a reader that does not read.
         if queue.try_send(Entry::Mark(reached)).is_ok() {
             let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }

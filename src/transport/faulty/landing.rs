@@ -19,7 +19,7 @@ pub(crate) struct LandingFaults {
     pub(crate) await_round: Once,
     /// The device does not let go of a queue pair.
     pub(crate) revoke: Once,
-    /// The device does not let go of memory that nobody can write to any more.
+    /// The device does not release memory after remote access was revoked.
     pub(crate) release: Once,
     /// How long to wait for the fences of a round; unless it is said, as long as in production.
     patience: Option<Duration>,

@@ -83,10 +83,6 @@ impl Transport for FaultyTransport {
         "lanes that fail as a test tells them to".into()
     }
 
-    fn registered_bytes(&self) -> u64 {
-        0
-    }
-
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
         let supply = self.supply.as_deref();
         supply.inspect(|supply| supply.begin());

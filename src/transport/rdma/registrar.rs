@@ -94,10 +94,6 @@ impl Registrar {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn registered_bytes(&self) -> u64 {
-        self.slices.registered_bytes()
-    }
-
     /// The blocks of a slice that are to be registered: those with data. In later rounds the dirty ones count
     /// as such, as they are sent whatever is in them; and where not all of RAM may be registered, nothing
     /// else does.

@@ -152,6 +152,7 @@ impl<S> Slices<S> {
         (missing, self.budget_bytes.map_or(0, |budget_bytes| needed.saturating_sub(budget_bytes)))
     }
 
+    #[cfg(test)]
     pub(super) fn registered_bytes(&self) -> u64 {
         self.state().registered_bytes
     }

@@ -140,10 +140,6 @@ impl Transport for RdmaTransport {
         self.via.clone()
     }
 
-    fn registered_bytes(&self) -> u64 {
-        self.registrar.registered_bytes()
-    }
-
     fn registration_expected(&self, dirty: &DirtyBitmap) -> RegistrationCost {
         let (ahead, surplus_bytes) = self.registrar.expected(dirty);
         let (waited, bytes) = self.latest_wait();

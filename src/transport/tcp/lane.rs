@@ -44,10 +44,6 @@ impl Transport for TcpTransport {
         format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
     }
 
-    fn registered_bytes(&self) -> u64 {
-        0
-    }
-
     fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
         (&mut self.lanes, None)
     }

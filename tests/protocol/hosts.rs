@@ -1,0 +1,134 @@
+//! The two hosts: what each has, and what its machine makes of an event.
+
+use sterna::handover::{
+    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, HandoverError,
+    Mark, SourceAction, SourceEvent, SourceHandover, SourceState,
+};
+
+use super::{Attempt, Outcome};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Journal {
+    records: Vec<(Attempt, Mark)>,
+    /// The last record was written by a call that failed: the next one goes to its place.
+    pub(super) unsure: bool,
+}
+
+impl Journal {
+    pub(super) fn write(&mut self, attempt: Attempt, mark: Mark, outcome: Outcome) {
+        if outcome == Outcome::Bad {
+            return;
+        }
+        if std::mem::replace(&mut self.unsure, outcome == Outcome::BadButWritten) {
+            self.records.pop();
+        }
+        self.records.push((attempt, mark));
+    }
+
+    pub(crate) fn last(&self) -> Option<(Attempt, Mark)> {
+        self.records.last().copied()
+    }
+
+    pub(crate) fn says(&self, attempt: Attempt, mark: Mark) -> bool {
+        self.records.contains(&(attempt, mark))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Source {
+    pub(crate) is_up: bool,
+    pub(crate) machine: Option<SourceHandover>,
+    pub(crate) attempt: Attempt,
+    pub(crate) guest: GuestHere,
+    pub(crate) journal: Journal,
+    pub(crate) to_do: Option<SourceAction>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum GuestThere {
+    None,
+    Loaded,
+    Running,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Ram {
+    Empty,
+    Old,
+    Complete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Destination {
+    pub(crate) is_up: bool,
+    pub(crate) machine: Option<DestinationHandover>,
+    pub(crate) attempt: Attempt,
+    pub(crate) guest: GuestThere,
+    pub(crate) ram: Ram,
+    pub(crate) compared: bool,
+    /// Of which attempt the queue pairs and regions still are.
+    pub(crate) open_to: Option<Attempt>,
+    pub(crate) journal: Journal,
+    pub(crate) to_do: Option<DestinationAction>,
+    /// The guest has run here, at whatever time.
+    pub(crate) has_run: bool,
+    /// It was this side's, and ended with the host.
+    pub(crate) lost_guest: bool,
+    /// A remote write reached memory of a guest that ran.
+    pub(crate) written_while_running: bool,
+    /// The source let its guest run when it had run here, and nobody had written that off.
+    pub(crate) old_image_ran: bool,
+}
+
+impl Source {
+    pub(crate) fn state(&self) -> Option<SourceState> {
+        self.machine.as_ref().map(SourceHandover::state)
+    }
+
+    pub(crate) fn hears(&self) -> bool {
+        self.is_up && self.to_do.is_none()
+    }
+
+    pub(super) fn on(&mut self, event: SourceEvent) {
+        let Some(machine) = &mut self.machine else { return };
+        match machine.on(event) {
+            Ok(SourceAction::Continue) => {}
+            Ok(action) => self.to_do = Some(action),
+            // Late, repeated, of another attempt: not followed.
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Destination {
+    pub(crate) fn state(&self) -> Option<DestinationState> {
+        self.machine.as_ref().map(DestinationHandover::state)
+    }
+
+    pub(crate) fn hears(&self) -> bool {
+        self.is_up && self.to_do.is_none()
+    }
+
+    pub(super) fn on(&mut self, event: DestinationEvent) {
+        let Some(machine) = &mut self.machine else { return };
+        match machine.on(event) {
+            Ok(DestinationAction::Continue) => {}
+            Ok(action) => self.to_do = Some(action),
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    pub(super) fn written(&mut self, attempt: Attempt, ram: Ram) {
+        if self.open_to == Some(attempt) {
+            self.ram = ram;
+            self.written_while_running |= self.guest == GuestThere::Running;
+        }
+    }
+
+    pub(super) fn discard(&mut self) {
+        assert_ne!(self.guest, GuestThere::Running, "a guest that runs is not discarded");
+        (self.guest, self.open_to, self.ram, self.compared) = (GuestThere::None, None, Ram::Empty, false);
+    }
+}
