@@ -11,7 +11,7 @@ use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::guest::{Guest, GuestError};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
-use crate::source::BeatAt;
+use crate::source::HeartbeatAt;
 
 /// What was seen of a guest.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,13 +59,13 @@ pub fn sample(guest: &dyn Guest, longest: Duration) -> Result<Sampled, SamplingE
         stripes: Stripes::new(1),
         harvest: Duration::ZERO,
     };
-    let beat = BeatAt::now(guest);
+    let beat = HeartbeatAt::now(guest);
     thread::sleep(longest / 4);
-    let heartbeats_per_second = beat.rate_until(BeatAt::now(guest));
+    let heartbeats_per_second = beat.rate_until(HeartbeatAt::now(guest));
     watch.begin()?;
-    let beat = BeatAt::now(guest);
+    let beat = HeartbeatAt::now(guest);
     let samples = [16, 8, 4, 2, 1].map(|part| watch.sample(longest / part));
-    let heartbeats_per_second_watched = beat.rate_until(BeatAt::now(guest));
+    let heartbeats_per_second_watched = beat.rate_until(HeartbeatAt::now(guest));
     let samples = samples.into_iter().collect::<Result<_, _>>()?;
     let (ram_bytes, touched_bytes, harvest) =
         (layout.total_bytes(), touched_bytes(&ram, &layout)?, watch.harvest);
@@ -116,24 +116,24 @@ struct Watch<'log> {
 impl Watch<'_> {
     fn begin(&mut self) -> Result<(), SamplingError> {
         self.log.start()?;
-        // Logs may begin with all pages dirty; and while all of them are rearmed, those first in line are written again.
+        // Logs may begin with all pages dirty; and while all of them are cleared, those first in line are written again.
         self.dirty.fill();
-        self.rearm()?;
+        self.clear()?;
         self.harvest()?;
         Ok(())
     }
 
     fn sample(&mut self, interval: Duration) -> Result<DirtySample, SamplingError> {
-        self.rearm()?;
+        self.clear()?;
         let began = Instant::now();
         thread::sleep(interval);
         self.harvest()?;
         Ok(DirtySample { interval: began.elapsed(), dirty_bytes: self.dirty.count() * PAGE_BYTES })
     }
 
-    fn rearm(&mut self) -> Result<(), SamplingError> {
+    fn clear(&mut self) -> Result<(), SamplingError> {
         for part in self.stripes.of_lane(0, &self.dirty).flat_map(Stripe::parts) {
-            self.log.rearm(part.region, part.first_page, part.words)?;
+            self.log.clear(part.region, part.first_page, part.words)?;
         }
         Ok(())
     }

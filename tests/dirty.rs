@@ -28,7 +28,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     log.start().unwrap();
     let all = dirty.regions()[0].pages();
     assert_eq!(dirty.harvest(&log).unwrap(), all, "the log begins with everything dirty");
-    log.rearm(0, 0, dirty.regions()[0].words()).unwrap();
+    log.clear(0, 0, dirty.regions()[0].words()).unwrap();
     dirty.clear();
     assert_eq!(dirty.harvest(&log).unwrap(), 0);
 
@@ -45,7 +45,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     }
     // Only a part, which begins in one slot and ends in the next.
     let first = 17 * 256 - 64;
-    log.rearm(0, first, &[1 << 63, 1]).unwrap();
+    log.clear(0, first, &[1 << 63, 1]).unwrap();
     dirty.clear();
     dirty.harvest(&log).unwrap();
     assert_eq!(runs(&dirty), written[1..]);
@@ -54,8 +54,8 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     assert_eq!(runs(&dirty), [(17 * 256, 1), written[1], written[2]]);
 
     log.stop().unwrap();
-    assert!(matches!(log.rearm(0, 0, &[1]), Err(DirtyError::Ioctl { .. })), "nothing is recorded");
-    assert!(matches!(log.rearm(0, all.next_multiple_of(64), &[1]), Err(DirtyError::OutOfRange { .. })));
+    assert!(matches!(log.clear(0, 0, &[1]), Err(DirtyError::Ioctl { .. })), "nothing is recorded");
+    assert!(matches!(log.clear(0, all.next_multiple_of(64), &[1]), Err(DirtyError::OutOfRange { .. })));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn several_workers_harvest_all_slots() {
     let mut dirty = DirtyBitmap::new(&guest.ram.layout());
     log.start().unwrap();
     assert_eq!(pool.install(|| dirty.harvest(&log)).unwrap(), 97 * MIB / 4096);
-    log.rearm(0, 0, dirty.regions()[0].words()).unwrap();
+    log.clear(0, 0, dirty.regions()[0].words()).unwrap();
     dirty.clear();
     let written = [1, 16 * 256, 31 * 256 - 1, 31 * 256 + 1, 48 * 256, 64 * 256, 97 * 256 - 1];
     written.iter().for_each(|&page| guest.write(page, 1, 1, || {}));

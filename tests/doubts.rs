@@ -251,7 +251,7 @@ fn a_source_and_a_destination_that_both_died_leave_a_guest_that_may_be_started_a
 
 #[test]
 fn a_guest_that_is_held_in_vain_is_given_up_and_runs_on_at_the_source() {
-    let crossing = Crossing::new(At::Go, &["--hold=1"], nobody);
+    let crossing = Crossing::new(At::Go, &["--takeover-timeout=1"], nobody);
     crossing.open.store(false, Ordering::Relaxed);
     let migrating = crossing.migrate();
     crossing.receiving.process.says("a guest did not arrive: the guest was ready and held for 1 s");

@@ -140,7 +140,7 @@ fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_ful
         rounds_max: 1000,
         ..Limits::default()
     };
-    let options = Options { tuning: limits.into(), ..options() };
+    let options = Options { limits: limits.into(), ..options() };
     let slowed = Mutex::new(Vec::new());
     let watch = Watch(|event: &Event| {
         if let Event::Throttled { percent } = event {

@@ -12,13 +12,13 @@ use sterna::dirty::DirtyBitmap;
 use sterna::guest::Guest;
 use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
 use sterna::state::HostState;
-use sterna::transport::rdma::{RdmaReach, RdmaTuning};
+use sterna::transport::rdma::{RdmaPath, RdmaTuning};
 use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
-use sterna::wire::{Epoch, Final, Hello, Message, StateFrame};
+use sterna::wire::{AttemptId, Final, Hello, Message, StateFrame};
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress};
 
-const EPOCH: Epoch = Epoch([7; 16]);
+const ATTEMPT_ID: AttemptId = AttemptId([7; 16]);
 const LANES: u8 = 4;
 
 /// Pages of RAM that the built-in guest never touches, one for each lane: what is there, somebody else wrote.
@@ -31,7 +31,7 @@ const MARK: u64 = 0x6c61_7465_2121_2121;
 
 #[test]
 fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_destination() {
-    let Some(address) = RdmaReach::any_address() else {
+    let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!(
             "skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test late_write`"
@@ -79,7 +79,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     let offer = Offer::make(TransportChoice::Rdma, &control, &ram, Some(LANES), RdmaTuning::default())
         .expect("there is a device");
     let hello = Hello {
-        epoch: EPOCH,
+        attempt_id: ATTEMPT_ID,
         name: guest.name().into(),
         ram: ram.layout(),
         details: guest.details().expect("it can be told"),
@@ -100,9 +100,9 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     let registered = pinned_kib();
     // It is short enough for one frame.
     control.send(&Message::State(StateFrame { offset: 0, bytes })).expect("the destination hears");
-    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state_bytes };
+    let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes };
     control.send(&Message::Final(last)).expect("the destination hears");
-    assert!(matches!(hear(&mut control), Message::Prepared(EPOCH, _)));
+    assert!(matches!(hear(&mut control), Message::Prepared(ATTEMPT_ID, _)));
     // Both ends are in this process.
     assert_eq!(pinned_kib(), registered, "the destination has its memory registered until the guest runs");
     // All that the source has is stale now, and these pages are what it never was.
@@ -111,9 +111,9 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     }
     let (lanes, _) = transport.parts();
     let written = write_late(&mut lanes[..EARLY], &UNTOUCHED[..EARLY], &ram);
-    control.send(&Message::Go(EPOCH)).expect("the destination hears");
-    assert_eq!(hear(&mut control), Message::Running(EPOCH));
-    control.send(&Message::Done(EPOCH)).expect("the destination hears");
+    control.send(&Message::Go(ATTEMPT_ID)).expect("the destination hears");
+    assert_eq!(hear(&mut control), Message::Running(ATTEMPT_ID));
+    control.send(&Message::Done(ATTEMPT_ID)).expect("the destination hears");
     (transport, written)
 }
 
@@ -121,8 +121,8 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
 fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut ControlChannel) {
     let mut dirty = DirtyBitmap::new(&ram.layout());
     dirty.fill();
-    let (lanes, supply) = transport.parts();
-    let supply = supply.expect("RDMA has memory registered while it sends");
+    let (lanes, registration) = transport.parts();
+    let registration = registration.expect("RDMA has memory registered while it sends");
     thread::scope(|scope| {
         let sending = scope.spawn(|| {
             let regions = ram.layout().regions;
@@ -136,10 +136,10 @@ fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut Control
                 .chain([Ok(())])
                 .collect::<Result<Vec<_>, _>>()
                 .and_then(|_| lanes.iter_mut().try_for_each(|lane| lane.fence(1)));
-            supply.end();
+            registration.end();
             sent
         });
-        supply.supply(&dirty, control).expect("memory is registered");
+        registration.run(&dirty, control).expect("memory is registered");
         sending.join().expect("sending does not panic").expect("all of it is sent");
     });
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use protocol::{Crash, GuestThere, Letter, Mutant, Outcome, World};
 use stateright::{Checker, Model, Property};
-use sterna::handover::{DestinationState, GuestHere, Mark, SourceState};
+use sterna::handover::{DestinationState, GuestHere, RecordKind, SourceState};
 
 /// How much may go wrong on one path.
 struct Handover {
@@ -145,7 +145,7 @@ impl Model for Handover {
                     let here = &state.world.source;
                     here.guest == GuestHere::Running
                         && here.state() == Some(SourceState::Kept)
-                        && matches!(here.journal.last(), Some((_, Mark::Committed)))
+                        && matches!(here.journal.last(), Some((_, RecordKind::Committed)))
                 },
             ),
             Property::always(
@@ -176,7 +176,7 @@ impl Model for Handover {
             Property::sometimes("a doubt ends at the source", |_, state: &State| {
                 let world = &state.world;
                 world.source.state() == Some(SourceState::Kept)
-                    && world.source.journal.says(1, Mark::Committed)
+                    && world.source.journal.says(1, RecordKind::Committed)
                     && world.source.guest == GuestHere::Running
             }),
         ]
@@ -202,7 +202,7 @@ fn commits(_: &Handover, state: &State) -> bool {
     let mut world = state.world.clone();
     let attempt = world.destination.attempt;
     let is_ready = world.destination.state() == Some(DestinationState::Prepared);
-    let is_committed = world.source.journal.last() == Some((attempt, Mark::Committed));
+    let is_committed = world.source.journal.last() == Some((attempt, RecordKind::Committed));
     if !is_ready || !is_committed || world.source.is_up || world.source.guest != GuestHere::Gone {
         return true;
     }

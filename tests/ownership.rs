@@ -13,7 +13,7 @@ use common::{
     Ended, Fate, From, Host, Process, moves_away_from, never_runs_twice, relay, runs_on, wait_until,
 };
 use serde_json::Value;
-use sterna::handover::Mark;
+use sterna::handover::RecordKind;
 use sterna::wire::{Message, Outcome};
 
 const WORD: [&str; 2] = ["--resume-source", "--other-host-is-fenced"];
@@ -66,7 +66,7 @@ fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not
                 word.code == Some(12) && guest(&word).contains("is not fenced, because it answered");
             assert!(contradicted || !source_dies && word.code == Some(12), "{word:#?}");
             if source_dies {
-                assert_eq!(destination.last_record("tern"), Some(Mark::Prepared), "no GO has come");
+                assert_eq!(destination.last_record("tern"), Some(RecordKind::Prepared), "no GO has come");
             }
             // Now the question may be answered, and gives the guest away again.
             open.store(true, Ordering::Relaxed);
@@ -79,7 +79,7 @@ fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not
             runs_on(&destination, "tern");
             destination.checks_clean("tern");
         });
-        assert_eq!(source.last_record("tern"), Some(Mark::Done));
+        assert_eq!(source.last_record("tern"), Some(RecordKind::Done));
     }
 }
 
@@ -96,7 +96,7 @@ fn a_connection_that_is_taken_is_a_sign_of_life_and_voids_an_operators_word() {
     source.migrate("tern", via, &["--transport=tcp"]).wait().expect_code(12);
     assert!(guest(&recover(&source, &WORD).expect_code(12)).contains("is not fenced"));
     assert_eq!(source.status("tern")["phase"], "paused");
-    assert_eq!(source.last_record("tern"), Some(Mark::Committed), "the word is not recorded");
+    assert_eq!(source.last_record("tern"), Some(RecordKind::Committed), "the word is not recorded");
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn from_running_on_a_destination_is_never_said_to_wait_for_its_source() {
             let asking = scope.spawn(|| {
                 let mut asked = 0;
                 while !over.load(Ordering::Relaxed) {
-                    let runs = destination.last_record("tern") == Some(Mark::Running);
+                    let runs = destination.last_record("tern") == Some(RecordKind::Running);
                     let found = destination.try_ask(
                         "tern",
                         &serde_json::json!({ "do": "recover", "resume_source": false, "run_destination": false }),
@@ -250,13 +250,13 @@ fn a_guest_whose_handover_cannot_be_recorded_stays_paused_until_it_can() {
     ended.says("the guest was not given away, and stays paused");
     let status = source.status("tern");
     assert_eq!((&status["phase"], &status["in_doubt"]), (&Value::from("paused"), &Value::from(true)));
-    assert_ne!(source.last_record("tern"), Some(Mark::Refused));
+    assert_ne!(source.last_record("tern"), Some(RecordKind::Refused));
     // An operator's word does not replace the record.
     recover(&source, &WORD).expect_code(12);
     assert_eq!(source.status("tern")["phase"], "paused");
     Host::allow_writes(&running);
     wait_until("the guest runs on", || source.phase("tern").as_deref() == Some("running"));
-    assert_eq!(source.last_record("tern"), Some(Mark::Refused));
+    assert_eq!(source.last_record("tern"), Some(RecordKind::Refused));
     runs_on(&source, "tern");
     source.checks_clean("tern");
 }
@@ -275,7 +275,7 @@ fn a_destination_that_refuses_gives_a_guest_back_whose_source_cannot_record_that
     source.start(["migrate", "tern", "--set=if-stuck=stop", "--set=max-rounds=1"]).wait().expect_code(0);
     migrating.wait().expect_code(10).says("cannot write to the state file");
     runs_on(&source, "tern");
-    assert_eq!(destination.last_record("tern"), Some(Mark::Refused));
+    assert_eq!(destination.last_record("tern"), Some(RecordKind::Refused));
     Host::allow_writes(&running);
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);

@@ -21,7 +21,7 @@ use common::{
     Ended, Fate, Host, PATIENCE, Process, Random, Receiving, in_a_lab, never_runs_twice, phase, relay,
     runs_on, wait_until,
 };
-use sterna::handover::Mark;
+use sterna::handover::RecordKind;
 use sterna::wire::Message;
 
 /// How many guests are on their way at once: most of it is waiting.
@@ -235,12 +235,12 @@ impl Crossing {
     }
 
     /// The last word of the destination's journal.
-    fn word_there(&self) -> Option<Mark> {
+    fn word_there(&self) -> Option<RecordKind> {
         self.destination.last_record("tern")
     }
 
-    fn word_here(&self) -> Option<Mark> {
-        self.source.last_record("tern").filter(|&mark| mark != Mark::Started)
+    fn word_here(&self) -> Option<RecordKind> {
+        self.source.last_record("tern").filter(|&mark| mark != RecordKind::Started)
     }
 
     fn runs_there_whole(&self) {
@@ -343,7 +343,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
     let Crossing { source, destination, .. } = &*crossing;
     match ended.code {
         Some(0) => {
-            assert_eq!(crossing.word_there(), Some(Mark::Running), "{ended:#?}");
+            assert_eq!(crossing.word_there(), Some(RecordKind::Running), "{ended:#?}");
             recovers(source, &[], &[0]);
             crossing.runs_there_whole();
             return "runs at the destination";
@@ -360,7 +360,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
     if crossing.word_here().is_some() {
         // COMMITTED: it may have been told to run, and if it was not, it is now.
         recovers(source, &[], &[0]);
-        assert_eq!(crossing.word_there(), Some(Mark::Running));
+        assert_eq!(crossing.word_there(), Some(RecordKind::Running));
         crossing.runs_there_whole();
         return "runs at the destination, by recover";
     }
@@ -371,7 +371,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
         held || !destination.socket("tern").exists()
     });
     if held {
-        assert_eq!(crossing.word_there(), Some(Mark::Prepared));
+        assert_eq!(crossing.word_there(), Some(RecordKind::Prepared));
         recovers(destination, &["--run-destination", "--other-host-is-fenced"], &[0]);
         crossing.runs_there_whole();
         return "is held by the destination, and runs there by the operator's word";
@@ -394,17 +394,17 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
 fn destination_was_killed(crossing: &mut Crossing, ended: &Ended, back: bool) -> &'static str {
     let in_doubt = match ended.code {
         Some(0) => {
-            assert_eq!(crossing.word_there(), Some(Mark::Running), "{ended:#?}");
+            assert_eq!(crossing.word_there(), Some(RecordKind::Running), "{ended:#?}");
             false
         }
         Some(10 | 11) => {
             ended.says("where: the guest runs on at the source");
-            assert_ne!(crossing.word_there(), Some(Mark::Running), "{ended:#?}");
+            assert_ne!(crossing.word_there(), Some(RecordKind::Running), "{ended:#?}");
             false
         }
         Some(12) => {
             ended.says("in doubt");
-            assert_eq!(crossing.word_here(), Some(Mark::Committed));
+            assert_eq!(crossing.word_here(), Some(RecordKind::Committed));
             true
         }
         _ => panic!("{ended:#?}"),
@@ -420,7 +420,7 @@ fn destination_was_killed(crossing: &mut Crossing, ended: &Ended, back: bool) ->
             crossing.running.has_ended() || phase(&socket).as_deref() == Some("running")
         });
     }
-    if crossing.word_there() == Some(Mark::Running) {
+    if crossing.word_there() == Some(RecordKind::Running) {
         wait_until("the source's process has ended", || crossing.running.has_ended());
         recovers(&crossing.source, &[], &[0]);
         if back && phase(&crossing.destination.socket("tern")).is_some() {
@@ -448,24 +448,24 @@ fn destination_was_killed(crossing: &mut Crossing, ended: &Ended, back: bool) ->
 fn both_were_killed(crossing: &mut Crossing, ended: &Ended, look_there_first: bool) -> &'static str {
     let there = crossing.word_there();
     match ended.code {
-        Some(0) => assert_eq!(there, Some(Mark::Running), "{ended:#?}"),
+        Some(0) => assert_eq!(there, Some(RecordKind::Running), "{ended:#?}"),
         // Of its time: the source was killed a little later, or there was none any more.
-        Some(10 | 11) => assert_ne!(there, Some(Mark::Running), "{ended:#?}"),
+        Some(10 | 11) => assert_ne!(there, Some(RecordKind::Running), "{ended:#?}"),
         Some(12) => {}
         _ => panic!("{ended:#?}"),
     }
     let here = crossing.word_here();
     let known = match here {
-        Some(Mark::Committed) => 12,
-        Some(Mark::Done) => 0,
+        Some(RecordKind::Committed) => 12,
+        Some(RecordKind::Done) => 0,
         Some(_) => 13,
         None => lost_or_unknown(&crossing.source),
     };
     recovers(&crossing.source, &[], &[known]);
-    let ran = there == Some(Mark::Running);
+    let ran = there == Some(RecordKind::Running);
     let look_there = |crossing: &Crossing| {
         let expected = match crossing.word_there() {
-            Some(Mark::Running) => 13,
+            Some(RecordKind::Running) => 13,
             Some(_) => 10,
             None => 11,
         };

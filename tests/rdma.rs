@@ -14,7 +14,7 @@ use common::{
     BUSY, ENDLESS, Host, LONG, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
 };
 use serde_json::Value;
-use sterna::transport::rdma::RdmaReach;
+use sterna::transport::rdma::RdmaPath;
 use sterna::wire::{LaneReady, Message};
 use sterna_rdma::RemoteKey;
 
@@ -29,7 +29,7 @@ struct Device {
 fn device_or_skip() -> Option<Device> {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(address) = RdmaReach::any_address() else {
+    let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!(
             "skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test rdma`, or make one with \
@@ -226,7 +226,7 @@ fn what_a_guest_is_busy_with_is_registered_when_it_is_paused_or_the_wait_for_it_
     assert!(expected > 0.0 && measured > 0.0, "expected {expected} ms, took {measured} ms");
 }
 
-/// All lanes but one wait for the only slice that there can be.
+/// All lanes but one wait for the only chunk that there can be.
 #[test]
 fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
     let Some(device) = device_or_skip() else { return };
@@ -257,7 +257,7 @@ fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
     destination.checks_clean("tern");
 }
 
-/// The first slice arrives, the writes into the second are refused by the destination's device.
+/// The first chunk arrives, the writes into the second are refused by the destination's device.
 #[test]
 fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_again() {
     let Some(device) = device_or_skip() else { return };
@@ -266,7 +266,7 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     let receiving = device.receive(&destination, &[]);
     let mut keys_seen = 0;
     let between = go_between(device.address, receiving.address, move |message| {
-        let Message::SliceKeys(keys) = message else { return };
+        let Message::ChunkKeys(keys) = message else { return };
         for key in keys {
             keys_seen += 1;
             if keys_seen == 2 {
@@ -362,7 +362,7 @@ fn access_that_was_refused_never_makes_way_for_tcp() {
     let running = source.run("tern", &["--memory=16M"]);
     let receiving = device.receive(&destination, &[]);
     let between = go_between(device.address, receiving.address, move |message| {
-        let Message::SliceKeys(keys) = message else { return };
+        let Message::ChunkKeys(keys) = message else { return };
         keys.iter_mut().for_each(|key| key.key = RemoteKey::from_raw(!key.key.to_raw()));
     });
     let refused = source.migrate("tern", between, &[]).wait().expect_code(10);

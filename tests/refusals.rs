@@ -14,7 +14,7 @@ use std::thread;
 
 use common::{BUSY, ENDLESS, Host, Process, in_a_lab, moves_away_from, runs_on};
 use sterna::preflight::{self, KvmAccess};
-use sterna::transport::rdma::RdmaReach;
+use sterna::transport::rdma::RdmaPath;
 use sterna::wire::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 
 /// Asserts that the guest of `source` cannot move to `to` for a reason that is told, runs on meanwhile, and can move after.
@@ -175,7 +175,7 @@ fn a_name_that_is_taken_here() {
 
 #[test]
 fn rdma_without_a_device() {
-    if RdmaReach::any_address().is_some() {
+    if RdmaPath::any_address().is_some() {
         println!("skipped: this machine has an RDMA device");
         return;
     }

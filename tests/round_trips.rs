@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Host, Process, Random, runs_on, wait_until};
-use sterna::handover::{Mark, Side};
+use sterna::handover::{RecordKind, Side};
 
 /// A host, and its process that has the guest or waits for it.
 struct End {
@@ -39,7 +39,7 @@ impl End {
         }
     }
 
-    fn last(&self) -> Option<(Mark, Side)> {
+    fn last(&self) -> Option<(RecordKind, Side)> {
         let sighting = self.host.sighting(&self.name)?;
         sighting.journal.last().map(|last| (last.mark, last.side))
     }
@@ -103,28 +103,30 @@ fn check(end: &mut End, other: &End) {
     };
     match (alive, last, after) {
         (true, ..) if end.runs() => expect(&[0], &["runs here"]),
-        (true, Some((Mark::Committed, _)), _) => {
+        (true, Some((RecordKind::Committed, _)), _) => {
             expect(&[0, 12], &["perhaps runs", "has moved", "runs here"]);
         }
-        (true, Some((Mark::Done, _)), _) => expect(&[0], &["has moved"]),
-        (true, Some((Mark::Prepared, _)), _) => expect(&[12], &["ready to run here"]),
-        // It waits for a guest, which is known by its last visit or not at all.
+        (true, Some((RecordKind::Done, _)), _) => expect(&[0], &["has moved"]),
+        (true, Some((RecordKind::Prepared, _)), _) => expect(&[12], &["ready to run here"]),
+        // It waits for a guest, which is known by its last reconnect or not at all.
         (true, ..) => expect(&[0, 10, 11, 13], &[""]),
-        (false, Some((Mark::Committed, _)), Some((Mark::Done, _))) => {
+        (false, Some((RecordKind::Committed, _)), Some((RecordKind::Done, _))) => {
             expect(&[0], &["runs at", "has run there"]);
         }
-        (false, Some((Mark::Committed, _)), Some((Mark::Refused, _))) => expect(&[13], &["never will"]),
-        (false, Some((Mark::Committed, _)), _) => expect(&[12], &["may run there"]),
-        (false, Some((Mark::Running, _)), _) => expect(&[13], &["has run here since it came from"]),
-        (false, Some((Mark::Done, _)), _) => expect(&[0], &["has moved from here"]),
-        (false, Some((Mark::Prepared | Mark::Refused, Side::Destination)), _) => {
+        (false, Some((RecordKind::Committed, _)), Some((RecordKind::Refused, _))) => {
+            expect(&[13], &["never will"]);
+        }
+        (false, Some((RecordKind::Committed, _)), _) => expect(&[12], &["may run there"]),
+        (false, Some((RecordKind::Running, _)), _) => expect(&[13], &["has run here since it came from"]),
+        (false, Some((RecordKind::Done, _)), _) => expect(&[0], &["has moved from here"]),
+        (false, Some((RecordKind::Prepared | RecordKind::Refused, Side::Destination)), _) => {
             expect(&[10], &["did not run here and never will"]);
         }
-        (false, Some((Mark::Started, _) | (Mark::Refused, Side::Source)), _) => {
+        (false, Some((RecordKind::Started, _) | (RecordKind::Refused, Side::Source)), _) => {
             expect(&[13], &["may be started anew"]);
         }
         (false, None, _) => expect(&[11], &["is not known here"]),
-        (false, Some((Mark::Prepared, Side::Source)), _) => panic!("{truth}"),
+        (false, Some((RecordKind::Prepared, Side::Source)), _) => panic!("{truth}"),
     }
     // Nothing that is said here contradicts what is the case at the other host.
     if says.contains("may be started anew") || says.contains("runs here") {

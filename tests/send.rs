@@ -15,7 +15,7 @@ use std::thread;
 
 use common::{Ended, Host, Process, Receiving, go_between, in_a_lab, wait_until};
 use serde_json::Value;
-use sterna::transport::rdma::RdmaReach;
+use sterna::transport::rdma::RdmaPath;
 use sterna::wire::{LaneReady, Message};
 use tempfile::TempDir;
 
@@ -482,7 +482,7 @@ fn a_file_system_that_becomes_full_is_said_so_and_the_rest_is_sent_later() {
 
 #[test]
 fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
-    let Some(address) = RdmaReach::any_address() else {
+    let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!(
             "skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test send`, or make one with \
@@ -526,7 +526,7 @@ fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
 /// The first half is there from before; of the rest, what RDMA cannot bring comes by TCP.
 #[test]
 fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
-    let Some(address) = RdmaReach::any_address() else {
+    let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!("skipped: no RDMA device on this machine");
         return;

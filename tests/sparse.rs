@@ -14,9 +14,9 @@ use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
 use sterna::memory::GuestRam;
 use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
-use sterna::source::{Options, Tuning, migrate};
+use sterna::source::{LimitsHandle, Options, migrate};
 use sterna::state::HostState;
-use sterna::transport::rdma::RdmaReach;
+use sterna::transport::rdma::RdmaPath;
 use sterna::transport::{TransportChoice, TransportKind};
 use sterna::wire::Refusal;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -61,7 +61,7 @@ fn a_guest_with_more_ram_than_is_available_moves_by_rdma_and_no_more_is_pinned_t
 
 /// Where a destination may listen.
 fn rdma_or_skip() -> Option<String> {
-    let Some(address) = RdmaReach::any_address() else {
+    let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
         println!("skipped: no RDMA device on this machine. With one: `ci/lab uml cargo test --test sparse`");
         return None;
@@ -82,7 +82,7 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
 
     // Where other work wants the same processors, nothing here is quick.
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
-    let options = Options { transport, tuning: Tuning::new(limits), ..Options::default() };
+    let options = Options { transport, limits: LimitsHandle::new(limits), ..Options::default() };
     let via = Mutex::new(String::new());
     let watch = Watch(|event: &Event| {
         if let Event::Connected { via: way, .. } = event {
@@ -123,7 +123,7 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let before = anonymous_kib();
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
     let options =
-        Options { transport: TransportChoice::Rdma, tuning: Tuning::new(limits), ..Options::default() };
+        Options { transport: TransportChoice::Rdma, limits: LimitsHandle::new(limits), ..Options::default() };
     let arrived = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.receive(&AnonymousHost).expect("the guest arrives"));
         migrate(&guest, &claim, &to, &options, &Watch(|_: &Event| {})).expect("the guest moves");

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::Criterion;
 use sterna::memory::{RamLayout, RegionLayout};
 use sterna::wire::{
-    DIGESTS_MAX, Epoch, FRAME_BYTES_MAX, Hello, LaneOffer, Message, PageFrame, RUN_LEN, RUNS_MAX, SLICES_MAX,
-    STATE_FRAME_MAX, SliceRange, StateFrame, WireRun,
+    AttemptId, CHUNKS_MAX, ChunkRange, DIGESTS_MAX, FRAME_BYTES_MAX, Hello, LaneOffer, Message, PageFrame,
+    RUN_LEN, RUNS_MAX, STATE_FRAME_MAX, StateFrame, WireRun,
 };
 use sterna_bench::ram::run;
 use sterna_bench::{Stage, criterion};
@@ -23,21 +23,21 @@ fn main() {
 
 /// The smallest, and those that grow with the guest.
 fn messages() -> Vec<(&'static str, Message)> {
-    let epoch = Epoch([7; 16]);
+    let attempt_id = AttemptId([7; 16]);
     let regions = vec![
         RegionLayout { guest_address: 0, len_bytes: 3 << 30 },
         RegionLayout { guest_address: 4 << 30, len_bytes: 61 << 30 },
     ];
     let (name, ram, details) = ("tern".into(), RamLayout { regions }, vec![1; 4096]);
-    let slices =
-        (0..SLICES_MAX as u64).map(|n| SliceRange { region: 1, first_page: n << 16, pages: 1 << 16 });
+    let chunks =
+        (0..CHUNKS_MAX as u64).map(|n| ChunkRange { region: 1, first_page: n << 16, pages: 1 << 16 });
     let state = StateFrame { offset: 4 << 20, bytes: vec![0x5a; STATE_FRAME_MAX] };
     vec![
-        ("go", Message::Go(epoch)),
+        ("go", Message::Go(attempt_id)),
         (
             "hello",
             Message::Hello(Hello {
-                epoch,
+                attempt_id,
                 name,
                 ram,
                 details,
@@ -46,7 +46,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 state_bytes: 0,
             }),
         ),
-        ("register slices, 1024", Message::RegisterSlices(slices.collect())),
+        ("register slices, 1024", Message::RegisterChunks(chunks.collect())),
         ("digests, 16384", Message::Digests(vec![[0xa5; 32]; DIGESTS_MAX])),
         ("state, 256 KiB", Message::State(state)),
     ]

@@ -1,6 +1,6 @@
 //! `sterna-bench dirty-log`: KVM's dirty bitmap beside its dirty rings, for guests that write little and much.
 //!
-//! Both logs of a guest are measured in turn. A round costs the harvest and, with the bitmap, the rearming of what was harvested: what
+//! Both logs of a guest are measured in turn. A round costs the harvest and, with the bitmap, the clearing of what was harvested: what
 //! an engine does besides sending. What the guest pays shows in how fast it goes over its working set.
 
 use std::os::fd::OwnedFd;
@@ -183,7 +183,7 @@ impl Log {
             Self::Bitmap(log) => {
                 dirty.harvest(log)?;
                 for part in Stripes::new(1).of_lane(0, dirty).flat_map(Stripe::parts) {
-                    log.rearm(part.region, part.first_page, part.words)?;
+                    log.clear(part.region, part.first_page, part.words)?;
                 }
             }
             Self::Rings(rings, software) => {

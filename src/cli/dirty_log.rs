@@ -82,8 +82,8 @@ impl DirtyLog for RingLog {
         self.software.harvest(region, dirty)
     }
 
-    fn rearm(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
-        // Collected is rearmed.
+    fn clear(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
+        // Collected is cleared.
         Ok(())
     }
 

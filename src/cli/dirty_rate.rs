@@ -90,14 +90,15 @@ fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
 
 /// How it would end, in words.
 fn verdict(forecast: &Forecast) -> String {
-    let help = forecast.stuck.map_or(String::new(), |stuck| format!("; it would take {}", stuck.help));
+    let help =
+        forecast.diverging.map_or(String::new(), |diverging| format!("; it would take {}", diverging.help));
     match forecast.end {
         Decision::Stop => format!("it would be stopped for that{help}"),
         Decision::GiveUp => format!("it would not move{help}"),
         _ if forecast.throttle_percent > 0 => {
             format!("it would move, slowed by up to {} %", forecast.throttle_percent)
         }
-        _ if forecast.stuck.is_some() => {
+        _ if forecast.diverging.is_some() => {
             format!("it would move once {:.0} ms are allowed", forecast.allowed.as_secs_f64() * 1e3)
         }
         _ => "it would move by itself".into(),
@@ -109,14 +110,14 @@ fn json(mbps: u64, forecast: &Forecast) -> serde_json::Value {
     serde_json::json!({
         "bandwidth_mbps": mbps,
         "moves": forecast.end != Decision::GiveUp,
-        "by_itself": forecast.end == Decision::Switch && forecast.stuck.is_none(),
+        "by_itself": forecast.end == Decision::Switch && forecast.diverging.is_none(),
         "rounds": forecast.rounds.len(),
         "total_ms": ms(forecast.total),
         "downtime_ms": ms(forecast.downtime.total()),
         "downtime_allowed_ms": ms(forecast.allowed),
         "throttle_percent": forecast.throttle_percent,
         "bytes_sent": forecast.sent_bytes,
-        "why": forecast.stuck.map(|stuck| stuck.to_string()),
-        "help": forecast.stuck.map(|stuck| stuck.help.to_string()),
+        "why": forecast.diverging.map(|diverging| diverging.to_string()),
+        "help": forecast.diverging.map(|diverging| diverging.help.to_string()),
     })
 }

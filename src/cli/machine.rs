@@ -18,9 +18,9 @@ use sterna_vmm::{
     host_cpu,
 };
 
-use super::arriving::Arriving;
 use super::device_state;
 use super::dirty_log::{DirtyLogArgs, RingLog};
+use super::incoming::Incoming;
 use super::server::Server;
 use super::signals;
 use super::socket::{Listener, SocketError};
@@ -260,7 +260,7 @@ impl GuestHost for MachineHost {
         };
         let machine = dirty_log.new_machine(details.kind, details.config).map_err(incompatible)?;
         let socket = Server::new(socket);
-        socket.serve(Arc::new(Arriving { pending: self.pending.clone() }));
+        socket.serve(Arc::new(Incoming { pending: self.pending.clone() }));
         Ok(MachineGuest::new(name, machine, socket).with_device_state(details.device_state_bytes))
     }
 }

@@ -15,7 +15,7 @@ use sterna::verify::Verify;
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::output::{errln, outln};
-use super::protocol::{Answer, Failure, Move, Request, Tune};
+use super::protocol::{Answer, Failure, LimitsPatch, Move, Request};
 use super::size::Size;
 use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
@@ -63,7 +63,7 @@ pub(crate) struct LimitArgs {
     /// How long the guest may stand still at the switch, in ms [default: 300]
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
-    /// How far `--if-stuck relax` may raise that, in ms [default: 5 times the limit]
+    /// How far `--if-diverging relax` may raise that, in ms [default: 5 times the limit]
     #[arg(long, value_name = "MS")]
     downtime_max: Option<u64>,
     /// Send no faster than this, in MB/s; 0 is as fast as the link carries [default: 0]
@@ -72,7 +72,7 @@ pub(crate) struct LimitArgs {
     /// Send no more rounds than this while the guest runs [default: 100]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     max_rounds: Option<u32>,
-    /// Switch or give up, as --if-stuck has it, after this time; 0 is none [default: 0]
+    /// Switch or give up, as --if-diverging has it, after this time; 0 is none [default: 0]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Slow the guest by up to so many percent; 0 never does [default: 99]
@@ -97,8 +97,8 @@ fn parse_if_stuck(text: &str) -> Result<String, String> {
 }
 
 impl LimitArgs {
-    pub(crate) fn tune(&self) -> Tune {
-        Tune {
+    pub(crate) fn tune(&self) -> LimitsPatch {
+        LimitsPatch {
             downtime_limit_ms: self.downtime_limit,
             downtime_max_ms: self.downtime_max,
             bandwidth_limit_mbps: self.bandwidth_limit,
@@ -200,7 +200,7 @@ fn set(args: &MigrateArgs) -> ExitCode {
         Ok(limits) => limits,
         Err(what) => return output::error(Exit::Usage, what),
     };
-    match ask(&args.name, &Request::Tune(limits.tune())) {
+    match ask(&args.name, &Request::LimitsPatch(limits.tune())) {
         Ok(Answer::Limits(limits)) => {
             if args.json {
                 outln!("{}", serde_json::json!({ "status": "set", "limits": limits }));
@@ -296,11 +296,11 @@ mod tests {
             LimitArgs::of_settings(&settings.iter().map(|&setting| setting.to_owned()).collect::<Vec<_>>())
         };
         let tune = set(&["downtime-limit=50", "bandwidth-limit=0", "if-stuck=relax, stop"]).unwrap().tune();
-        let expected = Tune {
+        let expected = LimitsPatch {
             downtime_limit_ms: Some(50),
             bandwidth_limit_mbps: Some(0),
             if_stuck: Some("relax,stop".into()),
-            ..Tune::default()
+            ..LimitsPatch::default()
         };
         assert_eq!(tune, expected);
         for wrong in

@@ -11,7 +11,7 @@
 //! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
 //! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
-//! | `holder`, `arriving` | who has a guest in hand, and answers for it |
+//! | `vm_process`, `arriving` | who has a guest in hand, and answers for it |
 //! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
 //! | `progress` | how a migration goes, for all who watch it |
 //! | `signals` | what SIGHUP, SIGINT and SIGTERM mean to a process that holds a guest |
@@ -19,7 +19,6 @@
 //! | `state` | where this host keeps the state of its guests |
 //! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
 
-mod arriving;
 mod cancel;
 mod check;
 mod demo;
@@ -27,7 +26,7 @@ mod device_state;
 mod dirty_log;
 mod dirty_rate;
 mod exit;
-mod holder;
+mod incoming;
 mod lanes;
 mod machine;
 mod migrate;
@@ -44,6 +43,7 @@ mod size;
 mod socket;
 mod soft_roce;
 mod state;
+mod vm_process;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sterna::convergence::{DirtySample, IfStuck, IfStuckError, Limits};
 use sterna::progress::{Event, LimitsReport, Report};
 use sterna::sampling::Sampled;
-use sterna::source::{Options, Tuning};
+use sterna::source::{LimitsHandle, Options};
 use sterna::verify::Verify;
 use sterna_vmm::MachineKind;
 
@@ -25,7 +25,7 @@ pub(crate) enum Request {
     /// Watch a migration that is under way. Answered as the request that began it.
     Watch,
     /// Change the limits of a migration that is under way.
-    Tune(Tune),
+    LimitsPatch(LimitsPatch),
     /// Watch what it writes, for this long at the longest.
     DirtyRate { longest_ms: u64 },
     /// End a migration that is under way.
@@ -43,14 +43,14 @@ pub(crate) enum Request {
 pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) lanes: LaneArgs,
-    pub(crate) limits: Tune,
+    pub(crate) limits: LimitsPatch,
     pub(crate) state_max_bytes: Option<u64>,
     pub(crate) verify: Verify,
 }
 
 /// Limits that are given; the others stay as they are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Tune {
+pub(crate) struct LimitsPatch {
     pub(crate) downtime_limit_ms: Option<u64>,
     pub(crate) downtime_max_ms: Option<u64>,
     /// 0 is none.
@@ -155,7 +155,7 @@ impl Move {
             transport: self.lanes.transport.into(),
             lanes: self.lanes.lanes,
             rdma: self.lanes.tuning(),
-            tuning: Tuning::new(limits),
+            limits: LimitsHandle::new(limits),
             state_max_bytes: self.state_max_bytes,
             verify: self.verify,
             ..Options::default()
@@ -198,7 +198,7 @@ impl Samples {
     }
 }
 
-impl Tune {
+impl LimitsPatch {
     /// Changes what is given; nothing if something given cannot be.
     pub(crate) fn apply_to(&self, limits: &mut Limits) -> Result<(), IfStuckError> {
         let if_stuck: Option<IfStuck> = self.if_stuck.as_deref().map(str::parse).transpose()?;

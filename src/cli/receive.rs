@@ -17,7 +17,6 @@ use sterna::transport::rdma::load_ahead;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
-use super::holder::{end_with_stdin, hold};
 use super::machine::{MachineGuest, MachineHost};
 use super::output::{errln, outln};
 use super::run::say_end;
@@ -25,6 +24,7 @@ use super::signals;
 use super::size::Size;
 use super::socket;
 use super::state::StateArgs;
+use super::vm_process::{end_with_stdin, hold};
 use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
@@ -58,7 +58,7 @@ pub(crate) struct ReceiveArgs {
     force: bool,
     /// How long to hold a guest that is ready to run when its source is lost, in seconds; then it is given up here
     #[arg(long, default_value_t = 600, value_name = "SECONDS", conflicts_with = "into")]
-    hold: u64,
+    takeover_timeout: u64,
     #[command(flatten)]
     state: StateArgs,
     /// Take only a guest that runs with this lock at its source, a file on storage that the hosts share, and run it with that
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     let lock = args.lock.as_ref().map(Lock::at);
     let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)), state)
         .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
-        .map(|receiver| receiver.with_hold(Duration::from_secs(args.hold)))
+        .map(|receiver| receiver.with_takeover_timeout(Duration::from_secs(args.takeover_timeout)))
         .map(|receiver| receiver.with_lock(lock.clone()))
         .map(|receiver| receiver.with_state_max(args.state_max.map_or(STATE_MAX_DEFAULT, |size| size.0)))
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
@@ -127,8 +127,8 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     };
     // The guest has this process to itself: as soon as its source knows of it, nobody listens here.
     if !arrival.settled {
-        let epoch = arrival.epoch;
-        let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(epoch));
+        let attempt_id = arrival.attempt_id;
+        let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(attempt_id));
         if let Err(error) = answering {
             tracing::warn!("the source is not told that its guest runs here: {error}");
         }

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use sterna::handover::{Mark, Record, Standing};
+use sterna::handover::{Record, RecordKind, Standing};
 use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
-use sterna::state::{Holder, HostState, Sighting, StateError};
+use sterna::state::{HostState, LockHolder, Sighting, StateError};
 
 use super::exit::Exit;
 use super::output::{self, outln};
@@ -130,7 +130,7 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
 }
 
 /// The guest's process lives, because its state file is locked, and cannot be asked.
-fn unreachable(sighting: &Sighting, holder: &Holder) -> Found {
+fn unreachable(sighting: &Sighting, holder: &LockHolder) -> Found {
     let contact = holder.contact.as_deref().map_or_else(
         || "the folder of its control socket is unknown ($STERNA_RUNTIME_DIR)".to_owned(),
         |contact| format!("no control socket in {contact} answers for it"),
@@ -142,7 +142,7 @@ fn unreachable(sighting: &Sighting, holder: &Holder) -> Found {
             format!("is paused here and perhaps runs at {peer}, which is asked again and again"),
         ),
         Standing::Moved(Record { peer, .. }) => (Exit::Done, format!("has moved to {peer}")),
-        Standing::AtSource(Record { mark: Mark::Prepared, peer, .. }) => {
+        Standing::AtSource(Record { mark: RecordKind::Prepared, peer, .. }) => {
             (Exit::InDoubt, format!("is ready to run here, and its source {peer} decides"))
         }
         Standing::AtSource(_) | Standing::Unknown => (Exit::Done, "is on its way here".to_owned()),
@@ -169,14 +169,14 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
     // To claim it records what became of a guest whose process was ready to run it. It also shows that no process has it.
     let journal = state.claim(&args.name)?.journal();
     match Standing::of(&journal) {
-        Standing::Ended(Record { mark: Mark::Running, peer, .. }) => found(
+        Standing::Ended(Record { mark: RecordKind::Running, peer, .. }) => found(
             Exit::Lost,
             format!(
                 "has run here since it came from {peer}, and its process has ended. It must not be resumed at its source, \
                  but may be started anew, on one host"
             ),
         ),
-        Standing::Ended(Record { mark: Mark::Started, .. }) => found(
+        Standing::Ended(Record { mark: RecordKind::Started, .. }) => found(
             Exit::Lost,
             "was not given to another host, and its process here has ended: it may be started anew".into(),
         ),
@@ -242,10 +242,10 @@ impl Report {
                 })
             );
         } else {
-            for Record { mark, side, epoch, peer, .. } in &self.records {
+            for Record { mark, side, attempt_id, peer, .. } in &self.records {
                 match mark {
-                    Mark::Started => outln!("  {mark:<10} here"),
-                    _ => outln!("  {mark:<10} as {side} of attempt {epoch:?}, the other side {peer}"),
+                    RecordKind::Started => outln!("  {mark:<10} here"),
+                    _ => outln!("  {mark:<10} as {side} of attempt {attempt_id:?}, the other side {peer}"),
                 }
             }
             outln!("{} {what}", args.name);
@@ -258,7 +258,7 @@ fn json(record: &Record) -> serde_json::Value {
     serde_json::json!({
         "side": record.side.to_string(),
         "says": record.mark.to_string(),
-        "attempt": format!("{:?}", record.epoch),
+        "attempt": format!("{:?}", record.attempt_id),
         "peer": record.peer,
         "address": record.address,
     })

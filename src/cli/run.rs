@@ -13,13 +13,13 @@ use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workloa
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
-use super::holder::{Ended, end_with_stdin, hold};
 use super::machine::MachineGuest;
 use super::output::{self, errln, outln};
 use super::server::Server;
 use super::size::Size;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
+use super::vm_process::{Ended, end_with_stdin, hold};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {

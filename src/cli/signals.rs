@@ -30,7 +30,7 @@ pub(crate) enum Stage {
     /// It is being started here.
     Starting,
     /// It is on its way, and runs at its source.
-    Arriving,
+    Incoming,
     /// It is loaded: its source may give it away at any moment.
     Ready,
     /// It runs here.
@@ -63,7 +63,7 @@ pub(crate) fn catch(stage: Stage) {
 
 /// A guest is about to come.
 pub(crate) fn guest_arrives() {
-    state().stage = Stage::Arriving;
+    state().stage = Stage::Incoming;
 }
 
 /// Its source may give it away from now on.
@@ -128,7 +128,7 @@ fn obey(signal: i32) {
         (Stage::Starting | Stage::Held, SIGHUP) => {
             tracing::warn!("SIGHUP: the terminal is gone, and this process goes on without");
         }
-        (Stage::Empty, _) | (Stage::Starting | Stage::Arriving, SIGINT | SIGTERM) => end(&state, signal),
+        (Stage::Empty, _) | (Stage::Starting | Stage::Incoming, SIGINT | SIGTERM) => end(&state, signal),
         _ => {
             if state.stage == Stage::Ready && signal != SIGHUP {
                 let signal = describe(signal);
@@ -147,7 +147,7 @@ fn end(state: &State, signal: i32) -> ! {
     let name = describe(signal);
     match state.stage {
         Stage::Starting => errln!("{name}: this process ends, and the guest was not started"),
-        Stage::Arriving => errln!("{name}: this process ends, and the guest stays at its source"),
+        Stage::Incoming => errln!("{name}: this process ends, and the guest stays at its source"),
         _ => {}
     }
     socket::remove_all();

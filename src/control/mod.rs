@@ -1,11 +1,11 @@
 //! The control channel: [`wire`](crate::wire) messages over one TCP connection.
 //!
-//! Nothing here waits without end for a peer that has gone. Both ends beat every [`BEAT`], whatever else they do, and count as lost
-//! when nothing at all was heard of them for [`SILENT_BEATS`] beats: so a process that hangs or was stopped is noticed, whose
+//! Nothing here waits without end for a peer that has gone. Both ends keepalive every [`KEEPALIVE_INTERVAL`], whatever else they do, and count as lost
+//! when nothing at all was heard of them for [`KEEPALIVES_MISSED_MAX`] keepalives: so a process that hangs or was stopped is noticed, whose
 //! kernel answers for it, and to whose memory RDMA would go on writing. Each awaited answer has its own time limit besides.
-//! `TCP_USER_TIMEOUT` and keepalive say the same of connections that do not beat, the lanes.
+//! `TCP_USER_TIMEOUT` and keepalive say the same of connections that do not keepalive, the lanes.
 
-mod line;
+mod connection;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -17,15 +17,15 @@ use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-use self::line::Line;
+use self::connection::Connection;
 use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
 
 /// How often either end of a control channel says that it is alive.
-pub const BEAT: Duration = Duration::from_secs(1);
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After how many of this side's own beats without any sign of the other side it counts as lost. Many, because a process on an
+/// After how many of this side's own keepalives without any sign of the other side it counts as lost. Many, because a process on an
 /// overloaded host may not come to run for seconds.
-pub const SILENT_BEATS: u32 = 10;
+pub const KEEPALIVES_MISSED_MAX: u32 = 10;
 
 /// How long a peer's kernel may leave data or keepalives unanswered before a connection breaks.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
@@ -67,7 +67,7 @@ pub enum ControlError {
         /// For how long.
         limit: Duration,
     },
-    /// Nothing at all came from the peer, which beats if it lives.
+    /// Nothing at all came from the peer, which keepalives if it lives.
     #[error(
         "nothing was heard from the other side for {} s: its process hangs or was stopped, its host is down, or the link is cut",
         silence.as_secs()
@@ -106,7 +106,7 @@ pub enum ControlError {
 /// One end of a control connection.
 #[derive(Debug)]
 pub struct ControlChannel {
-    line: Arc<Line>,
+    connection: Arc<Connection>,
     peer: SocketAddr,
     local: SocketAddr,
     round_trip: Duration,
@@ -114,9 +114,9 @@ pub struct ControlChannel {
 
 /// Asks after the other end of a control channel, from anywhere.
 #[derive(Clone, Debug)]
-pub(crate) struct Pulse(Arc<Line>);
+pub(crate) struct PeerLiveness(Arc<Connection>);
 
-impl Pulse {
+impl PeerLiveness {
     /// Whether the other end was heard of lately.
     ///
     /// # Errors
@@ -162,7 +162,7 @@ impl Pulse {
 
 /// Sends frames that are made elsewhere, from any thread, between the messages of a control channel.
 #[derive(Clone, Debug)]
-pub(crate) struct FrameSender(Arc<Line>);
+pub(crate) struct FrameSender(Arc<Connection>);
 
 impl FrameSender {
     /// Sends a whole frame. `name` names it for the error.
@@ -210,7 +210,7 @@ impl ControlChannel {
         greet(&stream)?;
         read_preamble(&mut stream, greeting_max)?;
         let round_trip = began.elapsed();
-        let mut channel = Self::over(stream, BEAT)?;
+        let mut channel = Self::over(stream, KEEPALIVE_INTERVAL)?;
         channel.round_trip = round_trip;
         Ok(channel)
     }
@@ -219,27 +219,29 @@ impl ControlChannel {
     pub(crate) fn answer(stream: TcpStream) -> Result<Self, ControlError> {
         tune(&stream).map_err(ControlError::Io)?;
         greet(&stream)?;
-        Self::over(stream, BEAT)
+        Self::over(stream, KEEPALIVE_INTERVAL)
     }
 
-    fn over(stream: TcpStream, beat: Duration) -> Result<Self, ControlError> {
+    fn over(stream: TcpStream, keepalive: Duration) -> Result<Self, ControlError> {
         let peer = stream.peer_addr().map_err(ControlError::Io)?;
         let local = stream.local_addr().map_err(ControlError::Io)?;
-        let line = Line::start(stream, beat).map_err(ControlError::Io)?;
-        Ok(Self { line, peer, local, round_trip: Duration::ZERO })
+        let connection = Connection::start(stream, keepalive).map_err(ControlError::Io)?;
+        Ok(Self { connection, peer, local, round_trip: Duration::ZERO })
     }
 
     /// Asks after the other end, from anywhere.
-    pub(crate) fn pulse(&self) -> Pulse {
-        Pulse(self.line.clone())
+    pub(crate) fn liveness(&self) -> PeerLiveness {
+        PeerLiveness(self.connection.clone())
     }
 
     /// Makes memory ready for so many bytes of saved state, beside everything else: while the state arrives the guest stands still,
     /// and to have memory for it takes longer than a fast link does. Without a thread for that it is made as the state arrives.
     pub(crate) fn expect_state(&self, len_bytes: u64) {
-        let (line, missing) = (Arc::downgrade(&self.line), self.line.state_buffers_missing(len_bytes));
+        let (connection, missing) =
+            (Arc::downgrade(&self.connection), self.connection.state_buffers_missing(len_bytes));
         let work = move || {
-            (0..missing).all(|_| line.upgrade().is_some_and(|line| line.add_state_buffer()));
+            (0..missing)
+                .all(|_| connection.upgrade().is_some_and(|connection| connection.add_state_buffer()));
         };
         if let Err(error) = thread::Builder::new().name("state-memory".into()).spawn(work) {
             tracing::warn!("no thread makes memory ready for the state of the guest: {error}");
@@ -248,7 +250,7 @@ impl ControlChannel {
 
     /// Sends frames beside this channel's own.
     pub(crate) fn frame_sender(&self) -> FrameSender {
-        FrameSender(self.line.clone())
+        FrameSender(self.connection.clone())
     }
 
     /// The other end's address.
@@ -281,7 +283,7 @@ impl ControlChannel {
         let body = message.encode()?;
         let mut frame = FrameHead::new(message.kind(), &body)?.as_bytes().to_vec();
         frame.extend(body);
-        self.line.send(&frame, message.name())
+        self.connection.send(&frame, message.name())
     }
 
     /// Waits for the next message, for `limit`, or for as long as the peer lives. `awaited` names it for the error.
@@ -294,14 +296,14 @@ impl ControlChannel {
         limit: Option<Duration>,
     ) -> Result<Message, ControlError> {
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-        let message = self.line.receive(awaited, deadline)?;
+        let message = self.connection.receive(awaited, deadline)?;
         message.ok_or_else(|| ControlError::Timeout { awaited, limit: limit.unwrap_or_default() })
     }
 }
 
 impl Drop for ControlChannel {
     fn drop(&mut self) {
-        self.line.leave();
+        self.connection.leave();
     }
 }
 
@@ -339,7 +341,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::wire::{Epoch, PROTOCOL_VERSION};
+    use crate::wire::{AttemptId, PROTOCOL_VERSION};
 
     /// A peer that answers whoever connects with `reply`, and then closes.
     fn peer(reply: Vec<u8>) -> String {
@@ -361,14 +363,14 @@ mod tests {
     #[test]
     fn messages_arrive_in_order_and_a_closed_peer_is_said_so() {
         let mut bytes = greeting();
-        for message in [Message::RoundClosed(3), Message::Go(Epoch([1; 16]))] {
+        for message in [Message::RoundClosed(3), Message::Go(AttemptId([1; 16]))] {
             let body = message.encode().unwrap();
             bytes.extend(FrameHead::new(message.kind(), &body).unwrap().as_bytes());
             bytes.extend(body);
         }
         let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
         assert_eq!(channel.receive("a", Some(STEP_MAX)).unwrap(), Message::RoundClosed(3));
-        assert_eq!(channel.receive("b", Some(STEP_MAX)).unwrap(), Message::Go(Epoch([1; 16])));
+        assert_eq!(channel.receive("b", Some(STEP_MAX)).unwrap(), Message::Go(AttemptId([1; 16])));
         assert!(matches!(channel.receive("c", Some(STEP_MAX)), Err(ControlError::Closed("c"))));
     }
 
@@ -386,9 +388,9 @@ mod tests {
     #[test]
     fn a_message_that_was_damaged_on_its_way_is_not_believed() {
         let mut bytes = greeting();
-        let body = Message::Go(Epoch([1; 16])).encode().unwrap();
-        bytes.extend(FrameHead::new(Message::Go(Epoch([1; 16])).kind(), &body).unwrap().as_bytes());
-        bytes.extend(Message::Go(Epoch([2; 16])).encode().unwrap());
+        let body = Message::Go(AttemptId([1; 16])).encode().unwrap();
+        bytes.extend(FrameHead::new(Message::Go(AttemptId([1; 16])).kind(), &body).unwrap().as_bytes());
+        bytes.extend(Message::Go(AttemptId([2; 16])).encode().unwrap());
         let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
         let error = channel.receive("GO", Some(STEP_MAX)).unwrap_err();
         assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
@@ -397,7 +399,7 @@ mod tests {
     #[test]
     fn a_length_past_the_bound_is_refused_before_the_body_comes() {
         let mut bytes = greeting();
-        let mut head = FrameHead::new(Message::Go(Epoch([0; 16])).kind(), &[]).unwrap();
+        let mut head = FrameHead::new(Message::Go(AttemptId([0; 16])).kind(), &[]).unwrap();
         head.body_len = u32::MAX.into();
         bytes.extend(head.as_bytes());
         let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
-use super::course::{Course, Round};
+use super::diverging::{Diverging, Help, Why};
+use super::history::{History, Round};
 use super::limits::{Limits, Policy};
 use super::prediction::{Downtime, SAFETY};
-use super::stuck::{Help, Stuck, Why};
 
 /// What to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,22 +36,22 @@ const THROTTLE_STEP_PERCENT: std::ops::RangeInclusive<f64> = 10.0..=20.0;
 
 /// Where a migration stands after a round.
 #[derive(Clone, Copy, Debug)]
-pub struct Outlook<'migration> {
+pub struct Convergence<'migration> {
     /// What is asked of it.
     pub limits: &'migration Limits,
     /// Its rounds.
-    pub course: &'migration Course,
+    pub history: &'migration History,
     /// What a switch would take now.
     pub predicted: Downtime,
     /// How long it has been going on.
     pub elapsed: Duration,
 }
 
-impl Outlook<'_> {
+impl Convergence<'_> {
     /// The downtime allowed now.
     #[must_use]
     pub fn allowed(&self) -> Duration {
-        self.course.relaxed().unwrap_or_default().max(self.limits.downtime)
+        self.history.relaxed().unwrap_or_default().max(self.limits.downtime)
     }
 
     /// Whether a switch would keep the limit.
@@ -64,7 +64,7 @@ impl Outlook<'_> {
     /// round takes no longer than the switch would, with the guest running, and leaves less.
     fn is_sure(&self) -> bool {
         let total = self.predicted.total();
-        self.course.rounds().len() > 1 || safe(self.fixed()) >= total
+        self.history.rounds().len() > 1 || safe(self.fixed()) >= total
     }
 
     /// Decides what comes next.
@@ -79,30 +79,32 @@ impl Outlook<'_> {
         if self.is_over() {
             return self.last_word();
         }
-        let acted = self.course.throttle_percent() > 0 || self.course.relaxed().is_some();
+        let acted = self.history.throttle_percent() > 0 || self.history.relaxed().is_some();
         // One round alone may have been disturbed. Once it is known that the guest is too fast, one is enough.
-        let stuck_long_enough = self.course.stuck_rounds >= if acted { 1 } else { 2 };
-        let Some(stuck) = self.stuck().filter(|_| stuck_long_enough) else { return Decision::AnotherRound };
+        let stuck_long_enough = self.history.stuck_rounds >= if acted { 1 } else { 2 };
+        let Some(diverging) = self.diverging().filter(|_| stuck_long_enough) else {
+            return Decision::AnotherRound;
+        };
         for policy in self.limits.if_stuck.policies() {
             match policy {
                 Policy::Throttle => {
-                    let percent = self.next_throttle().filter(|_| stuck.why != Why::LimitTooLow);
+                    let percent = self.next_throttle().filter(|_| diverging.why != Why::LimitTooLow);
                     if let Some(percent) = percent {
                         return Decision::Throttle(percent);
                     }
                 }
                 Policy::Relax => {
-                    if let Some(downtime) = self.next_relaxed(stuck.why) {
+                    if let Some(downtime) = self.next_relaxed(diverging.why) {
                         return Decision::Relax(downtime);
                     }
                 }
-                Policy::Stop if self.course.stuck_rounds >= 2 => return Decision::Stop,
-                Policy::Abort if self.course.stuck_rounds >= 2 => return Decision::GiveUp,
+                Policy::Stop if self.history.stuck_rounds >= 2 => return Decision::Stop,
+                Policy::Abort if self.history.stuck_rounds >= 2 => return Decision::GiveUp,
                 Policy::Stop | Policy::Abort => {}
             }
         }
         // No number of rounds makes a switch cheaper than with nothing left to send.
-        if stuck.why == Why::LimitTooLow && self.course.stuck_rounds >= 2 {
+        if diverging.why == Why::LimitTooLow && self.history.stuck_rounds >= 2 {
             return Decision::GiveUp;
         }
         Decision::AnotherRound
@@ -111,15 +113,15 @@ impl Outlook<'_> {
     /// Why this will not come to a switch within the limits, if it looks like that. That the limit is too low shows after the first
     /// round, everything else after the second.
     #[must_use]
-    pub fn stuck(&self) -> Option<Stuck> {
-        if self.fits() || self.course.rounds().is_empty() {
+    pub fn diverging(&self) -> Option<Diverging> {
+        if self.fits() || self.history.rounds().is_empty() {
             return None;
         }
         let seconds_for_pages = self.sending_seconds();
         if seconds_for_pages <= 0.0 {
             return Some(self.stuck_because(Why::LimitTooLow));
         }
-        let shrink = self.course.shrink()?;
+        let shrink = self.history.shrink()?;
         let target_bytes = seconds_for_pages * self.bandwidth()?;
         if shrink > SHRINK_MAX {
             return Some(self.stuck_because(Why::GuestTooFast));
@@ -134,10 +136,10 @@ impl Outlook<'_> {
         too_slow.then(|| self.stuck_because(Why::TooSlow))
     }
 
-    /// Why this is given up: what [`stuck`](Self::stuck) says, or that the limits of rounds or time are reached.
+    /// Why this is given up: what [`diverging`](Self::diverging) says, or that the limits of rounds or time are reached.
     #[must_use]
-    pub fn given_up(&self) -> Stuck {
-        self.stuck().unwrap_or_else(|| self.stuck_because(Why::TooSlow))
+    pub fn given_up(&self) -> Diverging {
+        self.diverging().unwrap_or_else(|| self.stuck_because(Why::TooSlow))
     }
 
     /// Whether no further round is allowed.
@@ -146,7 +148,7 @@ impl Outlook<'_> {
     }
 
     fn rounds_left(&self) -> u32 {
-        let rounds = u32::try_from(self.course.rounds().len()).unwrap_or(u32::MAX);
+        let rounds = u32::try_from(self.history.rounds().len()).unwrap_or(u32::MAX);
         self.limits.rounds_max.saturating_sub(rounds)
     }
 
@@ -161,8 +163,8 @@ impl Outlook<'_> {
     }
 
     fn next_throttle(&self) -> Option<u8> {
-        let (now, max) = (self.course.throttle_percent(), self.limits.throttle_max_percent);
-        if now >= max || self.course.throttle_refused {
+        let (now, max) = (self.history.throttle_percent(), self.limits.throttle_max_percent);
+        if now >= max || self.history.throttle_refused {
             return None;
         }
         let wanted = self.throttle_for(THROTTLE_AIM)?;
@@ -189,19 +191,19 @@ impl Outlook<'_> {
 
     /// What a switch takes with nothing left to send.
     fn fixed(&self) -> Duration {
-        self.predicted.without_pages(self.course).total()
+        self.predicted.without_pages(self.history).total()
     }
 
     /// Bytes a second that can be sent now, as far as that is known: what the rounds had, within the limit.
     fn bandwidth(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let most = self.limits.bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
-        self.course.bandwidth().map(|bandwidth| bandwidth.min(most))
+        self.history.bandwidth().map(|bandwidth| bandwidth.min(most))
     }
 
     /// By how many percent the guest would have to be slowed to write this share of the bandwidth.
     fn throttle_for(&self, share: f64) -> Option<f64> {
-        Some(100.0 * (1.0 - share * self.bandwidth()? / self.course.dirty_rate_unthrottled().max(1.0)))
+        Some(100.0 * (1.0 - share * self.bandwidth()? / self.history.dirty_rate_unthrottled().max(1.0)))
     }
 
     /// How long sending may take for a switch to keep the limit; not above 0 if there is no time for it.
@@ -217,11 +219,11 @@ impl Outlook<'_> {
 
     fn dirty_bytes(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
-        self.course.rounds().last().map_or(0.0, |round| round.dirty_bytes() as f64)
+        self.history.rounds().last().map_or(0.0, |round| round.dirty_bytes() as f64)
     }
 
-    fn stuck_because(&self, why: Why) -> Stuck {
-        let dirty_rate = self.course.rounds().last().map_or(0.0, Round::dirty_rate);
+    fn stuck_because(&self, why: Why) -> Diverging {
+        let dirty_rate = self.history.rounds().last().map_or(0.0, Round::dirty_rate);
         let bandwidth = self.bandwidth();
         let fixed = self.fixed();
         let help = if why == Why::LimitTooLow {
@@ -237,10 +239,10 @@ impl Outlook<'_> {
                 limited: bandwidth.is_some_and(|bandwidth| self.is_limited(bandwidth)),
                 throttle_percent: throttle
                     .map(|percent| percent as u8)
-                    .filter(|&percent| percent > self.course.throttle_percent()),
+                    .filter(|&percent| percent > self.history.throttle_percent()),
             }
         };
-        Stuck { why, dirty_rate, bandwidth, predicted: self.predicted.known(), fixed, help }
+        Diverging { why, dirty_rate, bandwidth, predicted: self.predicted.known(), fixed, help }
     }
 }
 
@@ -251,7 +253,7 @@ fn safe(predicted: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::super::course::tests::{round, round_in};
+    use super::super::history::tests::{round, round_in};
     use super::super::prediction::{HandoverCost, SwitchCost};
     use super::*;
 
@@ -266,7 +268,7 @@ mod tests {
     /// A migration by rounds made up for a test.
     struct Made {
         limits: Limits,
-        course: Course,
+        history: History,
         elapsed: Duration,
     }
 
@@ -277,22 +279,23 @@ mod tests {
                 if_stuck: if_stuck.parse().unwrap(),
                 ..Limits::default()
             };
-            Self { limits, course: Course::default(), elapsed: Duration::ZERO }
+            Self { limits, history: History::default(), elapsed: Duration::ZERO }
         }
 
-        fn outlook(&self) -> Outlook<'_> {
-            let predicted = Downtime::predicted(&self.course, &COST, &HandoverCost::default(), None).unwrap();
-            Outlook { limits: &self.limits, course: &self.course, predicted, elapsed: self.elapsed }
+        fn convergence(&self) -> Convergence<'_> {
+            let predicted =
+                Downtime::predicted(&self.history, &COST, &HandoverCost::default(), None).unwrap();
+            Convergence { limits: &self.limits, history: &self.history, predicted, elapsed: self.elapsed }
         }
 
         fn after(&mut self, round: Round) -> Decision {
-            self.course.push(round);
-            let stuck = self.outlook().stuck();
-            self.course.judged(stuck.map(|stuck| stuck.why));
-            let decision = self.outlook().decide();
+            self.history.push(round);
+            let diverging = self.convergence().diverging();
+            self.history.judged(diverging.map(|diverging| diverging.why));
+            let decision = self.convergence().decide();
             match decision {
-                Decision::Throttle(percent) => self.course.throttled(percent),
-                Decision::Relax(downtime) => self.course.relaxed_to(downtime),
+                Decision::Throttle(percent) => self.history.throttled(percent),
+                Decision::Relax(downtime) => self.history.relaxed_to(downtime),
                 _ => {}
             }
             decision
@@ -348,13 +351,13 @@ mod tests {
     fn after_two_rounds_it_is_known_that_the_guest_is_too_fast_and_what_would_help() {
         let mut made = Made::new(50, "abort");
         made.after(round(1000, 1000));
-        assert_eq!(made.outlook().stuck(), None);
+        assert_eq!(made.convergence().diverging(), None);
         made.after(round(1000, 990));
-        let stuck = made.outlook().stuck().unwrap();
-        assert_eq!(stuck.why, Why::GuestTooFast);
-        assert_eq!(stuck.help.downtime, Some(Duration::from_millis(1150)));
-        assert_eq!(stuck.help.throttle_percent, Some(15));
-        let text = format!("{stuck}; it would take {}", stuck.help);
+        let diverging = made.convergence().diverging().unwrap();
+        assert_eq!(diverging.why, Why::GuestTooFast);
+        assert_eq!(diverging.help.downtime, Some(Duration::from_millis(1150)));
+        assert_eq!(diverging.help.throttle_percent, Some(15));
+        let text = format!("{diverging}; it would take {}", diverging.help);
         for part in
             ["1038 MB/s of new pages", "1049 MB/s can be sent", "near 1000 ms", "limit of 1150 ms", "by 15 %"]
         {
@@ -391,7 +394,7 @@ mod tests {
     fn a_guest_that_cannot_be_slowed_further_is_not_waited_for() {
         let mut made = Made::new(50, "throttle,stop");
         made.decisions_of_a_guest_too_fast(2);
-        made.course.throttle_refused();
+        made.history.throttle_refused();
         assert_eq!(made.after(round(1000, 1000)), Decision::Stop);
         let mut never = Made::new(50, "throttle,stop");
         never.limits.throttle_max_percent = 0;
@@ -414,7 +417,7 @@ mod tests {
             [(1000, 180), (180, 180), (180, 180), (180, 180)].map(|(sent, dirty)| round(sent, dirty));
         let decisions: Vec<_> = rounds.into_iter().map(|round| enough.after(round)).collect();
         assert_eq!(decisions, [again, again, relaxed(150), relaxed(225)]);
-        assert!(enough.outlook().fits());
+        assert!(enough.convergence().fits());
     }
 
     #[test]
@@ -463,11 +466,11 @@ mod tests {
         made.after(round(10_000, 9000));
         made.elapsed = Duration::from_secs(1);
         made.after(round(9000, 8000));
-        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::TooSlow));
+        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::TooSlow));
         made.limits.timeout = Some(Duration::from_secs(200));
-        assert_eq!(made.outlook().stuck(), None);
+        assert_eq!(made.convergence().diverging(), None);
         made.limits.rounds_max = 20;
-        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::TooSlow));
+        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::TooSlow));
     }
 
     #[test]
@@ -489,9 +492,9 @@ mod tests {
             let mut made = Made::new(10, chain);
             made.limits.downtime_max = Some(ms(max_ms));
             assert_eq!(made.after(round(100, 10)), Decision::AnotherRound, "{chain}");
-            let stuck = made.outlook().stuck().unwrap();
-            assert_eq!(stuck.why, Why::LimitTooLow);
-            assert_eq!(stuck.help.downtime, Some(Duration::from_micros(11_500)));
+            let diverging = made.convergence().diverging().unwrap();
+            assert_eq!(diverging.why, Why::LimitTooLow);
+            assert_eq!(diverging.help.downtime, Some(Duration::from_micros(11_500)));
             assert_eq!(made.after(round(10, 1)), decision, "{chain}, at most {max_ms} ms");
         }
     }
@@ -510,9 +513,9 @@ mod tests {
     fn a_limit_that_is_raised_after_it_was_told_is_honoured() {
         let mut made = Made::new(10, "throttle");
         made.after(round(100, 10));
-        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::LimitTooLow));
+        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::LimitTooLow));
         made.limits.downtime = Duration::from_millis(40);
-        made.course.limits_changed(false);
+        made.history.limits_changed(false);
         assert_eq!(made.after(round(10, 1)), Decision::Switch);
     }
 
@@ -522,7 +525,7 @@ mod tests {
         let mut slow = round(1000, 1000);
         slow.harvest = Duration::from_secs(1);
         assert_eq!(made.after(slow), Decision::AnotherRound);
-        assert_eq!(made.outlook().stuck().map(|stuck| stuck.why), Some(Why::LimitTooLow));
+        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::LimitTooLow));
         assert_eq!(made.after(round(1000, 1000)), Decision::AnotherRound, "once too fast");
         assert!(matches!(made.after(round(1000, 1000)), Decision::Throttle(_)));
     }
@@ -533,9 +536,9 @@ mod tests {
         made.limits.rounds_max = 2;
         for _ in 0..2 {
             made.after(round_in(0, 1, 10));
-            assert_eq!(made.outlook().stuck(), None, "nothing is known");
+            assert_eq!(made.convergence().diverging(), None, "nothing is known");
         }
-        let given_up = made.outlook().given_up();
+        let given_up = made.convergence().given_up();
         assert_eq!((given_up.bandwidth, given_up.predicted), (None, None));
         assert!(given_up.fixed < Duration::from_millis(11), "{given_up:?}");
         let text = format!("{given_up}; it would take {}", given_up.help);
@@ -545,20 +548,27 @@ mod tests {
         let mut idle = Made::new(5, "abort");
         idle.after(round_in(0, 1, 0));
         idle.after(round_in(0, 1, 0));
-        let stuck = idle.outlook().stuck().unwrap();
-        assert_eq!((stuck.why, stuck.help.downtime), (Why::LimitTooLow, Some(Duration::from_micros(11_500))));
+        let diverging = idle.convergence().diverging().unwrap();
+        assert_eq!(
+            (diverging.why, diverging.help.downtime),
+            (Why::LimitTooLow, Some(Duration::from_micros(11_500)))
+        );
     }
 
     #[test]
     fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_shown_it() {
         let mut made = Made::new(50, "throttle,abort");
         made.decisions_of_a_guest_too_fast(2);
-        assert_eq!(made.outlook().stuck().unwrap().bandwidth, Some(1048.576e6));
+        assert_eq!(made.convergence().diverging().unwrap().bandwidth, Some(1048.576e6));
         made.limits.bandwidth_max = std::num::NonZeroU64::new(100_000_000);
-        made.course.limits_changed(true);
-        assert_eq!(made.outlook().decide(), Decision::AnotherRound, "what was judged was another link");
-        let stuck = made.outlook().stuck().unwrap();
-        assert_eq!(stuck.bandwidth, Some(100e6));
-        assert!(stuck.help.to_string().contains("or a bandwidth limit of 1234 MB/s"), "{}", stuck.help);
+        made.history.limits_changed(true);
+        assert_eq!(made.convergence().decide(), Decision::AnotherRound, "what was judged was another link");
+        let diverging = made.convergence().diverging().unwrap();
+        assert_eq!(diverging.bandwidth, Some(100e6));
+        assert!(
+            diverging.help.to_string().contains("or a bandwidth limit of 1234 MB/s"),
+            "{}",
+            diverging.help
+        );
     }
 }

@@ -1,10 +1,10 @@
 use std::time::Duration;
 
-use super::course::{Course, LaneLoad, Round};
-use super::decision::{Decision, Outlook};
+use super::decision::{Convergence, Decision};
+use super::diverging::Diverging;
+use super::history::{History, LaneLoad, Round};
 use super::limits::Limits;
 use super::prediction::{Downtime, HandoverCost, SwitchCost};
-use super::stuck::Stuck;
 use crate::memory::PAGE_BYTES;
 
 /// How much a running guest wrote in a time.
@@ -95,7 +95,7 @@ pub struct Forecast {
     /// Bytes of pages sent, those of the last round included.
     pub sent_bytes: u64,
     /// Why it would not come to a switch by itself, and what would help, as it would be told first; `None` if it would.
-    pub stuck: Option<Stuck>,
+    pub diverging: Option<Diverging>,
 }
 
 /// One round of it.
@@ -114,11 +114,11 @@ impl Forecast {
     /// write in a time what it would else in `1 - p` of it.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
-        let (mut course, mut rounds) = (Course::new(plan.round_trip), Vec::new());
-        let (mut elapsed, mut stuck) = (Duration::ZERO, None);
+        let (mut history, mut rounds) = (History::new(plan.round_trip), Vec::new());
+        let (mut elapsed, mut diverging) = (Duration::ZERO, None);
         let mut next_bytes = plan.touched_bytes;
         loop {
-            let round = plan.round(next_bytes, course.throttle_percent());
+            let round = plan.round(next_bytes, history.throttle_percent());
             elapsed = elapsed.saturating_add(round.duration + round.harvest);
             rounds.push(ForecastRound {
                 sent_bytes: next_bytes,
@@ -126,43 +126,44 @@ impl Forecast {
                 dirty_bytes: round.dirty_bytes(),
             });
             next_bytes = round.dirty_bytes();
-            course.push(round);
-            let downtime = Downtime::predicted(&course, &plan.cost, &plan.handover, None).unwrap_or_default();
-            let now_stuck = plan.outlook(&course, downtime, elapsed).stuck();
-            course.judged(now_stuck.map(|stuck| stuck.why));
-            stuck = stuck.or(now_stuck);
-            let end = match plan.outlook(&course, downtime, elapsed).decide() {
+            history.push(round);
+            let downtime =
+                Downtime::predicted(&history, &plan.cost, &plan.handover, None).unwrap_or_default();
+            let now_stuck = plan.convergence(&history, downtime, elapsed).diverging();
+            history.judged(now_stuck.map(|diverging| diverging.why));
+            diverging = diverging.or(now_stuck);
+            let end = match plan.convergence(&history, downtime, elapsed).decide() {
                 Decision::AnotherRound => continue,
                 Decision::Throttle(percent) => {
-                    course.throttled(percent);
+                    history.throttled(percent);
                     continue;
                 }
                 Decision::Relax(allowed) => {
-                    course.relaxed_to(allowed);
-                    if !plan.outlook(&course, downtime, elapsed).fits() {
+                    history.relaxed_to(allowed);
+                    if !plan.convergence(&history, downtime, elapsed).fits() {
                         continue;
                     }
                     Decision::Switch
                 }
                 end => end,
             };
-            let allowed = plan.outlook(&course, downtime, elapsed).allowed();
+            let allowed = plan.convergence(&history, downtime, elapsed).allowed();
             let sent_bytes = rounds.iter().map(|round| round.sent_bytes).sum::<u64>() + next_bytes;
             let total = elapsed.saturating_add(downtime.total());
-            let throttle_percent = course.throttle_percent();
-            return Self { rounds, end, throttle_percent, allowed, downtime, total, sent_bytes, stuck };
+            let throttle_percent = history.throttle_percent();
+            return Self { rounds, end, throttle_percent, allowed, downtime, total, sent_bytes, diverging };
         }
     }
 }
 
 impl Plan {
-    fn outlook<'plan>(
+    fn convergence<'plan>(
         &'plan self,
-        course: &'plan Course,
+        history: &'plan History,
         predicted: Downtime,
         elapsed: Duration,
-    ) -> Outlook<'plan> {
-        Outlook { limits: &self.limits, course, predicted, elapsed }
+    ) -> Convergence<'plan> {
+        Convergence { limits: &self.limits, history, predicted, elapsed }
     }
 
     /// A round that sends so many bytes of a guest slowed by so many percent.
@@ -191,8 +192,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::diverging::Why;
     use super::super::prediction::SAFETY;
-    use super::super::stuck::Why;
     use super::*;
 
     const MB: u64 = 1_000_000;
@@ -226,7 +227,7 @@ mod tests {
         assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 1));
         assert_eq!(forecast.sent_bytes, 2 * GB);
         assert!(forecast.total > Duration::from_secs(2) && forecast.total < Duration::from_millis(2020));
-        assert!(forecast.stuck.is_none());
+        assert!(forecast.diverging.is_none());
     }
 
     #[test]
@@ -252,7 +253,7 @@ mod tests {
                 let forecast = Forecast::of(&plan);
                 assert_eq!(forecast.end, Decision::Switch, "{touched_bytes}: {forecast:?}");
                 assert!(forecast.rounds.len() <= 3, "{touched_bytes}: {forecast:?}");
-                assert!(forecast.stuck.is_none(), "{touched_bytes}: {forecast:?}");
+                assert!(forecast.diverging.is_none(), "{touched_bytes}: {forecast:?}");
             }
         }
     }
@@ -266,9 +267,9 @@ mod tests {
             plan.handover.revoke = Duration::from_millis(100);
             let forecast = Forecast::of(&plan);
             assert_eq!((forecast.end, forecast.rounds.len()), (end, 2), "{chain}");
-            let stuck = forecast.stuck.unwrap();
-            assert_eq!(stuck.why, Why::LimitTooLow);
-            assert!(stuck.fixed > Duration::from_millis(100), "{stuck:?}");
+            let diverging = forecast.diverging.unwrap();
+            assert_eq!(diverging.why, Why::LimitTooLow);
+            assert!(diverging.fixed > Duration::from_millis(100), "{diverging:?}");
         }
     }
 
@@ -280,12 +281,12 @@ mod tests {
             let forecast = Forecast::of(&plan(&samples, bandwidth, "abort"));
             assert_eq!(forecast.end, Decision::Switch, "{bandwidth}");
             assert!(forecast.downtime.total().mul_f64(SAFETY) <= Duration::from_millis(50));
-            assert!(forecast.stuck.is_none());
+            assert!(forecast.diverging.is_none());
         }
         let forecast = Forecast::of(&plan(&samples, 90, "abort"));
         assert_eq!(forecast.end, Decision::GiveUp);
         assert!(forecast.downtime.total() > Duration::from_secs(10));
-        assert!(forecast.stuck.is_some());
+        assert!(forecast.diverging.is_some());
         assert_eq!(Forecast::of(&plan(&samples, 90, "stop")).end, Decision::Stop);
         let throttled = Forecast::of(&plan(&samples, 90, "throttle"));
         assert_eq!(throttled.end, Decision::Switch);

@@ -7,26 +7,26 @@
 //! | file | |
 //! |---|---|
 //! | `limits` | what the operator asked for: [`Limits`], [`IfStuck`] |
-//! | `course` | what the rounds were like: [`Round`], [`Course`]; bandwidth, dirty rate, how rounds shrink |
+//! | `history` | what the rounds were like: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
 //! | `prediction` | how long a switch would take now: [`Downtime`] as the sum of its parts |
 //! | `decision` | what to do after a round: [`Decision`] |
-//! | `stuck` | why it will not converge, and what would help: [`Stuck`] |
+//! | `diverging` | why it will not converge, and what would help: [`Diverging`] |
 //! | `bucket` | when the next bytes may leave: the [`Bucket`] of a bandwidth limit |
 //! | `forecast` | whether and how a guest would move, before anything is sent: [`Forecast`] |
 
 mod bucket;
-mod course;
 mod decision;
+mod diverging;
 mod forecast;
+mod history;
 mod limits;
 mod prediction;
-mod stuck;
 
 pub use bucket::Bucket;
-pub use course::{Course, LaneLoad, Round};
-pub use decision::{Decision, Outlook};
+pub use decision::{Convergence, Decision};
+pub use diverging::{Diverging, Help, Why};
 pub use forecast::{DirtyCurve, DirtySample, Forecast, ForecastRound, Plan};
+pub use history::{History, LaneLoad, Round};
 pub use limits::{IfStuck, IfStuckError, Limits, Policy};
 pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::{Downtime, HandoverCost, SAFETY, SwitchCost};
-pub use stuck::{Help, Stuck, Why};

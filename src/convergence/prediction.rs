@@ -2,7 +2,7 @@ use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::bucket::Bucket;
-use super::course::Course;
+use super::history::History;
 use crate::memory::PAGE_BYTES;
 
 /// How far above a prediction the downtime may come out: a switch begins when the prediction, longer by this, keeps the
@@ -92,7 +92,7 @@ impl Downtime {
     }
 
     /// All parts, if each is known: what a prediction says is left to send takes no time that anybody knows as long as nothing
-    /// was sent ([`Course::bandwidth`]).
+    /// was sent ([`History::bandwidth`]).
     #[must_use]
     pub fn known(&self) -> Option<Duration> {
         (self.send < FOREVER).then(|| self.total())
@@ -106,20 +106,20 @@ impl Downtime {
     /// ([`Bucket`]).
     #[must_use]
     pub fn predicted(
-        course: &Course,
+        history: &History,
         cost: &SwitchCost,
         handover: &HandoverCost,
         bandwidth_max: Option<NonZeroU64>,
     ) -> Option<Self> {
-        let last = course.rounds().last()?;
-        let round_trip = course.round_trip();
-        let (harvest, until_still) = (course.harvest(), last.harvest + handover.register_ahead + cost.pause);
+        let last = history.rounds().last()?;
+        let round_trip = history.round_trip();
+        let (harvest, until_still) = (history.harvest(), last.harvest + handover.register_ahead + cost.pause);
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let left_bytes =
             (last.dirty_pages * PAGE_BYTES) as f64 + last.dirty_rate() * until_still.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let most = bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
-        let bandwidth = course.bandwidth();
+        let bandwidth = history.bandwidth();
         let limited = bandwidth.is_some_and(|bandwidth| bandwidth > LIMITED_SHARE * most);
         let bandwidth = if limited { Some(most) } else { bandwidth };
         let unsent = last.harvest + cost.pause + cost.save + harvest;
@@ -152,9 +152,9 @@ impl Downtime {
 
     /// The same with nothing left to send: what no number of rounds can go below.
     #[must_use]
-    pub fn without_pages(&self, course: &Course) -> Self {
+    pub fn without_pages(&self, history: &History) -> Self {
         let (register, verify) = (Duration::ZERO, Duration::ZERO);
-        Self { register, send: course.round_trip(), verify, ..*self }
+        Self { register, send: history.round_trip(), verify, ..*self }
     }
 }
 
@@ -166,7 +166,7 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 #[cfg(test)]
 mod tests {
-    use super::super::course::tests::{course, round, round_in};
+    use super::super::history::tests::{history, round, round_in};
     use super::*;
 
     const NOTHING: SwitchCost = SwitchCost {
@@ -177,14 +177,14 @@ mod tests {
         start: Duration::ZERO,
     };
 
-    fn predicted(course: &Course, cost: &SwitchCost) -> Duration {
-        Downtime::predicted(course, cost, &HandoverCost::default(), None).unwrap().total()
+    fn predicted(history: &History, cost: &SwitchCost) -> Duration {
+        Downtime::predicted(history, cost, &HandoverCost::default(), None).unwrap().total()
     }
 
     #[test]
     fn what_is_left_takes_as_long_as_the_link_says() {
-        let course = course(&[round(1000, 300), round(300, 90)]);
-        let all = predicted(&course, &NOTHING);
+        let history = history(&[round(1000, 300), round(300, 90)]);
+        let all = predicted(&history, &NOTHING);
         assert!((all.as_secs_f64() - 0.090).abs() < 1e-6, "{all:?}");
     }
 
@@ -197,9 +197,9 @@ mod tests {
         let mut first = round(1000, 300);
         first.lanes[0].fence = Duration::from_millis(7);
         first.harvest = Duration::from_millis(4);
-        let mut course = Course::new(Duration::from_millis(3));
-        course.push(first);
-        course.push(last);
+        let mut history = History::new(Duration::from_millis(3));
+        history.push(first);
+        history.push(last);
         let cost = SwitchCost {
             pause: Duration::from_millis(10),
             save: Duration::from_millis(20),
@@ -214,7 +214,7 @@ mod tests {
             record_here: Duration::from_millis(320),
             record_there: Duration::from_millis(640),
         };
-        let parts = Downtime::predicted(&course, &cost, &handover, None).unwrap();
+        let parts = Downtime::predicted(&history, &cost, &handover, None).unwrap();
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         assert_eq!((parts.pause, parts.save, parts.load), (cost.pause, cost.save, cost.load));
         assert_eq!(parts.harvest, Duration::from_millis(4), "the quickest");
@@ -224,15 +224,15 @@ mod tests {
         assert!((ms(parts.transfer) - (2.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
         assert_eq!((parts.register, parts.revoke), (handover.register, handover.revoke));
         assert_eq!(parts.start, Duration::from_millis(80 + 2 + 320 + 640));
-        assert!(parts.without_pages(&course).total() < parts.total() - Duration::from_millis(90 + 1280));
+        assert!(parts.without_pages(&history).total() < parts.total() - Duration::from_millis(90 + 1280));
     }
 
     #[test]
     fn a_long_state_takes_what_the_link_needs_for_it_and_no_less_than_the_vmm() {
-        let course = course(&[round(1000, 0)]);
+        let history = history(&[round(1000, 0)]);
         for (save_ms, added_ms) in [(0, 256.0), (100, 256.0), (300, 302.0)] {
             let cost = SwitchCost { save: Duration::from_millis(save_ms), state_bytes: 256 << 20, ..NOTHING };
-            let added = predicted(&course, &cost).as_secs_f64() * 1e3;
+            let added = predicted(&history, &cost).as_secs_f64() * 1e3;
             assert!((added - added_ms).abs() < 1e-3, "{added} ms with {save_ms} ms of saving");
         }
     }
@@ -241,11 +241,11 @@ mod tests {
     fn a_link_that_is_held_by_its_limit_has_that_bandwidth_and_makes_up_for_what_was_not_sent() {
         let mut last = round_in(95, 100, 95);
         last.harvest = Duration::from_millis(4);
-        let course = course(&[round(1000, 95), last]);
+        let history = history(&[round(1000, 95), last]);
         let cost = SwitchCost { pause: Duration::from_millis(1), ..NOTHING };
         let send = |mib_per_second: u64| {
             let limit = NonZeroU64::new(mib_per_second << 20);
-            Downtime::predicted(&course, &cost, &HandoverCost::default(), limit).unwrap().send.as_secs_f64()
+            Downtime::predicted(&history, &cost, &HandoverCost::default(), limit).unwrap().send.as_secs_f64()
                 * 1e3
         };
         // 95 MiB, and what is written in 5 ms at 95 MiB in 104 ms.
@@ -258,8 +258,8 @@ mod tests {
 
     #[test]
     fn without_a_measured_bandwidth_only_an_empty_rest_has_a_prediction() {
-        assert_eq!(predicted(&course(&[round_in(0, 1, 0)]), &NOTHING), Duration::ZERO);
-        assert!(predicted(&course(&[round_in(0, 1, 1)]), &NOTHING) > Duration::from_secs(1 << 29));
-        assert_eq!(Downtime::predicted(&course(&[]), &NOTHING, &HandoverCost::default(), None), None);
+        assert_eq!(predicted(&history(&[round_in(0, 1, 0)]), &NOTHING), Duration::ZERO);
+        assert!(predicted(&history(&[round_in(0, 1, 1)]), &NOTHING) > Duration::from_secs(1 << 29));
+        assert_eq!(Downtime::predicted(&history(&[]), &NOTHING, &HandoverCost::default(), None), None);
     }
 }

@@ -4,8 +4,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::door::{TICK, Visit};
-use super::ownership::Ownership;
+use super::acceptor::{Reconnect, TICK};
+use super::durable_handover::DurableHandover;
 use super::{ArrivalPhase, PendingArrival, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
 use crate::guest::{Guest, heartbeat_of};
@@ -13,54 +13,54 @@ use crate::handover::{DestinationAction, DestinationEvent, DestinationState, Han
 use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
 use crate::panics::{Panicked, caught};
-use crate::saved_state::ArrivingState;
+use crate::saved_state::IncomingState;
 use crate::state::GuestClaim;
-use crate::transport::{Landing, Remains};
-use crate::verify::Checks;
+use crate::transport::{LaneReceiver, Remains};
+use crate::verify::DestinationDigests;
 use crate::wire::{Completion, Final, Message, Outcome};
 
 /// One attempt, from the first page on.
 pub(super) struct Attempt<G> {
     pub(super) guest: G,
-    landing: Option<Box<dyn Landing>>,
+    lane_receiver: Option<Box<dyn LaneReceiver>>,
     /// What revocation leaves of the lanes' ends, until the guest runs or is given up.
     remains: Option<Box<dyn Remains>>,
-    ownership: Ownership,
+    handover: DurableHandover,
     /// What arbitrates between the hosts.
     lock: Option<Lock>,
     /// How long it is held without its source, and the operator's handle on that.
-    hold: Duration,
+    takeover_timeout: Duration,
     pending: PendingArrival,
-    checks: Checks,
+    checks: DestinationDigests,
     /// What has arrived of its saved state.
-    state: ArrivingState,
+    state: IncomingState,
 }
 
 impl<G: Guest> Attempt<G> {
     pub(super) fn new(
         guest: G,
-        (ram, landing, state): (&GuestRam, Box<dyn Landing>, ArrivingState),
-        (ownership, lock): (Ownership, Option<Lock>),
-        (hold, pending): (Duration, PendingArrival),
+        (ram, lane_receiver, state): (&GuestRam, Box<dyn LaneReceiver>, IncomingState),
+        (handover, lock): (DurableHandover, Option<Lock>),
+        (takeover_timeout, pending): (Duration, PendingArrival),
     ) -> Self {
-        pending.set(ArrivalPhase::Arriving, None);
-        let (landing, checks) = (Some(landing), Checks::new(ram));
-        Self { guest, landing, remains: None, ownership, lock, hold, pending, checks, state }
+        pending.set(ArrivalPhase::Incoming, None);
+        let (lane_receiver, checks) = (Some(lane_receiver), DestinationDigests::new(ram));
+        Self { guest, lane_receiver, remains: None, handover, lock, takeover_timeout, pending, checks, state }
     }
 
     /// The guest that runs here now, and its name.
     pub(super) fn arrived(self) -> (G, GuestClaim) {
-        (self.guest, self.ownership.into_claim())
+        (self.guest, self.handover.into_claim())
     }
 
     /// Steps 2 to 5; whether the source knows then that the guest runs here.
     pub(super) fn run(
         &mut self,
         control: &mut ControlChannel,
-        visits: &mpsc::Receiver<Visit>,
+        reconnects: &mpsc::Receiver<Reconnect>,
     ) -> Result<bool, ReceiveError> {
         let last = self.rounds(control)?;
-        let go = self.switch(control, visits, &last)?;
+        let go = self.switch(control, reconnects, &last)?;
         Ok(caught(|| self.complete(control, go)).unwrap_or_else(|Panicked(text)| {
             tracing::error!("the guest runs here, and the source may not know: a defect of sterna: {text}");
             false
@@ -69,11 +69,12 @@ impl<G: Guest> Attempt<G> {
 
     /// Steps 2 and 3.
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
-        let landing = self.landing.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-        match answer_rounds(landing.as_mut(), control, Some((&mut self.checks, &mut self.state))) {
+        let lane_receiver =
+            self.lane_receiver.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
+        match answer_rounds(lane_receiver.as_mut(), control, Some((&mut self.checks, &mut self.state))) {
             Err(ReceiveError::Transport(error)) if error.may_fall_back() => {
                 self.let_go();
-                Err(await_other_lanes(control, self.ownership.epoch(), &error))
+                Err(await_other_lanes(control, self.handover.attempt_id(), &error))
             }
             ended => ended,
         }
@@ -83,13 +84,13 @@ impl<G: Guest> Attempt<G> {
     fn switch(
         &mut self,
         control: &mut ControlChannel,
-        visits: &mpsc::Receiver<Visit>,
+        reconnects: &mpsc::Receiver<Reconnect>,
         last: &Final,
     ) -> Result<Instant, ReceiveError> {
         let mut state = self.state.complete(last.state_bytes)?;
-        self.advance(DestinationEvent::Final(last.epoch), DestinationAction::Revoke)?;
+        self.advance(DestinationEvent::Final(last.attempt_id), DestinationAction::Revoke)?;
         let revoking = Instant::now();
-        self.remains = self.landing.take().map(<dyn Landing>::revoke).transpose()?;
+        self.remains = self.lane_receiver.take().map(<dyn LaneReceiver>::revoke).transpose()?;
         let revoke_us = micros(revoking.elapsed());
         self.advance(DestinationEvent::Revoked, DestinationAction::Load)?;
         let comparing = Instant::now();
@@ -101,13 +102,13 @@ impl<G: Guest> Attempt<G> {
         let completion = Completion { verified_pages, revoke_us, verify_us, load_us };
         self.advance(DestinationEvent::Loaded, DestinationAction::SendPrepared)?;
         let prepared = Instant::now();
-        let epoch = self.ownership.epoch();
+        let attempt_id = self.handover.attempt_id();
         self.pending.set(ArrivalPhase::Ready, None);
         // What fails from here on is that the source is lost, not that it has given up.
-        let told = control.send(&Message::Prepared(epoch, completion));
-        match told.and_then(|()| control.receive("GO", Some(GO_MAX.min(self.hold).max(TICK)))) {
+        let told = control.send(&Message::Prepared(attempt_id, completion));
+        match told.and_then(|()| control.receive("GO", Some(GO_MAX.min(self.takeover_timeout).max(TICK)))) {
             Ok(message) => self.go(message),
-            Err(error) => self.hold(control, visits, (prepared, error)),
+            Err(error) => self.await_takeover(control, reconnects, (prepared, error)),
         }
     }
 
@@ -115,12 +116,12 @@ impl<G: Guest> Attempt<G> {
     fn go(&mut self, message: Message) -> Result<Instant, ReceiveError> {
         let go = Instant::now();
         match message {
-            Message::Go(epoch) => {
+            Message::Go(attempt_id) => {
                 if let Some(lock) = &self.lock {
                     // The source gave it up before it sent this.
                     lock.take_within(LOCK_MAX)?;
                 }
-                self.start(DestinationEvent::Go(epoch))?;
+                self.start(DestinationEvent::Go(attempt_id))?;
             }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
             other => return Err(ReceiveError::OutOfTurn(other.name())),
@@ -137,16 +138,16 @@ impl<G: Guest> Attempt<G> {
 
     /// The source is lost or slow, and may have given the guest away: waits for it, on the connection that it has if that still
     /// stands, and on new ones; or for the operator's word.
-    fn hold(
+    fn await_takeover(
         &mut self,
         control: &mut ControlChannel,
-        visits: &mpsc::Receiver<Visit>,
+        reconnects: &mpsc::Receiver<Reconnect>,
         (prepared, error): (Instant, ControlError),
     ) -> Result<Instant, ReceiveError> {
-        let until = prepared + self.hold;
+        let until = prepared + self.takeover_timeout;
         tracing::warn!(
             "the source is lost, the guest is ready and held for {} s: {error}",
-            self.hold.as_secs()
+            self.takeover_timeout.as_secs()
         );
         self.pending.set(ArrivalPhase::Kept { until }, self.lock.clone());
         // Whether more may come on the connection of the attempt: GO or Abort, and the source's keepalives.
@@ -154,12 +155,12 @@ impl<G: Guest> Attempt<G> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(ReceiveError::NoGo { held: self.hold, error });
+                return Err(ReceiveError::NoGo { held: self.takeover_timeout, error });
             }
-            match visits.recv_timeout(left.min(TICK)) {
-                Ok(visit) => {
+            match reconnects.recv_timeout(left.min(TICK)) {
+                Ok(reconnect) => {
                     self.pending.contradict();
-                    if let Some((message, from)) = self.receive_visit(visit)? {
+                    if let Some((message, from)) = self.receive_visit(reconnect)? {
                         *control = from;
                         return self.go(message);
                     }
@@ -190,13 +191,13 @@ impl<G: Guest> Attempt<G> {
     /// What a source that comes anew has to say in the end; `None` if it is lost again.
     fn receive_visit(
         &mut self,
-        Visit { mut control, message }: Visit,
+        Reconnect { mut control, message }: Reconnect,
     ) -> Result<Option<(Message, ControlChannel)>, ReceiveError> {
-        let Message::Ask(epoch) = message else { return Ok(Some((message, control))) };
-        self.advance(DestinationEvent::Asked(epoch), DestinationAction::SendPrepared)?;
-        let answered = control.send(&Message::Outcome(epoch, Outcome::Prepared));
+        let Message::Ask(attempt_id) = message else { return Ok(Some((message, control))) };
+        self.advance(DestinationEvent::Asked(attempt_id), DestinationAction::SendPrepared)?;
+        let answered = control.send(&Message::Outcome(attempt_id, Outcome::Prepared));
         match answered.and_then(|()| control.receive("GO", Some(VISIT_MAX))) {
-            Ok(message @ (Message::Go(of) | Message::Abort(of, _))) if of == epoch => {
+            Ok(message @ (Message::Go(of) | Message::Abort(of, _))) if of == attempt_id => {
                 Ok(Some((message, control)))
             }
             Ok(other) => {
@@ -212,11 +213,11 @@ impl<G: Guest> Attempt<G> {
 
     /// Tells the handover what happened; what it wants done must be what comes next here.
     fn advance(&mut self, event: DestinationEvent, next: DestinationAction) -> Result<(), ReceiveError> {
-        if self.ownership.on(event)? == next {
+        if self.handover.on(event)? == next {
             return Ok(());
         }
         // The one thing that may come instead is that it gives up, because it could not be recorded.
-        Err(match self.ownership.take_unrecorded() {
+        Err(match self.handover.take_unrecorded() {
             Some(error) => ReceiveError::State(error),
             None => HandoverError::OtherAction.into(),
         })
@@ -225,16 +226,16 @@ impl<G: Guest> Attempt<G> {
     /// Step 5: tells the source that the guest runs, and that it lives; whether it was heard. Nothing that fails here changes whose
     /// it is.
     fn complete(&mut self, control: &mut ControlChannel, go: Instant) -> bool {
-        let epoch = self.ownership.epoch();
-        let told = control.send(&Message::Running(epoch));
+        let attempt_id = self.handover.attempt_id();
+        let told = control.send(&Message::Running(attempt_id));
         // It ends when it has ended: nothing waits for it.
         drop(self.release_beside());
         let told = told.and_then(|()| match self.first_beat(go) {
-            Some((count, after_go)) => control.send(&Message::Alive(epoch, count, micros(after_go))),
+            Some((count, after_go)) => control.send(&Message::Alive(attempt_id, count, micros(after_go))),
             None => Ok(()),
         });
         match told.and_then(|()| control.receive("DONE", Some(DONE_MAX))) {
-            Ok(done) => done == Message::Done(epoch),
+            Ok(done) => done == Message::Done(attempt_id),
             Err(error) => {
                 tracing::warn!("the guest runs here, and the source has not said that it knows: {error}");
                 false
@@ -267,7 +268,7 @@ impl<G: Guest> Attempt<G> {
 
     /// Takes remote access away from a guest that will not run: a failure is only logged, because this memory never runs.
     fn take_access_away(&mut self) {
-        match self.landing.take().map(<dyn Landing>::revoke) {
+        match self.lane_receiver.take().map(<dyn LaneReceiver>::revoke) {
             Some(Ok(remains)) => self.remains = Some(remains),
             Some(Err(error)) => {
                 tracing::warn!("a device may still hold memory of a guest that was discarded: {error}");
@@ -294,21 +295,21 @@ impl<G: Guest> Attempt<G> {
         self.take_access_away();
         // What is registered keeps its memory mapped.
         let releasing = self.release_beside();
-        let error = match (error, control.pulse().check_heard()) {
+        let error = match (error, control.liveness().check_heard()) {
             // Lanes that were shut down because of it explain less.
             (ReceiveError::Transport(_), Err(silent)) => silent.into(),
             (error, _) => error,
         };
-        let action = match (self.ownership.state(), &error) {
+        let action = match (self.handover.state(), &error) {
             (DestinationState::Refused, _) => Ok(DestinationAction::Refuse),
-            (_, ReceiveError::Start(_)) => self.ownership.on(DestinationEvent::NotStarted),
-            _ => self.ownership.on(DestinationEvent::Failed),
+            (_, ReceiveError::Start(_)) => self.handover.on(DestinationEvent::NotStarted),
+            _ => self.handover.on(DestinationEvent::Failed),
         };
-        let epoch = self.ownership.epoch();
-        // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this epoch never
+        let attempt_id = self.handover.attempt_id();
+        // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this attempt never
         // ran.
-        let freed = caught(|| drop((self.guest, self.ownership)));
-        self.pending.set(ArrivalPhase::Arriving, None);
+        let freed = caught(|| drop((self.guest, self.handover)));
+        self.pending.set(ArrivalPhase::Incoming, None);
         if let Err(Panicked(text)) = &freed {
             tracing::error!("the VMM panicked when it was to free the guest: {text}");
         }
@@ -317,7 +318,7 @@ impl<G: Guest> Attempt<G> {
         }
         // Also to a source that gave up: it may be unable to record that, and wait for this word instead.
         if action == Ok(DestinationAction::Refuse) && freed.is_ok() {
-            let _ = control.send(&Message::Abort(epoch, error.to_string()));
+            let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
         }
         // The next guest needs that memory.
         if let Some(releasing) = releasing {

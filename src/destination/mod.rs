@@ -3,10 +3,10 @@
 //! Under RDMA this side does nothing in steps 2 and 3: pages appear in guest RAM. In step 4 the order is what keeps a late
 //! write away from a running guest: **revoke, then compare, then load, then PREPARED**.
 
+mod acceptor;
 mod attempt;
-mod door;
+mod durable_handover;
 mod error;
-mod ownership;
 mod pending;
 
 use std::io;
@@ -18,18 +18,18 @@ use socket2::SockRef;
 pub use error::ReceiveError;
 pub use pending::{ArrivalPhase, PendingArrival, WordOutcome};
 
+use self::acceptor::with_acceptor;
 use self::attempt::Attempt;
-use self::door::with_door;
-use self::ownership::Ownership;
+use self::durable_handover::DurableHandover;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::guest::{Guest, GuestHost, Proposal};
 use crate::lock::Lock;
 use crate::panics::caught_or;
-use crate::saved_state::{ArrivingState, STATE_MAX_DEFAULT};
+use crate::saved_state::{IncomingState, STATE_MAX_DEFAULT};
 use crate::state::{GuestClaim, HostState, StateError};
-use crate::transport::{Landing, TransportError, land};
-use crate::verify::Checks;
-use crate::wire::{BlockDigests, Epoch, Final, Hello, Message, Outcome, Refusal, Role, SwitchCosts};
+use crate::transport::{LaneReceiver, TransportError, land};
+use crate::verify::DestinationDigests;
+use crate::wire::{AttemptId, BlockDigests, Final, Hello, Message, Outcome, Refusal, Role, SwitchCosts};
 
 /// A socket at which guests may arrive.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub struct Receiver {
     pub(crate) listener: TcpListener,
     pub(crate) pin_max_bytes: Option<u64>,
     state: HostState,
-    hold: Duration,
+    takeover_timeout: Duration,
     pending: PendingArrival,
     lock: Option<Lock>,
     state_max_bytes: u64,
@@ -53,11 +53,19 @@ impl Receiver {
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
         let pending = PendingArrival::default();
         let state_max_bytes = STATE_MAX_DEFAULT;
-        Ok(Self { listener, pin_max_bytes: None, state, hold: HOLD, pending, lock: None, state_max_bytes })
+        Ok(Self {
+            listener,
+            pin_max_bytes: None,
+            state,
+            takeover_timeout: TAKEOVER_TIMEOUT,
+            pending,
+            lock: None,
+            state_max_bytes,
+        })
     }
 
     /// The same, with at most so much RAM registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK`
-    /// allows. A guest with more has its slices registered in turn.
+    /// allows. A guest with more has its chunks registered in turn.
     #[must_use]
     pub fn with_pin_limit(self, pin_max_bytes: Option<u64>) -> Self {
         Self { pin_max_bytes, ..self }
@@ -66,8 +74,8 @@ impl Receiver {
     /// The same, holding a guest that is ready for so long when its source is lost, and giving it up then; ten minutes
     /// unless told otherwise.
     #[must_use]
-    pub fn with_hold(self, hold: Duration) -> Self {
-        Self { hold, ..self }
+    pub fn with_takeover_timeout(self, takeover_timeout: Duration) -> Self {
+        Self { takeover_timeout, ..self }
     }
 
     /// The same, with a lock that arbitrates between the hosts: only a guest that has it at the source is taken, and it is taken
@@ -114,11 +122,13 @@ impl Receiver {
         let from = control.peer_address();
         loop {
             let mut attempt = self.prepare_any(host, &mut hello, &mut control)?;
-            let epoch = hello.epoch;
-            match with_door(self, epoch, |visits| caught_or(|| attempt.run(&mut control, visits))) {
+            let attempt_id = hello.attempt_id;
+            match with_acceptor(self, attempt_id, |reconnects| {
+                caught_or(|| attempt.run(&mut control, reconnects))
+            }) {
                 Ok(settled) => {
                     let (guest, claim) = attempt.arrived();
-                    return Ok(Arrival { guest, claim, from, epoch, settled });
+                    return Ok(Arrival { guest, claim, from, attempt_id, settled });
                 }
                 Err(ReceiveError::LanesFailed(reason)) => {
                     tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);
@@ -155,7 +165,7 @@ impl Receiver {
                     *hello = next;
                 }
                 Err(error) => {
-                    let _ = control.send(&Message::Abort(hello.epoch, error.to_string()));
+                    let _ = control.send(&Message::Abort(hello.attempt_id, error.to_string()));
                     return Err(error);
                 }
             }
@@ -174,8 +184,8 @@ impl Receiver {
             let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(&wanted) {
                 Ok(Ok(opening)) => return Ok((control, opening)),
                 Ok(Err(other)) => match *other {
-                    Message::Ask(epoch) => {
-                        self.answer(&mut control, epoch);
+                    Message::Ask(attempt_id) => {
+                        self.answer(&mut control, attempt_id);
                         None
                     }
                     other => {
@@ -198,16 +208,16 @@ impl Receiver {
     }
 
     /// Tells a source what is on record of an attempt; whether it knows then that its guest runs here, and has recorded that.
-    fn answer(&self, control: &mut ControlChannel, epoch: Epoch) -> bool {
+    fn answer(&self, control: &mut ControlChannel, attempt_id: AttemptId) -> bool {
         let from = control.peer_address();
-        let Some(outcome) = ownership::outcome(&self.state, epoch) else { return false };
-        tracing::info!("{from} asks about attempt {epoch:?}: {outcome:?}");
-        if let Err(error) = control.send(&Message::Outcome(epoch, outcome)) {
+        let Some(outcome) = durable_handover::outcome(&self.state, attempt_id) else { return false };
+        tracing::info!("{from} asks about attempt {attempt_id:?}: {outcome:?}");
+        if let Err(error) = control.send(&Message::Outcome(attempt_id, outcome)) {
             tracing::warn!("{from} asked and went away: {error}");
             return false;
         }
         outcome == Outcome::Running
-            && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(epoch))
+            && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(attempt_id))
     }
 
     fn accept(&self) -> Result<ControlChannel, ReceiveError> {
@@ -263,24 +273,26 @@ impl Receiver {
             error => Refusal::State(error.to_string().chars().take(REASON_CHARS_MAX).collect()),
         };
         let claim = self.state.claim(guest.name()).map_err(refused)?;
-        let ownership =
-            Ownership::new(claim, control.peer_address().to_string(), hello.epoch).map_err(refused)?;
+        let handover = DurableHandover::new(claim, control.peer_address().to_string(), hello.attempt_id)
+            .map_err(refused)?;
         let ram = guest.ram()?;
         if ram.layout() != hello.ram {
             return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
         }
-        let mut landing = land(&hello.lanes, control, &ram, self.pin_max_bytes)
+        let mut lane_receiver = land(&hello.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
-        let [record_us, revoke_us] = [ownership.record_time(), landing.revoke_time()]
+        let [record_us, revoke_us] = [handover.record_time(), lane_receiver.revoke_time()]
             .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
         let state_max_bytes = self.state_max_bytes;
-        control
-            .send(&Message::Ready(landing.ready(), SwitchCosts { record_us, revoke_us, state_max_bytes }))?;
+        control.send(&Message::Ready(
+            lane_receiver.ready(),
+            SwitchCosts { record_us, revoke_us, state_max_bytes },
+        ))?;
         control.expect_state(hello.state_bytes.min(state_max_bytes));
-        landing.connect(&self.listener).map_err(|error| explained(error, control))?;
-        let holding = (self.hold, self.pending.clone());
-        let state = ArrivingState::new(state_max_bytes);
-        Ok(Attempt::new(guest, (&ram, landing, state), (ownership, self.lock.clone()), holding))
+        lane_receiver.connect(&self.listener).map_err(|error| explained(error, control))?;
+        let holding = (self.takeover_timeout, self.pending.clone());
+        let state = IncomingState::new(state_max_bytes);
+        Ok(Attempt::new(guest, (&ram, lane_receiver, state), (handover, self.lock.clone()), holding))
     }
 
     /// Both ends have a lock, the same, and it arbitrates between them; or neither has one.
@@ -306,7 +318,7 @@ pub struct Arrival<G> {
     /// Whence it came.
     pub from: SocketAddr,
     /// The attempt in which it came.
-    pub epoch: Epoch,
+    pub attempt_id: AttemptId,
     /// Whether the source knows that it runs here, and has recorded that. If not, the source is in doubt and asks: have
     /// [`Receiver::answer_until_done`] answer.
     pub settled: bool,
@@ -325,19 +337,19 @@ fn explained(error: TransportError, control: &mut ControlChannel) -> ReceiveErro
 /// Answers what the source asks while pages arrive, until FINAL. Of a guest `checks` takes the digests of RAM, and `state` what is
 /// saved of it.
 pub(crate) fn answer_rounds(
-    landing: &mut dyn Landing,
+    lane_receiver: &mut dyn LaneReceiver,
     control: &mut ControlChannel,
-    mut of_guest: Option<(&mut Checks, &mut ArrivingState)>,
+    mut of_guest: Option<(&mut DestinationDigests, &mut IncomingState)>,
 ) -> Result<Final, ReceiveError> {
     loop {
         // A round may take hours; that the source is alive, its beats tell.
         match control.receive("the next round", None)? {
-            Message::RegisterSlices(slices) => {
-                let keys = landing.register(&slices)?;
-                control.send(&Message::SliceKeys(keys))?;
+            Message::RegisterChunks(chunks) => {
+                let keys = lane_receiver.register(&chunks)?;
+                control.send(&Message::ChunkKeys(keys))?;
             }
-            Message::ReleaseSlices(slices) => landing.release(&slices)?,
-            Message::RoundClosed(round) => landing.await_round(round)?,
+            Message::ReleaseChunks(chunks) => lane_receiver.release(&chunks)?,
+            Message::RoundClosed(round) => lane_receiver.await_round(round)?,
             Message::BlockDigests(BlockDigests { now, digests }) => {
                 let (checks, _) = of_guest.as_mut().ok_or(ReceiveError::OutOfTurn("digests"))?;
                 checks.note(&digests)?;
@@ -350,7 +362,7 @@ pub(crate) fn answer_rounds(
                 state.push(frame)?;
             }
             Message::Final(last) => {
-                landing.await_round(last.round)?;
+                lane_receiver.await_round(last.round)?;
                 return Ok(last);
             }
             Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
@@ -363,10 +375,10 @@ pub(crate) fn answer_rounds(
 /// Tells the source that the lanes failed here, whose ends are gone; what it makes of that.
 pub(crate) fn await_other_lanes(
     control: &mut ControlChannel,
-    epoch: Epoch,
+    attempt_id: AttemptId,
     error: &TransportError,
 ) -> ReceiveError {
-    if let Err(error) = control.send(&Message::LanesFailed(epoch, error.to_string())) {
+    if let Err(error) = control.send(&Message::LanesFailed(attempt_id, error.to_string())) {
         return error.into();
     }
     loop {
@@ -376,8 +388,8 @@ pub(crate) fn await_other_lanes(
             Ok(Message::Abort(_, reason)) => return ReceiveError::SourceGaveUp(reason),
             // On their way since before.
             Ok(
-                Message::RegisterSlices(_)
-                | Message::ReleaseSlices(_)
+                Message::RegisterChunks(_)
+                | Message::ReleaseChunks(_)
                 | Message::RoundClosed(_)
                 | Message::Digests(_)
                 | Message::BlockDigests(_)
@@ -397,4 +409,4 @@ pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);
 const REASON_CHARS_MAX: usize = 1000;
 
 /// How long a guest that is ready is held for a source that is lost.
-const HOLD: Duration = Duration::from_secs(600);
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(600);

@@ -25,7 +25,7 @@ struct State {
 pub enum ArrivalPhase {
     /// No guest is ready here: it runs at its source, if one is on its way.
     #[default]
-    Arriving,
+    Incoming,
     /// The guest is ready to run and paused at both ends, and its source decides.
     Ready,
     /// The same, but the source is lost: the guest is kept until then.
@@ -169,7 +169,7 @@ mod tests {
         let decisions: [(Decide, WordOutcome); 3] = [
             (|pending| assert!(pending.take_word()), WordOutcome::Taken),
             (PendingArrival::contradict, WordOutcome::Contradicted),
-            (|pending| pending.set(ArrivalPhase::Arriving, None), WordOutcome::NotKept),
+            (|pending| pending.set(ArrivalPhase::Incoming, None), WordOutcome::NotKept),
         ];
         for (decide, outcome) in decisions {
             let pending = kept();

@@ -200,7 +200,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Change {
-        Mark(Range<u64>),
+        RecordKind(Range<u64>),
         Unmark(Range<u64>),
         MarkWords(usize, Vec<u64>),
         Clear,
@@ -211,7 +211,7 @@ mod tests {
         let word = prop_oneof![4 => Just(0), 1 => Just(u64::MAX), 1 => any::<u64>()];
         let words = (0..90usize, prop::collection::vec(word, 0..60));
         prop_oneof![
-            4 => pages().prop_map(Change::Mark),
+            4 => pages().prop_map(Change::RecordKind),
             4 => pages().prop_map(Change::Unmark),
             4 => words.prop_map(|(first, words)| Change::MarkWords(first, words)),
             1 => Just(Change::Clear),
@@ -229,7 +229,7 @@ mod tests {
             let mut list = vec![false; 12_000];
             for change in changes {
                 match change {
-                    Change::Mark(pages) => {
+                    Change::RecordKind(pages) => {
                         region.mark(pages.clone());
                         pages.for_each(|page| list[usize::try_from(page).unwrap()] = true);
                     }

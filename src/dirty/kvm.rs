@@ -186,7 +186,7 @@ impl DirtyLog for KvmLog {
         })
     }
 
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
         let end = first_page + bits.len() as u64 * 64;
         for slot in self.slots(region, first_page, bits.len())? {
             let (from, to) = (first_page.max(slot.first_page), end.min(slot.first_page + slot.pages));

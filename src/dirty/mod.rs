@@ -7,8 +7,8 @@
 //! The discipline, without which a write is lost:
 //!
 //! 1. [`harvest`](DirtyLog::harvest) collects the pages written so far;
-//! 2. [`rearm`](DirtyLog::rearm) watches a page again **before** it is read;
-//! 3. only pages that will be read are rearmed; the others stay dirty for the next harvest.
+//! 2. [`clear`](DirtyLog::clear) watches a page again **before** it is read;
+//! 3. only pages that will be read are cleared; the others stay dirty for the next harvest.
 //!
 //! A write after step 2 is seen by the next harvest; a write before it is in what step 3 reads. Bits that an attempt
 //! consumed and then failed are gone, so every attempt begins with all pages dirty.
@@ -45,8 +45,8 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if recording cannot begin; then it has not.
     fn start(&self) -> Result<(), DirtyError>;
 
-    /// Marks in `dirty`, the bits of `region`, the pages written since they were last rearmed or, for what
-    /// needs no rearming, last harvested. What is marked already stays so. The guest stands still meanwhile
+    /// Marks in `dirty`, the bits of `region`, the pages written since they were last cleared or, for what
+    /// needs no clearing, last harvested. What is marked already stays so. The guest stands still meanwhile
     /// at the end, so a log of much RAM has all workers [mark parts](DirtyRegion::mark_parts) of it.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ pub trait DirtyLog: Send + Sync + Debug {
     ///
     /// # Errors
     /// [`DirtyError`] if the kernel refuses.
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
 
     /// Ends the record, so that the guest runs unwatched. May be called without `start`, and twice.
     ///

@@ -72,12 +72,12 @@ impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
         let out_of_range = DirtyError::OutOfRange { region, first_page: 0, words: dirty.words().len() };
         let region = self.memory.iter().nth(region).ok_or(out_of_range)?;
-        // Consumed here and not at `rearm`: this comes before any page is read, which is all that the discipline asks.
+        // Consumed here and not at `clear`: this comes before any page is read, which is all that the discipline asks.
         (**region).bitmap().take(dirty);
         Ok(())
     }
 
-    fn rearm(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
+    fn clear(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
         Ok(())
     }
 
@@ -101,9 +101,9 @@ impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
         self.1.harvest(region, dirty)
     }
 
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
-        self.0.rearm(region, first_page, bits)?;
-        self.1.rearm(region, first_page, bits)
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        self.0.clear(region, first_page, bits)?;
+        self.1.clear(region, first_page, bits)
     }
 
     fn stop(&self) -> Result<(), DirtyError> {

@@ -11,7 +11,7 @@ pub const STRIPE_PAGES: u64 = STRIPE_WORDS as u64 * 64;
 /// Words in the bitmap of a stripe.
 pub(super) const STRIPE_WORDS: usize = 64;
 
-/// The most words of a stripe that are rearmed at once if there is much to send: 4 MiB of guest RAM.
+/// The most words of a stripe that are cleared at once if there is much to send: 4 MiB of guest RAM.
 const PART_WORDS: usize = 16;
 
 /// A piece of guest RAM that always travels on the same lane, and its dirty pages.
@@ -47,8 +47,8 @@ impl<'bitmap> Stripe<'bitmap> {
         pages
     }
 
-    /// The parts of it that should be rearmed at once: all of it, or, where more than 4 MiB are dirty, what is dirty of each
-    /// 4 MiB. So a page is read soon after it is rearmed, and few are written again in between; and where little is dirty,
+    /// The parts of it that should be cleared at once: all of it, or, where more than 4 MiB are dirty, what is dirty of each
+    /// 4 MiB. So a page is read soon after it is cleared, and few are written again in between; and where little is dirty,
     /// `KVM_CLEAR_DIRTY_LOG`, for which processors that log pages themselves must stop all vCPUs, is called rarely.
     pub fn parts(self) -> impl Iterator<Item = Stripe<'bitmap>> {
         let words = if self.dirty_pages() > PART_WORDS as u64 * 64 { PART_WORDS } else { STRIPE_WORDS };

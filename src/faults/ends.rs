@@ -71,8 +71,8 @@ fn memory_that_the_source_cannot_register_is_sent_over_tcp_or_stays() {
 fn memory_that_the_destination_cannot_register_is_sent_over_tcp_or_stays() {
     each(pairs(&OBSTACLES, &Moment::ALL), |&((error, may_fall_back, says), moment)| {
         let (scene, faults) = (Scene::new(), registering());
-        let outcome = scene.attempt_at(moment, &faults, || faults.landing.register.arm(error()));
-        assert!(faults.landing.register.has_struck());
+        let outcome = scene.attempt_at(moment, &faults, || faults.lane_receiver.register.arm(error()));
+        assert!(faults.lane_receiver.register.has_struck());
         if may_fall_back && moment != Moment::Paused {
             scene.fell_back(outcome, says);
             return;
@@ -111,9 +111,9 @@ fn lanes_that_do_not_connect_make_way_for_tcp_or_end_the_migration() {
 #[test]
 fn a_guest_of_which_a_device_does_not_let_go_is_run_at_the_source() {
     let (scene, faults) = (Scene::new(), Faults::default());
-    faults.landing.revoke.arm(refused());
+    faults.lane_receiver.revoke.arm(refused());
     let outcome = scene.attempt(&faults, |_| {});
-    assert!(faults.landing.revoke.has_struck());
+    assert!(faults.lane_receiver.revoke.has_struck());
     let (cause, there) = scene.stayed(outcome);
     let MigrationFailure::DestinationFailed(why) = &cause else { panic!("{cause}") };
     assert!(why.contains("ibv_reg_mr failed"), "{why}");
@@ -124,11 +124,11 @@ fn a_guest_of_which_a_device_does_not_let_go_is_run_at_the_source() {
 #[test]
 fn a_device_that_does_not_let_go_of_a_discarded_guest_harms_nobody() {
     let (scene, faults) = (Scene::new(), Faults::default());
-    faults.landing.revoke.arm(refused());
+    faults.lane_receiver.revoke.arm(refused());
     let outcome = scene.attempt_at(Moment::LaterRound, &faults, || {
         faults.lanes.arm_write(0, 3, WriteFault::Fail(CompletionStatus::RetryExceeded));
     });
-    assert!(faults.landing.revoke.has_struck());
+    assert!(faults.lane_receiver.revoke.has_struck());
     scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
 }
 
@@ -136,26 +136,26 @@ fn a_device_that_does_not_let_go_of_a_discarded_guest_harms_nobody() {
 #[test]
 fn memory_that_a_device_keeps_without_a_queue_pair_does_not_keep_the_guest_from_running() {
     let (scene, faults) = (Scene::new(), registering());
-    faults.landing.release.arm(refused());
+    faults.lane_receiver.release.arm(refused());
     let outcome = scene.attempt(&faults, |_| {});
     assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !faults.landing.release.has_struck() && Instant::now() < deadline {
+    while !faults.lane_receiver.release.has_struck() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(1));
     }
-    assert!(faults.landing.release.has_struck(), "it is released beside the guest");
+    assert!(faults.lane_receiver.release.has_struck(), "it is released beside the guest");
 }
 
 /// The destination fails first, then its device keeps what it discards.
 #[test]
 fn both_ends_may_fail_one_after_the_other() {
     let (scene, faults) = (Scene::new(), registering());
-    faults.landing.revoke.arm(refused());
+    faults.lane_receiver.revoke.arm(refused());
     let outcome = scene.attempt_at(Moment::LaterRound, &faults, || {
-        faults.landing.await_round.arm(completed_with(1, CompletionStatus::Flushed));
+        faults.lane_receiver.await_round.arm(completed_with(1, CompletionStatus::Flushed));
         faults.lanes.registration.arm(cannot_pin());
     });
-    assert!(faults.landing.revoke.has_struck());
+    assert!(faults.lane_receiver.revoke.has_struck());
     let report = scene.moved(outcome);
     assert_eq!(report.transport, TransportKind::Tcp);
 }

@@ -337,9 +337,9 @@ impl DirtyLog for TestLog {
         self.0.harvest(region, dirty)
     }
 
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
         self.1.enter("rearm");
-        self.0.rearm(region, first_page, bits)
+        self.0.clear(region, first_page, bits)
     }
 
     fn stop(&self) -> Result<(), DirtyError> {

@@ -12,7 +12,7 @@ use crate::convergence::Limits;
 use crate::destination::ReceiveError;
 use crate::progress::Event;
 use crate::source::{MigrationFailure, Options};
-use crate::transport::faulty::{FenceFault, LandingFaults, WriteFault};
+use crate::transport::faulty::{FenceFault, ReceiverFaults, WriteFault};
 use crate::transport::{TransportChoice, TransportError, TransportKind};
 use crate::verify::Verify;
 
@@ -110,8 +110,8 @@ fn delays_repetitions_and_another_order_of_pages_change_nothing() {
 }
 
 fn impatient() -> Faults {
-    let landing = Arc::new(LandingFaults::impatient(Duration::from_millis(300)));
-    Faults { landing, ..Faults::default() }
+    let lane_receiver = Arc::new(ReceiverFaults::impatient(Duration::from_millis(300)));
+    Faults { lane_receiver, ..Faults::default() }
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_lane_of_which_no_fence_comes_makes_way_for_tcp_while_the_guest_runs() {
     (0..10).for_each(|_| faults.lanes.arm_fence(0, FenceFault::Drop));
     let outcome = scene.attempt(&faults, |event| {
         if matches!(event, Event::Round { .. }) {
-            wait_until("the destination waits no more", || faults.landing.has_struck());
+            wait_until("the destination waits no more", || faults.lane_receiver.has_struck());
         }
     });
     scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
@@ -225,7 +225,7 @@ fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
             rounds_max: 1000,
             ..Limits::default()
         };
-        let scene = Scene::with(Options { tuning: limits.into(), ..Options::default() });
+        let scene = Scene::with(Options { limits: limits.into(), ..Options::default() });
         let faults = Faults::default();
         let watch = Watch(|event: &Event| match event {
             Event::Throttled { percent: 1.. } => {
@@ -233,7 +233,7 @@ fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
                 faults.lanes.arm_write(1, 5, WriteFault::Fail(status));
             }
             Event::FellBack { .. } => {
-                scene.options.tuning.change(|limits| limits.downtime = Duration::from_secs(60));
+                scene.options.limits.change(|limits| limits.downtime = Duration::from_secs(60));
             }
             Event::Connected { .. } => assert_eq!(scene.guest.throttle_percent(), 0),
             _ => {}

@@ -27,7 +27,7 @@ use crate::progress::{Event, Observer, Report};
 use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use crate::state::{GuestClaim, HostState};
 use crate::transport::TransportKind;
-use crate::transport::faulty::{LandingFaults, LaneFaults, with_landing, with_lanes};
+use crate::transport::faulty::{LaneFaults, ReceiverFaults, with_lane_receiver, with_lanes};
 
 /// When a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +48,13 @@ impl Moment {
 #[derive(Debug, Default)]
 struct Faults {
     lanes: Arc<LaneFaults>,
-    landing: Arc<LandingFaults>,
+    lane_receiver: Arc<ReceiverFaults>,
 }
 
 impl Faults {
     /// Whether any has.
     fn have_struck(&self) -> bool {
-        self.lanes.struck() > 0 || self.landing.has_struck()
+        self.lanes.struck() > 0 || self.lane_receiver.has_struck()
     }
 }
 
@@ -111,7 +111,7 @@ impl Scene {
 
     /// Migrates, with four rounds while the guest runs. In each it writes all the pages that it is busy with.
     fn attempt(&self, faults: &Faults, watch: impl Fn(&Event) + Sync) -> Outcome {
-        let allow = |downtime| drop(self.options.tuning.change(|limits| limits.downtime = downtime));
+        let allow = |downtime| drop(self.options.limits.change(|limits| limits.downtime = downtime));
         // What no switch keeps to, and other than after the round before: what is judged by one limit does not count for another.
         allow(Duration::ZERO);
         let watch = Watch(|event: &Event| {
@@ -152,7 +152,7 @@ impl Scene {
             let source = scope.spawn(|| {
                 with_lanes(&faults.lanes, || migrate(&self.guest, &self.claim, &to, options, observer))
             });
-            let destination = with_landing(&faults.landing, || self.receiver.receive(&self.host));
+            let destination = with_lane_receiver(&faults.lane_receiver, || self.receiver.receive(&self.host));
             Outcome { source: source.join().expect("the source does not panic"), destination }
         })
     }

@@ -103,11 +103,11 @@ fn a_migration_does_without_heartbeats_and_without_throttling_if_the_vmm_panics_
         if_stuck: "throttle".parse().unwrap(),
         ..Limits::default()
     };
-    let scene = Scene::with(Options { tuning: limits.into(), ..Options::default() });
+    let scene = Scene::with(Options { limits: limits.into(), ..Options::default() });
     scene.guest.seen.panic_in(&["throttle"]);
     let watch = Watch(|event: &Event| {
         if matches!(event, Event::Round { .. }) && scene.guest.seen.times_panicked() > 0 {
-            scene.options.tuning.change(|limits| limits.downtime = Duration::from_secs(60));
+            scene.options.limits.change(|limits| limits.downtime = Duration::from_secs(60));
         }
     });
     scene.moved(scene.attempt_by(&faults, &scene.options, &watch));
@@ -177,13 +177,13 @@ fn a_lane_that_panics_ends_the_waits_of_the_others() {
         }
         let outcome = scene.attempt(&faults, |event| {
             if matches!(event, Event::Round { number: 2, .. }) {
-                scene.options.tuning.change(|limits| limits.bandwidth_max = NonZeroU64::new(1));
+                scene.options.limits.change(|limits| limits.bandwidth_max = NonZeroU64::new(1));
                 faults.lanes.arm_write(0, 0, WriteFault::Panic);
                 faults.lanes.arm_write(1, 0, WriteFault::Panic);
             }
         });
         assert_eq!(faults.lanes.struck(), 1, "the other lane got to nothing");
-        scene.options.tuning.change(|limits| limits.bandwidth_max = None);
+        scene.options.limits.change(|limits| limits.bandwidth_max = None);
         let (cause, _) = scene.stayed(outcome);
         assert!(matches!(&cause, MigrationFailure::Panicked(_)), "{cause}");
     }

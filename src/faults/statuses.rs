@@ -92,9 +92,9 @@ fn after_each_status_at_the_destination_the_same_holds() {
     each(pairs(&all(), &Moment::ALL), |&(status, moment)| {
         let (scene, faults) = (Scene::new(), Faults::default());
         let outcome = scene.attempt_at(moment, &faults, || {
-            faults.landing.await_round.arm(completed_with(0, status));
+            faults.lane_receiver.await_round.arm(completed_with(0, status));
         });
-        assert!(faults.landing.await_round.has_struck());
+        assert!(faults.lane_receiver.await_round.has_struck());
         match (while_it_runs(status), moment) {
             // The source's device says that nobody answers.
             (Ends::OverTcp, Moment::FirstRound | Moment::LaterRound) => {

@@ -1,5 +1,5 @@
-use super::{HandoverError, Mark};
-use crate::wire::Epoch;
+use super::{HandoverError, RecordKind};
+use crate::wire::AttemptId;
 
 /// Where the destination is in taking a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,7 +24,7 @@ pub enum DestinationState {
     Refusing,
     /// Given up, but REFUSED could not be recorded yet.
     Unwilling,
-    /// Given up: this epoch did not run here and never will.
+    /// Given up: this attempt did not run here and never will.
     Refused,
 }
 
@@ -32,23 +32,23 @@ pub enum DestinationState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
     /// FINAL, and the last fence on every lane.
-    Final(Epoch),
+    Final(AttemptId),
     /// Queue pairs are destroyed, regions deregistered, connections closed.
     Revoked,
     /// Memory was found equal and the state is loaded.
     Loaded,
     /// This record is in the journal, to stay.
-    Recorded(Mark),
+    Recorded(RecordKind),
     /// This record is not in the journal, or nobody knows.
-    NotRecorded(Mark),
+    NotRecorded(RecordKind),
     /// The source gives the guest away.
-    Go(Epoch),
+    Go(AttemptId),
     /// The vCPUs run.
     Started,
     /// They could not be started, and none has run.
     NotStarted,
-    /// The source asks what became of this epoch.
-    Asked(Epoch),
+    /// The source asks what became of this attempt.
+    Asked(AttemptId),
     /// Anything failed, the wait was too long, or the source gave up.
     Failed,
     /// The operator says that the source's host is fenced: it runs nothing, and will not run this guest.
@@ -63,14 +63,14 @@ pub enum DestinationAction {
     /// Compare memory and load the state.
     Load,
     /// Write this to the journal, durably; report [`DestinationEvent::Recorded`] or [`DestinationEvent::NotRecorded`].
-    Record(Mark),
+    Record(RecordKind),
     /// Tell the source that all is in place (still).
     SendPrepared,
     /// Start the first vCPU; report [`DestinationEvent::Started`] or [`DestinationEvent::NotStarted`].
     Run,
     /// Say RUNNING (again).
     SendRunning,
-    /// Free the guest; then tell the source, if it can be reached, that this epoch never ran.
+    /// Free the guest; then tell the source, if it can be reached, that this attempt never ran.
     Refuse,
     /// Free the guest, and tell nobody: the journal does not say it yet.
     Discard,
@@ -81,37 +81,42 @@ pub enum DestinationAction {
 /// The destination's half of the handover of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DestinationHandover {
-    epoch: Epoch,
+    attempt_id: AttemptId,
     state: DestinationState,
 }
 
 impl DestinationHandover {
     /// The beginning of an attempt.
     #[must_use]
-    pub fn new(epoch: Epoch) -> Self {
-        Self { epoch, state: DestinationState::Receiving }
+    pub fn new(attempt_id: AttemptId) -> Self {
+        Self { attempt_id, state: DestinationState::Receiving }
     }
 
     /// What the last record of the destination's journal leaves to do after a crash, which took the guest's memory with it.
     ///
     /// # Errors
     /// [`HandoverError::OtherSide`] for a record that no destination writes.
-    pub fn recover(epoch: Epoch, last: Mark) -> Result<(Self, DestinationAction), HandoverError> {
+    pub fn recover(
+        attempt_id: AttemptId,
+        last: RecordKind,
+    ) -> Result<(Self, DestinationAction), HandoverError> {
         use {DestinationAction as Do, DestinationState as S};
         let (state, action) = match last {
             // RUNNING would be there if it had ever run.
-            Mark::Prepared => (S::Refusing, Do::Record(Mark::Refused)),
-            Mark::Running => (S::Running, Do::Continue),
-            Mark::Refused => (S::Refused, Do::Continue),
-            Mark::Started | Mark::Committed | Mark::Done => return Err(HandoverError::OtherSide(last)),
+            RecordKind::Prepared => (S::Refusing, Do::Record(RecordKind::Refused)),
+            RecordKind::Running => (S::Running, Do::Continue),
+            RecordKind::Refused => (S::Refused, Do::Continue),
+            RecordKind::Started | RecordKind::Committed | RecordKind::Done => {
+                return Err(HandoverError::OtherSide(last));
+            }
         };
-        Ok((Self { epoch, state }, action))
+        Ok((Self { attempt_id, state }, action))
     }
 
     /// The attempt.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn attempt_id(&self) -> AttemptId {
+        self.attempt_id
     }
 
     /// The state now.
@@ -127,31 +132,33 @@ impl DestinationHandover {
     pub fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
         use {DestinationAction as Do, DestinationEvent as E, DestinationState as S};
         if let E::Final(got) | E::Go(got) | E::Asked(got) = event
-            && got != self.epoch
+            && got != self.attempt_id
         {
-            return Err(HandoverError::OtherEpoch { ours: self.epoch, got });
+            return Err(HandoverError::OtherAttempt { ours: self.attempt_id, got });
         }
         let (state, action) = match (self.state, event) {
             (S::Receiving, E::Final(_)) => (S::Revoking, Do::Revoke),
             (S::Revoking, E::Revoked) => (S::Loading, Do::Load),
-            (S::Loading, E::Loaded) => (S::Preparing, Do::Record(Mark::Prepared)),
-            (S::Preparing, E::Recorded(Mark::Prepared)) => (S::Prepared, Do::SendPrepared),
+            (S::Loading, E::Loaded) => (S::Preparing, Do::Record(RecordKind::Prepared)),
+            (S::Preparing, E::Recorded(RecordKind::Prepared)) => (S::Prepared, Do::SendPrepared),
             // PREPARED was never sent, so GO was not either, and nobody will ask.
             (S::Receiving | S::Revoking | S::Loading, E::Failed)
-            | (S::Preparing, E::NotRecorded(Mark::Prepared)) => (S::Refused, Do::Refuse),
+            | (S::Preparing, E::NotRecorded(RecordKind::Prepared)) => (S::Refused, Do::Refuse),
             (S::Prepared, E::Asked(_)) => (S::Prepared, Do::SendPrepared),
-            (S::Prepared, E::Go(_) | E::Fenced) => (S::CommittingToRun, Do::Record(Mark::Running)),
-            (S::CommittingToRun, E::Recorded(Mark::Running)) => (S::Starting, Do::Run),
+            (S::Prepared, E::Go(_) | E::Fenced) => (S::CommittingToRun, Do::Record(RecordKind::Running)),
+            (S::CommittingToRun, E::Recorded(RecordKind::Running)) => (S::Starting, Do::Run),
             (S::Starting, E::Started) => (S::Running, Do::SendRunning),
             // GO may be repeated, the guest is not started twice.
             (S::Running, E::Go(_) | E::Asked(_)) => (S::Running, Do::SendRunning),
             (S::Running, E::Failed) => (S::Running, Do::Continue),
             (S::Prepared, E::Failed)
-            | (S::CommittingToRun, E::NotRecorded(Mark::Running))
+            | (S::CommittingToRun, E::NotRecorded(RecordKind::Running))
             | (S::Starting, E::NotStarted)
-            | (S::Unwilling, E::Go(_) | E::Asked(_) | E::Failed) => (S::Refusing, Do::Record(Mark::Refused)),
-            (S::Refusing, E::Recorded(Mark::Refused)) => (S::Refused, Do::Refuse),
-            (S::Refusing, E::NotRecorded(Mark::Refused)) => (S::Unwilling, Do::Discard),
+            | (S::Unwilling, E::Go(_) | E::Asked(_) | E::Failed) => {
+                (S::Refusing, Do::Record(RecordKind::Refused))
+            }
+            (S::Refusing, E::Recorded(RecordKind::Refused)) => (S::Refused, Do::Refuse),
+            (S::Refusing, E::NotRecorded(RecordKind::Refused)) => (S::Unwilling, Do::Discard),
             // A late GO finds that this side has given up for good.
             (S::Refused, E::Go(_) | E::Asked(_)) => (S::Refused, Do::Refuse),
             (S::Refused, E::Failed) => (S::Refused, Do::Continue),
@@ -204,22 +211,22 @@ impl DestinationEvent {
 mod tests {
     use super::*;
 
-    const EPOCH: Epoch = Epoch([1; 16]);
-    const GO: DestinationEvent = DestinationEvent::Go(EPOCH);
-    const ASKED: DestinationEvent = DestinationEvent::Asked(EPOCH);
+    const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
+    const GO: DestinationEvent = DestinationEvent::Go(ATTEMPT_ID);
+    const ASKED: DestinationEvent = DestinationEvent::Asked(ATTEMPT_ID);
     const ORDER: [DestinationEvent; 7] = [
-        DestinationEvent::Final(EPOCH),
+        DestinationEvent::Final(ATTEMPT_ID),
         DestinationEvent::Revoked,
         DestinationEvent::Loaded,
-        DestinationEvent::Recorded(Mark::Prepared),
+        DestinationEvent::Recorded(RecordKind::Prepared),
         GO,
-        DestinationEvent::Recorded(Mark::Running),
+        DestinationEvent::Recorded(RecordKind::Running),
         DestinationEvent::Started,
     ];
     const PREPARED: usize = 4;
 
     fn after(steps: usize) -> DestinationHandover {
-        let mut handover = DestinationHandover::new(EPOCH);
+        let mut handover = DestinationHandover::new(ATTEMPT_ID);
         for &event in &ORDER[..steps] {
             handover.on(event).unwrap();
         }
@@ -232,8 +239,8 @@ mod tests {
             assert!(after(steps).on(GO).is_err(), "GO after {steps} steps");
         }
         let mut handover = after(PREPARED);
-        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(Mark::Running)));
-        assert_eq!(handover.on(DestinationEvent::Recorded(Mark::Running)), Ok(DestinationAction::Run));
+        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(RecordKind::Running)));
+        assert_eq!(handover.on(DestinationEvent::Recorded(RecordKind::Running)), Ok(DestinationAction::Run));
         assert_eq!(handover.on(DestinationEvent::Started), Ok(DestinationAction::SendRunning));
         assert_eq!(handover.on(GO), Ok(DestinationAction::SendRunning));
         assert_eq!(handover.on(ASKED), Ok(DestinationAction::SendRunning));
@@ -255,16 +262,23 @@ mod tests {
     fn once_prepared_it_gives_up_only_by_recording_that_first() {
         let given_up = [
             (PREPARED, DestinationEvent::Failed),
-            (PREPARED + 1, DestinationEvent::NotRecorded(Mark::Running)),
+            (PREPARED + 1, DestinationEvent::NotRecorded(RecordKind::Running)),
             (PREPARED + 2, DestinationEvent::NotStarted),
         ];
         for (steps, event) in given_up {
             let mut handover = after(steps);
-            assert_eq!(handover.on(event), Ok(DestinationAction::Record(Mark::Refused)), "{event:?}");
-            let unrecorded = DestinationEvent::NotRecorded(Mark::Refused);
+            assert_eq!(handover.on(event), Ok(DestinationAction::Record(RecordKind::Refused)), "{event:?}");
+            let unrecorded = DestinationEvent::NotRecorded(RecordKind::Refused);
             assert_eq!(handover.on(unrecorded), Ok(DestinationAction::Discard));
-            assert_eq!(handover.on(ASKED), Ok(DestinationAction::Record(Mark::Refused)), "it tries again");
-            assert_eq!(handover.on(DestinationEvent::Recorded(Mark::Refused)), Ok(DestinationAction::Refuse));
+            assert_eq!(
+                handover.on(ASKED),
+                Ok(DestinationAction::Record(RecordKind::Refused)),
+                "it tries again"
+            );
+            assert_eq!(
+                handover.on(DestinationEvent::Recorded(RecordKind::Refused)),
+                Ok(DestinationAction::Refuse)
+            );
             assert_eq!(handover.on(GO), Ok(DestinationAction::Refuse));
         }
     }
@@ -273,15 +287,15 @@ mod tests {
     fn a_question_does_not_end_the_wait_for_go() {
         let mut handover = after(PREPARED);
         assert_eq!(handover.on(ASKED), Ok(DestinationAction::SendPrepared));
-        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(Mark::Running)));
+        assert_eq!(handover.on(GO), Ok(DestinationAction::Record(RecordKind::Running)));
     }
 
     #[test]
     fn go_of_another_attempt_is_refused() {
         let mut handover = after(PREPARED);
         assert!(matches!(
-            handover.on(DestinationEvent::Go(Epoch([2; 16]))),
-            Err(HandoverError::OtherEpoch { .. })
+            handover.on(DestinationEvent::Go(AttemptId([2; 16]))),
+            Err(HandoverError::OtherAttempt { .. })
         ));
         assert_eq!(handover.state(), DestinationState::Prepared);
     }
@@ -303,17 +317,17 @@ mod tests {
             assert!(after(steps).on(DestinationEvent::Fenced).is_err(), "after {steps} steps");
         }
         let go = after(PREPARED).on(DestinationEvent::Fenced);
-        assert_eq!(go, Ok(DestinationAction::Record(Mark::Running)));
+        assert_eq!(go, Ok(DestinationAction::Record(RecordKind::Running)));
     }
 
     #[test]
     fn after_a_crash_it_knows_what_its_journal_says() {
-        let recovered = |last| DestinationHandover::recover(EPOCH, last).map(|(_, action)| action);
-        assert_eq!(recovered(Mark::Prepared), Ok(DestinationAction::Record(Mark::Refused)));
-        let (mut ran, _) = DestinationHandover::recover(EPOCH, Mark::Running).unwrap();
+        let recovered = |last| DestinationHandover::recover(ATTEMPT_ID, last).map(|(_, action)| action);
+        assert_eq!(recovered(RecordKind::Prepared), Ok(DestinationAction::Record(RecordKind::Refused)));
+        let (mut ran, _) = DestinationHandover::recover(ATTEMPT_ID, RecordKind::Running).unwrap();
         assert_eq!(ran.on(ASKED), Ok(DestinationAction::SendRunning), "also if it runs no more");
-        let (mut refused, _) = DestinationHandover::recover(EPOCH, Mark::Refused).unwrap();
+        let (mut refused, _) = DestinationHandover::recover(ATTEMPT_ID, RecordKind::Refused).unwrap();
         assert_eq!(refused.on(ASKED), Ok(DestinationAction::Refuse));
-        assert!(recovered(Mark::Committed).is_err());
+        assert!(recovered(RecordKind::Committed).is_err());
     }
 }

@@ -18,7 +18,7 @@ use thiserror::Error;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::wire::Epoch;
+use crate::wire::AttemptId;
 
 /// A journal's length, in bytes.
 pub const JOURNAL_LEN: usize = (1 + SLOTS) * SLOT_LEN;
@@ -40,7 +40,7 @@ const VERSION: u16 = 2;
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Mark {
+pub enum RecordKind {
     /// Source: a guest was started on this host, which no attempt brought.
     Started,
     /// Destination: memory and state are in place; GO may come.
@@ -49,7 +49,7 @@ pub enum Mark {
     Committed,
     /// Destination: the first vCPU may have run.
     Running,
-    /// Either side: this epoch never ran at the destination, and never will.
+    /// Either side: this attempt never ran at the destination, and never will.
     Refused,
     /// Source: the destination has said that it runs the guest.
     Done,
@@ -68,11 +68,11 @@ pub enum Side {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// What it says.
-    pub mark: Mark,
+    pub mark: RecordKind,
     /// The role of this host in the attempt.
     pub side: Side,
-    /// Which attempt; of [`Mark::Started`] none, and only zeros.
-    pub epoch: Epoch,
+    /// Which attempt; of [`RecordKind::Started`] none, and only zeros.
+    pub attempt_id: AttemptId,
     /// The other side, as the operator or the network named it.
     pub peer: String,
     /// The address of the other side that answered: a name may stand for another host the next time.
@@ -165,7 +165,7 @@ impl Journal {
         let peer = record.peer.as_bytes();
         let mut block = Block::new(record.mark.kind(), self.next);
         block.side = record.side.byte();
-        block.epoch = record.epoch.0;
+        block.attempt_id = record.attempt_id.0;
         let address = record.address.map(|address| address.to_string()).unwrap_or_default();
         let room = block.address.get_mut(..address.len()).ok_or(JournalError::Peer(address.len()))?;
         room.copy_from_slice(address.as_bytes());
@@ -197,8 +197,8 @@ impl Journal {
 
     /// The last word on an attempt.
     #[must_use]
-    pub fn of(&self, epoch: Epoch) -> Option<&Record> {
-        self.records.iter().rev().find(|record| record.epoch == epoch)
+    pub fn of(&self, attempt_id: AttemptId) -> Option<&Record> {
+        self.records.iter().rev().find(|record| record.attempt_id == attempt_id)
     }
 }
 
@@ -261,7 +261,7 @@ struct Block {
     peer_len: U16,
     unused: [u8; 2],
     number: U64,
-    epoch: [u8; 16],
+    attempt_id: [u8; 16],
     peer: [u8; PEER_MAX],
     /// Text, and zeros behind it.
     address: [u8; ADDRESS_MAX],
@@ -307,9 +307,9 @@ impl Block {
         }
         let peer = self.peer.get(..self.peer_len.get().into())?;
         let record = Record {
-            mark: Mark::of(self.kind)?,
+            mark: RecordKind::of(self.kind)?,
             side: Side::of(self.side)?,
-            epoch: Epoch(self.epoch),
+            attempt_id: AttemptId(self.attempt_id),
             peer: std::str::from_utf8(peer).ok()?.to_owned(),
             address: std::str::from_utf8(&self.address).ok()?.trim_end_matches('\0').parse().ok(),
         };
@@ -321,7 +321,7 @@ fn slot_of(number: u64) -> usize {
     usize::try_from((number - 1) % SLOTS as u64).unwrap_or(0)
 }
 
-impl Mark {
+impl RecordKind {
     fn kind(self) -> u8 {
         match self {
             Self::Prepared => 1,
@@ -340,7 +340,7 @@ impl Mark {
     }
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for RecordKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {
             Self::Prepared => "PREPARED",
@@ -388,10 +388,10 @@ mod tests {
     }
 
     fn record(number: u8) -> Record {
-        let mark = [Mark::Prepared, Mark::Running, Mark::Refused][usize::from(number) % 3];
+        let mark = [RecordKind::Prepared, RecordKind::Running, RecordKind::Refused][usize::from(number) % 3];
         let peer = "host-a:7837".repeat(usize::from(number) % 4);
         let address = number.is_multiple_of(2).then(|| ([192, 0, 2, number], 7837).into());
-        Record { mark, side: Side::Destination, epoch: Epoch([number; 16]), peer, address }
+        Record { mark, side: Side::Destination, attempt_id: AttemptId([number; 16]), peer, address }
     }
 
     /// A file, and the journal in it, after so many records.
@@ -417,7 +417,7 @@ mod tests {
             let (file, journal) = written(records);
             assert_eq!(Journal::read(&file), Ok(journal.clone()), "{records}");
             assert_eq!(journal.last(), (records > 0).then(|| record(records)).as_ref());
-            let known = (1..=records).filter(|&number| journal.of(Epoch([number; 16])).is_some()).count();
+            let known = (1..=records).filter(|&number| journal.of(AttemptId([number; 16])).is_some()).count();
             assert_eq!(known, usize::from(records).min(SLOTS));
         }
     }

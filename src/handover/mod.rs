@@ -91,11 +91,11 @@ mod standing;
 use thiserror::Error;
 
 pub use destination::{DestinationAction, DestinationEvent, DestinationHandover, DestinationState};
-pub use journal::{JOURNAL_LEN, Journal, JournalError, Mark, PEER_MAX, Record, Side, WRITE_LEN};
+pub use journal::{JOURNAL_LEN, Journal, JournalError, PEER_MAX, Record, RecordKind, Side, WRITE_LEN};
 pub use source::{GuestHere, SourceAction, SourceEvent, SourceHandover, SourceState};
 pub use standing::Standing;
 
-use crate::wire::Epoch;
+use crate::wire::AttemptId;
 
 /// An event that may not happen in the state in which it did. The state is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -103,11 +103,11 @@ use crate::wire::Epoch;
 pub enum HandoverError {
     /// A message of another attempt.
     #[error("a message of migration attempt {got:?} came in attempt {ours:?}; it is not followed")]
-    OtherEpoch {
+    OtherAttempt {
         /// This attempt.
-        ours: Epoch,
+        ours: AttemptId,
         /// The message's.
-        got: Epoch,
+        got: AttemptId,
     },
     /// A driver went on with something else than what its state machine wants done.
     #[error("the handover wants something else to be done now; this is a defect of sterna")]
@@ -124,5 +124,5 @@ pub enum HandoverError {
     #[error(
         "the journal says {0}, which only the other side of a migration writes; is it this side's journal?"
     )]
-    OtherSide(Mark),
+    OtherSide(RecordKind),
 }

@@ -1,5 +1,5 @@
-use super::{HandoverError, Mark};
-use crate::wire::Epoch;
+use super::{HandoverError, RecordKind};
+use crate::wire::AttemptId;
 
 /// Where the source is in giving its guest away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,15 +43,15 @@ pub enum SourceEvent {
     /// FINAL was sent.
     FinalSent,
     /// The destination says that it is prepared, first or still.
-    Prepared(Epoch),
+    Prepared(AttemptId),
     /// This record is in the journal, to stay.
-    Recorded(Mark),
+    Recorded(RecordKind),
     /// This record is not in the journal, or nobody knows.
-    NotRecorded(Mark),
+    NotRecorded(RecordKind),
     /// The destination says that it runs the guest, or has run it.
-    Running(Epoch),
-    /// The destination says that it did not run the guest of this epoch, and never will.
-    Refused(Epoch),
+    Running(AttemptId),
+    /// The destination says that it did not run the guest of this attempt, and never will.
+    Refused(AttemptId),
     /// Anything failed, the link was lost, an answer says nothing, or the operator cancelled. While a word is pending: the
     /// destination gave no sign of life.
     Failed,
@@ -67,17 +67,17 @@ pub enum SourceAction {
     /// Go on.
     Continue,
     /// Write this to the journal, durably; report [`SourceEvent::Recorded`] or [`SourceEvent::NotRecorded`].
-    Record(Mark),
+    Record(RecordKind),
     /// Send GO. Whether that succeeds or fails, it may have arrived.
     SendGo,
     /// Let the guest run here (again).
     Resume,
     /// Destroy the guest: it runs at the destination.
     Release,
-    /// Keep the guest paused, and ask the destination what became of this epoch: again and again, over new connections. It
+    /// Keep the guest paused, and ask the destination what became of this attempt: again and again, over new connections. It
     /// gets GO again if it still waits for that.
     Ask,
-    /// Ask the destination once what became of this epoch, and send no GO whatever it answers.
+    /// Ask the destination once what became of this attempt, and send no GO whatever it answers.
     AskOnly,
     /// Keep the guest paused. Tell the destination that this attempt is over, and await its REFUSED; then try again.
     Withdraw,
@@ -97,15 +97,15 @@ pub enum GuestHere {
 /// The source's half of the handover of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceHandover {
-    epoch: Epoch,
+    attempt_id: AttemptId,
     state: SourceState,
 }
 
 impl SourceHandover {
     /// The beginning of an attempt.
     #[must_use]
-    pub fn new(epoch: Epoch) -> Self {
-        Self { epoch, state: SourceState::Running }
+    pub fn new(attempt_id: AttemptId) -> Self {
+        Self { attempt_id, state: SourceState::Running }
     }
 
     /// What the last record of the source's journal leaves to do after a crash. Without a record there is nothing: no guest
@@ -114,26 +114,26 @@ impl SourceHandover {
     /// # Errors
     /// [`HandoverError::OtherSide`] for a record that no source writes.
     pub fn recover(
-        epoch: Epoch,
-        last: Mark,
+        attempt_id: AttemptId,
+        last: RecordKind,
         guest: GuestHere,
     ) -> Result<(Self, SourceAction), HandoverError> {
         use {SourceAction as Do, SourceState as S};
         let (state, action) = match (last, guest) {
             // A guest is let run only when it was not given away, whatever a failing disk has kept of that.
-            (Mark::Committed, GuestHere::Running) => (S::Withdrawing, Do::Record(Mark::Refused)),
-            (Mark::Committed, GuestHere::Paused | GuestHere::Gone) => (S::InDoubt, Do::Ask),
-            (Mark::Refused | Mark::Started, _) => (S::Kept, Do::Resume),
-            (Mark::Done, _) => (S::Released, Do::Release),
-            (Mark::Prepared | Mark::Running, _) => return Err(HandoverError::OtherSide(last)),
+            (RecordKind::Committed, GuestHere::Running) => (S::Withdrawing, Do::Record(RecordKind::Refused)),
+            (RecordKind::Committed, GuestHere::Paused | GuestHere::Gone) => (S::InDoubt, Do::Ask),
+            (RecordKind::Refused | RecordKind::Started, _) => (S::Kept, Do::Resume),
+            (RecordKind::Done, _) => (S::Released, Do::Release),
+            (RecordKind::Prepared | RecordKind::Running, _) => return Err(HandoverError::OtherSide(last)),
         };
-        Ok((Self { epoch, state }, action))
+        Ok((Self { attempt_id, state }, action))
     }
 
     /// The attempt.
     #[must_use]
-    pub fn epoch(&self) -> Epoch {
-        self.epoch
+    pub fn attempt_id(&self) -> AttemptId {
+        self.attempt_id
     }
 
     /// The state now.
@@ -149,48 +149,48 @@ impl SourceHandover {
     pub fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         use {SourceAction as Do, SourceEvent as E, SourceState as S};
         if let E::Prepared(got) | E::Running(got) | E::Refused(got) = event
-            && got != self.epoch
+            && got != self.attempt_id
         {
-            return Err(HandoverError::OtherEpoch { ours: self.epoch, got });
+            return Err(HandoverError::OtherAttempt { ours: self.attempt_id, got });
         }
         let (state, action) = match (self.state, event) {
             (S::Running, E::Pausing) => (S::Paused, Do::Continue),
             (S::Paused, E::FinalSent) => (S::AwaitingPrepared, Do::Continue),
-            (S::AwaitingPrepared, E::Prepared(_)) => (S::Committing, Do::Record(Mark::Committed)),
+            (S::AwaitingPrepared, E::Prepared(_)) => (S::Committing, Do::Record(RecordKind::Committed)),
             // Nothing was promised to anybody yet.
             (S::Running | S::Paused | S::AwaitingPrepared, E::Failed | E::Refused(_)) => {
                 (S::Kept, Do::Resume)
             }
-            (S::Committing, E::Recorded(Mark::Committed)) => (S::AwaitingRunning, Do::SendGo),
+            (S::Committing, E::Recorded(RecordKind::Committed)) => (S::AwaitingRunning, Do::SendGo),
             // It may be on the disk all the same: after a crash it would hand the destination an image from which this side has
             // run on.
-            (S::Committing, E::NotRecorded(Mark::Committed))
+            (S::Committing, E::NotRecorded(RecordKind::Committed))
             | (S::Withdrawn, E::Failed | E::Prepared(_) | E::Fenced | E::SignOfLife) => {
-                (S::Withdrawing, Do::Record(Mark::Refused))
+                (S::Withdrawing, Do::Record(RecordKind::Refused))
             }
-            (S::Withdrawing, E::Recorded(Mark::Refused)) => (S::Kept, Do::Resume),
-            (S::Withdrawing, E::NotRecorded(Mark::Refused)) => (S::Withdrawn, Do::Withdraw),
+            (S::Withdrawing, E::Recorded(RecordKind::Refused)) => (S::Kept, Do::Resume),
+            (S::Withdrawing, E::NotRecorded(RecordKind::Refused)) => (S::Withdrawn, Do::Withdraw),
             (S::AwaitingRunning | S::InDoubt | S::WordPending | S::Withdrawn, E::Running(_)) => {
-                (S::Releasing, Do::Record(Mark::Done))
+                (S::Releasing, Do::Record(RecordKind::Done))
             }
             (S::AwaitingRunning | S::InDoubt | S::WordPending | S::Withdrawn, E::Refused(_)) => {
-                (S::TakingBack, Do::Record(Mark::Refused))
+                (S::TakingBack, Do::Record(RecordKind::Refused))
             }
             // First the destination is asked: a word that it contradicts is false.
             (S::InDoubt, E::Fenced) => (S::WordPending, Do::AskOnly),
             (S::WordPending, E::Prepared(_) | E::SignOfLife) => (S::InDoubt, Do::Ask),
-            (S::WordPending, E::Failed) => (S::Fencing, Do::Record(Mark::Refused)),
-            (S::Fencing, E::Recorded(Mark::Refused)) => (S::Kept, Do::Resume),
+            (S::WordPending, E::Failed) => (S::Fencing, Do::Record(RecordKind::Refused)),
+            (S::Fencing, E::Recorded(RecordKind::Refused)) => (S::Kept, Do::Resume),
             // After a crash the destination, which is back by then, would get its GO.
-            (S::Fencing, E::NotRecorded(Mark::Refused)) => (S::InDoubt, Do::Ask),
+            (S::Fencing, E::NotRecorded(RecordKind::Refused)) => (S::InDoubt, Do::Ask),
             // GO was lost, and the guest has stood still since.
             (state @ (S::AwaitingRunning | S::InDoubt), E::Prepared(_)) => (state, Do::SendGo),
             (S::AwaitingRunning | S::InDoubt, E::Failed | E::SignOfLife) => (S::InDoubt, Do::Ask),
             // The destination's REFUSED is durable there, whether or not this side can record it.
-            (S::TakingBack, E::Recorded(Mark::Refused) | E::NotRecorded(Mark::Refused)) => {
+            (S::TakingBack, E::Recorded(RecordKind::Refused) | E::NotRecorded(RecordKind::Refused)) => {
                 (S::Kept, Do::Resume)
             }
-            (S::Releasing, E::Recorded(Mark::Done) | E::NotRecorded(Mark::Done)) => {
+            (S::Releasing, E::Recorded(RecordKind::Done) | E::NotRecorded(RecordKind::Done)) => {
                 (S::Released, Do::Release)
             }
             (state, event) => {
@@ -244,20 +244,20 @@ impl SourceEvent {
 mod tests {
     use super::*;
 
-    const EPOCH: Epoch = Epoch([1; 16]);
+    const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
     const ORDER: [SourceEvent; 6] = [
         SourceEvent::Pausing,
         SourceEvent::FinalSent,
-        SourceEvent::Prepared(EPOCH),
-        SourceEvent::Recorded(Mark::Committed),
-        SourceEvent::Running(EPOCH),
-        SourceEvent::Recorded(Mark::Done),
+        SourceEvent::Prepared(ATTEMPT_ID),
+        SourceEvent::Recorded(RecordKind::Committed),
+        SourceEvent::Running(ATTEMPT_ID),
+        SourceEvent::Recorded(RecordKind::Done),
     ];
     /// GO may leave after so many steps.
     const GO: usize = 4;
 
     fn after(steps: usize) -> SourceHandover {
-        let mut handover = SourceHandover::new(EPOCH);
+        let mut handover = SourceHandover::new(ATTEMPT_ID);
         for &event in &ORDER[..steps] {
             handover.on(event).unwrap();
         }
@@ -266,10 +266,10 @@ mod tests {
 
     #[test]
     fn in_order_it_commits_gives_the_guest_away_and_releases_it() {
-        assert_eq!(after(2).on(ORDER[2]), Ok(SourceAction::Record(Mark::Committed)));
+        assert_eq!(after(2).on(ORDER[2]), Ok(SourceAction::Record(RecordKind::Committed)));
         assert_eq!(after(3).on(ORDER[3]), Ok(SourceAction::SendGo));
-        assert_eq!(after(4).on(ORDER[4]), Ok(SourceAction::Record(Mark::Done)));
-        for done in [SourceEvent::Recorded(Mark::Done), SourceEvent::NotRecorded(Mark::Done)] {
+        assert_eq!(after(4).on(ORDER[4]), Ok(SourceAction::Record(RecordKind::Done)));
+        for done in [SourceEvent::Recorded(RecordKind::Done), SourceEvent::NotRecorded(RecordKind::Done)] {
             assert_eq!(after(5).on(done), Ok(SourceAction::Release));
         }
     }
@@ -290,41 +290,51 @@ mod tests {
     /// After a write of COMMITTED that failed.
     fn unsure() -> SourceHandover {
         let mut handover = after(3);
-        let action = handover.on(SourceEvent::NotRecorded(Mark::Committed));
-        assert_eq!(action, Ok(SourceAction::Record(Mark::Refused)));
+        let action = handover.on(SourceEvent::NotRecorded(RecordKind::Committed));
+        assert_eq!(action, Ok(SourceAction::Record(RecordKind::Refused)));
         handover
     }
 
     #[test]
     fn without_committed_in_the_journal_go_does_not_leave_and_refused_is_recorded_before_the_guest_runs() {
-        assert_eq!(unsure().on(SourceEvent::Recorded(Mark::Refused)), Ok(SourceAction::Resume));
-        let not_recorded = SourceEvent::NotRecorded(Mark::Refused);
+        assert_eq!(unsure().on(SourceEvent::Recorded(RecordKind::Refused)), Ok(SourceAction::Resume));
+        let not_recorded = SourceEvent::NotRecorded(RecordKind::Refused);
         assert_eq!(unsure().on(not_recorded), Ok(SourceAction::Withdraw));
-        let again =
-            [SourceEvent::Failed, SourceEvent::SignOfLife, SourceEvent::Fenced, SourceEvent::Prepared(EPOCH)];
+        let again = [
+            SourceEvent::Failed,
+            SourceEvent::SignOfLife,
+            SourceEvent::Fenced,
+            SourceEvent::Prepared(ATTEMPT_ID),
+        ];
         for event in again {
             let mut handover = unsure();
             handover.on(not_recorded).unwrap();
-            assert_eq!(handover.on(event), Ok(SourceAction::Record(Mark::Refused)), "{event:?}");
+            assert_eq!(handover.on(event), Ok(SourceAction::Record(RecordKind::Refused)), "{event:?}");
             assert_eq!(handover.on(not_recorded), Ok(SourceAction::Withdraw), "{event:?}");
             // The destination's own record will do.
-            assert_eq!(handover.on(SourceEvent::Refused(EPOCH)), Ok(SourceAction::Record(Mark::Refused)));
+            assert_eq!(
+                handover.on(SourceEvent::Refused(ATTEMPT_ID)),
+                Ok(SourceAction::Record(RecordKind::Refused))
+            );
             assert_eq!(handover.on(not_recorded), Ok(SourceAction::Resume));
         }
     }
 
     #[test]
     fn only_the_destinations_word_of_this_epoch_settles_a_doubt() {
-        let other = Epoch([2; 16]);
+        let other = AttemptId([2; 16]);
         let mut handover = after(GO);
         handover.on(SourceEvent::Failed).unwrap();
         for event in [SourceEvent::Refused(other), SourceEvent::Running(other), SourceEvent::Prepared(other)]
         {
-            assert_eq!(handover.on(event), Err(HandoverError::OtherEpoch { ours: EPOCH, got: other }));
+            assert_eq!(handover.on(event), Err(HandoverError::OtherAttempt { ours: ATTEMPT_ID, got: other }));
         }
-        assert_eq!(handover.clone().on(SourceEvent::Prepared(EPOCH)), Ok(SourceAction::SendGo));
-        assert_eq!(handover.clone().on(SourceEvent::Refused(EPOCH)), Ok(SourceAction::Record(Mark::Refused)));
-        assert_eq!(handover.on(SourceEvent::Running(EPOCH)), Ok(SourceAction::Record(Mark::Done)));
+        assert_eq!(handover.clone().on(SourceEvent::Prepared(ATTEMPT_ID)), Ok(SourceAction::SendGo));
+        assert_eq!(
+            handover.clone().on(SourceEvent::Refused(ATTEMPT_ID)),
+            Ok(SourceAction::Record(RecordKind::Refused))
+        );
+        assert_eq!(handover.on(SourceEvent::Running(ATTEMPT_ID)), Ok(SourceAction::Record(RecordKind::Done)));
     }
 
     /// In doubt, with an operator's word pending.
@@ -341,23 +351,23 @@ mod tests {
             assert!(after(steps).on(SourceEvent::Fenced).is_err(), "after {steps} steps");
         }
         let mut silent = word_pending();
-        assert_eq!(silent.on(SourceEvent::Failed), Ok(SourceAction::Record(Mark::Refused)));
-        assert_eq!(silent.clone().on(SourceEvent::Recorded(Mark::Refused)), Ok(SourceAction::Resume));
-        assert_eq!(silent.on(SourceEvent::NotRecorded(Mark::Refused)), Ok(SourceAction::Ask));
+        assert_eq!(silent.on(SourceEvent::Failed), Ok(SourceAction::Record(RecordKind::Refused)));
+        assert_eq!(silent.clone().on(SourceEvent::Recorded(RecordKind::Refused)), Ok(SourceAction::Resume));
+        assert_eq!(silent.on(SourceEvent::NotRecorded(RecordKind::Refused)), Ok(SourceAction::Ask));
         assert_eq!(silent.state(), SourceState::InDoubt, "a word that is not recorded is not taken");
     }
 
     #[test]
     fn a_sign_of_life_voids_an_operators_word_and_no_go_answers_it() {
-        for event in [SourceEvent::Prepared(EPOCH), SourceEvent::SignOfLife] {
+        for event in [SourceEvent::Prepared(ATTEMPT_ID), SourceEvent::SignOfLife] {
             let mut handover = word_pending();
             assert_eq!(handover.on(event), Ok(SourceAction::Ask), "{event:?}");
             assert_eq!(handover.state(), SourceState::InDoubt);
             assert_eq!(handover.on(SourceEvent::Failed), Ok(SourceAction::Ask), "the word is gone");
         }
         let said = [
-            (SourceEvent::Running(EPOCH), Mark::Done, SourceAction::Release),
-            (SourceEvent::Refused(EPOCH), Mark::Refused, SourceAction::Resume),
+            (SourceEvent::Running(ATTEMPT_ID), RecordKind::Done, SourceAction::Release),
+            (SourceEvent::Refused(ATTEMPT_ID), RecordKind::Refused, SourceAction::Resume),
         ];
         for (event, mark, then) in said {
             let mut handover = word_pending();
@@ -382,16 +392,17 @@ mod tests {
 
     #[test]
     fn after_a_crash_it_knows_what_its_journal_says() {
-        let recovered = |last, guest| SourceHandover::recover(EPOCH, last, guest).map(|(_, action)| action);
-        assert_eq!(recovered(Mark::Committed, GuestHere::Paused), Ok(SourceAction::Ask));
-        assert_eq!(recovered(Mark::Committed, GuestHere::Gone), Ok(SourceAction::Ask));
+        let recovered =
+            |last, guest| SourceHandover::recover(ATTEMPT_ID, last, guest).map(|(_, action)| action);
+        assert_eq!(recovered(RecordKind::Committed, GuestHere::Paused), Ok(SourceAction::Ask));
+        assert_eq!(recovered(RecordKind::Committed, GuestHere::Gone), Ok(SourceAction::Ask));
         assert_eq!(
-            recovered(Mark::Committed, GuestHere::Running),
-            Ok(SourceAction::Record(Mark::Refused)),
+            recovered(RecordKind::Committed, GuestHere::Running),
+            Ok(SourceAction::Record(RecordKind::Refused)),
             "or GO could leave for a guest that runs here"
         );
-        assert_eq!(recovered(Mark::Refused, GuestHere::Paused), Ok(SourceAction::Resume));
-        assert_eq!(recovered(Mark::Done, GuestHere::Paused), Ok(SourceAction::Release));
-        assert!(recovered(Mark::Running, GuestHere::Paused).is_err());
+        assert_eq!(recovered(RecordKind::Refused, GuestHere::Paused), Ok(SourceAction::Resume));
+        assert_eq!(recovered(RecordKind::Done, GuestHere::Paused), Ok(SourceAction::Release));
+        assert!(recovered(RecordKind::Running, GuestHere::Paused).is_err());
     }
 }

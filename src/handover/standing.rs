@@ -1,4 +1,4 @@
-use super::{Journal, Mark, Record, Side};
+use super::{Journal, Record, RecordKind, Side};
 
 /// Where a guest is whose process on this host has ended, by the last record of the host. Ask only while no process has the
 /// guest's state file locked.
@@ -27,10 +27,12 @@ impl<'journal> Standing<'journal> {
     #[must_use]
     pub fn after(last: &'journal Record) -> Self {
         match (last.mark, last.side) {
-            (Mark::Started | Mark::Running, _) | (Mark::Refused, Side::Source) => Self::Ended(last),
-            (Mark::Committed, _) => Self::InDoubt(last),
-            (Mark::Done, _) => Self::Moved(last),
-            (Mark::Prepared, _) | (Mark::Refused, Side::Destination) => Self::AtSource(last),
+            (RecordKind::Started | RecordKind::Running, _) | (RecordKind::Refused, Side::Source) => {
+                Self::Ended(last)
+            }
+            (RecordKind::Committed, _) => Self::InDoubt(last),
+            (RecordKind::Done, _) => Self::Moved(last),
+            (RecordKind::Prepared, _) | (RecordKind::Refused, Side::Destination) => Self::AtSource(last),
         }
     }
 
@@ -44,15 +46,15 @@ impl<'journal> Standing<'journal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::Epoch;
+    use crate::wire::AttemptId;
 
-    fn standing_after(records: &[(Mark, Side)]) -> (String, bool) {
+    fn standing_after(records: &[(RecordKind, Side)]) -> (String, bool) {
         let mut journal = Journal::empty();
         for (number, &(mark, side)) in (1..).zip(records) {
             journal.add(Record {
                 mark,
                 side,
-                epoch: Epoch([number; 16]),
+                attempt_id: AttemptId([number; 16]),
                 peer: String::new(),
                 address: None,
             });
@@ -65,10 +67,13 @@ mod tests {
     #[test]
     fn the_last_record_says_where_the_guest_is_also_after_it_came_back() {
         use Side::{Destination, Source};
-        let left = [(Mark::Started, Source), (Mark::Committed, Source), (Mark::Done, Source)];
-        let back = [&left[..], &[(Mark::Prepared, Destination), (Mark::Running, Destination)]].concat();
-        let refused = [&left[..], &[(Mark::Prepared, Destination), (Mark::Refused, Destination)]].concat();
-        type Marks<'a> = &'a [(Mark, Side)];
+        let left =
+            [(RecordKind::Started, Source), (RecordKind::Committed, Source), (RecordKind::Done, Source)];
+        let back =
+            [&left[..], &[(RecordKind::Prepared, Destination), (RecordKind::Running, Destination)]].concat();
+        let refused =
+            [&left[..], &[(RecordKind::Prepared, Destination), (RecordKind::Refused, Destination)]].concat();
+        type Marks<'a> = &'a [(RecordKind, Side)];
         let cases: [(Marks<'_>, &str, bool); 8] = [
             (&[], "Unknown", true),
             (&left[..1], "Ended", true),
@@ -77,7 +82,7 @@ mod tests {
             (&back, "Ended", true),
             (&back[..4], "AtSource", false),
             (&refused, "AtSource", false),
-            (&[(Mark::Committed, Source), (Mark::Refused, Source)], "Ended", true),
+            (&[(RecordKind::Committed, Source), (RecordKind::Refused, Source)], "Ended", true),
         ];
         for (records, name, may_start) in cases {
             assert_eq!(standing_after(records), (name.to_owned(), may_start), "{records:?}");

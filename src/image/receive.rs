@@ -13,7 +13,7 @@ use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds, await
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::panics::{Panicked, caught_or};
-use crate::transport::{Landing, land};
+use crate::transport::{LaneReceiver, land};
 use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
 
 /// A file that has arrived, whole.
@@ -65,7 +65,7 @@ impl Receiver {
         store: &Store,
         offer: &mut ImageOffer,
         control: &mut ControlChannel,
-    ) -> Result<Arriving, StoreError> {
+    ) -> Result<Incoming, StoreError> {
         loop {
             tracing::info!("{} wants to come from {}", offer.name, control.peer_address());
             match caught_or(|| self.prepare_image(store, offer, control)) {
@@ -79,7 +79,7 @@ impl Receiver {
                     *offer = next;
                 }
                 Err(error) => {
-                    let _ = control.send(&Message::Abort(offer.epoch, error.to_string()));
+                    let _ = control.send(&Message::Abort(offer.attempt_id, error.to_string()));
                     return Err(error);
                 }
             }
@@ -92,11 +92,11 @@ impl Receiver {
         store: &Store,
         offer: &ImageOffer,
         control: &mut ControlChannel,
-    ) -> Result<Arriving, StoreError> {
+    ) -> Result<Incoming, StoreError> {
         let mut partial = Partial::open(store, offer)?;
-        let landing =
+        let lane_receiver =
             self.land_image(&mut partial, offer, control).inspect_err(|_| partial.abandon_if_empty())?;
-        Ok(Arriving { partial, landing })
+        Ok(Incoming { partial, lane_receiver })
     }
 
     fn land_image(
@@ -104,7 +104,7 @@ impl Receiver {
         partial: &mut Partial,
         offer: &ImageOffer,
         control: &mut ControlChannel,
-    ) -> Result<Option<Box<dyn Landing>>, StoreError> {
+    ) -> Result<Option<Box<dyn LaneReceiver>>, StoreError> {
         let Some(content) = &offer.content else {
             partial.clear()?;
             return Ok(None);
@@ -114,21 +114,21 @@ impl Receiver {
         }
         let ram = GuestRam::from_mapping(&partial.map(&content.parts)?, &content.parts)
             .map_err(ReceiveError::from)?;
-        let mut landing = land(&content.lanes, control, &ram, self.pin_max_bytes)
+        let mut lane_receiver = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
-        control.send(&Message::Ready(landing.ready(), SwitchCosts::default()))?;
-        landing.connect(&self.listener)?;
-        Ok(Some(landing))
+        control.send(&Message::Ready(lane_receiver.ready(), SwitchCosts::default()))?;
+        lane_receiver.connect(&self.listener)?;
+        Ok(Some(lane_receiver))
     }
 }
 
 /// A file on its way.
-struct Arriving {
+struct Incoming {
     partial: Partial,
-    landing: Option<Box<dyn Landing>>,
+    lane_receiver: Option<Box<dyn LaneReceiver>>,
 }
 
-impl Arriving {
+impl Incoming {
     fn run(
         mut self,
         offer: &ImageOffer,
@@ -159,8 +159,8 @@ impl Arriving {
         }
         // The source may be gone.
         let told = control.send(&match &stored {
-            Ok(_) => Message::Stored(offer.epoch),
-            Err(error) => Message::Abort(offer.epoch, error.to_string()),
+            Ok(_) => Message::Stored(offer.attempt_id),
+            Err(error) => Message::Abort(offer.attempt_id, error.to_string()),
         });
         if let (Ok(_), Err(error)) = (&stored, told) {
             tracing::warn!("the file is stored here, and the source could not be told: {error}");
@@ -175,7 +175,7 @@ impl Arriving {
         parts: &RamLayout,
         control: &mut ControlChannel,
     ) -> Result<Vec<Digest>, StoreError> {
-        let held = match self.landing {
+        let held = match self.lane_receiver {
             Some(_) if self.partial.held => self.partial.digests(parts)?,
             _ => Vec::new(),
         };
@@ -187,12 +187,12 @@ impl Arriving {
         let last = match self.await_final(control) {
             Err(StoreError::Transfer(ReceiveError::Transport(error))) if error.may_fall_back() => {
                 self.revoke()?;
-                return Err(await_other_lanes(control, offer.epoch, &error).into());
+                return Err(await_other_lanes(control, offer.attempt_id, &error).into());
             }
             last => last?,
         };
         let count = blocks(parts).len();
-        if last.epoch != offer.epoch || last.compare_blocks != count as u64 {
+        if last.attempt_id != offer.attempt_id || last.compare_blocks != count as u64 {
             return Err(ReceiveError::OutOfTurn("a FINAL of something else").into());
         }
         self.revoke()?;
@@ -212,8 +212,8 @@ impl Arriving {
     /// Takes every remote access away. A file of which a device does not let go is given up, so that no later attempt shares its
     /// pages.
     fn revoke(&mut self) -> Result<(), StoreError> {
-        let Some(landing) = self.landing.take() else { return Ok(()) };
-        let remains = landing.revoke().inspect_err(|_| self.partial.discard())?;
+        let Some(lane_receiver) = self.lane_receiver.take() else { return Ok(()) };
+        let remains = lane_receiver.revoke().inspect_err(|_| self.partial.discard())?;
         if let Err(leak) = remains.release() {
             tracing::warn!("{}: {leak}", self.partial.path().display());
         }
@@ -221,8 +221,8 @@ impl Arriving {
     }
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
-        if let Some(landing) = &mut self.landing {
-            return Ok(answer_rounds(landing.as_mut(), control, None)?);
+        if let Some(lane_receiver) = &mut self.lane_receiver {
+            return Ok(answer_rounds(lane_receiver.as_mut(), control, None)?);
         }
         match control.receive("FINAL", None)? {
             Message::Final(last) => Ok(last),

@@ -18,10 +18,12 @@ use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
-use crate::source::{Brakes, Cancel, Link, MigrationFailure, Pace, connect, mbps, ms, new_epoch, unexpected};
+use crate::source::{
+    Cancel, Link, MigrationFailure, RateLimiter, SendGate, connect, mbps, ms, new_attempt_id, unexpected,
+};
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
-use crate::wire::{DIGESTS_MAX, Epoch, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
+use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
 
 /// How a file is to be sent.
 #[derive(Clone, Debug, Default)]
@@ -156,9 +158,9 @@ impl<'path> Source<'path> {
         self.metadata.len()
     }
 
-    fn offer(&self, epoch: Epoch, lanes: Option<LaneOffer>) -> Message {
+    fn offer(&self, attempt_id: AttemptId, lanes: Option<LaneOffer>) -> Message {
         Message::OfferImage(ImageOffer {
-            epoch,
+            attempt_id,
             name: self.name.clone(),
             len_bytes: self.len_bytes(),
             data_bytes: self.content.data_bytes,
@@ -219,14 +221,14 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), SendFailure> {
 /// A destination that is willing, and the lanes to it if there is anything to send on them.
 enum Way {
     Lanes(Box<Link>, Arc<MmapRaw>),
-    NoData(Box<ControlChannel>, Epoch),
+    NoData(Box<ControlChannel>, AttemptId),
 }
 
 impl Way {
-    fn control(&mut self) -> (&mut ControlChannel, Epoch) {
+    fn control(&mut self) -> (&mut ControlChannel, AttemptId) {
         match self {
-            Self::Lanes(link, _) => (&mut link.control, link.epoch),
-            Self::NoData(control, epoch) => (control, *epoch),
+            Self::Lanes(link, _) => (&mut link.control, link.attempt_id),
+            Self::NoData(control, attempt_id) => (control, *attempt_id),
         }
     }
 }
@@ -256,15 +258,15 @@ impl<'transfer> Transfer<'transfer> {
     ) -> Result<Self, SendFailure> {
         let parts = &source.content.parts;
         let way = if parts.regions.is_empty() {
-            let (mut control, epoch) = (connect(to, &options.cancel)?, new_epoch()?);
-            control.send(&source.offer(epoch, None))?;
-            Way::NoData(Box::new(control), epoch)
+            let (mut control, attempt_id) = (connect(to, &options.cancel)?, new_attempt_id()?);
+            control.send(&source.offer(attempt_id, None))?;
+            Way::NoData(Box::new(control), attempt_id)
         } else {
             let len = usize::try_from(source.len_bytes().next_multiple_of(PAGE_BYTES)).unwrap_or(usize::MAX);
             let mapping = MmapOptions::new().len(len).map_raw_read_only(&source.file);
             let mapping = Arc::new(mapping.map_err(|error| source.failed("map", error))?);
             let ram = GuestRam::from_mapping(&mapping, parts).map_err(MigrationFailure::from)?;
-            let opening = |epoch, lanes| Ok(source.offer(epoch, Some(lanes)));
+            let opening = |attempt_id, lanes| Ok(source.offer(attempt_id, Some(lanes)));
             let how = (options.transport, options.lanes, options.rdma);
             Way::Lanes(Box::new(Link::make(ram, to, how, &options.cancel, opening)?), mapping)
         };
@@ -316,7 +318,7 @@ impl<'transfer> Transfer<'transfer> {
                 return sent;
             }
             let source = self.source;
-            let opening = |epoch, lanes| Ok(source.offer(epoch, Some(lanes)));
+            let opening = |attempt_id, lanes| Ok(source.offer(attempt_id, Some(lanes)));
             link.fall_back(cause.to_string(), &self.options.cancel, opening)?;
             self.progress.done_bytes.store(0, Ordering::Relaxed);
         }
@@ -349,8 +351,8 @@ impl<'transfer> Transfer<'transfer> {
         for pages in [&fresh, &wrong] {
             if sent.rounds == 0 || pages.count() > 0 {
                 sent.rounds += 1;
-                let brakes = Brakes { pace: &Pace::default(), check: &|| self.options.cancel.check() };
-                let round = link.send_round(sent.rounds, (pages, &stripes), Some(&log), brakes)?;
+                let gate = SendGate { pace: &RateLimiter::default(), check: &|| self.options.cancel.check() };
+                let round = link.send_round(sent.rounds, (pages, &stripes), Some(&log), gate)?;
                 sent.bytes += round.pages * PAGE_BYTES;
             }
         }
@@ -365,8 +367,8 @@ impl<'transfer> Transfer<'transfer> {
         self.source.check_unchanged()?;
         let compare_blocks = blocks(&self.source.content.parts).len() as u64;
         let patience = self.patience();
-        let (control, epoch) = self.way.control();
-        control.send(&Message::Final(Final { epoch, round, compare_blocks, state_bytes: 0 }))?;
+        let (control, attempt_id) = self.way.control();
+        control.send(&Message::Final(Final { attempt_id, round, compare_blocks, state_bytes: 0 }))?;
         let digests = self.digests()?;
         self.options.cancel.check()?;
         self.source.check_unchanged()?;
@@ -375,8 +377,8 @@ impl<'transfer> Transfer<'transfer> {
             control.send(&Message::Digests(part.to_vec()))?;
         }
         match control.receive("word that the file is stored", Some(patience))? {
-            Message::Stored(of) if of == epoch => Ok(digests),
-            other => Err(unexpected("STORED", epoch, other).into()),
+            Message::Stored(of) if of == attempt_id => Ok(digests),
+            other => Err(unexpected("STORED", attempt_id, other).into()),
         }
     }
 
@@ -384,13 +386,13 @@ impl<'transfer> Transfer<'transfer> {
     fn await_held(&mut self) -> Result<Vec<Digest>, SendFailure> {
         let patience = self.patience();
         let count = blocks(&self.source.content.parts).len();
-        let (control, epoch) = self.way.control();
+        let (control, attempt_id) = self.way.control();
         let mut held = Vec::new();
         loop {
             match control.receive("what the destination holds", Some(patience))? {
                 Message::Digests(more) if more.is_empty() => return Ok(Vec::new()),
                 Message::Digests(more) if held.len() + more.len() <= count => held.extend(more),
-                other => return Err(unexpected("digests", epoch, other).into()),
+                other => return Err(unexpected("digests", attempt_id, other).into()),
             }
             if held.len() == count {
                 return Ok(held);
@@ -421,9 +423,9 @@ impl<'transfer> Transfer<'transfer> {
             }
             cause => cause,
         };
-        let (control, epoch) = self.way.control();
+        let (control, attempt_id) = self.way.control();
         // It may be gone, which is what this message is about.
-        let _ = control.send(&Message::Abort(epoch, cause.to_string()));
+        let _ = control.send(&Message::Abort(attempt_id, cause.to_string()));
         let cause = match (cause, &mut self.way) {
             (SendFailure::Transfer(cause), Way::Lanes(link, _)) => link.explain(cause).into(),
             (cause, _) => cause,
@@ -483,7 +485,7 @@ impl DirtyLog for StillFile<'_> {
         Ok(())
     }
 
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
         let start = self.parts.regions.get(region).map_or(0, |part| part.guest_address);
         for (first, pages) in Runs::new(bits) {
             let at = start + (first_page + first) * PAGE_BYTES;

@@ -397,8 +397,8 @@ mod tests {
     }
 
     fn offer(name: &str) -> ImageOffer {
-        let epoch = crate::wire::Epoch([0; 16]);
-        ImageOffer { epoch, name: name.into(), len_bytes: 5000, data_bytes: 0, content: None }
+        let attempt_id = crate::wire::AttemptId([0; 16]);
+        ImageOffer { attempt_id, name: name.into(), len_bytes: 5000, data_bytes: 0, content: None }
     }
 
     #[test]

@@ -15,8 +15,8 @@ mod mapped;
 mod region;
 mod run;
 mod runs;
+mod simd;
 mod slice;
-mod wide;
 
 pub use change::RamChange;
 pub use error::MemoryError;

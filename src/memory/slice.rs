@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use super::wide::{self, Wide};
+use super::simd::{self, Wide};
 use super::{PAGE_LEN, RamRegion};
 
 /// A pointer and a length inside guest RAM, valid as long as the region it was made from.
@@ -73,13 +73,13 @@ impl<'ram> GuestSlice<'ram> {
         let words = self.start.as_ptr().cast::<Wide>();
         let count = self.len / size_of::<Wide>();
         (0..count / LOADS).all(|line| {
-            let bits = (0..LOADS).fold(wide::zeros(), |bits, word| {
+            let bits = (0..LOADS).fold(simd::zeros(), |bits, word| {
                 // SAFETY: the index is below `count`.
                 let address = unsafe { words.add(line * LOADS + word) };
                 // SAFETY: in bounds as above; slices are whole pages, so words of any width are aligned and fill them.
-                wide::either(bits, unsafe { address.read_volatile() })
+                simd::either(bits, unsafe { address.read_volatile() })
             });
-            wide::is_zero(bits)
+            simd::is_zero(bits)
         })
     }
 }

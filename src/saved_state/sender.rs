@@ -208,7 +208,7 @@ mod tests {
 
     use super::*;
     use crate::control::{ControlChannel, read_preamble};
-    use crate::saved_state::{ArrivingState, SavedStateError};
+    use crate::saved_state::{IncomingState, SavedStateError};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -228,7 +228,7 @@ mod tests {
 
     /// Takes so many bytes in, and says FINAL.
     fn arrive(destination: &mut ControlChannel, len_bytes: u64) -> Result<Vec<u8>, SavedStateError> {
-        let mut arriving = ArrivingState::new(len_bytes);
+        let mut arriving = IncomingState::new(len_bytes);
         let mut left = len_bytes;
         while left > 0 {
             let Message::State(frame) = destination.receive("state", Some(PATIENCE)).unwrap() else {
@@ -290,7 +290,7 @@ mod tests {
                 });
                 thread::sleep(Duration::from_millis(20));
                 if interrupted {
-                    source.pulse().interrupt();
+                    source.liveness().interrupt();
                 } else {
                     drop(destination);
                 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use rayon::ThreadPool;
 
-use super::rounds::Rounds;
-use super::{Brakes, MigrationFailure, Pace};
+use super::pass::PrecopyPass;
+use super::{MigrationFailure, RateLimiter, SendGate};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
 use crate::memory::{GuestRam, PageRun};
 use crate::transport::rdma::NullRegions;
 use crate::transport::{Lane, TransportError};
-use crate::verify::{Ledger, Verify};
+use crate::verify::{SourceDigests, Verify};
 
 /// The steps of a switch that depend on how much RAM a guest has, one by one.
 #[derive(Debug)]
@@ -20,10 +20,10 @@ pub struct Blackout {
     pool: ThreadPool,
     stripes: Stripes,
     dirty: DirtyBitmap,
-    ledger: Ledger,
+    source_digests: SourceDigests,
     regions: NullRegions,
     null_lanes: Vec<Box<dyn Lane>>,
-    slice_lanes: Vec<Box<dyn Lane>>,
+    chunk_lanes: Vec<Box<dyn Lane>>,
 }
 
 impl Blackout {
@@ -42,20 +42,20 @@ impl Blackout {
             pool,
             stripes: Stripes::new(lanes.into()),
             dirty: DirtyBitmap::new(&layout),
-            ledger: Ledger::new(&layout, verify),
+            source_digests: SourceDigests::new(&layout, verify),
             null_lanes: (0..lanes).map(|_| Box::new(NullLane) as Box<dyn Lane>).collect(),
-            slice_lanes: (0..lanes).map(|index| regions.lane(index.into())).collect(),
+            chunk_lanes: (0..lanes).map(|index| regions.lane(index.into())).collect(),
             regions,
             ram,
         })
     }
 
-    /// Registers every slice of RAM, as after a first round of a guest all of whose RAM is in use, and forgets the dirty pages.
+    /// Registers every chunk of RAM, as after a first round of a guest all of whose RAM is in use, and forgets the dirty pages.
     pub fn register_all(&mut self) -> usize {
         self.dirty.by(&self.pool, DirtyBitmap::fill);
-        let slices = self.regions.register(&self.dirty);
+        let chunks = self.regions.register(&self.dirty);
         self.clear();
-        slices
+        chunks
     }
 
     /// What is dirty now.
@@ -78,35 +78,35 @@ impl Blackout {
 
     /// Has every block of RAM count as compared, as after a pass of hashing.
     pub fn settle(&mut self) {
-        let all: Vec<_> = (0..self.ledger.len()).collect();
-        self.ledger.settle(&all, Duration::from_millis(1));
+        let all: Vec<_> = (0..self.source_digests.len()).collect();
+        self.source_digests.settle(&all, Duration::from_millis(1));
     }
 
     /// Notes the harvest for comparing.
     pub fn note(&mut self) {
-        self.ledger.harvested(&self.dirty);
+        self.source_digests.harvested(&self.dirty);
     }
 
-    /// Plans the registration that a round needs; returns how many slices are missing.
+    /// Plans the registration that a round needs; returns how many chunks are missing.
     #[must_use]
     pub fn plan(&self) -> usize {
         self.regions.register(&self.dirty)
     }
 
-    /// Finds the dirty pages for lanes that do nothing with them, or also look up the slice of each; returns how many.
+    /// Finds the dirty pages for lanes that do nothing with them, or also look up the chunk of each; returns how many.
     ///
     /// # Errors
     /// None is expected.
     pub fn send(&mut self, look_up_slices: bool) -> Result<u64, MigrationFailure> {
-        let rounds = Rounds {
+        let rounds = PrecopyPass {
             ram: &self.ram,
             log: None,
             stripes: &self.stripes,
             pool: &self.pool,
-            brakes: Brakes { pace: &Pace::default(), check: &|| Ok(()) },
-            supply: None,
+            gate: SendGate { pace: &RateLimiter::default(), check: &|| Ok(()) },
+            registration: None,
         };
-        let lanes = if look_up_slices { &mut self.slice_lanes } else { &mut self.null_lanes };
+        let lanes = if look_up_slices { &mut self.chunk_lanes } else { &mut self.null_lanes };
         Ok(rounds.send(2, &self.dirty, lanes)?.pages)
     }
 }

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::MigrationFailure;
-use crate::control::Pulse;
+use crate::control::PeerLiveness;
 
 /// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away, at once: also by
 /// who waits for the destination, which is told.
@@ -13,7 +13,7 @@ pub struct Cancel(Arc<Request>);
 struct Request {
     state: AtomicU8,
     /// The other side, for which there is nothing to wait once this was asked for.
-    peer: Mutex<Option<Pulse>>,
+    peer: Mutex<Option<PeerLiveness>>,
 }
 
 impl Cancel {
@@ -50,7 +50,7 @@ impl Cancel {
     }
 
     /// From here on it ends every wait for this peer.
-    pub(super) fn ends_waits_for(&self, peer: Pulse) -> Result<(), MigrationFailure> {
+    pub(super) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), MigrationFailure> {
         // Under the lock, so that whoever asks meanwhile finds the peer, or is found here.
         let mut held = self.peer();
         self.check()?;
@@ -74,7 +74,7 @@ impl Cancel {
         let _ = self.0.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    fn peer(&self) -> MutexGuard<'_, Option<Pulse>> {
+    fn peer(&self) -> MutexGuard<'_, Option<PeerLiveness>> {
         self.0.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
-use super::rounds::{Brakes, Rounds, Sent};
+use super::pass::{PrecopyPass, SendGate, Sent};
 use super::{Cancel, MigrationFailure};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::convergence::HandoverCost;
@@ -13,12 +13,12 @@ use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
 use crate::transport::rdma::RdmaTuning;
-use crate::transport::{Offer, Supply, Transport, TransportChoice, TransportError, TransportKind};
-use crate::wire::{Epoch, LaneOffer, Message, Refusal, SwitchCosts};
+use crate::transport::{Offer, Registration, Transport, TransportChoice, TransportError, TransportKind};
+use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};
 
 /// A destination that has reserved everything, and the lanes to it.
 pub(crate) struct Link {
-    pub(crate) epoch: Epoch,
+    pub(crate) attempt_id: AttemptId,
     pub(crate) control: ControlChannel,
     pub(crate) transport: Box<dyn Transport>,
     /// Why this transport, for people.
@@ -41,10 +41,10 @@ impl Link {
         to: &str,
         (choice, lanes, tuning): (TransportChoice, Option<u8>, RdmaTuning),
         cancel: &Cancel,
-        opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+        opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<Self, MigrationFailure> {
         let deadline = Instant::now() + BUSY_MAX;
-        let (mut control, Opened { epoch, transport, reason, lanes, fell_back, costs_there }) = loop {
+        let (mut control, Opened { attempt_id, transport, reason, lanes, fell_back, costs_there }) = loop {
             let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
@@ -62,7 +62,7 @@ impl Link {
             .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() });
         match pool {
             Ok(pool) => Ok(Self {
-                epoch,
+                attempt_id,
                 control,
                 transport,
                 reason,
@@ -73,7 +73,7 @@ impl Link {
                 pool,
                 lanes,
             }),
-            Err(error) => Err(give_up(&mut control, epoch, error)),
+            Err(error) => Err(give_up(&mut control, attempt_id, error)),
         }
     }
 
@@ -93,20 +93,20 @@ impl Link {
             && cause.may_fall_back()
     }
 
-    /// Begins anew over TCP, in a new epoch, after the RDMA lanes failed for this reason: nothing that they brought counts.
+    /// Begins anew over TCP, in a new attempt, after the RDMA lanes failed for this reason: nothing that they brought counts.
     pub(crate) fn fall_back(
         &mut self,
         why: String,
         cancel: &Cancel,
-        opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+        opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
     ) -> Result<(), MigrationFailure> {
-        self.control.send(&Message::LanesFailed(self.epoch, why.clone()))?;
+        self.control.send(&Message::LanesFailed(self.attempt_id, why.clone()))?;
         // As many as before: the workers and the stripes are there.
         let lanes = Some(self.lanes);
         let offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
         let how = (offer, self.choice, lanes);
         let opened = open(&mut self.control, &self.ram, how, cancel, opening)?;
-        (self.epoch, self.transport, self.reason) = (opened.epoch, opened.transport, opened.reason);
+        (self.attempt_id, self.transport, self.reason) = (opened.attempt_id, opened.transport, opened.reason);
         self.costs_there = opened.costs_there;
         self.fell_back = Some(why);
         Ok(())
@@ -119,14 +119,16 @@ impl Link {
         number: u32,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
-        brakes: Brakes<'_>,
+        gate: SendGate<'_>,
     ) -> Result<Sent, MigrationFailure> {
-        let pulse = self.control.pulse();
-        let check = || pulse.check().map_err(MigrationFailure::from).and_then(|()| (brakes.check)());
-        let brakes = Brakes { check: &check, ..brakes };
-        let sent = self.send_pages(number, (dirty, stripes), log, brakes).map_err(|error| match error {
+        let liveness = self.control.liveness();
+        let check = || liveness.check().map_err(MigrationFailure::from).and_then(|()| (gate.check)());
+        let gate = SendGate { check: &check, ..gate };
+        let sent = self.send_pages(number, (dirty, stripes), log, gate).map_err(|error| match error {
             // Lanes that were shut down because of it explain less.
-            MigrationFailure::Transport(_) => pulse.check_heard().err().map_or(error, MigrationFailure::from),
+            MigrationFailure::Transport(_) => {
+                liveness.check_heard().err().map_or(error, MigrationFailure::from)
+            }
             error => error,
         })?;
         self.control.send(&Message::RoundClosed(number))?;
@@ -138,7 +140,7 @@ impl Link {
         let Self { control, transport, .. } = self;
         match transport.parts() {
             (_, None) => Ok(()),
-            (_, Some(supply)) => Ok(supply.prepare(dirty, control)?),
+            (_, Some(registration)) => Ok(registration.prepare(dirty, control)?),
         }
     }
 
@@ -147,29 +149,31 @@ impl Link {
         number: u32,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
-        brakes: Brakes<'_>,
+        gate: SendGate<'_>,
     ) -> Result<Sent, MigrationFailure> {
         let Self { control, transport, ram, pool, .. } = self;
-        let rounds = |supply| Rounds { ram, log, stripes, pool, brakes, supply };
+        let rounds = |registration| PrecopyPass { ram, log, stripes, pool, gate, registration };
         match transport.parts() {
             (lanes, None) => rounds(None).send(number, dirty, lanes),
-            (lanes, Some(supply)) => thread::scope(|scope| {
-                let supplying = scope.spawn(|| supply.supply(dirty, control));
+            (lanes, Some(registration)) => thread::scope(|scope| {
+                let registering = scope.spawn(|| registration.run(dirty, control));
                 let sent = {
-                    let _end = EndOnDrop(supply);
-                    rounds(Some(supply)).send(number, dirty, lanes)
+                    let _end = EndOnDrop(registration);
+                    rounds(Some(registration)).send(number, dirty, lanes)
                 };
-                let supplied = match supplying.join() {
+                let supplied = match registering.join() {
                     Ok(supplied) => supplied.map_err(MigrationFailure::from),
                     Err(panic) => Err(Panicked::from(panic).into()),
                 };
                 match (supplied, sent) {
                     // What forbids other lanes counts more.
-                    (Err(supply), Err(lanes)) if supply.may_fall_back() && !lanes.may_fall_back() => {
+                    (Err(registration), Err(lanes))
+                        if registration.may_fall_back() && !lanes.may_fall_back() =>
+                    {
                         Err(lanes)
                     }
                     // Why lanes were not supplied explains more than that they were not.
-                    (Err(supply), _) => Err(supply),
+                    (Err(registration), _) => Err(registration),
                     (Ok(()), sent) => sent,
                 }
             }),
@@ -199,10 +203,10 @@ impl Link {
             }
             MigrationFailure::Transport(_) | MigrationFailure::Control(_) => {
                 match self.control.receive("the destination's reason", Some(REASON_MAX)) {
-                    Ok(Message::Abort(epoch, reason)) if epoch == self.epoch => {
+                    Ok(Message::Abort(attempt_id, reason)) if attempt_id == self.attempt_id => {
                         MigrationFailure::DestinationFailed(reason)
                     }
-                    Ok(Message::LanesFailed(epoch, reason)) if epoch == self.epoch => {
+                    Ok(Message::LanesFailed(attempt_id, reason)) if attempt_id == self.attempt_id => {
                         TransportError::FailedThere(reason).into()
                     }
                     _ => cause,
@@ -232,13 +236,13 @@ pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, Migra
             }
         }
     };
-    cancel.ends_waits_for(control.pulse())?;
+    cancel.ends_waits_for(control.liveness())?;
     Ok(control)
 }
 
 /// A willing destination.
 struct Opened {
-    epoch: Epoch,
+    attempt_id: AttemptId,
     transport: Box<dyn Transport>,
     reason: String,
     lanes: u8,
@@ -253,44 +257,44 @@ fn open(
     ram: &GuestRam,
     (mut offer, choice, lanes): (Offer, TransportChoice, Option<u8>),
     cancel: &Cancel,
-    opening: impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure>,
+    opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
 ) -> Result<Opened, MigrationFailure> {
     let mut fell_back = None;
     loop {
-        let epoch = new_epoch()?;
+        let attempt_id = new_attempt_id()?;
         let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
-        control.send(&opening(epoch, offer.lanes())?)?;
+        control.send(&opening(attempt_id, offer.lanes())?)?;
         let (ready, costs_there) = match await_ready(control, ram) {
             Ok(Message::Ready(ready, costs)) => (ready, costs),
             Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
                 offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
                 continue;
             }
-            Ok(other) => return Err(unexpected("READY", epoch, other)),
+            Ok(other) => return Err(unexpected("READY", attempt_id, other)),
             Err(error @ MigrationFailure::DestinationFailed(_)) => return Err(error),
-            Err(error) => return Err(give_up(control, epoch, cancel.explain(error))),
+            Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
         };
         let (reason, count) = (offer.reason().to_owned(), offer.count());
         let connected: Result<_, MigrationFailure> =
             cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
         match connected {
             Ok(transport) => {
-                return Ok(Opened { epoch, transport, reason, lanes: count, fell_back, costs_there });
+                return Ok(Opened { attempt_id, transport, reason, lanes: count, fell_back, costs_there });
             }
             Err(error) if may_fall_back && error.may_fall_back() => {
                 let why = error.to_string();
-                control.send(&Message::LanesFailed(epoch, why.clone()))?;
+                control.send(&Message::LanesFailed(attempt_id, why.clone()))?;
                 offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
                 fell_back = Some(why);
             }
-            Err(error) => return Err(give_up(control, epoch, cancel.explain(error))),
+            Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
         }
     }
 }
 
 /// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be gone.
-fn give_up(control: &mut ControlChannel, epoch: Epoch, error: MigrationFailure) -> MigrationFailure {
-    let _ = control.send(&Message::Abort(epoch, error.to_string()));
+fn give_up(control: &mut ControlChannel, attempt_id: AttemptId, error: MigrationFailure) -> MigrationFailure {
+    let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
     error
 }
 
@@ -301,15 +305,15 @@ fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, 
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
-            Message::SliceKeys(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
+            Message::ChunkKeys(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
             Message::Abort(_, reason) => return Err(MigrationFailure::DestinationFailed(reason)),
             answer => return Ok(answer),
         }
     }
 }
 
-/// Ends a supply also if the lanes panic: the scope waits for it.
-struct EndOnDrop<'supply>(&'supply dyn Supply);
+/// Ends a registration also if the lanes panic: the scope waits for it.
+struct EndOnDrop<'registration>(&'registration dyn Registration);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
@@ -326,20 +330,20 @@ const REASON_MAX: Duration = Duration::from_secs(1);
 /// How long to sleep at most before it is looked whether the migration was cancelled.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
-pub(crate) fn new_epoch() -> Result<Epoch, MigrationFailure> {
-    let mut epoch = Epoch([0; 16]);
-    getrandom::fill(&mut epoch.0)
+pub(crate) fn new_attempt_id() -> Result<AttemptId, MigrationFailure> {
+    let mut attempt_id = AttemptId([0; 16]);
+    getrandom::fill(&mut attempt_id.0)
         .map_err(|error| MigrationFailure::System { what: "random bytes", error: error.to_string() })?;
-    Ok(epoch)
+    Ok(attempt_id)
 }
 
 /// Why the destination said something else than `expected`.
-pub(crate) fn unexpected(expected: &'static str, epoch: Epoch, got: Message) -> MigrationFailure {
+pub(crate) fn unexpected(expected: &'static str, attempt_id: AttemptId, got: Message) -> MigrationFailure {
     match got {
         Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) if of == epoch => MigrationFailure::DestinationFailed(text),
+        Message::Abort(of, text) if of == attempt_id => MigrationFailure::DestinationFailed(text),
         // Not its last word on the guest.
-        Message::LanesFailed(of, text) if of == epoch => TransportError::FailedThere(text).into(),
+        Message::LanesFailed(of, text) if of == attempt_id => TransportError::FailedThere(text).into(),
         got => ControlError::Unexpected { expected, got: got.name() }.into(),
     }
 }

@@ -11,39 +11,39 @@
 //! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt, and the
 //! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
 
-mod beat;
 mod blackout;
 mod cancel;
 mod converge;
+mod durable_handover;
 mod error;
 mod fallback;
+mod guest_heartbeat;
+mod lane_stats;
+mod limits_handle;
 mod link;
-mod metered;
-mod ownership;
-mod rounds;
+mod pass;
 mod saving;
 mod sheltered;
 mod switch;
-mod tuning;
-mod verified;
+mod verify_source;
 
 use std::time::{Duration, Instant};
 
 #[doc(hidden)]
 pub use blackout::Blackout;
 pub use cancel::Cancel;
+pub use durable_handover::{Doubt, OpenError, StillInDoubt, Verdict};
 pub use error::{GuestIs, MigrationError, MigrationFailure, StateLimit};
-pub use ownership::{Doubt, OpenError, StillInDoubt, Verdict};
-pub use tuning::Tuning;
+pub use limits_handle::LimitsHandle;
 
-pub(crate) use self::beat::BeatAt;
-pub(crate) use self::link::{Link, connect, new_epoch, unexpected};
-use self::ownership::{Ownership, Peer, open_records};
-pub(crate) use self::rounds::Brakes;
+use self::durable_handover::{DurableHandover, Peer, open_records};
+pub(crate) use self::guest_heartbeat::HeartbeatAt;
+pub(crate) use self::limits_handle::RateLimiter;
+pub(crate) use self::link::{Link, connect, new_attempt_id, unexpected};
+pub(crate) use self::pass::SendGate;
 use self::sheltered::Sheltered;
 use self::switch::Switched;
-pub(crate) use self::tuning::Pace;
-use crate::convergence::{Course, Downtime, Limits, SwitchCost};
+use crate::convergence::{Downtime, History, Limits, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::guest::Guest;
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
@@ -56,8 +56,8 @@ use crate::saved_state::StateSender;
 use crate::state::{GuestClaim, RecordWriter};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
-use crate::verify::{Ledger, Verify};
-use crate::wire::{Epoch, Hello, LaneOffer, LockToken, Message};
+use crate::verify::{SourceDigests, Verify};
+use crate::wire::{AttemptId, Hello, LaneOffer, LockToken, Message};
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +69,7 @@ pub struct Options {
     /// How RDMA lanes post their writes, and how much memory they may have pinned.
     pub rdma: RdmaTuning,
     /// When to switch, what to do when it does not come to that, and when to give up.
-    pub tuning: Tuning,
+    pub limits: LimitsHandle,
     /// What a switch is expected to cost where that cannot be measured beforehand.
     pub switch_cost: SwitchCost,
     /// The longest state of vCPUs and devices that is sent, in bytes; `None`: 1 GiB. The destination has a limit of its own.
@@ -104,7 +104,7 @@ pub fn migrate(
 ) -> Result<Report, MigrationError> {
     let started = Instant::now();
     let observer = &Sheltered::new(observer);
-    let first_beat = BeatAt::now(guest);
+    let first_beat = HeartbeatAt::now(guest);
     let (link, log, records) = caught_or(|| prepare(guest, claim, to, options)).map_err(|cause| {
         let cause = options.cancel.explain(cause);
         let refused = !matches!(cause, MigrationFailure::Cancelled);
@@ -115,9 +115,9 @@ pub fn migrate(
     }
     observer.event(&link.connected());
     let peer = Peer { name: to.to_owned(), address: Some(link.control.peer_address()) };
-    let ownership = Ownership::new(records, peer, link.epoch, options.lock.clone());
-    let mut attempt = Attempt::new(guest, options, observer, (link, log, ownership), started);
-    attempt.heartbeats_per_second = first_beat.rate_until(BeatAt::now(guest));
+    let handover = DurableHandover::new(records, peer, link.attempt_id, options.lock.clone());
+    let mut attempt = Attempt::new(guest, options, observer, (link, log, handover), started);
+    attempt.heartbeats_per_second = first_beat.rate_until(HeartbeatAt::now(guest));
     // A defect of ours or of the VMM's must not leave a guest slowed or paused that is this side's.
     match caught_or(|| attempt.run()) {
         Ok((setup, switched)) => Ok(attempt.complete(setup, &switched)),
@@ -148,10 +148,10 @@ fn hello(
     layout: RamLayout,
     lock: Option<LockToken>,
     state_bytes: u64,
-) -> impl Fn(Epoch, LaneOffer) -> Result<Message, MigrationFailure> {
-    move |epoch, lanes| {
+) -> impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure> {
+    move |attempt_id, lanes| {
         let (name, details) = (guest.name().to_owned(), guest.details()?);
-        Ok(Message::Hello(Hello { epoch, name, ram: layout.clone(), details, lanes, lock, state_bytes }))
+        Ok(Message::Hello(Hello { attempt_id, name, ram: layout.clone(), details, lanes, lock, state_bytes }))
     }
 }
 
@@ -162,19 +162,19 @@ struct Attempt<'migration> {
     observer: &'migration dyn Observer,
     link: Link,
     log: Box<dyn DirtyLog>,
-    ownership: Ownership,
+    handover: DurableHandover,
     started: Instant,
     paused: bool,
     dirty: DirtyBitmap,
     stripes: Stripes,
     /// What the rounds while the guest ran were like: the ground for every decision.
-    course: Course,
+    history: History,
     /// The limits that the last decision was made by.
     limits: Limits,
     /// The downtime as it was last predicted.
     predicted: Downtime,
     /// Which blocks of RAM the destination has digests of.
-    ledger: Ledger,
+    source_digests: SourceDigests,
     /// Whether more of them are to be hashed before the next round.
     hash_next: bool,
     /// Whether the operator was told that it will not converge.
@@ -196,7 +196,7 @@ impl<'migration> Attempt<'migration> {
         guest: &'migration dyn Guest,
         options: &'migration Options,
         observer: &'migration dyn Observer,
-        (link, log, ownership): (Link, Box<dyn DirtyLog>, Ownership),
+        (link, log, handover): (Link, Box<dyn DirtyLog>, DurableHandover),
         started: Instant,
     ) -> Self {
         let layout = link.ram.layout();
@@ -204,15 +204,15 @@ impl<'migration> Attempt<'migration> {
             guest,
             options,
             observer,
-            ownership,
+            handover,
             started,
             paused: false,
             dirty: DirtyBitmap::new(&layout),
             stripes: Stripes::new(link.lanes.into()),
-            course: Course::new(link.control.round_trip()),
-            limits: options.tuning.limits(),
+            history: History::new(link.control.round_trip()),
+            limits: options.limits.limits(),
             predicted: Downtime::default(),
-            ledger: Ledger::new(&layout, options.verify),
+            source_digests: SourceDigests::new(&layout, options.verify),
             hash_next: false,
             warned: false,
             warned_of_limit: false,
@@ -233,7 +233,7 @@ impl<'migration> Attempt<'migration> {
         // All pages are dirty as it is; but now it is known what a harvest takes.
         let harvesting = Instant::now();
         self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
-        self.course.harvested(harvesting.elapsed());
+        self.history.harvested(harvesting.elapsed());
         let setup = self.started.elapsed();
         self.converge_over_any_lanes()?;
         Ok((setup, self.switch()?))
@@ -249,23 +249,23 @@ impl<'migration> Attempt<'migration> {
 
     /// Tells the handover what happened; what it wants done must be what comes next here.
     fn advance(&mut self, event: SourceEvent, next: SourceAction) -> Result<(), MigrationFailure> {
-        if self.ownership.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
+        if self.handover.on(event)? == next { Ok(()) } else { Err(HandoverError::OtherAction.into()) }
     }
 
     /// After a failure: lets the guest run here again, if it is this side's to run.
     fn fail(mut self, cause: MigrationFailure) -> MigrationError {
         let cause = self.options.cancel.explain(cause);
         // Before anything else: to learn why may take a moment.
-        if self.course.throttle_percent() > 0 {
+        if self.history.throttle_percent() > 0 {
             self.throttle(0);
         }
-        let event = event_of(&cause, self.link.epoch);
-        let action = caught(|| match self.ownership.state() {
+        let event = event_of(&cause, self.link.attempt_id);
+        let action = caught(|| match self.handover.state() {
             SourceState::Kept => Ok(SourceAction::Resume),
-            _ => self.ownership.on(event),
+            _ => self.handover.on(event),
         });
         let (guest, cause) = match action {
-            Ok(Ok(SourceAction::Resume)) => match self.ownership.take_lock() {
+            Ok(Ok(SourceAction::Resume)) => match self.handover.take_lock() {
                 Ok(()) => (self.resume(), cause),
                 Err(error) => {
                     (GuestIs::InDoubt, MigrationFailure::LockLost { cause: cause.to_string(), error })
@@ -281,16 +281,16 @@ impl<'migration> Attempt<'migration> {
             Ok(Err(error)) => tracing::warn!("the dirty log stays on: {error}"),
             Err(Panicked(text)) => tracing::error!("the dirty log panicked when it was stopped: {text}"),
         }
-        let Self { ownership, mut link, log, options, .. } = self;
+        let Self { handover, mut link, log, options, .. } = self;
         let (cause, doubt) = if guest == GuestIs::InDoubt {
-            (cause, Some(Box::new(ownership.into_doubt())))
+            (cause, Some(Box::new(handover.into_doubt())))
         } else {
             options.cancel.reopen();
             let explained = caught(|| {
                 let cause = link.explain(cause);
                 if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
                     // The destination may be gone, which is what this message is about.
-                    let _ = link.control.send(&Message::Abort(link.epoch, cause.to_string()));
+                    let _ = link.control.send(&Message::Abort(link.attempt_id, cause.to_string()));
                 }
                 cause
             });
@@ -322,9 +322,9 @@ fn let_go(ends: (Link, Box<dyn DirtyLog>)) {
 }
 
 /// What a failure means for the handover.
-fn event_of(cause: &MigrationFailure, epoch: Epoch) -> SourceEvent {
+fn event_of(cause: &MigrationFailure, attempt_id: AttemptId) -> SourceEvent {
     match cause {
-        MigrationFailure::DestinationFailed(_) => SourceEvent::Refused(epoch),
+        MigrationFailure::DestinationFailed(_) => SourceEvent::Refused(attempt_id),
         _ => SourceEvent::Failed,
     }
 }

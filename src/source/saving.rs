@@ -1,6 +1,6 @@
 //! Saving the state of vCPUs and devices, which travels meanwhile.
 
-use super::{Attempt, Cancel, Link, MigrationFailure, Options, StateLimit, Tuning};
+use super::{Attempt, Cancel, LimitsHandle, Link, MigrationFailure, Options, StateLimit};
 use crate::control::ControlError;
 use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender};
 use crate::wire::Message;
@@ -8,11 +8,11 @@ use crate::wire::Message;
 impl Attempt<'_> {
     /// Everything that saving needs, made while the guest runs.
     pub(super) fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
-        let Options { tuning, cancel, .. } = self.options;
-        let (tuning, cancel): (Tuning, Cancel) = (tuning.clone(), cancel.clone());
+        let Options { limits, cancel, .. } = self.options;
+        let (limits, cancel): (LimitsHandle, Cancel) = (limits.clone(), cancel.clone());
         // The lanes keep to the same pace at the same time.
         let pace = move |bytes| {
-            let pace = tuning.pace();
+            let pace = limits.pace();
             pace.take(bytes, || cancel.check()).map_err(|_| ControlError::Interrupted)
         };
         let limit = limit(&self.link, self.options).bytes();
@@ -43,7 +43,7 @@ pub(super) fn check_expected(link: &mut Link, options: &Options) -> Result<(), M
     }
     let error = MigrationFailure::StateTooLong { state_bytes, limit };
     // The destination may be gone, which changes nothing.
-    let _ = link.control.send(&Message::Abort(link.epoch, error.to_string()));
+    let _ = link.control.send(&Message::Abort(link.attempt_id, error.to_string()));
     Err(error)
 }
 

@@ -9,7 +9,7 @@ use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
 use crate::panics::{Panicked, caught};
 use crate::progress::{Event, LimitsReport, Report, RoundReport};
-use crate::wire::{Completion, Epoch, Final, Message};
+use crate::wire::{AttemptId, Completion, Final, Message};
 
 /// What the switch took.
 pub(super) struct Switched {
@@ -40,7 +40,7 @@ impl Attempt<'_> {
         self.check_ram()?;
         parts.save = clock.lap();
         self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
-        self.ledger.harvested(&self.dirty);
+        self.source_digests.harvested(&self.dirty);
         parts.harvest = clock.lap();
         self.send_round(false)?;
         self.tell_round(None);
@@ -49,9 +49,9 @@ impl Attempt<'_> {
         let compare_blocks = self.send_digests()?;
         parts.verify = clock.lap();
         let round = self.round_number();
-        let epoch = self.link.epoch;
+        let attempt_id = self.link.attempt_id;
         let state_bytes = state.wait()?;
-        self.link.control.send(&Message::Final(Final { epoch, round, compare_blocks, state_bytes }))?;
+        self.link.control.send(&Message::Final(Final { attempt_id, round, compare_blocks, state_bytes }))?;
         self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
         let (prepared, completion) = self.await_prepared(state_bytes)?;
         let [verify, revoke, load] =
@@ -62,12 +62,12 @@ impl Attempt<'_> {
         self.options.cancel.close()?;
         self.commit(prepared)?;
         // From this line on the guest may run there, whatever becomes of the send.
-        let sent = self.link.control.send(&Message::Go(epoch)).map_err(MigrationFailure::from);
+        let sent = self.link.control.send(&Message::Go(attempt_id)).map_err(MigrationFailure::from);
         let heard = sent.and_then(|()| self.await_running());
         // To record that it is released takes no time of the guest's any more.
         parts.start = clock.lap();
         let released =
-            heard.and_then(|running| Ok(self.ownership.release(running, &mut self.link.control)?));
+            heard.and_then(|running| Ok(self.handover.release(running, &mut self.link.control)?));
         let last_beat_before_go = if released.is_ok() { beat } else { None };
         if let Err(cause) = released {
             self.settle(cause)?;
@@ -94,7 +94,9 @@ impl Attempt<'_> {
     fn guest_downtime(&mut self, switched: &Switched) -> Option<Duration> {
         let (count, age) = switched.last_beat_before_go?;
         match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
-            Ok(Message::Alive(epoch, there, after_go_us)) if epoch == self.link.epoch && there > count => {
+            Ok(Message::Alive(attempt_id, there, after_go_us))
+                if attempt_id == self.link.attempt_id && there > count =>
+            {
                 age.checked_add(Duration::from_micros(after_go_us))
             }
             _ => None,
@@ -137,35 +139,35 @@ impl Attempt<'_> {
         }
     }
 
-    fn await_prepared(&mut self, state_bytes: u64) -> Result<(Epoch, Completion), MigrationFailure> {
+    fn await_prepared(&mut self, state_bytes: u64) -> Result<(AttemptId, Completion), MigrationFailure> {
         // 16 MiB/s is slow for loading the state.
         let loading = Duration::from_secs(state_bytes >> 24);
         let limit = STEP_MAX + loading + self.verify_max();
         match self.link.control.receive("PREPARED", Some(limit))? {
-            Message::Prepared(epoch, completion) => Ok((epoch, completion)),
-            other => Err(unexpected("PREPARED", self.link.epoch, other)),
+            Message::Prepared(attempt_id, completion) => Ok((attempt_id, completion)),
+            other => Err(unexpected("PREPARED", self.link.attempt_id, other)),
         }
     }
 
     /// The destination is ready: the guest is given away, durably.
-    fn commit(&mut self, prepared: Epoch) -> Result<(), MigrationFailure> {
-        match self.ownership.on(SourceEvent::Prepared(prepared))? {
+    fn commit(&mut self, prepared: AttemptId) -> Result<(), MigrationFailure> {
+        match self.handover.on(SourceEvent::Prepared(prepared))? {
             SourceAction::SendGo => {
-                self.ownership.give_lock_up();
+                self.handover.give_lock_up();
                 Ok(())
             }
             // That it is given away could not be recorded, so it is not.
-            SourceAction::Resume => Err(match self.ownership.take_unrecorded() {
+            SourceAction::Resume => Err(match self.handover.take_unrecorded() {
                 Some(error) => error.into(),
                 None => HandoverError::OtherAction.into(),
             }),
             // Nor that it is kept: then the destination's word must do.
             SourceAction::Withdraw => {
-                let refused = self.ownership.withdraw_over(&mut self.link.control);
+                let refused = self.handover.withdraw_over(&mut self.link.control);
                 if let Err(why) = &refused {
                     tracing::warn!("{why}");
                 }
-                Err(match (self.ownership.take_unrecorded(), refused) {
+                Err(match (self.handover.take_unrecorded(), refused) {
                     (Some(error), Ok(SourceAction::Resume)) => error.into(),
                     (Some(error), _) => MigrationFailure::Unrecorded(error),
                     (None, _) => HandoverError::OtherAction.into(),
@@ -175,20 +177,20 @@ impl Attempt<'_> {
         }
     }
 
-    fn await_running(&mut self) -> Result<Epoch, MigrationFailure> {
+    fn await_running(&mut self) -> Result<AttemptId, MigrationFailure> {
         match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
-            Message::Running(epoch) => Ok(epoch),
-            other => Err(unexpected("RUNNING", self.link.epoch, other)),
+            Message::Running(attempt_id) => Ok(attempt_id),
+            other => Err(unexpected("RUNNING", self.link.attempt_id, other)),
         }
     }
 
     /// No word that the guest runs there: asks for a while. An error, unless it turns out that it does.
     fn settle(&mut self, cause: MigrationFailure) -> Result<(), MigrationFailure> {
-        if self.ownership.on(event_of(&cause, self.link.epoch))? != SourceAction::Ask {
+        if self.handover.on(event_of(&cause, self.link.attempt_id))? != SourceAction::Ask {
             return Err(cause);
         }
         self.observer.event(&Event::Asking { why: cause.to_string() });
-        match self.ownership.ask_for(ASKING_MAX) {
+        match self.handover.ask_for(ASKING_MAX) {
             Verdict::Moved => Ok(()),
             Verdict::Kept => Err(cause),
             Verdict::Open(why) => {

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use super::StateError;
 use super::file::Keeper;
-use crate::handover::{Journal, Mark, Record, Standing};
+use crate::handover::{Journal, Record, RecordKind, Standing};
 
 /// A guest's name and state on this host, which no other process of it has. Clones are the same claim; it lasts until the last of
 /// them is dropped. Keep one for as long as the guest lives: that the state file is locked is the sign that it does.
@@ -34,7 +34,7 @@ impl GuestClaim {
 
     /// A claim whose disk fails at these marks.
     #[cfg(test)]
-    pub(crate) fn failing(marks: &[Mark]) -> Self {
+    pub(crate) fn failing(marks: &[RecordKind]) -> Self {
         Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()))
     }
 
@@ -66,10 +66,11 @@ impl GuestClaim {
     pub fn retire(&self) {
         let before = {
             let mut records = self.records();
-            if records.unsure || records.journal.last().is_none_or(|last| last.mark != Mark::Started) {
+            if records.unsure || records.journal.last().is_none_or(|last| last.mark != RecordKind::Started) {
                 return;
             }
-            let before = records.journal.records().iter().rev().find(|record| record.mark != Mark::Started);
+            let before =
+                records.journal.records().iter().rev().find(|record| record.mark != RecordKind::Started);
             let before = before.cloned();
             if before.is_none() {
                 records.journal = Journal::empty();
@@ -91,7 +92,7 @@ impl GuestClaim {
     pub(crate) fn writer(&self) -> Result<RecordWriter, StateError> {
         let mut records = self.records();
         if records.writing {
-            let holder = super::Holder::of_this_process();
+            let holder = super::LockHolder::of_this_process();
             return Err(StateError::Claimed { name: self.0.name.clone(), holder });
         }
         let record_time = records.keeper.record_time(&self.0.name)?;
@@ -111,8 +112,8 @@ impl GuestClaim {
 
     /// A guest that a dead process left ready to run never ran, because RUNNING would be there.
     pub(super) fn refuse_what_was_left_ready(&self) -> Result<(), StateError> {
-        let last = self.records().journal.last().filter(|last| last.mark == Mark::Prepared).cloned();
-        last.map_or(Ok(()), |last| self.append(Record { mark: Mark::Refused, ..last }))
+        let last = self.records().journal.last().filter(|last| last.mark == RecordKind::Prepared).cloned();
+        last.map_or(Ok(()), |last| self.append(Record { mark: RecordKind::Refused, ..last }))
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {

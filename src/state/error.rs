@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
-use super::{FolderError, Holder};
+use super::{FolderError, LockHolder};
 use crate::handover::JournalError;
 
 /// Why a guest's state cannot be claimed, kept or read.
@@ -21,7 +21,7 @@ pub enum StateError {
         /// The guest.
         name: String,
         /// The process, as far as the file tells.
-        holder: Holder,
+        holder: LockHolder,
     },
     /// An earlier version of Sterna left its own files for this guest.
     #[error(

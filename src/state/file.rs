@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::{Kept, Memory, Sighting, StateError, StateFolder};
 #[cfg(test)]
-use crate::handover::Mark;
+use crate::handover::RecordKind;
 use crate::handover::{JOURNAL_LEN, Journal, JournalError, Record, WRITE_LEN};
 
 /// Where the records of a claim go.
@@ -23,24 +23,24 @@ pub(super) enum Keeper {
     File {
         folder: StateFolder,
         file: File,
-        holder: Holder,
+        holder: LockHolder,
     },
     Memory(Memory),
     /// A disk that fails at these marks.
     #[cfg(test)]
-    Failing(Vec<Mark>),
+    Failing(Vec<RecordKind>),
 }
 
 /// The process that has a guest, as far as its state file tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Holder {
+pub struct LockHolder {
     /// Its id, in its own PID namespace.
     pub process: Option<u32>,
     /// How it can be reached, in its own words.
     pub contact: Option<String>,
 }
 
-impl Holder {
+impl LockHolder {
     pub(super) fn of_this_process() -> Self {
         Self { process: Some(process::id()), contact: None }
     }
@@ -66,7 +66,7 @@ impl Holder {
     }
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for LockHolder {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.process.map_or(Ok(()), |process| write!(formatter, ", process {process},"))
     }
@@ -151,7 +151,7 @@ pub(super) fn claim_file(folder: &StateFolder, name: &str) -> Result<(Journal, K
     check_no_earlier(folder, name)?;
     let file = open_locked(folder, name)?;
     let journal = read(folder, &file, name)?;
-    let holder = Holder::of_this_process();
+    let holder = LockHolder::of_this_process();
     // A hint, for messages: the claim holds without it.
     let _ = file.write_all_at(&holder.encode(), HOLDER_AT as u64);
     Ok((journal, Keeper::File { folder: folder.clone(), file, holder }))
@@ -178,7 +178,7 @@ pub(super) fn look_at_file(folder: &StateFolder, name: &str) -> Result<Option<Si
             let mut text = [0; HOLDER_LEN];
             Some(
                 file.read_exact_at(&mut text, HOLDER_AT as u64)
-                    .map_or_else(|_| Holder::default(), |()| Holder::decode(&text)),
+                    .map_or_else(|_| LockHolder::default(), |()| LockHolder::decode(&text)),
             )
         }
         Err(error) => return Err(failed()(error.into())),
@@ -196,7 +196,7 @@ pub(super) fn names(folder: &StateFolder) -> Vec<String> {
 fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
     let claimed = |file: &File| {
         let mut text = [0; HOLDER_LEN];
-        let holder = file.read_exact_at(&mut text, HOLDER_AT as u64).map(|()| Holder::decode(&text));
+        let holder = file.read_exact_at(&mut text, HOLDER_AT as u64).map(|()| LockHolder::decode(&text));
         StateError::Claimed { name: name.to_owned(), holder: holder.unwrap_or_default() }
     };
     let deadline = Instant::now() + LOOKS_MAX;

@@ -24,11 +24,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use self::claim::GuestClaim;
 pub(crate) use self::claim::RecordWriter;
 pub use self::error::{StartError, StateError};
-pub use self::file::Holder;
+pub use self::file::LockHolder;
 use self::file::{Keeper, claim_file, look_at_file};
 pub use self::folder::{FolderError, StateFolder, StorageCheck};
-use crate::handover::{Journal, Mark, Record, Side, Standing};
-use crate::wire::{Epoch, NAME_MAX};
+use crate::handover::{Journal, Record, RecordKind, Side, Standing};
+use crate::wire::{AttemptId, NAME_MAX};
 
 /// The state of all guests of a host.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub struct Sighting {
     /// Its records.
     pub journal: Journal,
     /// The process that has the guest now, if one has.
-    pub holder: Option<Holder>,
+    pub holder: Option<LockHolder>,
 }
 
 impl HostState {
@@ -93,7 +93,7 @@ impl HostState {
                 let entry = kept.entry(name.to_owned());
                 let kept = entry.or_insert_with(|| Kept { journal: Journal::empty(), claimed: false });
                 if std::mem::replace(&mut kept.claimed, true) {
-                    return Err(StateError::Claimed { name: name.to_owned(), holder: Holder::default() });
+                    return Err(StateError::Claimed { name: name.to_owned(), holder: LockHolder::default() });
                 }
                 let keeper = Keeper::Memory(memory.clone());
                 GuestClaim::new(name, kept.journal.clone(), keeper)
@@ -121,8 +121,14 @@ impl HostState {
             }
             Standing::Unknown | Standing::Ended(_) => {}
         }
-        let (side, epoch) = (Side::Source, Epoch([0; 16]));
-        claim.append(Record { mark: Mark::Started, side, epoch, peer: String::new(), address: None })?;
+        let (side, attempt_id) = (Side::Source, AttemptId([0; 16]));
+        claim.append(Record {
+            mark: RecordKind::Started,
+            side,
+            attempt_id,
+            peer: String::new(),
+            address: None,
+        })?;
         Ok(claim)
     }
 
@@ -135,7 +141,7 @@ impl HostState {
         match &self.0 {
             Place::Folder(folder) => look_at_file(folder, name),
             Place::Memory(memory) => Ok(lock(memory).get(name).cloned().map(|Kept { journal, claimed }| {
-                Sighting { journal, holder: claimed.then(Holder::default) }
+                Sighting { journal, holder: claimed.then(LockHolder::default) }
             })),
         }
     }
@@ -143,13 +149,13 @@ impl HostState {
     /// The guest that has a record of this attempt with the host in this role, and the last such record. Files that cannot be read
     /// are passed over with a warning.
     #[must_use]
-    pub fn find(&self, epoch: Epoch, side: Side) -> Option<(String, Record)> {
+    pub fn find(&self, attempt_id: AttemptId, side: Side) -> Option<(String, Record)> {
         self.names().into_iter().find_map(|name| {
             let sighting = self.look(&name).unwrap_or_else(|error| {
                 tracing::warn!("{error}");
                 None
             });
-            let record = sighting?.journal.of(epoch).filter(|record| record.side == side).cloned()?;
+            let record = sighting?.journal.of(attempt_id).filter(|record| record.side == side).cloned()?;
             Some((name, record))
         })
     }

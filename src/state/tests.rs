@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::handover::JOURNAL_LEN;
 
-const EPOCH: Epoch = Epoch([1; 16]);
+const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
 
 /// A folder of its own, whatever the file system of the machine's temporary files.
 fn folder() -> (tempfile::TempDir, HostState) {
@@ -17,12 +17,18 @@ fn folder() -> (tempfile::TempDir, HostState) {
     (folder, state)
 }
 
-fn record(mark: Mark, side: Side, epoch: Epoch) -> Record {
-    Record { mark, side, epoch, peer: "host-b:7837".into(), address: Some(([192, 0, 2, 1], 7837).into()) }
+fn record(mark: RecordKind, side: Side, attempt_id: AttemptId) -> Record {
+    Record {
+        mark,
+        side,
+        attempt_id,
+        peer: "host-b:7837".into(),
+        address: Some(([192, 0, 2, 1], 7837).into()),
+    }
 }
 
 fn committed() -> Record {
-    record(Mark::Committed, Side::Source, EPOCH)
+    record(RecordKind::Committed, Side::Source, ATTEMPT_ID)
 }
 
 #[test]
@@ -31,19 +37,31 @@ fn what_is_recorded_is_there_for_the_next_claim_in_one_sequence_for_both_roles()
     for state in [files, HostState::lost_with_this_process()] {
         assert!(state.look("tern").unwrap().is_none());
         let claim = state.start("tern", false).unwrap();
-        for mark in [Mark::Committed, Mark::Done] {
-            claim.append(record(mark, Side::Source, EPOCH)).unwrap();
+        for mark in [RecordKind::Committed, RecordKind::Done] {
+            claim.append(record(mark, Side::Source, ATTEMPT_ID)).unwrap();
         }
         drop(claim);
         let claim = state.claim("tern").unwrap();
-        claim.append(record(Mark::Prepared, Side::Destination, Epoch([2; 16]))).unwrap();
-        claim.append(record(Mark::Running, Side::Destination, Epoch([2; 16]))).unwrap();
+        claim.append(record(RecordKind::Prepared, Side::Destination, AttemptId([2; 16]))).unwrap();
+        claim.append(record(RecordKind::Running, Side::Destination, AttemptId([2; 16]))).unwrap();
         let marks: Vec<_> = claim.journal().records().iter().map(|record| record.mark).collect();
-        assert_eq!(marks, [Mark::Started, Mark::Committed, Mark::Done, Mark::Prepared, Mark::Running]);
-        assert_eq!(claim.journal().of(EPOCH).unwrap(), &record(Mark::Done, Side::Source, EPOCH));
-        assert_eq!(state.find(EPOCH, Side::Source).unwrap().0, "tern");
-        assert!(state.find(EPOCH, Side::Destination).is_none());
-        assert!(state.find(Epoch([3; 16]), Side::Source).is_none());
+        assert_eq!(
+            marks,
+            [
+                RecordKind::Started,
+                RecordKind::Committed,
+                RecordKind::Done,
+                RecordKind::Prepared,
+                RecordKind::Running
+            ]
+        );
+        assert_eq!(
+            claim.journal().of(ATTEMPT_ID).unwrap(),
+            &record(RecordKind::Done, Side::Source, ATTEMPT_ID)
+        );
+        assert_eq!(state.find(ATTEMPT_ID, Side::Source).unwrap().0, "tern");
+        assert!(state.find(ATTEMPT_ID, Side::Destination).is_none());
+        assert!(state.find(AttemptId([3; 16]), Side::Source).is_none());
     }
 }
 
@@ -120,11 +138,11 @@ fn a_guest_that_may_be_elsewhere_is_started_only_as_another_one() {
         claim.append(committed()).unwrap();
         drop(claim);
         assert!(matches!(state.start("tern", false), Err(StartError::InDoubt { .. })));
-        state.claim("tern").unwrap().append(record(Mark::Done, Side::Source, EPOCH)).unwrap();
+        state.claim("tern").unwrap().append(record(RecordKind::Done, Side::Source, ATTEMPT_ID)).unwrap();
         assert!(matches!(state.start("tern", false), Err(StartError::Elsewhere { .. })));
         drop(state.start("tern", true).unwrap());
         let journal = state.look("tern").unwrap().unwrap().journal;
-        assert_eq!(journal.last().unwrap().mark, Mark::Started, "now it is another guest's name");
+        assert_eq!(journal.last().unwrap().mark, RecordKind::Started, "now it is another guest's name");
         // Once that was ended on purpose, the other one is still elsewhere.
         state.start("tern", false).unwrap().retire();
         assert!(matches!(state.start("tern", false), Err(StartError::Elsewhere { .. })));
@@ -134,11 +152,14 @@ fn a_guest_that_may_be_elsewhere_is_started_only_as_another_one() {
 #[test]
 fn a_guest_that_a_dead_process_left_ready_is_refused_for_good_by_the_next_claim() {
     let (_folder, state) = folder();
-    let ready = record(Mark::Prepared, Side::Destination, EPOCH);
+    let ready = record(RecordKind::Prepared, Side::Destination, ATTEMPT_ID);
     state.claim("tern").unwrap().append(ready.clone()).unwrap();
     assert_eq!(state.look("tern").unwrap().unwrap().journal.last(), Some(&ready));
     assert!(matches!(state.start("tern", false), Err(StartError::Elsewhere { .. })));
-    assert_eq!(state.find(EPOCH, Side::Destination).unwrap().1, Record { mark: Mark::Refused, ..ready });
+    assert_eq!(
+        state.find(ATTEMPT_ID, Side::Destination).unwrap().1,
+        Record { mark: RecordKind::Refused, ..ready }
+    );
 }
 
 #[test]
@@ -171,8 +192,8 @@ fn a_state_that_says_nothing_goes_with_its_claim_and_one_with_a_record_stays() {
         drop(claim);
         assert!(state.look("gull").unwrap().is_some());
     }
-    let failing = GuestClaim::failing(&[Mark::Started]);
-    assert!(failing.append(record(Mark::Started, Side::Source, EPOCH)).is_err());
+    let failing = GuestClaim::failing(&[RecordKind::Started]);
+    assert!(failing.append(record(RecordKind::Started, Side::Source, ATTEMPT_ID)).is_err());
     failing.retire();
     assert!(failing.journal().last().is_none());
     // Only the file that it made: it was moved away, and there is another of that name.
@@ -199,7 +220,7 @@ fn its_space_is_reserved_and_it_is_this_users_alone() {
     let (folder, state) = folder();
     let claim = state.claim("tern").unwrap();
     for number in 0..40 {
-        claim.append(record(Mark::Refused, Side::Destination, Epoch([number; 16]))).unwrap();
+        claim.append(record(RecordKind::Refused, Side::Destination, AttemptId([number; 16]))).unwrap();
     }
     let found = fs::metadata(folder.path().join("state/tern.state")).unwrap();
     assert_eq!(found.len(), JOURNAL_LEN as u64);
@@ -212,7 +233,7 @@ fn a_state_says_how_the_process_that_has_the_guest_can_be_reached() {
     let (_folder, state) = folder();
     let claim = state.start("tern", false).unwrap();
     let holder = || state.look("tern").unwrap().unwrap().holder.unwrap();
-    assert_eq!(holder(), Holder { process: Some(std::process::id()), contact: None });
+    assert_eq!(holder(), LockHolder { process: Some(std::process::id()), contact: None });
     claim.announce("/run/sterna/tern.sock");
     assert_eq!(holder().contact.as_deref(), Some("/run/sterna/tern.sock"));
     // It is a hint, and no record: what does not fit is left out.
@@ -233,7 +254,7 @@ fn what_is_no_state_of_this_version_is_refused_by_name_and_left_alone() {
         assert!(matches!(state.look(name), Err(StateError::Content { .. })), "{name}");
     }
     assert_eq!(fs::read(path("gull.state")).unwrap(), b"not a state");
-    assert!(state.find(EPOCH, Side::Source).is_none());
+    assert!(state.find(ATTEMPT_ID, Side::Source).is_none());
     for earlier in ["auk.source.journal", "tern.destination.journal"] {
         fs::write(path(earlier), b"of version 1").unwrap();
         let name = earlier.split('.').next().unwrap();

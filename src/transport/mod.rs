@@ -1,8 +1,8 @@
 //! How pages travel.
 //!
 //! At the source a [`Transport`] has [`Lane`]s: each is driven by one worker, and pages of one stripe of RAM always take
-//! the same lane, whose order makes the latest write of a page win. At the destination a [`Landing`] is where the lanes
-//! end; what matters most about it is [`revoke`](Landing::revoke), after which nobody but this host can write to the guest.
+//! the same lane, whose order makes the latest write of a page win. At the destination a [`LaneReceiver`] is where the lanes
+//! end; what matters most about it is [`revoke`](LaneReceiver::revoke), after which nobody but this host can write to the guest.
 //!
 //! There are two kinds, and both move pages between guest RAM and guest RAM with no copy on the way that we make:
 //! [`rdma`] writes them there one-sidedly, [`tcp`] sends them out of and reads them into guest RAM by vectored calls.
@@ -28,7 +28,7 @@ pub use remains::{Leak, Remains};
 use crate::control::ControlChannel;
 use crate::dirty::DirtyBitmap;
 use crate::memory::PageRun;
-use crate::wire::{LaneReady, SliceKey, SliceRange};
+use crate::wire::{ChunkKey, ChunkRange, LaneReady};
 
 /// The two ways for pages to travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,26 +59,26 @@ pub trait Transport: Send + Debug {
     }
 
     /// Begins a round: the lanes, each for one worker, and what must run beside them while they send, if anything must.
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>);
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>);
 }
 
 /// How long registration of memory takes for a last round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RegistrationCost {
-    /// What can be [prepared](Supply::prepare) while the guest runs.
+    /// What can be [prepared](Registration::prepare) while the guest runs.
     pub ahead: Duration,
     /// What cannot, as not so much may be registered at once: the lanes wait for it while the guest is paused.
     pub paused: Duration,
 }
 
 /// Makes ready what lanes need, while they send: the registration of memory, which takes too long to wait for.
-pub trait Supply: Sync {
+pub trait Registration: Sync {
     /// Works ahead of the lanes of a round in which these pages are sent, until [`end`](Self::end). Lanes that need what
     /// is not ready yet wait for it, and fail if this does.
     ///
     /// # Errors
     /// [`TransportError`]; the attempt is over.
-    fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
+    fn run(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError>;
 
     /// Makes ready, before a round and so without lanes, as much as there is room for of what sending these pages needs.
     ///
@@ -107,12 +107,12 @@ pub trait Lane: Send + Debug {
     /// [`TransportError`]; the attempt is over.
     fn fence(&mut self, round: u32) -> Result<(), TransportError>;
 
-    /// How long it has waited so far for what a [`Supply`] had not ready: time in which the link was not to blame.
+    /// How long it has waited so far for what a [`Registration`] had not ready: time in which the link was not to blame.
     fn waited(&self) -> Duration;
 }
 
 /// The destination's end of all lanes.
-pub trait Landing: Send + Debug {
+pub trait LaneReceiver: Send + Debug {
     /// What the source must know to connect its lanes.
     fn ready(&self) -> LaneReady;
 
@@ -122,18 +122,18 @@ pub trait Landing: Send + Debug {
     /// [`TransportError`] if they do not in time.
     fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError>;
 
-    /// Lets the source write to these slices of RAM, which must lie in the guest.
+    /// Lets the source write to these chunks of RAM, which must lie in the guest.
     ///
     /// # Errors
-    /// [`TransportError`] if a slice is outside of RAM or cannot be registered, or if that would be more at once than
+    /// [`TransportError`] if a chunk is outside of RAM or cannot be registered, or if that would be more at once than
     /// [`ready`](Self::ready) said.
-    fn register(&mut self, slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError>;
+    fn register(&mut self, chunks: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError>;
 
-    /// Takes these slices back: the source has nothing on its way to them and will ask anew before it has.
+    /// Takes these chunks back: the source has nothing on its way to them and will ask anew before it has.
     ///
     /// # Errors
     /// [`TransportError`] if one is not registered, or if the device would not let go.
-    fn release(&mut self, slices: &[SliceRange]) -> Result<(), TransportError>;
+    fn release(&mut self, chunks: &[ChunkRange]) -> Result<(), TransportError>;
 
     /// Returns once the fences of `round` are seen on every lane.
     ///

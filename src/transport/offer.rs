@@ -1,10 +1,10 @@
 use std::thread;
 
 #[cfg(test)]
-use super::faulty::{self, FaultyLanding, FaultyOffer};
-use super::rdma::{RdmaLanding, RdmaOffer, RdmaReach, RdmaTuning};
-use super::tcp::{TcpLanding, TcpTransport};
-use super::{Landing, Transport, TransportError, TransportKind};
+use super::faulty::{self, FaultyOffer, FaultyReceiver};
+use super::rdma::{RdmaOffer, RdmaPath, RdmaReceiver, RdmaTuning};
+use super::tcp::{TcpReceiver, TcpTransport};
+use super::{LaneReceiver, Transport, TransportError, TransportKind};
 use crate::control::ControlChannel;
 use crate::memory::GuestRam;
 use crate::wire::{LaneOffer, LaneReady};
@@ -58,8 +58,8 @@ impl Offer {
             return Ok(Self { kind, reason: "a test wants them".into(), any_device });
         }
         let rdma = || {
-            let reach = RdmaReach::find(control.local_ip(), any_device)?;
-            RdmaOffer::make(reach, ram, rdma_lanes, tuning, any_device)
+            let path = RdmaPath::find(control.local_ip(), any_device)?;
+            RdmaOffer::make(path, ram, rdma_lanes, tuning, any_device)
         };
         let offered = |offer, reason: &str| Self {
             kind: OfferKind::Rdma(offer),
@@ -142,7 +142,7 @@ impl Offer {
                 Ok(Box::new(TcpTransport::connect(control, lanes, token, ram)?))
             }
             (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
-                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes, &control.pulse())?))
+                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes, &control.liveness())?))
             }
             #[cfg(test)]
             (OfferKind::Faulty(offer), LaneReady::Tcp(token)) => {
@@ -178,19 +178,19 @@ pub fn land(
     control: &ControlChannel,
     ram: &GuestRam,
     pin_max_bytes: Option<u64>,
-) -> Result<Box<dyn Landing>, TransportError> {
+) -> Result<Box<dyn LaneReceiver>, TransportError> {
     match offer {
         LaneOffer::Tcp(lanes) => {
-            let landing = TcpLanding::new(*lanes, ram, control.pulse())?;
+            let lane_receiver = TcpReceiver::new(*lanes, ram, control.liveness())?;
             #[cfg(test)]
-            if let Some(faults) = faulty::landing_here() {
-                return Ok(Box::new(FaultyLanding::new(landing, faults)));
+            if let Some(faults) = faulty::lane_receiver_here() {
+                return Ok(Box::new(FaultyReceiver::new(lane_receiver, faults)));
             }
-            Ok(Box::new(landing))
+            Ok(Box::new(lane_receiver))
         }
         LaneOffer::Rdma { endpoints, any_device } => {
-            let reach = RdmaReach::find(control.local_ip(), *any_device)?;
-            Ok(Box::new(RdmaLanding::make(&reach, ram, endpoints, pin_max_bytes, *any_device)?))
+            let path = RdmaPath::find(control.local_ip(), *any_device)?;
+            Ok(Box::new(RdmaReceiver::make(&path, ram, endpoints, pin_max_bytes, *any_device)?))
         }
     }
 }

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 
 use thiserror::Error;
 
-/// What is left of a [`Landing`](super::Landing) once nobody can write to guest RAM through it: memory that is still
+/// What is left of a [`LaneReceiver`](super::LaneReceiver) once nobody can write to guest RAM through it: memory that is still
 /// registered, and so pinned. It keeps that memory mapped. To drop it lets go of all too, without a word of what failed.
 pub trait Remains: Send + Debug {
     /// Lets go of it, which takes a time that grows with RAM.

@@ -1,6 +1,6 @@
 //! Whether what arrived is what the source has: which blocks of RAM have been compared by their digests, and which have not.
 //!
-//! A block is 2 MiB, its digest BLAKE3. The source keeps a ledger of them, the destination the digests; neither does I/O.
+//! A block is 2 MiB, its digest BLAKE3. The source keeps a digests of the source of them, the destination the digests; neither does I/O.
 //!
 //! - [`Verify::Full`]: the paused source hashes all of RAM, the destination all of its own once nobody else can write to it. Equal
 //!   digests prove that the guest's RAM is the same at both ends when it starts, whatever the transport, the dirty log or a
@@ -15,13 +15,13 @@
 //! - [`Verify::Off`]: nothing is hashed. Checksums of the wire (the ICRC of InfiniBand and RoCE, TCP's) protect what travels; that
 //!   the right pages travel is then this program's word.
 
-mod checks;
-mod ledger;
+mod destination_digests;
+mod source_digests;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use checks::{CheckError, Checks};
-pub(crate) use ledger::Ledger;
+pub(crate) use destination_digests::{CheckError, DestinationDigests};
+pub(crate) use source_digests::SourceDigests;
 
 /// How much is compared.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

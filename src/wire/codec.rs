@@ -4,8 +4,8 @@ use serde::de::DeserializeOwned;
 
 use super::WireError;
 use super::message::{
-    DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady, Message, NAME_MAX,
-    SLICES_MAX, STATE_FRAME_MAX, StateFrame,
+    CHUNKS_MAX, DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady,
+    Message, NAME_MAX, STATE_FRAME_MAX, StateFrame,
 };
 use crate::memory::PAGE_BYTES;
 
@@ -24,8 +24,8 @@ impl Message {
             Self::Hello(_) => 1,
             Self::Ready(..) => 2,
             Self::Refused(_) => 3,
-            Self::RegisterSlices(_) => 4,
-            Self::SliceKeys(_) => 5,
+            Self::RegisterChunks(_) => 4,
+            Self::ChunkKeys(_) => 5,
             Self::RoundClosed(_) => 6,
             Self::Digests(_) => 7,
             Self::Final(_) => 8,
@@ -36,7 +36,7 @@ impl Message {
             Self::Abort(..) => 13,
             Self::OfferImage(_) => 14,
             Self::Stored(_) => 15,
-            Self::ReleaseSlices(_) => 16,
+            Self::ReleaseChunks(_) => 16,
             Self::Beat => 17,
             Self::LanesFailed(..) => 18,
             Self::Ask(_) => 19,
@@ -75,22 +75,22 @@ impl Message {
             Self::Hello(body) => postcard::to_stdvec(body),
             Self::Ready(lanes, costs) => postcard::to_stdvec(&(lanes, costs)),
             Self::Refused(body) => postcard::to_stdvec(body),
-            Self::RegisterSlices(body) | Self::ReleaseSlices(body) => postcard::to_stdvec(body),
-            Self::SliceKeys(body) => postcard::to_stdvec(body),
+            Self::RegisterChunks(body) | Self::ReleaseChunks(body) => postcard::to_stdvec(body),
+            Self::ChunkKeys(body) => postcard::to_stdvec(body),
             Self::RoundClosed(body) => postcard::to_stdvec(body),
             Self::Digests(body) => postcard::to_stdvec(body),
             Self::Final(body) => postcard::to_stdvec(body),
-            Self::Prepared(epoch, completion) => postcard::to_stdvec(&(epoch, completion)),
+            Self::Prepared(attempt_id, completion) => postcard::to_stdvec(&(attempt_id, completion)),
             Self::Go(body)
             | Self::Running(body)
             | Self::Stored(body)
             | Self::Ask(body)
             | Self::Done(body) => postcard::to_stdvec(body),
-            Self::Outcome(epoch, outcome) => postcard::to_stdvec(&(epoch, outcome)),
-            Self::Alive(epoch, count, after_us) => postcard::to_stdvec(&(epoch, count, after_us)),
-            Self::Abort(epoch, text) | Self::LanesFailed(epoch, text) => {
+            Self::Outcome(attempt_id, outcome) => postcard::to_stdvec(&(attempt_id, outcome)),
+            Self::Alive(attempt_id, count, after_us) => postcard::to_stdvec(&(attempt_id, count, after_us)),
+            Self::Abort(attempt_id, text) | Self::LanesFailed(attempt_id, text) => {
                 let end = (0..=TEXT_MAX.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
-                postcard::to_stdvec(&(epoch, &text[..end.unwrap_or(0)]))
+                postcard::to_stdvec(&(attempt_id, &text[..end.unwrap_or(0)]))
             }
             Self::OfferImage(body) => postcard::to_stdvec(body),
             Self::Beat => Ok(Vec::new()),
@@ -129,23 +129,24 @@ impl Message {
             1 => Self::Hello(parse(what, body)?),
             2 => parse(what, body).map(|(lanes, costs)| Self::Ready(lanes, costs))?,
             3 => Self::Refused(parse(what, body)?),
-            4 => Self::RegisterSlices(parse(what, body)?),
-            5 => Self::SliceKeys(parse(what, body)?),
+            4 => Self::RegisterChunks(parse(what, body)?),
+            5 => Self::ChunkKeys(parse(what, body)?),
             6 => Self::RoundClosed(parse(what, body)?),
             7 => Self::Digests(parse(what, body)?),
             8 => Self::Final(parse(what, body)?),
-            9 => parse(what, body).map(|(epoch, completion)| Self::Prepared(epoch, completion))?,
+            9 => parse(what, body).map(|(attempt_id, completion)| Self::Prepared(attempt_id, completion))?,
             10 => Self::Go(parse(what, body)?),
             11 => Self::Running(parse(what, body)?),
-            12 => parse(what, body).map(|(epoch, count, after_us)| Self::Alive(epoch, count, after_us))?,
-            13 => parse(what, body).map(|(epoch, text)| Self::Abort(epoch, text))?,
+            12 => parse(what, body)
+                .map(|(attempt_id, count, after_us)| Self::Alive(attempt_id, count, after_us))?,
+            13 => parse(what, body).map(|(attempt_id, text)| Self::Abort(attempt_id, text))?,
             14 => Self::OfferImage(parse(what, body)?),
             15 => Self::Stored(parse(what, body)?),
-            16 => Self::ReleaseSlices(parse(what, body)?),
+            16 => Self::ReleaseChunks(parse(what, body)?),
             17 => parse(what, body).map(|()| Self::Beat)?,
-            18 => parse(what, body).map(|(epoch, text)| Self::LanesFailed(epoch, text))?,
+            18 => parse(what, body).map(|(attempt_id, text)| Self::LanesFailed(attempt_id, text))?,
             19 => Self::Ask(parse(what, body)?),
-            20 => parse(what, body).map(|(epoch, outcome)| Self::Outcome(epoch, outcome))?,
+            20 => parse(what, body).map(|(attempt_id, outcome)| Self::Outcome(attempt_id, outcome))?,
             21 => Self::Done(parse(what, body)?),
             22 => Self::BlockDigests(parse(what, body)?),
             23 => Self::Checked(parse(what, body)?),
@@ -166,10 +167,10 @@ impl Message {
             }
             Self::OfferImage(offer) => offer.check_bounds(),
             Self::Ready(LaneReady::Rdma { endpoints, .. }, ..) => lanes_bound(endpoints.len()),
-            Self::RegisterSlices(slices) | Self::ReleaseSlices(slices) => {
-                bound("a list of slices", slices.len(), SLICES_MAX)
+            Self::RegisterChunks(chunks) | Self::ReleaseChunks(chunks) => {
+                bound("a list of slices", chunks.len(), CHUNKS_MAX)
             }
-            Self::SliceKeys(keys) => bound("a list of keys", keys.len(), SLICES_MAX),
+            Self::ChunkKeys(keys) => bound("a list of keys", keys.len(), CHUNKS_MAX),
             Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
             Self::BlockDigests(blocks) => bound("a list of digests", blocks.digests.len(), DIGESTS_MAX),
             _ => Ok(()),
@@ -229,8 +230,8 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         1 => ("Hello", DETAILS_MAX + (64 << 10)),
         2 => ("Ready", 16 << 10),
         3 => ("Refused", TEXT_MAX + 64),
-        4 => ("RegisterSlices", SLICES_MAX * 24 + 8),
-        5 => ("SliceKeys", SLICES_MAX * 24 + 8),
+        4 => ("RegisterSlices", CHUNKS_MAX * 24 + 8),
+        5 => ("SliceKeys", CHUNKS_MAX * 24 + 8),
         6 => ("RoundClosed", 8),
         7 => ("Digests", DIGESTS_MAX * 32 + 8),
         8 => ("Final", 64),
@@ -241,7 +242,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         13 => ("Abort", TEXT_MAX + 64),
         14 => ("OfferImage", 64 << 10),
         15 => ("Stored", 16),
-        16 => ("ReleaseSlices", SLICES_MAX * 24 + 8),
+        16 => ("ReleaseSlices", CHUNKS_MAX * 24 + 8),
         17 => ("Beat", 0),
         18 => ("LanesFailed", TEXT_MAX + 64),
         19 => ("Ask", 16),
@@ -280,15 +281,15 @@ mod tests {
     use super::*;
     use crate::memory::{RamLayout, RegionLayout};
     use crate::wire::{
-        BlockDigest, BlockDigests, Completion, Epoch, Final, Hello, LockToken, Outcome, Refusal, SliceRange,
-        SwitchCosts, Token,
+        AttemptId, BlockDigest, BlockDigests, ChunkRange, Completion, Final, Hello, LockToken, Outcome,
+        Refusal, SwitchCosts, Token,
     };
 
-    const EPOCH: Epoch = Epoch([7; 16]);
+    const ATTEMPT_ID: AttemptId = AttemptId([7; 16]);
 
     fn hello() -> Hello {
         Hello {
-            epoch: EPOCH,
+            attempt_id: ATTEMPT_ID,
             name: "tern".into(),
             ram: RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 16 << 20 }] },
             details: vec![1, 2, 3],
@@ -303,7 +304,7 @@ mod tests {
         let part = |index: u64| RegionLayout { guest_address: index << 33, len_bytes: 8192 };
         let parts = RamLayout { regions: (0..1024).map(part).collect() };
         ImageOffer {
-            epoch: EPOCH,
+            attempt_id: ATTEMPT_ID,
             name: "ö".repeat(127),
             len_bytes: (1023 << 33) + 4097,
             data_bytes: parts.total_bytes(),
@@ -319,31 +320,31 @@ mod tests {
                 SwitchCosts { record_us: 700, revoke_us: u64::MAX, state_max_bytes: 1 },
             ),
             Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
-            Message::RegisterSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
-            Message::SliceKeys(Vec::new()),
+            Message::RegisterChunks(vec![ChunkRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::ChunkKeys(Vec::new()),
             Message::RoundClosed(u32::MAX),
             Message::Digests(vec![[0xff; 32]; DIGESTS_MAX]),
             Message::Final(Final {
-                epoch: EPOCH,
+                attempt_id: ATTEMPT_ID,
                 round: u32::MAX,
                 compare_blocks: u64::MAX,
                 state_bytes: u64::MAX,
             }),
             Message::Prepared(
-                EPOCH,
+                ATTEMPT_ID,
                 Completion { verified_pages: u64::MAX, revoke_us: u64::MAX, verify_us: u64::MAX, load_us: 1 },
             ),
-            Message::Go(EPOCH),
-            Message::Running(EPOCH),
-            Message::Alive(EPOCH, u64::MAX, u64::MAX),
-            Message::Abort(EPOCH, "cancelled".into()),
+            Message::Go(ATTEMPT_ID),
+            Message::Running(ATTEMPT_ID),
+            Message::Alive(ATTEMPT_ID, u64::MAX, u64::MAX),
+            Message::Abort(ATTEMPT_ID, "cancelled".into()),
             Message::OfferImage(image()),
-            Message::Stored(EPOCH),
-            Message::ReleaseSlices(vec![SliceRange { region: 0, first_page: 0, pages: 9 }]),
-            Message::LanesFailed(EPOCH, "the cable is out".into()),
-            Message::Ask(EPOCH),
-            Message::Outcome(EPOCH, Outcome::Unknown),
-            Message::Done(EPOCH),
+            Message::Stored(ATTEMPT_ID),
+            Message::ReleaseChunks(vec![ChunkRange { region: 0, first_page: 0, pages: 9 }]),
+            Message::LanesFailed(ATTEMPT_ID, "the cable is out".into()),
+            Message::Ask(ATTEMPT_ID),
+            Message::Outcome(ATTEMPT_ID, Outcome::Unknown),
+            Message::Done(ATTEMPT_ID),
             Message::BlockDigests(BlockDigests {
                 now: true,
                 digests: vec![BlockDigest { block: u32::MAX, digest: [0xff; 32] }; DIGESTS_MAX],
@@ -380,10 +381,10 @@ mod tests {
 
     #[test]
     fn lanes_that_failed_say_why_in_a_bounded_text() {
-        let failed = Message::LanesFailed(EPOCH, "the cable is out".into());
+        let failed = Message::LanesFailed(ATTEMPT_ID, "the cable is out".into());
         assert_eq!(Message::decode(18, &failed.encode().unwrap()), Ok(failed));
-        let body = Message::LanesFailed(EPOCH, "ö".repeat(TEXT_MAX)).encode().unwrap();
-        assert!(matches!(Message::decode(18, &body), Ok(Message::LanesFailed(EPOCH, _))));
+        let body = Message::LanesFailed(ATTEMPT_ID, "ö".repeat(TEXT_MAX)).encode().unwrap();
+        assert!(matches!(Message::decode(18, &body), Ok(Message::LanesFailed(ATTEMPT_ID, _))));
     }
 
     #[test]
@@ -449,7 +450,7 @@ mod tests {
     #[test]
     fn a_long_reason_is_cut_at_a_character() {
         let text = "ö".repeat(TEXT_MAX);
-        let body = Message::Abort(EPOCH, text.clone()).encode().unwrap();
+        let body = Message::Abort(ATTEMPT_ID, text.clone()).encode().unwrap();
         let Message::Abort(_, cut) = Message::decode(13, &body).unwrap() else { panic!("another kind") };
         assert!(!cut.is_empty() && text.starts_with(&cut));
     }

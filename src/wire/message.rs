@@ -18,16 +18,16 @@ pub const IMAGE_MAX: u64 = 16 << 40;
 /// The most bytes of saved state in one frame: few enough to stay in a processor's second-level cache between the steps of the
 /// pipeline, and enough for a system call to cost little beside its copy.
 pub const STATE_FRAME_MAX: usize = 256 << 10;
-/// The most slices in one request for keys.
-pub const SLICES_MAX: usize = 1024;
+/// The most chunks in one request for keys.
+pub const CHUNKS_MAX: usize = 1024;
 /// The most digests in one message.
 pub const DIGESTS_MAX: usize = 16 << 10;
 
 /// One attempt to migrate. Every attempt has another, so that what is late from an earlier one is known as such.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Epoch(pub [u8; 16]);
+pub struct AttemptId(pub [u8; 16]);
 
-impl fmt::Debug for Epoch {
+impl fmt::Debug for AttemptId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0[..4].iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
     }
@@ -46,12 +46,12 @@ pub enum Message {
     Ready(LaneReady, SwitchCosts),
     /// Destination: not here, for this reason. Nothing has been sent.
     Refused(Refusal),
-    /// Source: let these slices of RAM be written to.
-    RegisterSlices(Vec<SliceRange>),
-    /// Destination: the keys for the slices, in the order asked.
-    SliceKeys(Vec<SliceKey>),
-    /// Source: nothing is on its way to these slices and nothing more will be, until they are registered anew. Not answered.
-    ReleaseSlices(Vec<SliceRange>),
+    /// Source: let these chunks of RAM be written to.
+    RegisterChunks(Vec<ChunkRange>),
+    /// Destination: the keys for the chunks, in the order asked.
+    ChunkKeys(Vec<ChunkKey>),
+    /// Source: nothing is on its way to these chunks and nothing more will be, until they are registered anew. Not answered.
+    ReleaseChunks(Vec<ChunkRange>),
     /// Source: every lane has fenced this round.
     RoundClosed(u32),
     /// Digests of consecutive blocks of a file.
@@ -61,22 +61,22 @@ pub enum Message {
     /// Source: all of the memory and all of the state are sent.
     Final(Final),
     /// Destination: nobody can write here any more, memory and state are in place, and I wait for GO.
-    Prepared(Epoch, Completion),
+    Prepared(AttemptId, Completion),
     /// Source: it is yours. Sent at most once, and after it the source never runs the guest by itself.
-    Go(Epoch),
+    Go(AttemptId),
     /// Destination: it runs here.
-    Running(Epoch),
+    Running(AttemptId),
     /// Destination: the guest's first heartbeat here: its count, and how long after GO it came, in microseconds.
-    Alive(Epoch, u64, u64),
+    Alive(AttemptId, u64, u64),
     /// Either side: this attempt is over, for this reason, and the guest is at the source.
-    Abort(Epoch, String),
+    Abort(AttemptId, String),
     /// Source: a file would come instead of a guest, and how. The order of that is told in [`image`](crate::image).
     OfferImage(ImageOffer),
     /// Destination: the file is whole, on its disk and under its name.
-    Stored(Epoch),
+    Stored(AttemptId),
     /// Either side: the lanes of this attempt failed while the guest ran, for this reason. The source's word means that what has
     /// arrived counts for nothing, and that another HELLO follows. The destination's awaits that, or the end.
-    LanesFailed(Epoch, String),
+    LanesFailed(AttemptId, String),
     /// Either side, every second: I am alive, also when I have nothing to say.
     Beat,
     /// Source: digests of some blocks of RAM.
@@ -84,11 +84,11 @@ pub enum Message {
     /// Destination: so many of the blocks that were to be compared at once are equal.
     Checked(u32),
     /// Source, in doubt, on a new connection: what became of this attempt? After [`Outcome::Prepared`] GO or Abort may follow.
-    Ask(Epoch),
+    Ask(AttemptId),
     /// Destination: this became of it.
-    Outcome(Epoch, Outcome),
+    Outcome(AttemptId, Outcome),
     /// Source: RUNNING was heard and recorded, so nobody will ask about this attempt.
-    Done(Epoch),
+    Done(AttemptId),
 }
 
 /// What a destination has on record of an attempt.
@@ -108,7 +108,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// This attempt.
-    pub epoch: Epoch,
+    pub attempt_id: AttemptId,
     /// The guest's name.
     pub name: String,
     /// Its RAM.
@@ -128,7 +128,7 @@ pub struct Hello {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageOffer {
     /// This attempt.
-    pub epoch: Epoch,
+    pub attempt_id: AttemptId,
     /// The file's name, of one component. The destination need not follow it.
     pub name: String,
     /// The file's length.
@@ -178,7 +178,7 @@ pub enum LaneReady {
 
 /// A part of a RAM region that is registered as a whole. In the order of guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SliceRange {
+pub struct ChunkRange {
     /// Index of the region.
     pub region: u16,
     /// First page, counted from the region's start.
@@ -187,9 +187,9 @@ pub struct SliceRange {
     pub pages: u64,
 }
 
-/// What it takes to write into a slice.
+/// What it takes to write into a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SliceKey {
+pub struct ChunkKey {
     /// The address of its first byte, in the destination's terms.
     pub address: u64,
     /// The key of its memory region.
@@ -200,7 +200,7 @@ pub struct SliceKey {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Final {
     /// This attempt.
-    pub epoch: Epoch,
+    pub attempt_id: AttemptId,
     /// The last round; its fence is on every lane.
     pub round: u32,
     /// How many blocks there are digests of, to be compared; none at all, or all.

@@ -15,9 +15,9 @@ use thiserror::Error;
 
 pub use frame::{FRAME_HEAD_LEN, FrameHead};
 pub use message::{
-    BlockDigest, BlockDigests, Completion, DIGESTS_MAX, Epoch, FILE_NAME_MAX, Final, Hello, IMAGE_MAX,
-    ImageContent, ImageOffer, LaneOffer, LaneReady, LockToken, Message, NAME_MAX, Outcome, Refusal,
-    SLICES_MAX, STATE_FRAME_MAX, SliceKey, SliceRange, StateFrame, SwitchCosts,
+    AttemptId, BlockDigest, BlockDigests, CHUNKS_MAX, ChunkKey, ChunkRange, Completion, DIGESTS_MAX,
+    FILE_NAME_MAX, Final, Hello, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady, LockToken,
+    Message, NAME_MAX, Outcome, Refusal, STATE_FRAME_MAX, StateFrame, SwitchCosts,
 };
 pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
 pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};

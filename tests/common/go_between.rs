@@ -28,8 +28,8 @@ pub(crate) fn go_between(
         });
         for lane in listener.incoming() {
             let lane = lane.expect("a lane comes");
-            let Ok(landing) = TcpStream::connect(to) else { return };
-            for (mut from, mut to) in [(clone(&lane), clone(&landing)), (landing, lane)] {
+            let Ok(lane_receiver) = TcpStream::connect(to) else { return };
+            for (mut from, mut to) in [(clone(&lane), clone(&lane_receiver)), (lane_receiver, lane)] {
                 thread::spawn(move || {
                     let _ = io::copy(&mut from, &mut to);
                     let _ = to.shutdown(Shutdown::Write);

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sterna::handover::Mark;
+use sterna::handover::RecordKind;
 use sterna::state::{HostState, Sighting, StorageCheck};
 use tempfile::TempDir;
 
@@ -136,7 +136,7 @@ impl Host {
     }
 
     /// The last record of a guest.
-    pub(crate) fn last_record(&self, name: &str) -> Option<Mark> {
+    pub(crate) fn last_record(&self, name: &str) -> Option<RecordKind> {
         self.sighting(name)?.journal.last().map(|record| record.mark)
     }
 

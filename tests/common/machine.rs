@@ -267,8 +267,8 @@ impl DirtyLog for BusyLog {
         self.log.harvest(region, dirty)
     }
 
-    fn rearm(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
-        self.log.rearm(region, first_page, bits)
+    fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
+        self.log.clear(region, first_page, bits)
     }
 
     fn stop(&self) -> Result<(), DirtyError> {

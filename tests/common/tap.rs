@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sterna::wire::{Epoch, FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token};
+use sterna::wire::{AttemptId, FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::PATIENCE;
@@ -59,7 +59,7 @@ struct Link {
     /// How long the link takes for each KiB.
     per_kib: Duration,
     /// The last attempt that a source began.
-    epoch: Option<Epoch>,
+    attempt_id: Option<AttemptId>,
     connections: Vec<Connection>,
     /// What came after the stop, on the connection and the way that were stopped; the message itself is first.
     held: Option<Held>,
@@ -102,7 +102,7 @@ impl Tap {
             cut: false,
             other_digests: false,
             per_kib: Duration::ZERO,
-            epoch: None,
+            attempt_id: None,
             connections: Vec::new(),
             held: None,
         };
@@ -184,8 +184,8 @@ impl Tap {
     }
 
     /// The attempt that came by last.
-    pub(crate) fn epoch(&self) -> Option<Epoch> {
-        self.lock().epoch
+    pub(crate) fn attempt_id(&self) -> Option<AttemptId> {
+        self.lock().attempt_id
     }
 
     /// Ends the control connections; the data lanes stay.
@@ -256,7 +256,7 @@ impl Tap {
             let mut link = self.lock();
             link.seen.push(frame.name);
             match &mut frame.message {
-                Message::Hello(hello) => link.epoch = Some(hello.epoch),
+                Message::Hello(hello) => link.attempt_id = Some(hello.attempt_id),
                 Message::BlockDigests(blocks) if link.other_digests => {
                     blocks.digests.iter_mut().for_each(|block| block.digest[0] ^= 1);
                     frame = Frame::of(frame.message);
@@ -416,10 +416,10 @@ impl Frame {
 }
 
 /// A stranger says GO to whoever listens there: of this attempt, or of one that was never here.
-pub(crate) fn say_go(to: SocketAddr, epoch: Option<Epoch>) {
+pub(crate) fn say_go(to: SocketAddr, attempt_id: Option<AttemptId>) {
     let Ok(mut stream) = TcpStream::connect(to) else { return };
     let preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
-    let go = Frame::of(Message::Go(epoch.unwrap_or(Epoch([9; 16])))).bytes();
+    let go = Frame::of(Message::Go(attempt_id.unwrap_or(AttemptId([9; 16])))).bytes();
     let _ = stream.write_all(&[&preamble[..], &go].concat());
     // Whatever it answers.
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use sterna::handover::Mark;
+use sterna::handover::RecordKind;
 use sterna::state::{HostState, StorageCheck};
 
 use super::Host;
@@ -69,7 +69,7 @@ impl Places {
             let recorded = self.state.look(&self.name).ok().flatten();
             let recorded = recorded.and_then(|sighting| sighting.journal.last().map(|record| record.mark));
             let there = phase(&self.destination);
-            let ran_there = recorded == Some(Mark::Running) || there.as_deref() == Some("running");
+            let ran_there = recorded == Some(RecordKind::Running) || there.as_deref() == Some("running");
             if ran_there && phase(&self.source).as_deref() == Some("running") {
                 return Err(format!("its phase is {there:?} there, its journal says {recorded:?}"));
             }

@@ -161,7 +161,7 @@ impl Scene {
             Fault::GoReplayed => {
                 // Of this attempt once it was said, else of an earlier one.
                 let said = matches!(self.stage, Stage::Running | Stage::After);
-                say_go(self.receiving.address, self.link.epoch().filter(|_| said));
+                say_go(self.receiving.address, self.link.attempt_id().filter(|_| said));
                 Then::Pass
             }
             Fault::Cancelled => {

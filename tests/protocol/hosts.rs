@@ -2,20 +2,20 @@
 
 use sterna::handover::{
     DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, HandoverError,
-    Mark, SourceAction, SourceEvent, SourceHandover, SourceState,
+    RecordKind, SourceAction, SourceEvent, SourceHandover, SourceState,
 };
 
 use super::{Attempt, Outcome};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Journal {
-    records: Vec<(Attempt, Mark)>,
+    records: Vec<(Attempt, RecordKind)>,
     /// The last record was written by a call that failed: the next one goes to its place.
     pub(super) unsure: bool,
 }
 
 impl Journal {
-    pub(super) fn write(&mut self, attempt: Attempt, mark: Mark, outcome: Outcome) {
+    pub(super) fn write(&mut self, attempt: Attempt, mark: RecordKind, outcome: Outcome) {
         if outcome == Outcome::Bad {
             return;
         }
@@ -25,11 +25,11 @@ impl Journal {
         self.records.push((attempt, mark));
     }
 
-    pub(crate) fn last(&self) -> Option<(Attempt, Mark)> {
+    pub(crate) fn last(&self) -> Option<(Attempt, RecordKind)> {
         self.records.last().copied()
     }
 
-    pub(crate) fn says(&self, attempt: Attempt, mark: Mark) -> bool {
+    pub(crate) fn says(&self, attempt: Attempt, mark: RecordKind) -> bool {
         self.records.contains(&(attempt, mark))
     }
 }
@@ -95,7 +95,7 @@ impl Source {
             Ok(SourceAction::Continue) => {}
             Ok(action) => self.to_do = Some(action),
             // Late, repeated, of another attempt: not followed.
-            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherAttempt { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }
@@ -115,7 +115,7 @@ impl Destination {
         match machine.on(event) {
             Ok(DestinationAction::Continue) => {}
             Ok(action) => self.to_do = Some(action),
-            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherEpoch { .. }) => {}
+            Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherAttempt { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }

@@ -9,14 +9,14 @@
 mod hosts;
 
 use sterna::handover::{
-    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, Mark,
+    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, RecordKind,
     SourceAction, SourceEvent, SourceHandover, SourceState,
 };
-use sterna::wire::Epoch;
+use sterna::wire::AttemptId;
 
 pub(crate) use hosts::{Destination, GuestThere, Journal, Ram, Source};
 
-/// A number for an attempt; the machines see an [`Epoch`] of it.
+/// A number for an attempt; the machines see an [`AttemptId`] of it.
 pub(crate) type Attempt = u8;
 
 /// What travels. Letters are lost, late, repeated and out of order; only of one attempt's pages and FINAL the link keeps the order,
@@ -93,8 +93,8 @@ pub(crate) struct World {
     pub(crate) took_contradicted_word: bool,
 }
 
-fn epoch(attempt: Attempt) -> Epoch {
-    Epoch([attempt; 16])
+fn attempt_id(attempt: Attempt) -> AttemptId {
+    AttemptId([attempt; 16])
 }
 
 impl World {
@@ -137,9 +137,9 @@ impl World {
     /// A guest that runs on at the source cannot be revived at the destination after a crash: REFUSED is on a disk.
     pub(crate) fn runs_on_unrecorded(&self) -> bool {
         match self.source.journal.last() {
-            Some((attempt, Mark::Committed)) => {
+            Some((attempt, RecordKind::Committed)) => {
                 self.source.guest == GuestHere::Running
-                    && !self.destination.journal.says(attempt, Mark::Refused)
+                    && !self.destination.journal.says(attempt, RecordKind::Refused)
             }
             _ => false,
         }
@@ -150,11 +150,13 @@ impl World {
         let (here, there) = (&self.source.journal, &self.destination.journal);
         let attempt = letter.attempt;
         match letter.says {
-            Says::Go => here.says(attempt, Mark::Committed),
-            Says::Prepared => there.says(attempt, Mark::Prepared),
-            Says::Running => there.says(attempt, Mark::Running),
+            Says::Go => here.says(attempt, RecordKind::Committed),
+            Says::Prepared => there.says(attempt, RecordKind::Prepared),
+            Says::Running => there.says(attempt, RecordKind::Running),
             // Before it was prepared nobody waits for its word.
-            Says::Refused => !here.says(attempt, Mark::Committed) || there.says(attempt, Mark::Refused),
+            Says::Refused => {
+                !here.says(attempt, RecordKind::Committed) || there.says(attempt, RecordKind::Refused)
+            }
             _ => true,
         }
     }
@@ -209,12 +211,12 @@ impl World {
         let attempt = self.source.attempt.max(self.destination.attempt) + 1;
         // The journal is opened anew. A COMMITTED in it is of a write that failed, and was there all the same: the guest runs.
         self.source.journal.unsure = false;
-        if let Some((last, Mark::Committed)) = self.source.journal.last() {
-            self.source.journal.write(last, Mark::Refused, Outcome::Good);
+        if let Some((last, RecordKind::Committed)) = self.source.journal.last() {
+            self.source.journal.write(last, RecordKind::Refused, Outcome::Good);
         }
         let (here, there) = (&mut self.source, &mut self.destination);
-        (here.attempt, here.machine) = (attempt, Some(SourceHandover::new(epoch(attempt))));
-        (there.attempt, there.machine) = (attempt, Some(DestinationHandover::new(epoch(attempt))));
+        (here.attempt, here.machine) = (attempt, Some(SourceHandover::new(attempt_id(attempt))));
+        (there.attempt, there.machine) = (attempt, Some(DestinationHandover::new(attempt_id(attempt))));
         (there.ram, there.compared, there.open_to) = (Ram::Empty, false, Some(attempt));
         vec![Letter { attempt, says: Says::WriteOld }]
     }
@@ -298,8 +300,8 @@ impl World {
         match here.journal.last() {
             Some((attempt, last)) => {
                 here.attempt = here.attempt.max(attempt);
-                let (machine, action) =
-                    SourceHandover::recover(epoch(attempt), last, here.guest).expect("a source's journal");
+                let (machine, action) = SourceHandover::recover(attempt_id(attempt), last, here.guest)
+                    .expect("a source's journal");
                 (here.machine, here.to_do) = (Some(machine), Some(action));
             }
             // A guest that was paused before anything was promised.
@@ -310,7 +312,7 @@ impl World {
     pub(crate) fn crash_destination(&mut self) {
         let there = &mut self.destination;
         there.lost_guest |= there.guest == GuestThere::Running
-            || there.journal.last().is_some_and(|(_, mark)| mark == Mark::Running);
+            || there.journal.last().is_some_and(|(_, mark)| mark == RecordKind::Running);
         (there.is_up, there.machine, there.to_do) = (false, None, None);
         (there.guest, there.open_to, there.ram, there.compared) = (GuestThere::None, None, Ram::Empty, false);
     }
@@ -321,14 +323,14 @@ impl World {
         there.journal.unsure = false;
         if let Some((attempt, last)) = there.journal.last() {
             let (machine, action) =
-                DestinationHandover::recover(epoch(attempt), last).expect("a destination's journal");
+                DestinationHandover::recover(attempt_id(attempt), last).expect("a destination's journal");
             (there.machine, there.to_do) = (Some(machine), Some(action));
         }
     }
 
     /// A letter arrives. What it makes the machine want is done next.
     pub(crate) fn deliver(&mut self, letter: Letter) -> Vec<Letter> {
-        let of = epoch(letter.attempt);
+        let of = attempt_id(letter.attempt);
         if letter.is_to_source() && letter.attempt == self.source.attempt {
             self.contradicted = true;
             let pending = self.source.state() == Some(SourceState::WordPending);
@@ -350,7 +352,7 @@ impl World {
             Says::Running => self.source.on(SourceEvent::Running(of)),
             Says::Refused => self.source.on(SourceEvent::Refused(of)),
         }
-        let commits = self.source.to_do == Some(SourceAction::Record(Mark::Committed));
+        let commits = self.source.to_do == Some(SourceAction::Record(RecordKind::Committed));
         if commits && letter.says == Says::Prepared && self.mutant == Some(Mutant::GoBeforeCommitted) {
             return vec![Letter { says: Says::Go, ..letter }];
         }

@@ -42,19 +42,19 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("sterna-vmm runs on x86-64 Linux only");
 
-mod board;
 mod clock;
 mod cpu;
-mod crew;
 mod error;
 mod guest;
-mod heart;
-mod hosted;
+mod heartbeat_device;
 mod kvm;
 mod machine;
+mod machine_core;
 mod memory;
+mod platform;
 mod snapshot;
 mod synthetic;
+mod vcpu_threads;
 
 pub use clock::monotonic_ns;
 pub use cpu::{CpuDescription, CpuidEntry, MAX_CPUID_ENTRIES, MAX_MSRS};

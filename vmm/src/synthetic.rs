@@ -1,6 +1,6 @@
 //! A machine without KVM: threads that do to the RAM what the guest would do.
 //!
-//! They follow the same control pages and write the same pattern as the payload, and beat on the same heart. All
+//! They follow the same control pages and write the same pattern as the payload, and beat on the same heartbeat device. All
 //! they know stands in guest RAM, so RAM is nearly the whole of their state. Their writes go through vm-memory and
 //! so into the software bitmap.
 
@@ -11,17 +11,17 @@ use std::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::board::Board;
 use crate::clock::monotonic_ns;
 use crate::cpu::CpuDescription;
-use crate::crew::{Crew, Then};
 use crate::error::MachineError;
 use crate::guest::control::{self, ControlPage};
 use crate::guest::layout::{PageRun, control_page, page_numbers, pages_of};
-use crate::guest::{journal, pattern};
-use crate::hosted::{Engine, Hosted};
+use crate::guest::{beat_page, pattern};
 use crate::machine::{DirtyTracking, MachineConfig, MachineKind, PAGE_BYTES, SharedMachine};
+use crate::machine_core::{Engine, MachineCore};
 use crate::memory::read_page;
+use crate::platform::Platform;
+use crate::vcpu_threads::{Then, VcpuThreads};
 
 /// The synthetic machine's time stamp counter counts nanoseconds.
 const TSC_KHZ: u32 = 1_000_000;
@@ -33,7 +33,7 @@ const TSC_KHZ: u32 = 1_000_000;
 /// not that much RAM to give.
 pub fn new_synthetic(config: MachineConfig) -> Result<SharedMachine, MachineError> {
     let engine = Synthetic { cpu: CpuDescription::synthetic() };
-    Ok(Arc::new(Hosted::new(Board::new(config)?, Crew::new(None), engine)))
+    Ok(Arc::new(MachineCore::new(Platform::new(config)?, VcpuThreads::new(None), engine)))
 }
 
 #[derive(Debug)]
@@ -62,18 +62,23 @@ impl Engine for Synthetic {
         Vec::new()
     }
 
-    fn prepare(&self, board: &Board) -> Result<(), MachineError> {
-        board.prepare(TSC_KHZ)
+    fn prepare(&self, platform: &Platform) -> Result<(), MachineError> {
+        platform.prepare(TSC_KHZ)
     }
 
     fn work(
         &self,
         vcpu: u8,
-        board: Arc<Board>,
-        crew: Arc<Crew>,
+        platform: Arc<Platform>,
+        vcpu_threads: Arc<VcpuThreads>,
     ) -> Box<dyn FnOnce() -> Result<(), String> + Send> {
         Box::new(move || {
-            let worker = Worker { vcpu, board: &board, crew: &crew, control: board.control(vcpu) };
+            let worker = Worker {
+                vcpu,
+                platform: &platform,
+                vcpu_threads: &vcpu_threads,
+                control: platform.control(vcpu),
+            };
             match worker.run() {
                 Ok(_) => Ok(()),
                 Err(error) => Err(error.to_string()),
@@ -85,20 +90,20 @@ impl Engine for Synthetic {
         Ok(SyntheticState)
     }
 
-    fn check(&self, SyntheticState: &Self::State, _board: &Board) -> Result<(), MachineError> {
+    fn check(&self, SyntheticState: &Self::State, _board: &Platform) -> Result<(), MachineError> {
         Ok(())
     }
 
-    fn load(&self, SyntheticState: &Self::State, board: &Board) -> Result<(), MachineError> {
-        board.vcpus().try_for_each(|vcpu| board.control(vcpu).adopt_tsc(TSC_KHZ))
+    fn load(&self, SyntheticState: &Self::State, platform: &Platform) -> Result<(), MachineError> {
+        platform.vcpus().try_for_each(|vcpu| platform.control(vcpu).adopt_tsc(TSC_KHZ))
     }
 }
 
 /// One vCPU that is none.
 struct Worker<'a> {
     vcpu: u8,
-    board: &'a Board,
-    crew: &'a Crew,
+    platform: &'a Platform,
+    vcpu_threads: &'a VcpuThreads,
     control: ControlPage<'a>,
 }
 
@@ -133,7 +138,7 @@ impl Worker<'_> {
 
     /// Sleeps till `due`, or not at all when late; returns when the next tick begins.
     fn sleep_till(&self, due: u64, tick: u64) -> u64 {
-        let now = self.crew.sleep_till(due);
+        let now = self.vcpu_threads.sleep_till(due);
         if now.saturating_sub(due) > tick.saturating_mul(4) { now } else { due }
     }
 
@@ -162,7 +167,7 @@ impl Worker<'_> {
 
     /// Between two pages: stand still if told to, check if asked to.
     fn answer(&self) -> Flow {
-        if self.crew.wanted() && self.crew.wait() == Then::Leave {
+        if self.vcpu_threads.wanted() && self.vcpu_threads.wait() == Then::Leave {
             return Ok(ControlFlow::Break(()));
         }
         let request = self.control.get(control::CHECK_REQUEST)?;
@@ -176,7 +181,7 @@ impl Worker<'_> {
         for block in 0..pattern::BLOCKS {
             let guest_address =
                 page.saturating_mul(PAGE_BYTES) | pattern::offset_bytes(page, generation, block);
-            self.board
+            self.platform
                 .memory
                 .store(pattern::word(page, generation, block), GuestAddress(guest_address), Ordering::Release)
                 .map_err(|source| MachineError::GuestAddress { guest_address, source })?;
@@ -192,7 +197,7 @@ impl Worker<'_> {
             reason = "the port of the real guest is 32 bits wide, too"
         )]
         let count_low = beats as u32;
-        self.board.heart.beat(&self.board.memory, self.vcpu, count_low)
+        self.platform.heartbeat_device.beat(&self.platform.memory, self.vcpu, count_low)
     }
 
     /// What the payload checks: the words of the latest generation in each page, and on vCPU 0 the journal.
@@ -204,11 +209,11 @@ impl Worker<'_> {
         let (generation, next) = ((progress / total).saturating_add(1), progress % total);
         findings.note(control_page(self.vcpu) / PAGE_BYTES, true);
         for (index, page) in (0..).zip(page_numbers(&share)) {
-            if self.crew.wanted() && self.crew.wait() == Then::Leave {
+            if self.vcpu_threads.wanted() && self.vcpu_threads.wait() == Then::Leave {
                 return Ok(ControlFlow::Break(()));
             }
             let generation = if index < next { generation } else { generation - 1 };
-            let content = read_page(&self.board.memory, page)?;
+            let content = read_page(&self.platform.memory, page)?;
             let newest_is_right = (0..pattern::BLOCKS).all(|block| {
                 let position =
                     usize::try_from(pattern::offset_bytes(page, generation, block) / 8).unwrap_or(0);
@@ -221,9 +226,10 @@ impl Worker<'_> {
         }
         if self.vcpu == 0 {
             let beats = self.control.get(control::BEATS)?;
-            for index in 0..journal::PAGES {
-                let page = journal::page_number(index);
-                findings.note(page, journal::is_right(&read_page(&self.board.memory, page)?, index, beats));
+            for index in 0..beat_page::PAGES {
+                let page = beat_page::page_number(index);
+                findings
+                    .note(page, beat_page::is_right(&read_page(&self.platform.memory, page)?, index, beats));
             }
         }
         self.control.set(control::CHECK_PAGES, findings.pages)?;

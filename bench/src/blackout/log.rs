@@ -84,7 +84,7 @@ impl DirtyLog for SlotLog {
         })
     }
 
-    fn rearm(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
+    fn clear(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
         Ok(())
     }
 

@@ -23,8 +23,8 @@ struct Turn {
     read: f64,
     copy: f64,
     harvest: f64,
-    ledger_off: f64,
-    ledger_final: f64,
+    digests_off: f64,
+    digests_final: f64,
     plan: f64,
     send: f64,
     send_looking_up: f64,
@@ -33,7 +33,7 @@ struct Turn {
 impl Turn {
     /// From the pause to FINAL: without comparing, without sending and without the kernel's copy.
     fn less_copy(&self) -> f64 {
-        self.harvest - self.copy + self.ledger_off + self.plan + self.send
+        self.harvest - self.copy + self.digests_off + self.plan + self.send
     }
 }
 
@@ -41,8 +41,8 @@ const COLUMNS: [Column<Turn>; 9] = [
     ("plain read of the bitmap", |turn| turn.read),
     ("kernel's copy by itself", |turn| turn.copy),
     ("harvest with the copy", |turn| turn.harvest),
-    ("digests, off", |turn| turn.ledger_off),
-    ("digests, final", |turn| turn.ledger_final),
+    ("digests, off", |turn| turn.digests_off),
+    ("digests, final", |turn| turn.digests_final),
     ("plan", |turn| turn.plan),
     ("null lanes", |turn| turn.send),
     ("lanes that look up slices", |turn| turn.send_looking_up),
@@ -63,7 +63,7 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Vec<Value>, Failure> {
             // The first finds the caches cold and buffers not made.
             bench.turn()?;
             let turns = (0..args.turns()).map(|_| bench.turn()).collect::<Result<Vec<_>, _>>()?;
-            let first = [gib.to_string(), format!("{} {kind}", bench.pages), bench.slices.to_string()];
+            let first = [gib.to_string(), format!("{} {kind}", bench.pages), bench.chunks.to_string()];
             let (line, figures) = row(&first, &COLUMNS, &turns);
             println!("{line}");
             rows.push(figures);
@@ -77,7 +77,7 @@ struct Steps {
     off: Blackout,
     /// With digests, all of which stand before each turn.
     compared: Blackout,
-    slices: usize,
+    chunks: usize,
     /// Dirty in a turn.
     pages: u64,
 }
@@ -88,9 +88,9 @@ impl Steps {
         let ram = GuestRam::from_vm_memory(&memory)?;
         let log = SlotLog::new(ram_bytes / PAGE_BYTES, args.dirty, run_pages);
         let mut off = Blackout::new(ram.clone(), args.lanes, Verify::Off)?;
-        let slices = off.register_all();
+        let chunks = off.register_all();
         let compared = Blackout::new(ram, args.lanes, Verify::Final)?;
-        Ok(Self { log, off, compared, slices, pages: 0 })
+        Ok(Self { log, off, compared, chunks, pages: 0 })
     }
 
     fn turn(&mut self) -> Result<Turn, Failure> {
@@ -100,7 +100,7 @@ impl Steps {
         off.clear();
         let (harvested, took) = timed(|| off.harvest(log));
         (self.pages, turn.harvest) = (harvested?, took);
-        turn.ledger_off = timed(|| off.note()).1;
+        turn.digests_off = timed(|| off.note()).1;
         let (missing, took) = timed(|| off.plan());
         turn.plan = took;
         let mut sent = [0, 0];
@@ -114,7 +114,7 @@ impl Steps {
         compared.clear();
         compared.harvest(log)?;
         compared.settle();
-        turn.ledger_final = timed(|| compared.note()).1;
+        turn.digests_final = timed(|| compared.note()).1;
         Ok(turn)
     }
 }
@@ -143,7 +143,7 @@ mod tests {
         let args = Words::parse_from(["", "--lanes=2", "--dirty=5"]).args;
         let mut bench = Steps::new(GIB, &args, 1).unwrap();
         let turn = bench.turn().unwrap();
-        assert!(bench.slices > 16 && bench.pages > 100);
+        assert!(bench.chunks > 16 && bench.pages > 100);
         assert!(turn.read > 0.0 && turn.harvest > 0.0 && turn.send > 0.0);
         let (line, _) = row(&[], &COLUMNS, &[turn]);
         assert_eq!(line.matches(" |").count(), COLUMNS.len() + 1, "{line}");

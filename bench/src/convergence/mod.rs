@@ -47,7 +47,7 @@ pub(crate) struct ConvergenceArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Figure {
     /// How well a bandwidth limit is kept
-    Pace,
+    RateLimiter,
     /// Predicted against measured downtime
     Prediction,
     /// Guests at shares of the link's bandwidth
@@ -110,7 +110,7 @@ fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
         "{} guests of {}, a link of {} MB/s over {}\n",
         args.machine, args.memory, args.link, args.transport
     );
-    if wanted(Figure::Pace) {
+    if wanted(Figure::RateLimiter) {
         figures::pace(&demo, args.link)?;
     }
     if wanted(Figure::Shares) {

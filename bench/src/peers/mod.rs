@@ -5,7 +5,7 @@
 //! | `limit` | `ib_write_bw`: how fast the device can write |
 //! | `plain`, `tcp` | how fast TCP is: a plain stream under the lanes' conditions, and `iperf3` |
 //! | `qemu` | QEMU's migrations: the guest as a boot sector, the QMP client, a run |
-//! | `ours` | the `sterna` command; the engine between two guests in this process |
+//! | `sterna_runs` | the `sterna` command; the engine between two guests in this process |
 //! | `memory` | the zero test beside a plain read |
 //! | `speeds` | lanes beside their limits, in turns |
 //! | `record`, `ratios`, `table` | what was measured; the figures that have an aim; how both are shown |
@@ -20,7 +20,6 @@ mod first_touch;
 mod limit;
 mod memory;
 mod migration;
-mod ours;
 pub(crate) mod plain;
 mod process;
 mod profile;
@@ -30,6 +29,7 @@ mod record;
 mod setup;
 mod speeds;
 pub(crate) mod statistics;
+mod sterna_runs;
 mod table;
 mod tcp;
 
@@ -43,12 +43,12 @@ use sterna::transport::TransportChoice;
 use self::failure::Failure;
 use self::limit::Shape;
 use self::migration::Load;
-pub(crate) use self::ours::sparse;
 use self::ratios::names;
 use self::record::Record;
 use self::setup::Setup;
 use self::speeds::Shapes;
 use self::statistics::Spread;
+pub(crate) use self::sterna_runs::sparse;
 
 /// For `--help`.
 const HELP: &str = "\
@@ -296,14 +296,17 @@ impl Comparison<'_> {
         let setup = &self.setup;
         let (name, outcome) = match (by, load) {
             (By::Qemu(way), load) => (way.name(), qemu::migrate(setup, way, load)),
-            (By::SternaTcp, Load::Idle) => (names::OURS_TCP, ours::migrate(setup, "tcp")),
-            (By::SternaTcp, Load::Loop) => (names::OURS_TCP, ours::busy(setup, TransportChoice::Tcp, true)),
-            (By::SternaRdmaUnthrottled, _) => {
-                ("sterna rdma, never slowing the guest", ours::busy(setup, TransportChoice::Rdma, false))
+            (By::SternaTcp, Load::Idle) => (names::OURS_TCP, sterna_runs::migrate(setup, "tcp")),
+            (By::SternaTcp, Load::Loop) => {
+                (names::OURS_TCP, sterna_runs::busy(setup, TransportChoice::Tcp, true))
             }
-            (By::SternaRdma, Load::Idle) => (names::OURS_RDMA, ours::migrate(setup, "rdma")),
+            (By::SternaRdmaUnthrottled, _) => (
+                "sterna rdma, never slowing the guest",
+                sterna_runs::busy(setup, TransportChoice::Rdma, false),
+            ),
+            (By::SternaRdma, Load::Idle) => (names::OURS_RDMA, sterna_runs::migrate(setup, "rdma")),
             (By::SternaRdma, Load::Loop) => {
-                (names::OURS_RDMA, ours::busy(setup, TransportChoice::Rdma, true))
+                (names::OURS_RDMA, sterna_runs::busy(setup, TransportChoice::Rdma, true))
             }
         };
         if let Err(Failure::NotConverged(_) | Failure::NotEnded(_)) = outcome {

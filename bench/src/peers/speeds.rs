@@ -6,7 +6,7 @@ use sterna::transport::TransportChoice;
 use super::failure::Failure;
 use super::limit::{self, Shape};
 use super::ratios::names;
-use super::{Comparison, memory, ours, plain, tcp};
+use super::{Comparison, memory, plain, sterna_runs, tcp};
 
 /// The fastest shapes of the limit on this device, or why there is none.
 #[derive(Clone, Debug)]
@@ -40,9 +40,9 @@ impl Comparison<'_> {
         let memory = memory::zero_test();
         self.note(names::READ, "MB/s", Ok::<_, Failure>(memory.read));
         self.note(names::ZERO_TEST, "MB/s", Ok::<_, Failure>(memory.zero_test));
-        let own_cpu = ours::own_cpu_s_per_gib(&self.setup);
+        let own_cpu = sterna_runs::own_cpu_s_per_gib(&self.setup);
         self.note(names::OWN_CPU, "s/GiB", own_cpu);
-        let zeros = ours::zeros_mb(&self.setup);
+        let zeros = sterna_runs::zeros_mb(&self.setup);
         self.note(names::ZEROS, "MB", zeros);
     }
 
@@ -55,13 +55,13 @@ impl Comparison<'_> {
             for &what in &all {
                 match what {
                     Rdma::Lanes(None) => {
-                        let lanes = ours::lanes(&self.setup, TransportChoice::Rdma, None);
+                        let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Rdma, None);
                         queue_pairs = lanes.as_ref().map_or(queue_pairs, |lanes| lanes.lanes.into());
                         self.note(names::LANES, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
                         self.note(names::LANES_PAGES, "MB/s", lanes.map(|lanes| lanes.every_second_page));
                     }
                     Rdma::Lanes(Some(count)) => {
-                        let lanes = ours::lanes(&self.setup, TransportChoice::Rdma, Some(count));
+                        let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Rdma, Some(count));
                         self.note(&names::lanes(count), "MB/s", lanes.map(|lanes| lanes.all_pages));
                     }
                     Rdma::Limit => self.note_limit(names::LIMIT_LANES, &shapes.best),
@@ -84,16 +84,16 @@ impl Comparison<'_> {
 
     fn tcp_lanes(&mut self, streams: u8, [iperf3, plain, ours]: [&'static str; 3]) {
         let (address, bytes, rounds) =
-            (self.setup.device.address, self.limit_bytes(), ours::lane_rounds(&self.setup));
+            (self.setup.device.address, self.limit_bytes(), sterna_runs::lane_rounds(&self.setup));
         let mut all = [iperf3, plain, ours];
         for _ in 0..self.turns() {
             for name in all {
                 let speed = if name == iperf3 {
                     tcp::speed(address, streams, bytes)
                 } else if name == plain {
-                    plain::speed(address, streams, ours::LANES_RAM_BYTES, rounds)
+                    plain::speed(address, streams, sterna_runs::LANES_RAM_BYTES, rounds)
                 } else {
-                    let lanes = ours::lanes(&self.setup, TransportChoice::Tcp, Some(streams));
+                    let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Tcp, Some(streams));
                     lanes.map(|lanes| lanes.all_pages)
                 };
                 self.note(name, "MB/s", speed);
@@ -106,7 +106,7 @@ impl Comparison<'_> {
         let mut guests_gib = [1, 2, 4, 8];
         for _ in 0..self.turns() {
             for gib in guests_gib {
-                let first_byte = ours::first_byte_ms(&self.setup, gib << 30);
+                let first_byte = sterna_runs::first_byte_ms(&self.setup, gib << 30);
                 self.note(&names::first_byte(gib), "ms", first_byte);
             }
             guests_gib.reverse();

@@ -147,7 +147,7 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
 fn default_address(transport: Transport) -> IpAddr {
     let device = match transport {
         Transport::Tcp => None,
-        Transport::Auto | Transport::Rdma => sterna::transport::rdma::RdmaReach::any_address(),
+        Transport::Auto | Transport::Rdma => sterna::transport::rdma::RdmaPath::any_address(),
     };
     device.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }

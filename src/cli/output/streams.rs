@@ -60,7 +60,7 @@ type Queue = SyncSender<Entry>;
 enum Entry {
     Line(Vec<u8>),
     /// Everything before this is written.
-    Mark(Sender<()>),
+    RecordKind(Sender<()>),
 }
 
 /// How many lines wait for a reader that is slow; those that come then are lost.
@@ -82,7 +82,7 @@ fn start(stream: Stream) -> io::Result<Queue> {
         for entry in entries {
             match entry {
                 Entry::Line(line) => write_now(stream, &line),
-                Entry::Mark(reached) => drop(reached.send(())),
+                Entry::RecordKind(reached) => drop(reached.send(())),
             }
         }
     })?;
@@ -95,7 +95,7 @@ pub(crate) fn flush() {
     for queue in QUEUES.get().into_iter().flatten() {
         let (reached, wait) = channel();
         // A full queue has a reader that does not read.
-        if queue.try_send(Entry::Mark(reached)).is_ok() {
+        if queue.try_send(Entry::RecordKind(reached)).is_ok() {
             let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
     }

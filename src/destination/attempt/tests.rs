@@ -9,17 +9,17 @@ use crate::control::read_preamble;
 use crate::destination::{HELLO_MAX, WordOutcome};
 use crate::dirty::DirtyLog;
 use crate::guest::{GuestError, Heartbeat};
-use crate::handover::Mark;
+use crate::handover::RecordKind;
 use crate::transport::{Leak, TransportError};
-use crate::wire::{Epoch, LaneReady, SliceKey, SliceRange, Token};
+use crate::wire::{AttemptId, ChunkKey, ChunkRange, LaneReady, Token};
 
-const EPOCH: Epoch = Epoch([3; 16]);
+const ATTEMPT_ID: AttemptId = AttemptId([3; 16]);
 
-/// What happened, in order: shared by a landing and a guest that write it down.
+/// What happened, in order: shared by a lane receiver and a guest that write it down.
 type Journal = Arc<Mutex<Vec<&'static str>>>;
 
 #[derive(Debug)]
-struct NotedLanding {
+struct NotedReceiver {
     journal: Journal,
     lets_go: bool,
     /// When what remains is released: at a word, or at once without anybody to say it.
@@ -41,7 +41,7 @@ impl Remains for NotedRemains {
     }
 }
 
-impl Landing for NotedLanding {
+impl LaneReceiver for NotedReceiver {
     fn ready(&self) -> LaneReady {
         LaneReady::Tcp(Token::NONE)
     }
@@ -50,11 +50,11 @@ impl Landing for NotedLanding {
         Ok(())
     }
 
-    fn register(&mut self, _slices: &[SliceRange]) -> Result<Vec<SliceKey>, TransportError> {
+    fn register(&mut self, _slices: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
         Ok(Vec::new())
     }
 
-    fn release(&mut self, _slices: &[SliceRange]) -> Result<(), TransportError> {
+    fn release(&mut self, _slices: &[ChunkRange]) -> Result<(), TransportError> {
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl Guest for NotedGuest {
 /// The switch with a source that says GO to whatever it hears; what it did, in order, and how it ended.
 fn switch(
     lets_go: bool,
-    fails: &[Mark],
+    fails: &[RecordKind],
     releases: mpsc::Receiver<()>,
 ) -> (Journal, Result<bool, ReceiveError>, Vec<&'static str>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -138,8 +138,8 @@ fn switch(
         while let Ok(message) = control.receive("anything", None) {
             heard.push(message.name());
             match message {
-                Message::Prepared(..) => control.send(&Message::Go(EPOCH)).unwrap(),
-                Message::Running(_) => control.send(&Message::Done(EPOCH)).unwrap(),
+                Message::Prepared(..) => control.send(&Message::Go(ATTEMPT_ID)).unwrap(),
+                Message::Running(_) => control.send(&Message::Done(ATTEMPT_ID)).unwrap(),
                 _ => {}
             }
         }
@@ -151,15 +151,15 @@ fn switch(
     let journal = Journal::default();
     let guest = NotedGuest(journal.clone());
     let ram = guest.ram().unwrap();
-    let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go, releases });
-    let ownership = Ownership::new(GuestClaim::failing(fails), "source".into(), EPOCH).unwrap();
+    let lane_receiver = Box::new(NotedReceiver { journal: journal.clone(), lets_go, releases });
+    let handover = DurableHandover::new(GuestClaim::failing(fails), "source".into(), ATTEMPT_ID).unwrap();
     let mut attempt = Attempt::new(
         guest,
-        (&ram, landing, ArrivingState::new(0)),
-        (ownership, None),
+        (&ram, lane_receiver, IncomingState::new(0)),
+        (handover, None),
         (Duration::from_secs(5), PendingArrival::default()),
     );
-    let last = Final { epoch: EPOCH, round: 1, compare_blocks: 0, state_bytes: 0 };
+    let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 0 };
     let (_visits, coming) = mpsc::channel();
     let result = match attempt.switch(&mut control, &coming, &last) {
         Ok(go) => Ok(attempt.complete(&mut control, go)),
@@ -186,17 +186,18 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
     let journal = Journal::default();
     let guest = NotedGuest(journal.clone());
     let ram = guest.ram().unwrap();
-    let landing = Box::new(NotedLanding { journal: journal.clone(), lets_go: true, releases: at_once() });
-    let ownership = Ownership::new(GuestClaim::failing(&[]), "source".into(), EPOCH).unwrap();
-    let (hold, pending) = (Duration::from_secs(3600), PendingArrival::default());
+    let lane_receiver =
+        Box::new(NotedReceiver { journal: journal.clone(), lets_go: true, releases: at_once() });
+    let handover = DurableHandover::new(GuestClaim::failing(&[]), "source".into(), ATTEMPT_ID).unwrap();
+    let (takeover_timeout, pending) = (Duration::from_secs(3600), PendingArrival::default());
     let mut attempt = Attempt::new(
         guest,
-        (&ram, landing, ArrivingState::new(0)),
-        (ownership, None),
-        (hold, pending.clone()),
+        (&ram, lane_receiver, IncomingState::new(0)),
+        (handover, None),
+        (takeover_timeout, pending.clone()),
     );
-    for event in [DestinationEvent::Final(EPOCH), DestinationEvent::Revoked, DestinationEvent::Loaded] {
-        attempt.ownership.on(event).unwrap();
+    for event in [DestinationEvent::Final(ATTEMPT_ID), DestinationEvent::Revoked, DestinationEvent::Loaded] {
+        attempt.handover.on(event).unwrap();
     }
     let (_visits, coming) = mpsc::channel();
     let result = thread::scope(|scope| {
@@ -210,7 +211,7 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
             outcome
         });
         let error = ControlError::Timeout { awaited: "GO", limit: GO_MAX };
-        let result = attempt.hold(&mut control, &coming, (Instant::now(), error));
+        let result = attempt.await_takeover(&mut control, &coming, (Instant::now(), error));
         assert_eq!(word.join().unwrap(), WordOutcome::Contradicted);
         result
     });
@@ -220,10 +221,10 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
 
 #[test]
 fn a_slow_source_is_still_heard_on_its_first_connection_and_voids_an_operators_word() {
-    let (noted, result) = held_by_a_slow_source(&Message::Go(EPOCH));
+    let (noted, result) = held_by_a_slow_source(&Message::Go(ATTEMPT_ID));
     assert!(result.is_ok(), "{result:?}");
     assert_eq!(noted, ["run"]);
-    let (noted, result) = held_by_a_slow_source(&Message::Abort(EPOCH, "cancelled".into()));
+    let (noted, result) = held_by_a_slow_source(&Message::Abort(ATTEMPT_ID, "cancelled".into()));
     assert!(matches!(result, Err(ReceiveError::SourceGaveUp(_))), "{result:?}");
     assert!(noted.is_empty());
 }
@@ -253,10 +254,10 @@ fn a_guest_that_a_device_may_still_write_to_is_not_run() {
 #[test]
 fn what_cannot_be_recorded_is_not_said_and_not_run() {
     for (fails, said) in [
-        (&[Mark::Prepared][..], &["Abort"][..]),
-        (&[Mark::Running], &["Prepared", "Abort"]),
+        (&[RecordKind::Prepared][..], &["Abort"][..]),
+        (&[RecordKind::Running], &["Prepared", "Abort"]),
         // Nobody may be told that it never runs here when the journal does not say so.
-        (&[Mark::Running, Mark::Refused], &["Prepared"]),
+        (&[RecordKind::Running, RecordKind::Refused], &["Prepared"]),
     ] {
         let (noted, result, heard) = switch(true, fails, at_once());
         assert!(matches!(result, Err(ReceiveError::State(_))), "{result:?}");

@@ -5,12 +5,12 @@ use std::time::Duration;
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::supply::FaultySupply;
+use super::registration::FaultyRegistration;
 use super::{FenceFault, LaneFaults, WriteFault, completed_with};
 use crate::control::ControlChannel;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun};
 use crate::transport::tcp::TcpLane;
-use crate::transport::{Lane, Supply, Transport, TransportChoice, TransportError, TransportKind};
+use crate::transport::{Lane, Registration, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::Token;
 
 /// Faulty lanes before they are connected.
@@ -46,7 +46,8 @@ impl FaultyOffer {
         ram: &GuestRam,
     ) -> Result<FaultyTransport, TransportError> {
         let Self { kind, lanes, faults } = self;
-        let supply = faults.registers.then(|| Arc::new(FaultySupply::new(ram.layout(), faults.clone())));
+        let registration =
+            faults.registers.then(|| Arc::new(FaultyRegistration::new(ram.layout(), faults.clone())));
         let connect = |lane: u8| {
             let tcp = TcpLane::connect(control, lane, token, ram.clone())?;
             Ok(Box::new(FaultyLane {
@@ -55,7 +56,7 @@ impl FaultyOffer {
                 tcp,
                 ram: ram.clone(),
                 faults: faults.clone(),
-                supply: supply.clone(),
+                registration: registration.clone(),
                 late: Vec::new(),
                 old: Vec::new(),
             }) as Box<dyn Lane>)
@@ -63,7 +64,7 @@ impl FaultyOffer {
         let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
         // After that, so that the destination does not wait for TCP connections: it waits for none of RDMA's.
         faults.connect.strike()?;
-        Ok(FaultyTransport { kind, lanes, supply })
+        Ok(FaultyTransport { kind, lanes, registration })
     }
 }
 
@@ -71,7 +72,7 @@ impl FaultyOffer {
 pub(crate) struct FaultyTransport {
     kind: TransportKind,
     lanes: Vec<Box<dyn Lane>>,
-    supply: Option<Arc<FaultySupply>>,
+    registration: Option<Arc<FaultyRegistration>>,
 }
 
 impl Transport for FaultyTransport {
@@ -83,10 +84,10 @@ impl Transport for FaultyTransport {
         "lanes that fail as a test tells them to".into()
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
-        let supply = self.supply.as_deref();
-        supply.inspect(|supply| supply.begin());
-        (&mut self.lanes, supply.map(|supply| supply as &dyn Supply))
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+        let registration = self.registration.as_deref();
+        registration.inspect(|registration| registration.begin());
+        (&mut self.lanes, registration.map(|registration| registration as &dyn Registration))
     }
 }
 
@@ -97,7 +98,7 @@ struct FaultyLane {
     tcp: TcpLane,
     ram: GuestRam,
     faults: Arc<LaneFaults>,
-    supply: Option<Arc<FaultySupply>>,
+    registration: Option<Arc<FaultyRegistration>>,
     /// What leaves later, and after how many other writes.
     late: Vec<(PageRun, u32)>,
     /// Copies of pages, each as a lane out of other RAM.
@@ -144,8 +145,8 @@ impl FaultyLane {
     }
 
     fn try_write(&mut self, run: PageRun) -> Result<(), TransportError> {
-        if let Some(supply) = &self.supply {
-            supply.wait()?;
+        if let Some(registration) = &self.registration {
+            registration.wait()?;
         }
         match self.faults.strike(&self.faults.writes, self.index) {
             Some(WriteFault::Drop) => return Ok(()),

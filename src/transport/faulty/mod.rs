@@ -2,14 +2,14 @@
 //! network or a defect would do.
 //!
 //! A thread that migrates [with faulty lanes](with_lanes) gets them in the place of RDMA, so whatever is done about them is done by the
-//! code that does it in production, also the choice of TCP instead. One that receives [with a faulty landing](with_landing)
+//! code that does it in production, also the choice of TCP instead. One that receives [with a faulty lane_receiver](with_lane_receiver)
 //! gets that for the first guest that arrives.
 //!
 //! A fault is *armed* and then *strikes*, once: a test arms it when the moment has come, and asks in the end whether it struck.
 
-mod landing;
 mod lanes;
-mod supply;
+mod receiver;
+mod registration;
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,14 +18,14 @@ use std::time::Duration;
 
 use sterna_rdma::{CompletionError, CompletionStatus};
 
-pub(crate) use landing::{FaultyLanding, LandingFaults};
 pub(crate) use lanes::FaultyOffer;
+pub(crate) use receiver::{FaultyReceiver, ReceiverFaults};
 
 use super::TransportError;
 
 thread_local! {
     static LANES: RefCell<Option<Arc<LaneFaults>>> = const { RefCell::new(None) };
-    static LANDING: RefCell<Option<Arc<LandingFaults>>> = const { RefCell::new(None) };
+    static LANDING: RefCell<Option<Arc<ReceiverFaults>>> = const { RefCell::new(None) };
 }
 
 /// Does what makes lanes, on this thread, with faulty ones for RDMA.
@@ -36,8 +36,8 @@ pub(crate) fn with_lanes<T>(faults: &Arc<LaneFaults>, work: impl FnOnce() -> T) 
     done
 }
 
-/// Does what makes a landing, on this thread, with a faulty one the first time.
-pub(crate) fn with_landing<T>(faults: &Arc<LandingFaults>, work: impl FnOnce() -> T) -> T {
+/// Does what makes a lane receiver, on this thread, with a faulty one the first time.
+pub(crate) fn with_lane_receiver<T>(faults: &Arc<ReceiverFaults>, work: impl FnOnce() -> T) -> T {
     LANDING.set(Some(faults.clone()));
     let done = work();
     LANDING.set(None);
@@ -49,8 +49,8 @@ pub(super) fn lanes_here() -> Option<Arc<LaneFaults>> {
     LANES.with_borrow(Clone::clone)
 }
 
-/// Those of the next landing: lanes that come after it in the same attempt take its place, and are sound.
-pub(super) fn landing_here() -> Option<Arc<LandingFaults>> {
+/// Those of the next lane receiver: lanes that come after it in the same attempt take its place, and are sound.
+pub(super) fn lane_receiver_here() -> Option<Arc<ReceiverFaults>> {
     LANDING.take()
 }
 
@@ -101,7 +101,7 @@ pub(crate) enum FenceFault {
 /// What goes wrong at the source.
 #[derive(Debug, Default)]
 pub(crate) struct LaneFaults {
-    /// Whether guest RAM is registered in each round before pages are written, as RDMA does. The landing must be a faulty one then.
+    /// Whether guest RAM is registered in each round before pages are written, as RDMA does. The lane receiver must be a faulty one then.
     pub(crate) registers: bool,
     /// The lanes do not connect.
     pub(crate) connect: Once,

@@ -5,25 +5,25 @@ use std::time::{Duration, Instant};
 
 use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, WriteList};
 
-use super::slices::{Slice, Slices, contains};
+use super::chunks::{Chunk, Chunks, contains};
 use super::{RdmaTuning, STALL_MAX};
-use crate::control::Pulse;
+use crate::control::PeerLiveness;
 use crate::memory::{MemoryError, PAGE_BYTES, PageRun};
 use crate::transport::{Lane, TransportError};
-use crate::wire::SliceRange;
+use crate::wire::ChunkRange;
 
 /// A queue pair that writes pages.
 pub(super) struct RdmaLane {
     index: usize,
-    // Before the slices: a queue pair goes before the regions it writes from.
+    // Before the chunks: a queue pair goes before the regions it writes from.
     queue_pair: QueuePair,
     completions: Arc<CompletionQueue>,
-    slices: Arc<Slices>,
+    chunks: Arc<Chunks>,
     tuning: RdmaTuning,
-    pulse: Pulse,
-    /// The slice written from last.
+    liveness: PeerLiveness,
+    /// The chunk written from last.
     current: Option<Held>,
-    /// Slices that writes on their way come from.
+    /// Chunks that writes on their way come from.
     held: Vec<Held>,
     /// The list being filled. It is posted before the next write that does not fit, so what was posted without a signal is
     /// always followed by something that can bear one.
@@ -35,14 +35,14 @@ pub(super) struct RdmaLane {
     in_flight: VecDeque<Batch>,
     in_flight_total: Batch,
     next_id: u64,
-    /// For slices to be registered, with nothing on its way.
+    /// For chunks to be registered, with nothing on its way.
     waited: Duration,
 }
 
-/// A slice that the registrar must not take away.
+/// A chunk that the registrar must not take away.
 struct Held {
-    range: SliceRange,
-    slice: Arc<Slice>,
+    range: ChunkRange,
+    chunk: Arc<Chunk>,
     /// The signal after which nothing is on its way from it any more.
     last_id: u64,
 }
@@ -60,16 +60,16 @@ impl RdmaLane {
         index: usize,
         queue_pair: QueuePair,
         completions: Arc<CompletionQueue>,
-        slices: Arc<Slices>,
-        (tuning, pulse): (RdmaTuning, Pulse),
+        chunks: Arc<Chunks>,
+        (tuning, liveness): (RdmaTuning, PeerLiveness),
     ) -> Self {
         Self {
             index,
             queue_pair,
             completions,
-            slices,
+            chunks,
             tuning,
-            pulse,
+            liveness,
             current: None,
             held: Vec::new(),
             list: WriteList::with_capacity(usize::try_from(tuning.list_writes).unwrap_or(1)),
@@ -82,21 +82,21 @@ impl RdmaLane {
         }
     }
 
-    /// Adds one write, of pages of the current slice, to the list; posts the list first if it is full.
+    /// Adds one write, of pages of the current chunk, to the list; posts the list first if it is full.
     fn push(&mut self, part: PageRun) -> Result<(), TransportError> {
         let bytes = part.len_bytes();
         if self.list.is_full() || self.list_bytes + bytes > RdmaTuning::LIST_MAX_BYTES {
             self.post(false)?;
         }
-        let Some(Held { slice, range, .. }) = &self.current else { return Ok(()) };
+        let Some(Held { chunk, range, .. }) = &self.current else { return Ok(()) };
         let offset = (part.first_page - range.first_page) * PAGE_BYTES;
         let overflow = || outside_of_ram(part);
         let pushed = self.list.push(Transfer {
-            region: &slice.local,
+            region: &chunk.local,
             offset_bytes: usize::try_from(offset).map_err(|_| overflow())?,
             len_bytes: usize::try_from(bytes).map_err(|_| overflow())?,
-            remote_address: slice.remote_address.wrapping_add(offset),
-            remote_key: slice.remote_key,
+            remote_address: chunk.remote_address.wrapping_add(offset),
+            remote_key: chunk.remote_key,
             id: 0,
             signalled: false,
         });
@@ -105,36 +105,36 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// The range of the slice that has this page, which becomes the current one.
-    fn hold(&mut self, region: usize, page: u64) -> Result<SliceRange, TransportError> {
+    /// The range of the chunk that has this page, which becomes the current one.
+    fn hold(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         match &self.current {
             Some(held) if contains(held.range, (region, page)) => Ok(held.range),
             _ => self.change_slice(region, page),
         }
     }
 
-    /// Makes another slice the current one, waiting for it if it is not registered.
-    fn change_slice(&mut self, region: usize, page: u64) -> Result<SliceRange, TransportError> {
-        self.slices.reached(self.index, region, page);
+    /// Makes another chunk the current one, waiting for it if it is not registered.
+    fn change_slice(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
+        self.chunks.reached(self.index, region, page);
         if let Some(held) = self.current.take() {
             // Whatever is written from it is covered by the next signal.
             self.held.push(Held { last_id: self.next_id, ..held });
         }
         let again = self.held.iter().position(|held| contains(held.range, (region, page)));
-        let again = again.map(|index| self.held.swap_remove(index)).map(|held| (held.range, held.slice));
-        let (range, slice) = match again.or_else(|| self.slices.acquire(region, page)) {
+        let again = again.map(|index| self.held.swap_remove(index)).map(|held| (held.range, held.chunk));
+        let (range, chunk) = match again.or_else(|| self.chunks.acquire(region, page)) {
             Some(here) => here,
             None => {
                 // With nothing held, so that there is room for it. And what is in the list need not wait as well.
                 self.post(true)?;
                 self.drain()?;
                 let began = Instant::now();
-                let here = self.slices.await_part(region, page)?;
+                let here = self.chunks.await_part(region, page)?;
                 self.waited += began.elapsed();
                 here
             }
         };
-        self.current = Some(Held { range, slice, last_id: 0 });
+        self.current = Some(Held { range, chunk, last_id: 0 });
         Ok(range)
     }
 
@@ -183,7 +183,7 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// Waits for all that is on its way, and holds no slice after.
+    /// Waits for all that is on its way, and holds no chunk after.
     fn drain(&mut self) -> Result<(), TransportError> {
         while !self.in_flight.is_empty() {
             self.reap()?;
@@ -205,7 +205,7 @@ impl RdmaLane {
                     if silence >= STALL_MAX {
                         return Err(TransportError::Stalled { lane: self.index, silence });
                     }
-                    self.pulse.check_not_interrupted()?;
+                    self.liveness.check_not_interrupted()?;
                 }
                 count => break count,
             }
@@ -223,18 +223,18 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// Lets go of the slices from which nothing is on its way once this signal has completed.
+    /// Lets go of the chunks from which nothing is on its way once this signal has completed.
     fn let_go(&mut self, id: u64) {
         let before = self.held.len();
         self.held.retain(|held| {
             let done = held.last_id <= id;
             if done {
-                self.queue_pair.release(&held.slice.local);
+                self.queue_pair.release(&held.chunk.local);
             }
             !done
         });
         if self.held.len() < before {
-            self.slices.released();
+            self.chunks.released();
         }
     }
 
@@ -247,7 +247,7 @@ impl Lane for RdmaLane {
     fn write(&mut self, mut run: PageRun) -> Result<(), TransportError> {
         let pages_max = self.tuning.write_max_bytes / PAGE_BYTES;
         while run.pages > 0 {
-            if !self.slices.has(run.region, run.first_page) {
+            if !self.chunks.has(run.region, run.first_page) {
                 return Err(outside_of_ram(run));
             }
             let range = self.hold(run.region, run.first_page)?;
@@ -266,7 +266,7 @@ impl Lane for RdmaLane {
         posted.map_err(|error| self.not_posted(error))?;
         self.posted(1, 0, true);
         self.drain()?;
-        self.slices.reached_end(self.index);
+        self.chunks.reached_end(self.index);
         Ok(())
     }
 

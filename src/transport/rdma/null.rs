@@ -5,59 +5,59 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::slices::{BLOCK_PAGES, BatchSize, Slices, contains};
+use super::chunks::{BLOCK_PAGES, BatchSize, Chunks, contains};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{PageRun, RamLayout};
 use crate::transport::{Lane, TransportError};
-use crate::wire::SliceRange;
+use crate::wire::ChunkRange;
 
-/// All of a guest's slices, each without a region.
+/// All of a guest's chunks, each without a region.
 #[derive(Debug)]
 pub(crate) struct NullRegions {
-    slices: Arc<Slices<()>>,
+    chunks: Arc<Chunks<()>>,
 }
 
 impl NullRegions {
     /// For so many lanes, and nothing registered.
     pub(crate) fn new(layout: RamLayout, lanes: u8) -> Self {
-        Self { slices: Arc::new(Slices::new(layout, lanes.into(), None)) }
+        Self { chunks: Arc::new(Chunks::new(layout, lanes.into(), None)) }
     }
 
-    /// Registers what a round of these pages needs; returns how many slices that is.
+    /// Registers what a round of these pages needs; returns how many chunks that is.
     pub(crate) fn register(&self, dirty: &DirtyBitmap) -> usize {
-        let mut planned = self.slices.plan(dirty);
-        let mut all_of = |slice: SliceRange| -> Result<Vec<Range<u64>>, TransportError> {
-            let end = (slice.first_page + slice.pages).div_ceil(BLOCK_PAGES);
-            Ok(iter::once(slice.first_page / BLOCK_PAGES..end).collect())
+        let mut planned = self.chunks.plan(dirty);
+        let mut all_of = |chunk: ChunkRange| -> Result<Vec<Range<u64>>, TransportError> {
+            let end = (chunk.first_page + chunk.pages).div_ceil(BLOCK_PAGES);
+            Ok(iter::once(chunk.first_page / BLOCK_PAGES..end).collect())
         };
         let size = BatchSize { parts: usize::MAX, pages: u64::MAX };
         // Nothing here can fail: no memory is asked for its holes.
-        let batch = self.slices.next(&mut planned, &mut all_of, size, false);
+        let batch = self.chunks.next(&mut planned, &mut all_of, size, false);
         let ranges = batch.map(|batch| batch.ranges).unwrap_or_default();
-        ranges.iter().for_each(|&range| self.slices.set(range, ()));
+        ranges.iter().for_each(|&range| self.chunks.set(range, ()));
         ranges.len()
     }
 
-    /// A lane that takes a slice into use where a lane of queue pairs does, and writes nothing.
+    /// A lane that takes a chunk into use where a lane of queue pairs does, and writes nothing.
     pub(crate) fn lane(&self, index: usize) -> Box<dyn Lane> {
-        Box::new(SliceLane { index, slices: self.slices.clone(), current: None })
+        Box::new(ChunkLane { index, chunks: self.chunks.clone(), current: None })
     }
 }
 
 #[derive(Debug)]
-struct SliceLane {
+struct ChunkLane {
     index: usize,
-    slices: Arc<Slices<()>>,
-    current: Option<(SliceRange, Arc<()>)>,
+    chunks: Arc<Chunks<()>>,
+    current: Option<(ChunkRange, Arc<()>)>,
 }
 
-impl Lane for SliceLane {
+impl Lane for ChunkLane {
     fn write(&mut self, mut run: PageRun) -> Result<(), TransportError> {
         while run.pages > 0 {
             let page = (run.region, run.first_page);
             if self.current.as_ref().is_none_or(|(current, _)| !contains(*current, page)) {
-                self.slices.reached(self.index, run.region, run.first_page);
-                self.current = self.slices.acquire(run.region, run.first_page);
+                self.chunks.reached(self.index, run.region, run.first_page);
+                self.current = self.chunks.acquire(run.region, run.first_page);
             }
             let Some((range, _)) = &self.current else { break };
             let pages = run.pages.min(range.first_page + range.pages - run.first_page);
@@ -69,7 +69,7 @@ impl Lane for SliceLane {
 
     fn fence(&mut self, _round: u32) -> Result<(), TransportError> {
         self.current = None;
-        self.slices.reached_end(self.index);
+        self.chunks.reached_end(self.index);
         Ok(())
     }
 

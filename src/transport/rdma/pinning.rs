@@ -3,11 +3,11 @@ use std::sync::Arc;
 
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
-use super::slices::SLICE_BYTES_MIN;
+use super::chunks::CHUNK_BYTES_MIN;
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 use crate::preflight::{self, Memlock};
 use crate::transport::TransportError;
-use crate::wire::SliceRange;
+use crate::wire::ChunkRange;
 
 /// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked
 /// for by name.
@@ -70,7 +70,7 @@ pub(super) fn pin_budget(
     (lanes, requests): (usize, u32),
     by_name: bool,
 ) -> Result<Option<Budget>, TransportError> {
-    let least = if by_name { SLICE_BYTES_MIN } else { WORTHWHILE_BYTES };
+    let least = if by_name { CHUNK_BYTES_MIN } else { WORTHWHILE_BYTES };
     let queues_bytes = lanes as u64 * queue_bytes(requests);
     let host = Host {
         memlock: preflight::memlock(),
@@ -147,15 +147,15 @@ impl Host {
     }
 }
 
-/// Registers a slice of guest RAM.
+/// Registers a chunk of guest RAM.
 pub(super) fn register(
     domain: &Arc<ProtectionDomain>,
     ram: &GuestRam,
-    range: SliceRange,
+    range: ChunkRange,
     access: Access,
 ) -> Result<Arc<MemoryRegion>, TransportError> {
     let outside = || {
-        let SliceRange { region, first_page, pages } = range;
+        let ChunkRange { region, first_page, pages } = range;
         MemoryError::OutOfRange { region: region.into(), first_page, pages }
     };
     let region = ram.regions().get(usize::from(range.region)).ok_or_else(outside)?;

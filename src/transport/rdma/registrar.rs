@@ -7,28 +7,28 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
+use super::chunks::{BLOCK_PAGES, BatchSize, Chunk, Chunks};
 use super::pinning::register;
-use super::slices::{BLOCK_PAGES, BatchSize, Slice, Slices};
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, MappedSearch, PAGE_BYTES, PageRun, TouchedSearch};
-use crate::transport::{Supply, TransportError};
-use crate::wire::{Message, SLICES_MAX, SliceKey, SliceRange};
+use crate::transport::{Registration, TransportError};
+use crate::wire::{CHUNKS_MAX, ChunkKey, ChunkRange, Message};
 
-/// How much is asked for at a time, and registered in parallel at either end: four of the largest slices, or
+/// How much is asked for at a time, and registered in parallel at either end: four of the largest chunks, or
 /// many small parts.
 const BATCH: BatchSize = BatchSize { parts: 32, pages: 4 * 16_384 };
 
 /// How many batches are asked for ahead: the destination registers one while this side registers another.
 const BATCHES_AHEAD: usize = 2;
 
-/// Registers slices at both ends ahead of the lanes that write from and to them.
+/// Registers chunks at both ends ahead of the lanes that write from and to them.
 ///
-/// Only what has data is registered, and so pinned; where a slice has holes, parts of it. A guest that begins
+/// Only what has data is registered, and so pinned; where a chunk has holes, parts of it. A guest that begins
 /// to use a hole meanwhile makes a lane ask for it.
 #[derive(Debug)]
 pub(super) struct Registrar {
-    slices: Arc<Slices>,
+    chunks: Arc<Chunks>,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
     /// Rounds that began.
@@ -56,9 +56,9 @@ struct Registered {
 }
 
 impl Registrar {
-    pub(super) fn new(slices: Arc<Slices>, domain: Arc<ProtectionDomain>, ram: GuestRam) -> Self {
+    pub(super) fn new(chunks: Arc<Chunks>, domain: Arc<ProtectionDomain>, ram: GuestRam) -> Self {
         Self {
-            slices,
+            chunks,
             domain,
             ram,
             rounds: AtomicU32::new(0),
@@ -67,11 +67,11 @@ impl Registrar {
         }
     }
 
-    /// Begins a round. Not in `supply`, which may come to run only after the round has ended.
+    /// Begins a round. Not in `run`, which may come to run only after the round has ended.
     pub(super) fn begin(&self) {
         self.rounds.fetch_add(1, Ordering::Relaxed);
         self.measured().round = Registered::default();
-        self.slices.begin();
+        self.chunks.begin();
     }
 
     /// How much had to be registered for the round that was begun last.
@@ -82,7 +82,7 @@ impl Registrar {
     /// How much of these pages, which are sent next, is not registered, and how long it would take to
     /// register as much of it as may be at once; and how much more there is.
     pub(super) fn expected(&self, dirty: &DirtyBitmap) -> (Duration, u64) {
-        let (missing_bytes, surplus_bytes) = self.slices.missing_bytes(dirty);
+        let (missing_bytes, surplus_bytes) = self.chunks.missing_bytes(dirty);
         let mut measured = self.measured();
         measured.missing_bytes = Some(missing_bytes);
         let Registered { bytes, time } = measured.latest;
@@ -94,26 +94,26 @@ impl Registrar {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The blocks of a slice that are to be registered: those with data. In later rounds the dirty ones count
+    /// The blocks of a chunk that are to be registered: those with data. In later rounds the dirty ones count
     /// as such, as they are sent whatever is in them; and where not all of RAM may be registered, nothing
     /// else does.
     fn blocks(
         &self,
-        slice: SliceRange,
+        chunk: ChunkRange,
         dirty: &DirtyBitmap,
         search: &mut TouchedSearch,
     ) -> Result<Vec<Range<u64>>, TransportError> {
-        let run = PageRun { region: slice.region.into(), first_page: slice.first_page, pages: slice.pages };
+        let run = PageRun { region: chunk.region.into(), first_page: chunk.first_page, pages: chunk.pages };
         let region = &self.ram.regions()[run.region];
         let mut blocks = Vec::new();
         if self.rounds.load(Ordering::Relaxed) > 1 {
             blocks.extend(dirty_blocks(run, dirty));
             // Of anonymous memory lanes have had pages of zeros mapped everywhere by now.
-            if self.slices.is_limited() || region.is_anonymous() {
+            if self.chunks.is_limited() || region.is_anonymous() {
                 return Ok(blocks);
             }
         }
-        // One look for a hole of many slices: what is written there meanwhile, a lane asks for.
+        // One look for a hole of many chunks: what is written there meanwhile, a lane asks for.
         let touched = match self.mapped.mapped(region, run) {
             Some(mapped) => mapped,
             None if search.expects_hole(run) => Vec::new(),
@@ -134,22 +134,22 @@ impl Registrar {
         control: &mut ControlChannel,
         lanes: bool,
     ) -> Result<Registered, TransportError> {
-        let mut planned = self.slices.plan(dirty);
+        let mut planned = self.chunks.plan(dirty);
         let mut search = TouchedSearch::default();
-        let find = &mut |slice| self.blocks(slice, dirty, &mut search);
+        let find = &mut |chunk| self.blocks(chunk, dirty, &mut search);
         let mut asked = VecDeque::with_capacity(BATCHES_AHEAD);
         let (mut done, mut last_done) = (Registered::default(), Instant::now());
         // The first part alone, so that the first page leaves soon.
         let mut size = BatchSize { parts: 1, ..BATCH };
         loop {
             while asked.len() < BATCHES_AHEAD {
-                let batch = self.slices.next(&mut planned, find, size, lanes && asked.is_empty())?;
+                let batch = self.chunks.next(&mut planned, find, size, lanes && asked.is_empty())?;
                 self.evict(batch.evicted, control)?;
                 if batch.ranges.is_empty() {
                     break;
                 }
                 size = BATCH;
-                control.send(&Message::RegisterSlices(batch.ranges.clone()))?;
+                control.send(&Message::RegisterChunks(batch.ranges.clone()))?;
                 asked.push_back((batch.ranges, Instant::now()));
             }
             // Also when the round is over: the answers to what was asked are on their way.
@@ -160,35 +160,35 @@ impl Registrar {
             let now = Instant::now();
             done.time += now - began.max(std::mem::replace(&mut last_done, now));
             done.bytes += ranges.iter().map(|range| range.pages * PAGE_BYTES).sum::<u64>();
-            for ((range, local), SliceKey { address, key }) in ranges.into_iter().zip(local).zip(keys) {
-                self.slices.set(range, Slice { local, remote_address: address, remote_key: key });
+            for ((range, local), ChunkKey { address, key }) in ranges.into_iter().zip(local).zip(keys) {
+                self.chunks.set(range, Chunk { local, remote_address: address, remote_key: key });
             }
         }
     }
 
-    /// Unpins slices at both ends.
+    /// Unpins chunks at both ends.
     fn evict(
         &self,
-        evicted: Vec<(SliceRange, Arc<Slice>)>,
+        evicted: Vec<(ChunkRange, Arc<Chunk>)>,
         control: &mut ControlChannel,
     ) -> Result<(), TransportError> {
         let mut ranges = Vec::with_capacity(evicted.len());
-        for (range, slice) in evicted {
+        for (range, chunk) in evicted {
             // No lane holds it, and its queue pair let go of it before the lane did.
-            let slice = Arc::into_inner(slice).ok_or(sterna_rdma::Error::RegionInUse)?;
-            MemoryRegion::deregister(slice.local)?;
+            let chunk = Arc::into_inner(chunk).ok_or(sterna_rdma::Error::RegionInUse)?;
+            MemoryRegion::deregister(chunk.local)?;
             ranges.push(range);
         }
-        for ranges in ranges.chunks(SLICES_MAX) {
-            control.send(&Message::ReleaseSlices(ranges.to_vec()))?;
+        for ranges in ranges.chunks(CHUNKS_MAX) {
+            control.send(&Message::ReleaseChunks(ranges.to_vec()))?;
         }
         Ok(())
     }
 }
 
-impl Supply for Registrar {
-    fn supply(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        let mut done = self.slices.supply(|| self.register(dirty, control, true))?;
+impl Registration for Registrar {
+    fn run(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
+        let mut done = self.chunks.or_fail(|| self.register(dirty, control, true))?;
         let mut measured = self.measured();
         // Holes that are registered with the data around them are no part of what was missing.
         done.bytes = measured.missing_bytes.take().map_or(done.bytes, |missing| missing.min(done.bytes));
@@ -200,11 +200,11 @@ impl Supply for Registrar {
     }
 
     fn prepare(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
-        self.slices.supply(|| self.register(dirty, control, false)).map(drop)
+        self.chunks.or_fail(|| self.register(dirty, control, false)).map(drop)
     }
 
     fn end(&self) {
-        self.slices.end();
+        self.chunks.end();
     }
 }
 
@@ -228,15 +228,15 @@ fn dirty_blocks(run: PageRun, dirty: &DirtyBitmap) -> impl Iterator<Item = Range
 
 /// The destination's answer to what was asked to be registered.
 pub(in crate::transport) fn await_keys(
-    ranges: &[SliceRange],
+    ranges: &[ChunkRange],
     control: &mut ControlChannel,
-) -> Result<Vec<SliceKey>, TransportError> {
+) -> Result<Vec<ChunkKey>, TransportError> {
     let pages: u64 = ranges.iter().map(|range| range.pages).sum();
     // Fresh memory is zeroed as it is pinned; 16 MiB/s is slow for that.
     let limit = STEP_MAX + Duration::from_secs((pages * PAGE_BYTES) >> 24);
     match control.receive("keys", Some(limit))? {
-        Message::SliceKeys(keys) if keys.len() == ranges.len() => Ok(keys),
-        Message::SliceKeys(_) => {
+        Message::ChunkKeys(keys) if keys.len() == ranges.len() => Ok(keys),
+        Message::ChunkKeys(_) => {
             Err(TransportError::Disagreement("another number of keys than was asked for".into()))
         }
         Message::Abort(_, reason) => Err(TransportError::PeerGaveUp(reason)),

@@ -5,19 +5,21 @@ use std::time::Duration;
 use sterna_rdma::{Capacity, CompletionQueue, Endpoint, PeerAccess, ProtectionDomain, QueuePair};
 
 use super::RdmaTuning;
+use super::chunks::{CHUNK_BYTES_MIN, Chunks};
 use super::lane::RdmaLane;
+use super::path::RdmaPath;
 use super::pinning::{Budget, pin_budget};
-use super::reach::RdmaReach;
 use super::registrar::{Registrar, share_of};
-use super::slices::{SLICE_BYTES_MIN, Slices};
-use crate::control::Pulse;
+use crate::control::PeerLiveness;
 use crate::dirty::DirtyBitmap;
 use crate::memory::GuestRam;
-use crate::transport::{Lane, RegistrationCost, Supply, Transport, TransportError, TransportKind, count};
+use crate::transport::{
+    Lane, Registration, RegistrationCost, Transport, TransportError, TransportKind, count,
+};
 
 /// The source's queue pairs before they are connected.
 pub(crate) struct RdmaOffer {
-    reach: RdmaReach,
+    path: RdmaPath,
     domain: Arc<ProtectionDomain>,
     ends: Vec<(QueuePair, Arc<CompletionQueue>)>,
     ram: GuestRam,
@@ -29,29 +31,29 @@ pub(crate) struct RdmaOffer {
 impl RdmaOffer {
     /// Makes the queue pairs of `lanes` lanes.
     pub(crate) fn make(
-        reach: RdmaReach,
+        path: RdmaPath,
         ram: &GuestRam,
         lanes: u8,
         tuning: RdmaTuning,
         by_name: bool,
     ) -> Result<Self, TransportError> {
-        let tuning = tuning.within(reach.device.limits().work_requests);
+        let tuning = tuning.within(path.device.limits().work_requests);
         let requests = tuning.window_writes;
         let budget = pin_budget(ram, tuning.pin_max_bytes, (lanes.into(), requests + 1), by_name)?;
-        let domain = ProtectionDomain::new(&reach.device)?;
+        let domain = ProtectionDomain::new(&path.device)?;
         let capacity = Capacity {
             send_work_requests: requests,
             receive_work_requests: 1,
             peer_access: PeerAccess::None,
         };
         let end = |_| {
-            let completions = CompletionQueue::new(&reach.device, requests + 1)?;
+            let completions = CompletionQueue::new(&path.device, requests + 1)?;
             let queue_pair =
-                QueuePair::new(&domain, &reach.port, &reach.gid, &completions, &completions, capacity)?;
+                QueuePair::new(&domain, &path.port, &path.gid, &completions, &completions, capacity)?;
             Ok((queue_pair, completions))
         };
         let ends = (0..lanes).map(end).collect::<Result<_, TransportError>>()?;
-        Ok(Self { reach, domain, ends, ram: ram.clone(), tuning, budget })
+        Ok(Self { path, domain, ends, ram: ram.clone(), tuning, budget })
     }
 
     pub(crate) fn count(&self) -> u8 {
@@ -69,7 +71,7 @@ impl RdmaOffer {
         self,
         peers: &[Endpoint],
         pin_max_bytes: Option<u64>,
-        pulse: &Pulse,
+        liveness: &PeerLiveness,
     ) -> Result<RdmaTransport, TransportError> {
         if peers.len() != self.ends.len() {
             let (offered, answered) = (self.ends.len(), peers.len());
@@ -80,19 +82,19 @@ impl RdmaOffer {
         let there = pin_max_bytes.map(Budget::of_destination);
         let budget = [self.budget, there].into_iter().flatten().min_by_key(|budget| budget.bytes);
         let budget_bytes = budget.map(|budget| budget.bytes);
-        if let Some(limit_bytes) = budget_bytes.filter(|&bytes| bytes < SLICE_BYTES_MIN) {
-            return Err(TransportError::LockedMemory { needed_bytes: SLICE_BYTES_MIN, limit_bytes });
+        if let Some(limit_bytes) = budget_bytes.filter(|&bytes| bytes < CHUNK_BYTES_MIN) {
+            return Err(TransportError::LockedMemory { needed_bytes: CHUNK_BYTES_MIN, limit_bytes });
         }
-        let slices = Arc::new(Slices::new(self.ram.layout(), peers.len(), budget_bytes));
-        let options = self.reach.connect_options();
+        let chunks = Arc::new(Chunks::new(self.ram.layout(), peers.len(), budget_bytes));
+        let options = self.path.connect_options();
         let mut lanes: Vec<Box<dyn Lane>> = Vec::with_capacity(peers.len());
         for ((index, peer), (mut queue_pair, completions)) in peers.iter().enumerate().zip(self.ends) {
             queue_pair.connect(peer, &options)?;
-            let how = (self.tuning, pulse.clone());
-            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, slices.clone(), how)));
+            let how = (self.tuning, liveness.clone());
+            lanes.push(Box::new(RdmaLane::new(index, queue_pair, completions, chunks.clone(), how)));
         }
-        let registrar = Registrar::new(slices, self.domain, self.ram);
-        let mut via = format!("{} on {}", count(lanes.len(), "queue pair"), self.reach.describe());
+        let registrar = Registrar::new(chunks, self.domain, self.ram);
+        let mut via = format!("{} on {}", count(lanes.len(), "queue pair"), self.path.describe());
         if let Some(Budget { bytes, limit }) = budget {
             via += &format!(", at most {} MiB pinned: {limit}", bytes >> 20);
         }
@@ -103,11 +105,11 @@ impl RdmaOffer {
 
 impl fmt::Debug for RdmaOffer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("RdmaOffer").field("reach", &self.reach).finish_non_exhaustive()
+        formatter.debug_struct("RdmaOffer").field("reach", &self.path).finish_non_exhaustive()
     }
 }
 
-/// The source's lanes, and the registrar of the slices they write from. Lanes come first, so that queue pairs
+/// The source's lanes, and the registrar of the chunks they write from. Lanes come first, so that queue pairs
 /// go before regions.
 #[derive(Debug)]
 pub(crate) struct RdmaTransport {
@@ -151,7 +153,7 @@ impl Transport for RdmaTransport {
         waits.max().unwrap_or_default()
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
         self.latest_wait = self.latest_wait();
         self.waited_before = self.lanes.iter().map(|lane| lane.waited()).collect();
         self.registrar.begin();

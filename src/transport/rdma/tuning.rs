@@ -15,7 +15,7 @@ pub struct RdmaTuning {
     /// How many writes may be outstanding on one lane, as far as the device allows.
     pub window_writes: u32,
     /// How much RAM may be registered, and so pinned, at once at this end; `None`: as much as
-    /// `RLIMIT_MEMLOCK` and the memory that is available allow. A guest with more has its slices registered
+    /// `RLIMIT_MEMLOCK` and the memory that is available allow. A guest with more has its chunks registered
     /// in turn, least recently used first out.
     pub pin_max_bytes: Option<u64>,
 }

@@ -10,7 +10,7 @@ use zerocopy::IntoBytes;
 use super::{STALL_MAX, broken};
 use crate::control::{ControlChannel, tune};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, send_from};
-use crate::transport::{Lane, Supply, Transport, TransportError, TransportKind, count};
+use crate::transport::{Lane, Registration, Transport, TransportError, TransportKind, count};
 use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
 
 /// Lanes that are TCP connections to the address of the control channel.
@@ -44,7 +44,7 @@ impl Transport for TcpTransport {
         format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Supply>) {
+    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
         (&mut self.lanes, None)
     }
 }
@@ -69,12 +69,12 @@ impl TcpLane {
         token: Token,
         ram: GuestRam,
     ) -> Result<Self, TransportError> {
-        let (peer, pulse) = (control.peer_address(), control.pulse());
+        let (peer, liveness) = (control.peer_address(), control.liveness());
         let open = || {
             let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
             let mut stream = TcpStream::from(socket);
             // Before it connects, so that nobody waits for that in vain either.
-            pulse.shut_with(&stream)?;
+            liveness.shut_with(&stream)?;
             SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
             tune(&stream)?;
             stream.set_read_timeout(Some(STALL_MAX))?;

@@ -2,16 +2,16 @@
 //!
 //! A frame is a head, a list of runs, and the bytes of their pages. Nothing is acknowledged but the fence that closes a round.
 
-mod landing;
 mod lane;
+mod receiver;
 
 use std::io;
 use std::time::Duration;
 
-pub(crate) use landing::TcpLanding;
 #[cfg(test)]
 pub(crate) use lane::TcpLane;
 pub(crate) use lane::TcpTransport;
+pub(crate) use receiver::TcpReceiver;
 
 use crate::transport::TransportError;
 

@@ -23,7 +23,7 @@ use std::arch::global_asm;
 use std::slice;
 
 use crate::guest::layout::JOURNAL;
-use crate::guest::{control, journal, pattern};
+use crate::guest::{beat_page, control, pattern};
 
 /// The guest beats by a 32-bit write of its count to this port.
 pub(crate) const PORT_BEAT: u16 = 0x510;
@@ -386,7 +386,7 @@ global_asm!(
     "dec ebp",
     "jnz .Lguest_journal_page",
     "ret",
-    // vCPU 0 sets up what the board has: the PIC, its way into the local APIC, the PIT; and says hello.
+    // vCPU 0 sets up what the platform has: the PIC, its way into the local APIC, the PIT; and says hello.
     ".Lguest_board:",
     "mov ecx, {MSR_X2APIC_LVT_LINT0}",
     "mov eax, 0x700", // ExtINT, not masked
@@ -487,8 +487,8 @@ global_asm!(
     GENERATION_FACTOR = const pattern::GENERATION_FACTOR,
     WORD_STEP = const pattern::WORD_STEP,
     JOURNAL = const JOURNAL,
-    JOURNAL_PAGES = const journal::PAGES,
-    JOURNAL_WORDS = const journal::WORDS,
+    JOURNAL_PAGES = const beat_page::PAGES,
+    JOURNAL_WORDS = const beat_page::WORDS,
     BATCH_PAGES = const BATCH_PAGES,
     PORT_BEAT = const PORT_BEAT,
     PORT_SERIAL = const PORT_SERIAL,
@@ -503,7 +503,7 @@ global_asm!(
 );
 
 // The journal's word for a beat is computed with the sweep's registers, and a position in it by masking.
-const _: () = assert!(journal::WORDS.is_power_of_two() && pattern::PAGE_WORDS == 512);
+const _: () = assert!(beat_page::WORDS.is_power_of_two() && pattern::PAGE_WORDS == 512);
 const _: () = assert!(pattern::BLOCK_BYTES == 0x200 && pattern::BLOCK_WORDS == 64);
 
 unsafe extern "C" {

@@ -81,7 +81,7 @@ pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> Result<(), MachineError>
         memory_size: slot.len_bytes,
         userspace_addr: slot.host_address,
     };
-    // SAFETY: the range is a mapping of the board's RAM, shared and not owned by any Rust reference. Should the VM
+    // SAFETY: the range is a mapping of the platform's RAM, shared and not owned by any Rust reference. Should the VM
     // outlive the mapping, KVM finds no memory there and the vCPU gets an error: KVM looks addresses up in the
     // process's page tables.
     unsafe { vm.set_user_memory_region(region) }.map_err(refused("add a slot of RAM"))

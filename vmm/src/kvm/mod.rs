@@ -14,14 +14,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-use crate::board::Board;
 use crate::cpu::CpuDescription;
-use crate::crew::Crew;
 use crate::error::MachineError;
 use crate::guest::payload::PORT_SERIAL;
-use crate::hosted::{Engine, Hosted};
 use crate::machine::{DirtyTracking, MachineConfig, MachineKind, MemorySlot, SharedMachine};
+use crate::machine_core::{Engine, MachineCore};
 use crate::memory::regions;
+use crate::platform::Platform;
+use crate::vcpu_threads::VcpuThreads;
 
 pub use host::host_cpu;
 use ports::Console;
@@ -67,10 +67,10 @@ fn new(config: MachineConfig, ring_entries: Option<u32>) -> Result<SharedMachine
             config.vcpus
         )));
     }
-    let board = Board::new(config)?;
-    let engine = KvmEngine::new(&kvm, &board, ring_entries)?;
-    let crew = Crew::new(Some(vcpu::kick_signal()?));
-    Ok(Arc::new(Hosted::new(board, crew, engine)))
+    let platform = Platform::new(config)?;
+    let engine = KvmEngine::new(&kvm, &platform, ring_entries)?;
+    let vcpu_threads = VcpuThreads::new(Some(vcpu::kick_signal()?));
+    Ok(Arc::new(MachineCore::new(platform, vcpu_threads, engine)))
 }
 
 /// A virtual machine of KVM and its devices.
@@ -86,7 +86,7 @@ pub(crate) struct KvmEngine {
 }
 
 impl KvmEngine {
-    fn new(kvm: &Kvm, board: &Board, ring_entries: Option<u32>) -> Result<Self, MachineError> {
+    fn new(kvm: &Kvm, platform: &Platform, ring_entries: Option<u32>) -> Result<Self, MachineError> {
         let vm = host::create_vm(kvm)?;
         ring_entries.map_or(Ok(()), |entries| ring::enable(&vm, entries))?;
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(refused("set the identity map address"))?;
@@ -94,12 +94,12 @@ impl KvmEngine {
         vm.create_irq_chip().map_err(refused("create the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("create the timer"))?;
-        let slots = memory_slots(&regions(&board.memory));
+        let slots = memory_slots(&regions(&platform.memory));
         slots.iter().try_for_each(|slot| host::set_slot(&vm, slot))?;
 
         let cpuid = host::guest_cpuid(kvm)?;
         let mut vcpus = Vec::new();
-        for vcpu in board.vcpus() {
+        for vcpu in platform.vcpus() {
             let fd = vm.create_vcpu(u64::from(vcpu)).map_err(refused("create a vCPU"))?;
             fd.set_cpuid2(&host::cpuid_of(&cpuid, vcpu)).map_err(refused("set CPUID"))?;
             vcpus.push(fd);
@@ -108,7 +108,7 @@ impl KvmEngine {
         let console = Arc::new(Console::new(&vm)?);
         let rings = ring_entries.map(|entries| {
             let own = borrow(&vm).try_clone_to_owned().map_err(own_descriptor)?;
-            DirtyRings::new(own, &slots, &board.memory, &vcpus, entries).map(Arc::new)
+            DirtyRings::new(own, &slots, &platform.memory, &vcpus, entries).map(Arc::new)
         });
         let rings = rings.transpose()?;
         let vcpus = vcpus.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
@@ -150,36 +150,38 @@ impl Engine for KvmEngine {
         self.console.output()
     }
 
-    fn prepare(&self, board: &Board) -> Result<(), MachineError> {
-        board.prepare(self.cpu.tsc_khz)?;
-        boot::write_guest(&board.memory, board.config.memory_bytes)?;
-        board.vcpus().try_for_each(|vcpu| boot::set_registers(&self.vcpu(vcpu), vcpu))
+    fn prepare(&self, platform: &Platform) -> Result<(), MachineError> {
+        platform.prepare(self.cpu.tsc_khz)?;
+        boot::write_guest(&platform.memory, platform.config.memory_bytes)?;
+        platform.vcpus().try_for_each(|vcpu| boot::set_registers(&self.vcpu(vcpu), vcpu))
     }
 
     fn work(
         &self,
         vcpu: u8,
-        board: Arc<Board>,
-        crew: Arc<Crew>,
+        platform: Arc<Platform>,
+        vcpu_threads: Arc<VcpuThreads>,
     ) -> Box<dyn FnOnce() -> Result<(), String> + Send> {
         let (fd, console) = (Arc::clone(&self.vcpus[usize::from(vcpu)]), Arc::clone(&self.console));
         let rings = self.rings.clone();
-        Box::new(move || vcpu::run(&fd, VcpuThread::new(vcpu, &board, &console, rings.as_deref()), &crew))
+        Box::new(move || {
+            vcpu::run(&fd, VcpuThread::new(vcpu, &platform, &console, rings.as_deref()), &vcpu_threads)
+        })
     }
 
     fn save(&self) -> Result<KvmState, MachineError> {
         state::save(self)
     }
 
-    fn check(&self, state: &KvmState, board: &Board) -> Result<(), MachineError> {
-        state::check(state, self, board)
+    fn check(&self, state: &KvmState, platform: &Platform) -> Result<(), MachineError> {
+        state::check(state, self, platform)
     }
 
-    fn load(&self, state: &KvmState, board: &Board) -> Result<(), MachineError> {
+    fn load(&self, state: &KvmState, platform: &Platform) -> Result<(), MachineError> {
         state::load(state, self)?;
-        board.vcpus().try_for_each(|vcpu| {
+        platform.vcpus().try_for_each(|vcpu| {
             let tsc_khz = self.vcpu(vcpu).get_tsc_khz().map_err(refused("tell the TSC rate"))?;
-            board.control(vcpu).adopt_tsc(tsc_khz)
+            platform.control(vcpu).adopt_tsc(tsc_khz)
         })
     }
 }

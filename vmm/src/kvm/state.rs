@@ -14,12 +14,12 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
-use crate::board::Board;
 use crate::cpu::{MAX_MSRS, same_rate};
 use crate::error::MachineError;
 use crate::kvm::host::{MSR_TSC, MSR_TSC_DEADLINE, no_room, xsave_bytes};
 use crate::kvm::ports::ConsoleState;
 use crate::kvm::{KvmEngine, refused};
+use crate::platform::Platform;
 use crate::snapshot::invalid;
 
 /// vCPUs and devices of a machine.
@@ -67,8 +67,8 @@ pub(crate) fn save(engine: &KvmEngine) -> Result<KvmState, MachineError> {
 }
 
 /// What can be found wrong before anything is set.
-pub(crate) fn check(state: &KvmState, engine: &KvmEngine, board: &Board) -> Result<(), MachineError> {
-    if state.vcpus.len() != usize::from(board.config.vcpus) {
+pub(crate) fn check(state: &KvmState, engine: &KvmEngine, platform: &Platform) -> Result<(), MachineError> {
+    if state.vcpus.len() != usize::from(platform.config.vcpus) {
         return Err(invalid(format!("it has the registers of {} vCPUs", state.vcpus.len())));
     }
     let room_bytes = xsave_bytes(&engine.vm) as usize;

@@ -11,13 +11,13 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::board::Board;
-use crate::crew::{Crew, Then};
 use crate::error::MachineError;
 use crate::guest::payload::PORT_BEAT;
 use crate::kvm::PORTS_SERIAL;
 use crate::kvm::ports::Console;
 use crate::kvm::ring::DirtyRings;
+use crate::platform::Platform;
+use crate::vcpu_threads::{Then, VcpuThreads};
 
 thread_local! {
     /// `immediate_exit` of the vCPU that this thread runs; null in a thread without one.
@@ -47,17 +47,21 @@ extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_vo
 }
 
 /// Runs a vCPU until its thread is told to leave. An error is the guest's end, in words.
-pub(crate) fn run(fd: &Mutex<VcpuFd>, mut thread: VcpuThread<'_>, crew: &Crew) -> Result<(), String> {
+pub(crate) fn run(
+    fd: &Mutex<VcpuFd>,
+    mut thread: VcpuThread<'_>,
+    vcpu_threads: &VcpuThreads,
+) -> Result<(), String> {
     let mut guard = fd.lock().unwrap_or_else(PoisonError::into_inner);
     let _kicks = Kicks::begin(&mut guard);
     loop {
         guard.set_kvm_immediate_exit(0);
         // A kick after this line is seen by `wanted` or by KVM_RUN.
         compiler_fence(Ordering::SeqCst);
-        if crew.wanted() {
+        if vcpu_threads.wanted() {
             thread.finish_io(&mut guard)?;
             drop(guard);
-            if crew.wait() == Then::Leave {
+            if vcpu_threads.wait() == Then::Leave {
                 return Ok(());
             }
             guard = fd.lock().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +96,7 @@ enum Back {
 
 pub(crate) struct VcpuThread<'a> {
     vcpu: u8,
-    board: &'a Board,
+    platform: &'a Platform,
     console: &'a Console,
     rings: Option<&'a DirtyRings>,
     /// How often in a row KVM said that the ring is full although there was nothing in it.
@@ -105,11 +109,11 @@ const FULL_IN_VAIN_MAX: u32 = 1000;
 impl<'a> VcpuThread<'a> {
     pub(crate) fn new(
         vcpu: u8,
-        board: &'a Board,
+        platform: &'a Platform,
         console: &'a Console,
         rings: Option<&'a DirtyRings>,
     ) -> Self {
-        Self { vcpu, board, console, rings, full_in_vain: 0 }
+        Self { vcpu, platform, console, rings, full_in_vain: 0 }
     }
 
     /// Lets KVM finish the port access that it came back with: the guest's registers are whole only then.
@@ -168,7 +172,10 @@ impl<'a> VcpuThread<'a> {
         if port == PORT_BEAT
             && let Ok(count) = data.try_into().map(u32::from_le_bytes)
         {
-            self.board.heart.beat(&self.board.memory, self.vcpu, count).map_err(|error| error.to_string())?;
+            self.platform
+                .heartbeat_device
+                .beat(&self.platform.memory, self.vcpu, count)
+                .map_err(|error| error.to_string())?;
         } else if PORTS_SERIAL.contains(&port) {
             data.iter().for_each(|&byte| self.console.write(serial_register(port), byte));
         } else {
@@ -196,9 +203,9 @@ mod tests {
     use super::*;
     use crate::guest::layout::PAYLOAD;
     use crate::guest::payload;
-    use crate::hosted::Engine;
     use crate::kvm::{KvmEngine, host};
     use crate::machine::{MachineConfig, Workload};
+    use crate::machine_core::Engine;
 
     /// KVM moves past a port access only when it is entered again. State saved before that would have the guest do
     /// it twice.
@@ -214,10 +221,10 @@ mod tests {
         };
         let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
         let config = MachineConfig { memory_bytes: 16 << 20, vcpus: 1, hugepages: None, workload };
-        let board = Board::new(config).unwrap();
-        let engine = KvmEngine::new(&kvm, &board, None).unwrap();
-        engine.prepare(&board).unwrap();
-        let mut thread = VcpuThread::new(0, &board, &engine.console, None);
+        let platform = Platform::new(config).unwrap();
+        let engine = KvmEngine::new(&kvm, &platform, None).unwrap();
+        engine.prepare(&platform).unwrap();
+        let mut thread = VcpuThread::new(0, &platform, &engine.console, None);
         let mut fd = engine.vcpu(0);
         for said in 1..5 {
             while engine.console().len() < said {

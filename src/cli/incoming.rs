@@ -1,0 +1,71 @@
+//! A guest that is on its way to this host: all that can be asked of it is what is to become of it.
+
+use std::os::unix::net::UnixStream;
+
+use sterna::destination::{ArrivalPhase, PendingArrival, WordOutcome};
+
+use super::exit::Exit;
+use super::protocol::{Answer, Found, Request};
+use super::server::{Asked, Serve, Served};
+use super::socket::write_line;
+
+/// Answers for it until it has arrived.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) pending: PendingArrival,
+}
+
+impl Serve for Incoming {
+    fn serve(&self, asked: Asked, mut stream: UnixStream) -> Served {
+        let Ok(Request::Recover { run_destination, .. }) = asked else {
+            return Served::NotYet(Box::new(asked), stream);
+        };
+        let Some(found) = self.found(run_destination) else { return Served::NotYet(Box::new(asked), stream) };
+        // The client may be gone.
+        let _ = write_line(&mut stream, &Answer::Found(found));
+        Served::Done
+    }
+}
+
+impl Incoming {
+    /// Where the guest is; `None` if it is this host's already, whose process is about to answer for it.
+    fn found(&self, run_destination: bool) -> Option<Found> {
+        let found = |exit, what: &str| Some(Found { exit, what: what.into() });
+        match if run_destination { self.pending.source_is_fenced() } else { Ok(WordOutcome::NotKept) } {
+            Ok(WordOutcome::Taken) => {
+                return found(Exit::Done, "is run here, on the word that the other host is fenced");
+            }
+            Ok(WordOutcome::Contradicted) => {
+                return found(
+                    Exit::InDoubt,
+                    "is ready to run here, and its source is not fenced, because it gave a sign of life: the word does not count",
+                );
+            }
+            Ok(WordOutcome::NotKept) => {}
+            Err(error) => {
+                let what = format!("is ready to run here, and is not run without its lock: {error}");
+                return found(Exit::InDoubt, &what);
+            }
+        }
+        match self.pending.phase() {
+            ArrivalPhase::Running => None,
+            ArrivalPhase::Ready => found(
+                Exit::InDoubt,
+                "is ready to run here and paused at its source, which decides in a moment",
+            ),
+            kept @ ArrivalPhase::Kept { .. } => {
+                let left = kept.left().unwrap_or_default().as_secs();
+                let what = format!(
+                    "is ready to run here, and its source is lost: it is held for {left} s more and given up then. If the \
+                     source's host is fenced: --run-destination --other-host-is-fenced"
+                );
+                found(Exit::InDoubt, &what)
+            }
+            ArrivalPhase::Incoming if run_destination => found(
+                Exit::Refused,
+                "is on its way here, and its source is not lost: there is nothing to give a word for",
+            ),
+            ArrivalPhase::Incoming => found(Exit::Done, "is on its way here; it runs at the source"),
+        }
+    }
+}

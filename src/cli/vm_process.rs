@@ -1,0 +1,489 @@
+//! A process that holds a guest: it serves the guest's control socket until the guest is gone.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::process;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use sterna::handover::{Record, RecordKind};
+use sterna::lock::Lock;
+use sterna::progress::{LimitsReport, Observer};
+use sterna::sampling::sample;
+use sterna::source::{
+    Cancel, Doubt, GuestIs, LimitsHandle, MigrationError, MigrationFailure, Options, StillInDoubt, Verdict,
+    migrate,
+};
+use sterna::state::GuestClaim;
+use sterna_vmm::Phase;
+
+use super::exit::Exit;
+use super::machine::MachineGuest;
+use super::output::errln;
+use super::progress::{Broadcast, Following};
+use super::protocol::{Answer, Checked, Failure, Found, LimitsPatch, Move, Request, Status};
+use super::server::{Asked, Serve, Served};
+use super::signals;
+use super::socket::{self, write_line};
+
+/// Why a process does not hold its guest any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// It runs at the destination, which is named.
+    Moved(String),
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// A guest and what is being done with it.
+#[derive(Debug)]
+struct VmProcess {
+    guest: MachineGuest,
+    /// Its name on this host, for as long as it is here.
+    claim: GuestClaim,
+    /// Held for as long as the guest runs here.
+    lock: Option<Lock>,
+    work: Mutex<Work>,
+    /// What is asked about a guest in doubt.
+    doubt: Mutex<Option<Doubt>>,
+    ended: Sender<Ended>,
+}
+
+/// Who may do what with the guest: one thing at a time.
+#[derive(Debug)]
+enum Work {
+    /// Nothing is under way.
+    Idle,
+    /// It is being moved, to the destination that is named.
+    Migrating(Cancel, LimitsHandle, String, Arc<Broadcast>),
+    /// Its writes are watched.
+    Sampling,
+    /// It checks its own memory.
+    Checking,
+    /// It was handed over and nobody knows whether it arrived.
+    InDoubt,
+    /// It is another host's, or was stopped: its process is about to end.
+    Gone,
+}
+
+/// Ends this process when its standard input is closed: with whoever started it and holds the other end, however that ends.
+pub(crate) fn end_with_stdin() {
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        socket::remove_all();
+        process::exit(0);
+    });
+}
+
+/// Serves the guest's control socket until the guest is gone.
+pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -> Ended {
+    let (ended, wait): (_, Receiver<Ended>) = channel();
+    let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
+    let vm_process = Arc::new(VmProcess { guest, claim, lock, work, doubt, ended });
+    vm_process.claim.announce(&socket::contact());
+    vm_process.guest.socket.serve(Arc::new(AtDesk(vm_process.clone())));
+    let stopping = vm_process.clone();
+    signals::guest_is_held(&vm_process.guest.name, move || stopping.stop());
+    // A sender lives in `vm_process`, so this waits for one to speak.
+    let ended = wait.recv().unwrap_or(Ended::Stopped);
+    vm_process.guest.socket.close();
+    vm_process.guest.machine.stop();
+    if ended == Ended::Stopped {
+        vm_process.claim.retire();
+    }
+    ended
+}
+
+impl VmProcess {
+    fn serve(self: &Arc<Self>, asked: Asked, mut stream: UnixStream) {
+        let mut ended = None;
+        let answer = match asked {
+            Ok(Request::Status) => Answer::Status(self.status()),
+            Ok(Request::Migrate(request)) => match self.start_to_migrate(*request) {
+                Ok(following) => return following.follow(stream),
+                Err(refusal) => refusal,
+            },
+            Ok(Request::Watch) => match self.watch() {
+                Ok(following) => return following.follow(stream),
+                Err(refusal) => refusal,
+            },
+            Ok(Request::LimitsPatch(tune)) => self.tune(&tune),
+            Ok(Request::DirtyRate { longest_ms }) => self.dirty_rate(longest_ms),
+            Ok(Request::Cancel) => self.cancel(),
+            Ok(Request::Check) => self.check(),
+            Ok(Request::Recover { resume_source, .. }) => {
+                let (found, moved) = self.recover(resume_source);
+                ended = moved;
+                Answer::Found(found)
+            }
+            Ok(Request::Stop) => match self.begin(Work::Gone) {
+                Ok(()) => {
+                    ended = Some(Ended::Stopped);
+                    Answer::Done
+                }
+                Err(refusal) => refusal,
+            },
+            Err(error) => {
+                failed(Exit::Failed, format!("cannot be understood: {error}"), "the guest is as it was")
+            }
+        };
+        // Whoever asked may be gone; what was done is done.
+        let _ = write_line(&mut stream, &answer);
+        self.end(ended);
+    }
+
+    /// Ends the guest and this process, if nothing is under way.
+    fn stop(&self) -> Result<(), Failure> {
+        match self.begin(Work::Gone) {
+            Err(Answer::Failed(failure)) => Err(failure),
+            _ => {
+                self.end(Some(Ended::Stopped));
+                Ok(())
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let machine = &self.guest.machine;
+        let (status, beat) = (machine.status(), machine.heartbeat());
+        let (migrating, in_doubt) = match &*self.work() {
+            Work::Migrating(..) => (true, false),
+            Work::InDoubt => (false, true),
+            _ => (false, false),
+        };
+        Status {
+            name: self.guest.name.clone(),
+            kind: machine.kind(),
+            phase: match status.phase {
+                Phase::Fresh => "fresh".into(),
+                Phase::Running => "running".into(),
+                Phase::Paused => "paused".into(),
+                Phase::Stopped => "stopped".into(),
+                Phase::Failed(reason) => format!("failed: {reason}"),
+            },
+            memory_bytes: machine.config().memory_bytes,
+            vcpus: machine.config().vcpus,
+            migrating,
+            in_doubt,
+            heartbeats: beat.count,
+            heartbeat_regressions: beat.regressions,
+            passes: status.passes,
+            throttle_percent: status.throttle_percent,
+        }
+    }
+
+    /// Begins a migration in a thread of its own, so that it does not depend on any client.
+    fn start_to_migrate(self: &Arc<Self>, request: Move) -> Result<Following, Answer> {
+        let options = match request.options() {
+            Ok(options) => {
+                Options { switch_cost: self.guest.switch_cost(), lock: self.lock.clone(), ..options }
+            }
+            Err(error) => return Err(failed(Exit::Usage, error.to_string(), "the guest is as it was")),
+        };
+        let broadcast = Arc::new(Broadcast::default());
+        let (cancel, tuning) = (options.cancel.clone(), options.limits.clone());
+        self.begin(Work::Migrating(cancel, tuning, request.to.clone(), broadcast.clone()))?;
+        let (vm_process, following) = (self.clone(), broadcast.join());
+        let started = thread::Builder::new().spawn(move || {
+            let answer = vm_process.migrate(&request.to, &options, &*broadcast);
+            let ended = matches!(answer, Answer::Moved(_)).then_some(Ended::Moved(request.to));
+            broadcast.end(answer);
+            vm_process.end(ended);
+        });
+        started.map(|_| following).map_err(|error| {
+            *self.work() = Work::Idle;
+            failed(Exit::Refused, format!("cannot start a thread: {error}"), "the guest runs at the source")
+        })
+    }
+
+    /// What a client follows that watches a migration.
+    fn watch(&self) -> Result<Following, Answer> {
+        match &*self.work() {
+            Work::Migrating(.., broadcast) => Ok(broadcast.join()),
+            work @ (Work::InDoubt | Work::Gone) => Err(work.refuse(&self.guest.name)),
+            _ => Err(failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was")),
+        }
+    }
+
+    fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
+        let over = SettleOnPanic(self);
+        let result = migrate(&self.guest, &self.claim, to, options, observer);
+        std::mem::forget(over);
+        match result {
+            Ok(report) => {
+                *self.work() = Work::Gone;
+                Answer::Moved(Box::new(report))
+            }
+            Err(error) => {
+                let answer = failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string());
+                match error.doubt {
+                    Some(doubt) => self.keep_asking(*doubt),
+                    None => *self.work() = Work::Idle,
+                }
+                answer
+            }
+        }
+    }
+
+    /// Has the destination asked what became of the guest until it says.
+    fn keep_asking(self: &Arc<Self>, doubt: Doubt) {
+        // In this order: a guest in doubt has one that can be asked about.
+        *self.doubt() = Some(doubt);
+        *self.work() = Work::InDoubt;
+        let vm_process = self.clone();
+        thread::spawn(move || {
+            let mut pause = ASKED_AGAIN_MIN;
+            loop {
+                thread::sleep(pause);
+                pause = (2 * pause).min(ASKED_AGAIN_MAX);
+                if let Ok(ended) = vm_process.ask_once() {
+                    vm_process.end(ended);
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Asks the destination once what became of a guest in doubt, and acts on that. Returns how this process is to end, if it is.
+    fn ask_once(&self) -> Result<Option<Ended>, StillInDoubt> {
+        self.settle(Doubt::ask)
+    }
+
+    /// Settles the doubt by a question, or by the operator's word; nothing else asks meanwhile.
+    fn settle(&self, by: fn(&mut Doubt) -> Verdict) -> Result<Option<Ended>, StillInDoubt> {
+        let mut doubt = self.doubt();
+        let Some(asking) = doubt.as_mut() else { return Ok(None) };
+        let ended = match by(asking) {
+            Verdict::Open(why) => {
+                tracing::warn!("{} is in doubt: {why}", self.guest.name);
+                return Err(why);
+            }
+            Verdict::Kept => {
+                self.take_back();
+                None
+            }
+            Verdict::Moved => {
+                *self.work() = Work::Gone;
+                Some(Ended::Moved(asking.peer().to_owned()))
+            }
+        };
+        *doubt = None;
+        Ok(ended)
+    }
+
+    /// What became of the guest; `fenced` is the operator's word that the destination's host is.
+    fn recover(&self, fenced: bool) -> (Found, Option<Ended>) {
+        let found = |exit, what: &str| Found { exit, what: what.into() };
+        // With a word pending the destination is asked, and given nothing.
+        let asked = self.settle(if fenced { Doubt::fenced } else { Doubt::ask });
+        let ended = match asked {
+            Ok(ended) => ended,
+            Err(why) => {
+                let what = format!(
+                    "is paused here and perhaps runs at the destination: {why}. It is asked again and again; if that host is \
+                     fenced: --resume-source --other-host-is-fenced"
+                );
+                return (found(Exit::InDoubt, &what), None);
+            }
+        };
+        let found = match &*self.work() {
+            Work::Gone => found(Exit::Done, "has moved to another host, or was stopped"),
+            Work::Migrating(..) => found(Exit::Done, "is migrating; it is here until it is given away"),
+            Work::InDoubt => found(
+                Exit::InDoubt,
+                "is paused here, and its state file cannot tell whether it was given away: end this process, and ask again",
+            ),
+            _ => found(Exit::Done, "runs here"),
+        };
+        (found, ended)
+    }
+
+    /// The guest was given away in vain, and is this host's again.
+    fn take_back(&self) {
+        if let Err(error) = self.guest.machine.resume() {
+            tracing::error!("{} is this host's again, and cannot be resumed: {error}", self.guest.name);
+        } else {
+            errln!("{} did not run at the destination and runs on here", self.guest.name);
+        }
+        *self.work() = Work::Idle;
+    }
+
+    fn end(&self, ended: Option<Ended>) {
+        if let Some(ended) = ended {
+            let _ = self.ended.send(ended);
+        }
+    }
+
+    fn doubt(&self) -> MutexGuard<'_, Option<Doubt>> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cancel(&self) -> Answer {
+        match &*self.work() {
+            Work::Migrating(cancel, ..) if cancel.cancel() => Answer::Done,
+            Work::Migrating(..) => failed(
+                Exit::InDoubt,
+                "too late: the guest is being given away, and the destination may run it already",
+                "paused here; the migration will say where it is",
+            ),
+            work @ Work::InDoubt => work.refuse(&self.guest.name),
+            _ => failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was"),
+        }
+    }
+
+    fn tune(&self, tune: &LimitsPatch) -> Answer {
+        let Work::Migrating(_, tuning, ..) = &*self.work() else {
+            return failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was");
+        };
+        let mut applied = Ok(());
+        let limits = tuning.change(|limits| applied = tune.apply_to(limits));
+        match applied {
+            Ok(()) => Answer::Limits(LimitsReport::from(&limits)),
+            Err(error) => failed(Exit::Usage, error.to_string(), "the limits are as they were"),
+        }
+    }
+
+    fn dirty_rate(&self, longest_ms: u64) -> Answer {
+        if let Err(refusal) = self.begin(Work::Sampling) {
+            return refusal;
+        }
+        let over = IdleOnDrop(self);
+        let sampled = sample(&self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
+        drop(over);
+        match sampled {
+            Ok(sampled) => Answer::Sampled(sampled.into()),
+            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here"),
+        }
+    }
+
+    fn check(&self) -> Answer {
+        if let Err(refusal) = self.begin(Work::Checking) {
+            return refusal;
+        }
+        let machine = &self.guest.machine;
+        let pages = machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
+        let over = IdleOnDrop(self);
+        let checked = machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages));
+        drop(over);
+        match checked {
+            Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
+            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here, but did not answer"),
+        }
+    }
+
+    /// Begins something, if nothing else is under way.
+    fn begin(&self, work: Work) -> Result<(), Answer> {
+        match &mut *self.work() {
+            idle @ Work::Idle => *idle = work,
+            busy => return Err(busy.refuse(&self.guest.name)),
+        }
+        Ok(())
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends what is under way, also if it panics: the next request must find the guest free.
+struct IdleOnDrop<'vm_process>(&'vm_process VmProcess);
+
+impl Drop for IdleOnDrop<'_> {
+    fn drop(&mut self) {
+        *self.0.work() = Work::Idle;
+    }
+}
+
+/// Ends a migration that panics. The records of a guest that it left paused say whose it is.
+struct SettleOnPanic<'vm_process>(&'vm_process Arc<VmProcess>);
+
+impl Drop for SettleOnPanic<'_> {
+    fn drop(&mut self) {
+        let Self(vm_process) = self;
+        if vm_process.guest.machine.status().phase == Phase::Running {
+            *vm_process.work() = Work::Idle;
+            return;
+        }
+        match vm_process.claim.journal().last() {
+            Some(Record { mark: RecordKind::Committed, .. }) => {
+                match Doubt::of(&vm_process.claim, vm_process.lock.clone()) {
+                    Ok(Some(doubt)) => vm_process.keep_asking(doubt),
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!("{} stays paused: {error}", vm_process.guest.name);
+                        *vm_process.work() = Work::InDoubt;
+                    }
+                }
+            }
+            Some(Record { mark: RecordKind::Done, peer, .. }) => {
+                *vm_process.work() = Work::Gone;
+                vm_process.end(Some(Ended::Moved(peer.clone())));
+            }
+            _ => vm_process.take_back(),
+        }
+    }
+}
+
+/// The holder in its place at the control socket.
+struct AtDesk(Arc<VmProcess>);
+
+impl Serve for AtDesk {
+    fn serve(&self, asked: Asked, stream: UnixStream) -> Served {
+        self.0.serve(asked, stream);
+        Served::Done
+    }
+}
+
+impl Work {
+    fn refuse(&self, name: &str) -> Answer {
+        match self {
+            Self::Idle => failed(Exit::Failed, "nothing is under way", "the guest runs here"),
+            Self::Migrating(_, _, to, _) => failed(
+                Exit::Refused,
+                format!(
+                    "{name} is migrating to {to} already: `sterna migrate {name} --watch` shows how that goes, \
+                     `sterna cancel {name}` ends it"
+                ),
+                "the guest is at the source until it is given away",
+            ),
+            Self::InDoubt => failed(
+                Exit::InDoubt,
+                "an earlier migration of this guest is in doubt",
+                "in doubt: the guest is paused here, and perhaps running at the destination, which is asked until it says; \
+                 `sterna recover` tells more",
+            ),
+            Self::Sampling => {
+                failed(Exit::Failed, "the guest's writes are being watched", "the guest runs here")
+            }
+            Self::Checking => failed(Exit::Failed, "the guest is checking its memory", "the guest runs here"),
+            Self::Gone => {
+                failed(Exit::Failed, "the guest has moved away or was stopped", "the guest is not here")
+            }
+        }
+    }
+}
+
+fn failed(exit: Exit, what: impl Into<String>, guest: &str) -> Answer {
+    Answer::Failed(Failure { exit, what: what.into(), guest: guest.to_owned() })
+}
+
+fn exit_of(error: &MigrationError) -> Exit {
+    match (error.guest, &error.cause) {
+        (GuestIs::InDoubt, _) => Exit::InDoubt,
+        (GuestIs::PausedAtSource, _) => Exit::Failed,
+        (GuestIs::RunningAtSource, MigrationFailure::Cancelled) => Exit::Cancelled,
+        (GuestIs::RunningAtSource, _) if error.refused => Exit::Refused,
+        (GuestIs::RunningAtSource, _) => Exit::Failed,
+    }
+}
+
+const NONE_UNDER_WAY: &str = "no migration of this guest is under way";
+
+/// How long to wait before a destination is asked again what became of the guest: longer each time.
+const ASKED_AGAIN_MIN: Duration = Duration::from_secs(1);
+const ASKED_AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// How long a guest's writes may be watched at a time: nothing else can be done with it meanwhile.
+const WATCHED_MAX: Duration = Duration::from_secs(60);

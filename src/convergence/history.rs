@@ -1,0 +1,328 @@
+use std::time::Duration;
+
+use super::diverging::Why;
+use crate::memory::PAGE_BYTES;
+
+/// What one lane did in a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneLoad {
+    /// Bytes of pages sent.
+    pub bytes: u64,
+    /// How long it was sending, the wait for the pace of a bandwidth limit included. Not included is the time in which it waited
+    /// for memory to be registered, or looked at pages and found nothing to send for so long that what it had sent was gone.
+    pub busy: Duration,
+    /// Of that, how long the fence took that closed the round: at least one round trip, and what was still on its way.
+    pub fence: Duration,
+}
+
+/// What one round while the guest runs was like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Each lane.
+    pub lanes: Vec<LaneLoad>,
+    /// From its first page to the last fence.
+    pub duration: Duration,
+    /// How long the harvest after it took.
+    pub harvest: Duration,
+    /// Pages that were dirty again at its end.
+    pub dirty_pages: u64,
+}
+
+impl Round {
+    /// Bytes of pages sent.
+    #[must_use]
+    pub fn sent_bytes(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.bytes).sum()
+    }
+
+    /// Bytes of pages that were dirty again at its end.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_pages * PAGE_BYTES
+    }
+
+    /// How long the lane that sent longest was sending.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.lanes.iter().map(|lane| lane.busy).max().unwrap_or_default()
+    }
+
+    /// How many bytes a second of new pages the guest wrote meanwhile.
+    #[must_use]
+    pub fn dirty_rate(&self) -> f64 {
+        rate(self.dirty_bytes(), self.duration + self.harvest).unwrap_or(0.0)
+    }
+}
+
+/// The rounds so far, and what was done about them: the ground of every decision.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// What a message and its answer took before the first round.
+    round_trip: Duration,
+    /// What a harvest took before the first round, if there was one.
+    first_harvest: Option<Duration>,
+    rounds: Vec<Round>,
+    /// How far the guest is slowed now, in percent.
+    throttle_percent: u8,
+    pub(super) throttle_refused: bool,
+    /// The downtime allowed now, where that was relaxed.
+    relaxed: Option<Duration>,
+    /// The first round since the guest was last slowed or the bandwidth limit changed, or the first at all.
+    regime: usize,
+    /// The first round of which all was sent under the bandwidth limit of now.
+    link_since: usize,
+    /// Rounds in a row that did not bring the switch nearer, since something was last done about it.
+    pub(super) stuck_rounds: u32,
+    /// Whether they did not because the limit is too low, which is no matter of the guest's.
+    limit_too_low: bool,
+}
+
+impl History {
+    /// No rounds yet, on a link on which a message and its answer take this long.
+    #[must_use]
+    pub fn new(round_trip: Duration) -> Self {
+        Self { round_trip, ..Self::default() }
+    }
+
+    /// A harvest took so long before the first round.
+    pub fn harvested(&mut self, took: Duration) {
+        self.first_harvest = Some(took);
+    }
+
+    /// Adds a round.
+    pub fn push(&mut self, round: Round) {
+        self.rounds.push(round);
+    }
+
+    /// Why the last round was judged not to bring the switch nearer, if it was.
+    pub fn judged(&mut self, diverging: Option<Why>) {
+        let limit_too_low = diverging == Some(Why::LimitTooLow);
+        let before = if limit_too_low == self.limit_too_low { self.stuck_rounds } else { 0 };
+        self.stuck_rounds = if diverging.is_some() { before + 1 } else { 0 };
+        self.limit_too_low = limit_too_low;
+    }
+
+    /// The guest is slowed by this from here on.
+    pub fn throttled(&mut self, percent: u8) {
+        self.throttle_percent = percent;
+        self.regime = self.rounds.len();
+        self.stuck_rounds = 0;
+    }
+
+    /// The VMM cannot slow the guest further.
+    pub fn throttle_refused(&mut self) {
+        self.throttle_refused = true;
+    }
+
+    /// This much downtime is allowed from here on.
+    pub fn relaxed_to(&mut self, downtime: Duration) {
+        self.relaxed = Some(downtime);
+        self.stuck_rounds = 0;
+    }
+
+    /// The operator has changed the limits: what was relaxed counts no more, nor does what was judged by the old ones. If the
+    /// bandwidth limit is another, the rounds so far tell no more what can be sent, nor how rounds shrink.
+    pub fn limits_changed(&mut self, bandwidth_too: bool) {
+        self.relaxed = None;
+        self.stuck_rounds = 0;
+        if bandwidth_too {
+            self.regime = self.rounds.len();
+            self.link_since = self.rounds.len();
+        }
+    }
+
+    /// The rounds so far.
+    #[must_use]
+    pub fn rounds(&self) -> &[Round] {
+        &self.rounds
+    }
+
+    /// How far the guest is slowed now, in percent.
+    #[must_use]
+    pub fn throttle_percent(&self) -> u8 {
+        self.throttle_percent
+    }
+
+    /// The downtime that was allowed since the limits were last changed, if any was.
+    #[must_use]
+    pub fn relaxed(&self) -> Option<Duration> {
+        self.relaxed
+    }
+
+    /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to tell, or over
+    /// all if none was. A first round counts only for want of others, or of others that were as fast: destinations are slower while
+    /// their memory is fresh. So do rounds under a bandwidth limit that is no more.
+    ///
+    /// `None` as long as nothing was sent.
+    #[must_use]
+    pub fn bandwidth(&self) -> Option<f64> {
+        let now = self.rounds.get(self.link_since..).unwrap_or_default();
+        let first_is_old = self.link_since > 0;
+        if first_is_old && let Some(bandwidth) = Self::bandwidth_of(now, &[]) {
+            return Some(bandwidth);
+        }
+        let (first, later) = self.rounds.split_at_checked(1)?;
+        Self::bandwidth_of(later, first)
+    }
+
+    /// Over these rounds, or for want of any over the `first`.
+    fn bandwidth_of(rounds: &[Round], first: &[Round]) -> Option<f64> {
+        const TELLING: Duration = Duration::from_millis(10);
+        let over = |rounds: &mut dyn Iterator<Item = &Round>| {
+            let (bytes, time) = rounds.fold((0, Duration::ZERO), |(bytes, time), round| {
+                (bytes + round.sent_bytes(), time + round.busy())
+            });
+            rate(bytes, time)
+        };
+        let telling = |round: &&Round| round.busy() >= TELLING && round.sent_bytes() > 0;
+        over(&mut rounds.iter().rev().filter(telling).take(3))
+            // Of a short round the fence is much, and tells too little rather than too much.
+            .or_else(|| {
+                let first = over(&mut first.iter().filter(telling))?;
+                Some(over(&mut rounds.iter()).map_or(first, |short| short.max(first)))
+            })
+            .or_else(|| over(&mut first.iter().chain(rounds)))
+    }
+
+    /// How long a message and its answer take: as before the first round, or as the quickest fence since.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        let fences = self.rounds.iter().flat_map(|round| &round.lanes).map(|lane| lane.fence);
+        fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
+    }
+
+    /// How long a harvest takes while the guest stands still: as the quickest so far. While it runs, its vCPUs want the same
+    /// locks and processors.
+    #[must_use]
+    pub fn harvest(&self) -> Duration {
+        let all = self.first_harvest.into_iter().chain(self.rounds.iter().map(|round| round.harvest));
+        all.min().unwrap_or_default()
+    }
+
+    /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The mean of the
+    /// last two rounds where both ran at the same throttle and bandwidth limit; `None` before the second round.
+    #[must_use]
+    pub fn shrink(&self) -> Option<f64> {
+        let dirty = |back: usize| {
+            let index = self.rounds.len().checked_sub(back + 1)?;
+            #[expect(clippy::cast_precision_loss, reason = "a share")]
+            Some(self.rounds[index].dirty_pages.max(1) as f64)
+        };
+        // The first round sends all of RAM: what it leaves is where the rest begins.
+        let share = dirty(0)? / dirty(1)?;
+        let same_regime = self.rounds.len() >= self.regime + 2;
+        match dirty(2) {
+            Some(before) if same_regime => Some((dirty(0)? / before).sqrt()),
+            _ => Some(share),
+        }
+    }
+
+    /// How many bytes a second of new pages the guest would write at full speed, as far as the last round tells.
+    #[must_use]
+    pub fn dirty_rate_unthrottled(&self) -> f64 {
+        let running_percent = 100 - self.throttle_percent.min(99);
+        self.rounds.last().map_or(0.0, Round::dirty_rate) * 100.0 / f64::from(running_percent)
+    }
+}
+
+/// Bytes a second, if there is anything to divide.
+pub(super) fn rate(bytes: u64, time: Duration) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "a rate")]
+    let bytes = bytes as f64;
+    (bytes > 0.0 && !time.is_zero()).then(|| bytes / time.as_secs_f64())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::convergence) const MIB: u64 = 1 << 20;
+
+    /// A round of one lane that sent at 1 MiB a millisecond.
+    pub(in crate::convergence) fn round(sent_mib: u64, dirty_mib: u64) -> Round {
+        round_in(sent_mib, sent_mib, dirty_mib)
+    }
+
+    pub(in crate::convergence) fn round_in(sent_mib: u64, millis: u64, dirty_mib: u64) -> Round {
+        let busy = Duration::from_millis(millis);
+        let lane = LaneLoad { bytes: sent_mib * MIB, busy, fence: Duration::ZERO };
+        let dirty_pages = dirty_mib * MIB / PAGE_BYTES;
+        Round { lanes: vec![lane], duration: busy, harvest: Duration::ZERO, dirty_pages }
+    }
+
+    pub(in crate::convergence) fn history(rounds: &[Round]) -> History {
+        History { rounds: rounds.to_vec(), ..History::default() }
+    }
+
+    fn mib_per_ms(bandwidth: Option<f64>) -> f64 {
+        bandwidth.unwrap() / 1e3 / 1_048_576.0
+    }
+
+    #[test]
+    fn bandwidth_is_that_of_the_latest_rounds_that_were_long_enough() {
+        let rounds = [
+            round_in(1000, 1000, 0),
+            round_in(10, 100, 0),
+            round_in(10, 100, 0),
+            round_in(10, 100, 0),
+            round_in(1, 1, 0),
+        ];
+        assert!((mib_per_ms(history(&rounds).bandwidth()) - 0.1).abs() < 0.001);
+        assert!((mib_per_ms(history(&rounds[..2]).bandwidth()) - 0.1).abs() < 0.001, "the first is no guide");
+        assert!((mib_per_ms(history(&rounds[..1]).bandwidth()) - 1.0).abs() < 0.001, "but better than none");
+        let short = [round_in(1000, 1000, 0), round_in(8, 4, 0), round_in(0, 1, 0)];
+        assert!(
+            (mib_per_ms(history(&short).bandwidth()) - 1.6).abs() < 0.001,
+            "short rounds tell too little"
+        );
+        let empty = [round_in(1000, 1000, 0), round_in(1, 4, 0)];
+        assert!((mib_per_ms(history(&empty).bandwidth()) - 1.0).abs() < 0.001);
+        assert_eq!(history(&[]).bandwidth(), None);
+        assert_eq!(history(&[round_in(0, 5, 0)]).bandwidth(), None);
+    }
+
+    #[test]
+    fn time_in_which_a_lane_could_not_send_is_no_time_of_the_link() {
+        let lane = LaneLoad { bytes: 100 * MIB, busy: Duration::from_millis(50), fence: Duration::ZERO };
+        let round = Round { lanes: vec![lane; 2], duration: Duration::from_secs(9), ..Round::default() };
+        // Two lanes at once.
+        assert!((mib_per_ms(history(&[round]).bandwidth()) - 4.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn how_rounds_shrink_is_told_from_the_second_on_and_anew_once_the_guest_is_slowed() {
+        let rounds = [round(1000, 800), round(800, 400), round(400, 300)];
+        assert_eq!(history(&rounds[..1]).shrink(), None);
+        assert_eq!(history(&rounds[..2]).shrink(), Some(0.5));
+        assert_eq!(history(&rounds).shrink(), Some((3.0f64 / 8.0).sqrt()));
+        let mut slowed = history(&rounds[..2]);
+        slowed.throttled(50);
+        slowed.push(round(400, 300));
+        assert_eq!(slowed.shrink(), Some(0.75));
+        slowed.push(round(300, 100));
+        assert_eq!(slowed.shrink(), Some(0.5));
+    }
+
+    #[test]
+    fn a_slowed_guest_would_write_more_at_full_speed() {
+        let mut history = history(&[round(1000, 100)]);
+        let measured = history.dirty_rate_unthrottled();
+        history.throttled(75);
+        assert!((history.dirty_rate_unthrottled() / measured - 4.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn rounds_under_another_bandwidth_limit_tell_nothing_once_there_are_others() {
+        let mut history = history(&[round(1000, 100), round(100, 100), round(100, 90)]);
+        assert_eq!(history.shrink(), Some(0.9f64.sqrt()));
+        history.limits_changed(false);
+        assert_eq!(history.shrink(), Some(0.9f64.sqrt()), "the link is the same");
+        history.limits_changed(true);
+        assert!((mib_per_ms(history.bandwidth()) - 1.0).abs() < 0.001, "for want of another");
+        history.push(round_in(2, 4, 1));
+        assert!((mib_per_ms(history.bandwidth()) - 0.5).abs() < 0.001, "short, but all there is");
+        history.push(round_in(10, 50, 1));
+        assert!((mib_per_ms(history.bandwidth()) - 0.2).abs() < 0.001);
+        assert_eq!(history.shrink(), Some((1.0f64 / 90.0).sqrt()));
+    }
+}

@@ -1,0 +1,26 @@
+//! How often a guest beats: the sign of how much a migration slows it.
+
+use std::time::Instant;
+
+use crate::guest::{Guest, heartbeat_of};
+
+/// The latest heartbeat of a guest that gives any, and when that was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeartbeatAt(Option<(u64, Instant)>);
+
+impl HeartbeatAt {
+    pub(crate) fn now(guest: &dyn Guest) -> Self {
+        let beat = heartbeat_of(guest).filter(|beat| beat.count > 0);
+        Self(beat.and_then(|beat| Some((beat.count, Instant::now().checked_sub(beat.age)?))))
+    }
+
+    /// Beats a second from this one to that. `None` if there are too few between them to tell.
+    pub(crate) fn rate_until(self, later: Self) -> Option<f64> {
+        const TELLING: u64 = 5;
+        let ((before, began), (after, ended)) = (self.0?, later.0?);
+        let beats = after.checked_sub(before).filter(|&beats| beats >= TELLING)?;
+        let seconds = ended.checked_duration_since(began).filter(|time| !time.is_zero())?.as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        Some(beats as f64 / seconds)
+    }
+}

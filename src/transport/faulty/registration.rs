@@ -1,0 +1,78 @@
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::LaneFaults;
+use crate::control::ControlChannel;
+use crate::dirty::DirtyBitmap;
+use crate::memory::RamLayout;
+use crate::transport::rdma::await_keys;
+use crate::transport::{Registration, TransportError};
+use crate::wire::{ChunkRange, Message};
+
+/// Has guest RAM registered at both ends, each region as one chunk, before the lanes of a round write a page.
+#[derive(Debug)]
+pub(super) struct FaultyRegistration {
+    chunks: Vec<ChunkRange>,
+    faults: Arc<LaneFaults>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Coming,
+    Here,
+    /// It failed, or nobody needs it any more.
+    Over,
+}
+
+impl FaultyRegistration {
+    pub(super) fn new(layout: RamLayout, faults: Arc<LaneFaults>) -> Self {
+        let chunk = |(region, pages)| ChunkRange { region, first_page: 0, pages };
+        let pages = layout.regions.into_iter().map(|region| region.pages());
+        let chunks = (0..).zip(pages).map(chunk).collect();
+        Self { chunks, faults, state: Mutex::new(State::Coming), changed: Condvar::new() }
+    }
+
+    pub(super) fn begin(&self) {
+        self.set(State::Coming);
+    }
+
+    /// Waits until pages may be written.
+    pub(super) fn wait(&self) -> Result<(), TransportError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = self.changed.wait_while(state, |state| *state == State::Coming);
+        match *waiting.unwrap_or_else(PoisonError::into_inner) {
+            State::Here => Ok(()),
+            _ => Err(TransportError::NotRegistered { why: "its registration failed" }),
+        }
+    }
+
+    fn set(&self, state: State) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.changed.notify_all();
+    }
+
+    fn register(&self, control: &mut ControlChannel) -> Result<(), TransportError> {
+        control.send(&Message::RegisterChunks(self.chunks.clone()))?;
+        // As the registrar does, with the answer on its way.
+        self.faults.registration.strike()?;
+        await_keys(&self.chunks, control).map(drop)
+    }
+}
+
+impl Registration for FaultyRegistration {
+    fn run(&self, _dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
+        let registered = self.register(control);
+        self.set(if registered.is_ok() { State::Here } else { State::Over });
+        registered
+    }
+
+    fn end(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == State::Coming {
+            *state = State::Over;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+}

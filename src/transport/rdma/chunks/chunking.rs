@@ -1,0 +1,124 @@
+use crate::memory::{PAGE_BYTES, RamLayout};
+use crate::wire::ChunkRange;
+
+/// Pages in the largest chunks, where there is no budget: 64 MiB. Many small ones are slow to make.
+pub(super) const SLICE_PAGES: u64 = 16_384;
+
+/// The smallest chunk that a budget leads to, and the first of each region: 4 MiB, what a lane clears at once
+/// of a full stripe.
+pub(in crate::transport::rdma) const CHUNK_BYTES_MIN: u64 = 4 << 20;
+
+const SLICE_PAGES_MIN: u64 = CHUNK_BYTES_MIN / PAGE_BYTES;
+
+/// How guest RAM is cut into chunks.
+///
+/// The first of a region is of the smallest size, so that it is soon ready and the first page leaves. Each
+/// after it is as large as all before it together, up to the largest size: 4, 4, 8, 16, 32, and from there on
+/// 64 MiB.
+#[derive(Debug)]
+pub(super) struct Chunking {
+    layout: RamLayout,
+    /// Of the largest: a power of two.
+    chunk_pages: u64,
+}
+
+impl Chunking {
+    /// For so many lanes: with a budget so small that every lane can hold one while two more are made ready.
+    pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
+        Self { layout, chunk_pages: chunk_pages(lanes, budget_bytes) }
+    }
+
+    /// Pages in the largest chunks.
+    pub(super) fn chunk_pages(&self) -> u64 {
+        self.chunk_pages
+    }
+
+    /// The chunk in which a page lies; `None` outside of RAM.
+    pub(super) fn range_of(&self, region: usize, page: u64) -> Option<ChunkRange> {
+        let pages = self.layout.regions.get(region)?.pages();
+        let (first_page, len) = if page >= self.chunk_pages {
+            (page - page % self.chunk_pages, self.chunk_pages)
+        } else if page < SLICE_PAGES_MIN {
+            (0, SLICE_PAGES_MIN)
+        } else {
+            let power = 1 << page.ilog2();
+            (power, power)
+        };
+        let pages = pages.checked_sub(page).filter(|&left| left > 0).map(|_| len.min(pages - first_page))?;
+        Some(ChunkRange { region: u16::try_from(region).ok()?, first_page, pages })
+    }
+
+    /// The chunks of a region from the one on in which a page lies, in order.
+    pub(super) fn ranges(&self, region: usize, page: u64) -> impl Iterator<Item = ChunkRange> {
+        let next = move |range: &ChunkRange| self.range_of(region, range.first_page + range.pages);
+        std::iter::successors(self.range_of(region, page), next)
+    }
+}
+
+fn chunk_pages(lanes: usize, budget_bytes: Option<u64>) -> u64 {
+    let Some(budget_bytes) = budget_bytes else { return SLICE_PAGES };
+    let share_pages = budget_bytes / (lanes as u64 + 2) / PAGE_BYTES;
+    let power = share_pages.checked_ilog2().map_or(1, |log| 1 << log);
+    power.clamp(SLICE_PAGES_MIN, SLICE_PAGES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::RegionLayout;
+
+    const MIB: u64 = 1 << 20;
+
+    fn chunking(region_pages: u64, budget_bytes: Option<u64>) -> Chunking {
+        let region = RegionLayout { guest_address: 0, len_bytes: region_pages * PAGE_BYTES };
+        Chunking::new(RamLayout { regions: vec![region] }, 1, budget_bytes)
+    }
+
+    #[test]
+    fn slices_grow_up_to_the_largest() {
+        let mib = |range: ChunkRange| range.pages * PAGE_BYTES / MIB;
+        let sizes = |budget_bytes| {
+            chunking(160 * MIB / PAGE_BYTES, budget_bytes).ranges(0, 0).map(mib).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(None), [4, 4, 8, 16, 32, 64, 32]);
+        assert_eq!(sizes(Some(48 * MIB)), [4, 4, 8, 16, 16, 16, 16, 16, 16, 16, 16, 16]);
+        assert_eq!(sizes(Some(5 * MIB)), [4; 40]);
+    }
+
+    #[test]
+    fn slices_lie_side_by_side_and_are_found_by_any_of_their_pages() {
+        for region_pages in [1, 1023, 1024, 1025, 5000, SLICE_PAGES, SLICE_PAGES + 1, 5 * SLICE_PAGES + 7] {
+            for budget_bytes in [None, Some(40 * MIB), Some(4 * MIB)] {
+                let chunking = chunking(region_pages, budget_bytes);
+                let mut next_page = 0;
+                for range in chunking.ranges(0, 0) {
+                    assert_eq!(range.first_page, next_page);
+                    next_page += range.pages;
+                    for page in [range.first_page, range.first_page + range.pages / 2, next_page - 1] {
+                        assert_eq!(chunking.range_of(0, page), Some(range), "{page}");
+                    }
+                    let ends = next_page == region_pages;
+                    assert!(ends || range.pages >= SLICE_PAGES_MIN, "a destination grants no smaller one");
+                }
+                assert_eq!(next_page, region_pages);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_outside_of_ram_are_in_no_slice() {
+        let chunking = chunking(256, None);
+        assert_eq!(chunking.range_of(0, 255), Some(ChunkRange { region: 0, first_page: 0, pages: 256 }));
+        for (region, page) in [(0, 256), (0, SLICE_PAGES), (1, 0), (0, u64::MAX)] {
+            assert_eq!(chunking.range_of(region, page), None, "{region} {page}");
+        }
+    }
+
+    #[test]
+    fn a_small_budget_makes_small_slices_so_that_each_lane_can_hold_one() {
+        assert_eq!(chunk_pages(4, None), SLICE_PAGES);
+        assert_eq!(chunk_pages(4, Some(1 << 40)), SLICE_PAGES);
+        assert_eq!(chunk_pages(4, Some(100 * MIB)), 16 * MIB / PAGE_BYTES);
+        assert_eq!(chunk_pages(4, Some(5 * MIB)), SLICE_PAGES_MIN);
+    }
+}

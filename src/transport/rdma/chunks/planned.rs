@@ -1,0 +1,91 @@
+//! What the registrar has yet to register in a round.
+
+use std::collections::VecDeque;
+
+use super::chunking::Chunking;
+use super::coverage::BLOCK_PAGES;
+use super::parts::cut;
+use super::{FindBlocks, State, contains};
+use crate::transport::TransportError;
+use crate::wire::ChunkRange;
+
+/// Chunks of which something is to be registered, in the order in which lanes come to them. A chunk is looked
+/// at, and cut, when its turn comes.
+#[derive(Debug)]
+pub(in crate::transport::rdma) struct Planned {
+    chunks: VecDeque<ChunkRange>,
+    /// Parts of chunks that were cut, which come first.
+    parts: VecDeque<ChunkRange>,
+}
+
+impl Planned {
+    pub(super) fn new(chunks: VecDeque<ChunkRange>) -> Self {
+        Self { chunks, parts: VecDeque::new() }
+    }
+
+    /// The next part, in order.
+    pub(super) fn next<S>(
+        &mut self,
+        state: &State<S>,
+        find: &mut FindBlocks<'_>,
+    ) -> Result<Option<ChunkRange>, TransportError> {
+        loop {
+            while let Some(part) = self.parts.pop_front() {
+                if state.is_free(part) {
+                    return Ok(Some(part));
+                }
+            }
+            let Some(chunk) = self.chunks.pop_front() else { return Ok(None) };
+            let registered: Vec<_> = state.parts_of(chunk).collect();
+            self.parts = cut(chunk, &registered, find(chunk)?).into();
+        }
+    }
+
+    /// The part to register for a page that a lane waits for and that is in none. What else its chunk needs
+    /// comes next.
+    pub(super) fn take<S>(
+        &mut self,
+        page: (usize, u64),
+        chunking: &Chunking,
+        state: &State<S>,
+        find: &mut FindBlocks<'_>,
+    ) -> Result<Option<ChunkRange>, TransportError> {
+        let has_page = |&part: &ChunkRange| contains(part, page) && state.is_free(part);
+        if let Some(index) = self.parts.iter().position(has_page) {
+            return Ok(self.parts.remove(index));
+        }
+        let Some(chunk) = chunking.range_of(page.0, page.1) else { return Ok(None) };
+        let registered: Vec<_> = state.parts_of(chunk).collect();
+        let mut needed = find(chunk)?;
+        // Whether it has data or not.
+        let block = page.1 / BLOCK_PAGES;
+        needed.push(block..block + 1);
+        needed.sort_unstable_by_key(|blocks| blocks.start);
+        let mut wanted = None;
+        for part in cut(chunk, &registered, needed).into_iter().rev() {
+            if contains(part, page) {
+                wanted = Some(part);
+            } else {
+                self.parts.push_front(part);
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// There was no room for this part.
+    pub(super) fn put_back(&mut self, part: ChunkRange) {
+        self.parts.push_front(part);
+    }
+}
+
+impl<S> State<S> {
+    /// Whether no page of a part is in another.
+    fn is_free(&self, part: ChunkRange) -> bool {
+        let last_page = part.first_page + part.pages - 1;
+        let last = ChunkRange { first_page: last_page, pages: u64::MAX, ..part };
+        let before = self.slots.range(..=last).next_back();
+        before.is_none_or(|(before, _)| {
+            before.region != part.region || before.first_page + before.pages <= part.first_page
+        })
+    }
+}

@@ -1,0 +1,276 @@
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{STALL_MAX, broken};
+use crate::control::{PeerLiveness, read_preamble, tune};
+use crate::memory::{GuestRam, receive_into};
+use crate::panics::caught_or;
+use crate::transport::{LaneReceiver, Remains, TransportError};
+use crate::wire::{
+    ChunkKey, ChunkRange, FRAME_BYTES_MAX, LaneReady, PageFrame, Preamble, RUNS_MAX, Role, Token, WireError,
+    WireRun,
+};
+
+/// How long a connection that was just opened has to say what it is.
+const GREETING_MAX: Duration = Duration::from_secs(2);
+
+/// How long to sleep at most before it is looked whether the source is there.
+const NAP_MAX: Duration = Duration::from_millis(50);
+
+/// One thread a lane that reads frames into guest RAM until the lane is closed.
+#[derive(Debug)]
+pub(crate) struct TcpReceiver {
+    token: Token,
+    ram: GuestRam,
+    lanes: Vec<Option<Reader>>,
+    fences: Arc<Fences>,
+    /// How long to wait for the fences of a round.
+    patience: Duration,
+    /// What ending as many streams took, the quicker of two times.
+    revoke_time: Duration,
+    liveness: PeerLiveness,
+}
+
+#[derive(Debug)]
+struct Reader {
+    stream: TcpStream,
+    thread: JoinHandle<()>,
+}
+
+impl TcpReceiver {
+    /// A lane receiver for `lanes` lanes that are yet to connect, and end with the control channel of this liveness.
+    pub(crate) fn new(lanes: u8, ram: &GuestRam, liveness: PeerLiveness) -> Result<Self, TransportError> {
+        let mut token = Token([0; 16]);
+        getrandom::fill(&mut token.0).map_err(TransportError::Random)?;
+        let revoke_time = revoke_time(lanes).min(revoke_time(lanes));
+        let lanes: Vec<_> = (0..lanes).map(|_| None).collect();
+        let (ram, fences) = (ram.clone(), Arc::new(Fences::new(lanes.len())));
+        Ok(Self { token, ram, lanes, fences, patience: STALL_MAX, revoke_time, liveness })
+    }
+
+    /// The same, waiting only so long for the fences of a round.
+    #[cfg(test)]
+    pub(crate) fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Takes a connection if it is one of the lanes still missing.
+    fn take(&mut self, mut stream: TcpStream) -> Result<(), String> {
+        let preamble = read_preamble(&mut stream, GREETING_MAX).map_err(|error| error.to_string())?;
+        let Preamble { role: Role::Lane(lane), token } = preamble else {
+            return Err("a migration is under way here".into());
+        };
+        let index = usize::from(lane);
+        match self.lanes.get(index) {
+            Some(None) if token == self.token => {}
+            _ => return Err("it belongs to no lane of this migration".into()),
+        }
+        let reader = tune(&stream)
+            .and_then(|()| stream.set_read_timeout(None))
+            .and_then(|()| self.liveness.shut_with(&stream))
+            .and_then(|()| stream.set_write_timeout(Some(STALL_MAX)))
+            .and_then(|()| stream.try_clone())
+            .and_then(|reading| {
+                let (ram, fences) = (self.ram.clone(), self.fences.clone());
+                let name = format!("tcp-lane-{lane}");
+                thread::Builder::new().name(name).spawn(move || {
+                    let mut frames = Frames { lane: index, stream: reading, ram, fences };
+                    if let Err(error) = caught_or(|| frames.read_all()) {
+                        frames.fences.fail(error);
+                        // The source must not wait for this lane. It may have closed it itself.
+                        let _ = frames.stream.shutdown(Shutdown::Both);
+                    }
+                })
+            });
+        let thread = reader.map_err(|error| error.to_string())?;
+        self.lanes[index] = Some(Reader { stream, thread });
+        Ok(())
+    }
+}
+
+impl LaneReceiver for TcpReceiver {
+    fn ready(&self) -> LaneReady {
+        LaneReady::Tcp(self.token)
+    }
+
+    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
+        let deadline = Instant::now() + STALL_MAX;
+        while let Some(lane) = self.lanes.iter().position(Option::is_none) {
+            // A source that has gone connects nothing more.
+            self.liveness.check()?;
+            let failed = |error: io::Error| broken(lane, error);
+            // accept(2) heeds the receive timeout.
+            SockRef::from(listener).set_read_timeout(Some(NAP_MAX)).map_err(failed)?;
+            let accepted = listener.accept();
+            SockRef::from(listener).set_read_timeout(None).map_err(failed)?;
+            let (stream, from) = match accepted {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
+                    continue;
+                }
+                accepted => accepted.map_err(failed)?,
+            };
+            if let Err(reason) = self.take(stream) {
+                tracing::warn!("a connection from {from} was closed: {reason}");
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, _slices: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
+        Err(TransportError::Disagreement("keys were asked for, which TCP lanes do not have".into()))
+    }
+
+    fn release(&mut self, _slices: &[ChunkRange]) -> Result<(), TransportError> {
+        Err(TransportError::Disagreement("keys were given back, which TCP lanes do not have".into()))
+    }
+
+    fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
+        self.fences.wait(round, self.patience)
+    }
+
+    fn revoke_time(&self) -> Duration {
+        self.revoke_time
+    }
+
+    /// Closes the connections and waits for their threads, which alone write to guest RAM.
+    fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
+        drop(self);
+        Ok(Box::new(()))
+    }
+}
+
+impl Drop for TcpReceiver {
+    fn drop(&mut self) {
+        let readers = self.lanes.drain(..).flatten().map(|Reader { stream, thread }| (stream, thread));
+        // An error means that the peer was faster.
+        end_all(readers.collect(), |stream| drop(stream.shutdown(Shutdown::Both)));
+    }
+}
+
+/// Ends streams, and waits for the threads that read them.
+fn end_all<S>(readers: Vec<(S, JoinHandle<()>)>, end: impl Fn(&S)) {
+    readers.iter().for_each(|(stream, _)| end(stream));
+    for (_, thread) in readers {
+        let _ = thread.join();
+    }
+}
+
+/// How long it takes to end so many streams with a thread for each, measured with streams that lead nowhere. What the system does
+/// not give is left out: lanes do not come about then either.
+fn revoke_time(lanes: u8) -> Duration {
+    let reader = |_| {
+        let (ours, theirs) = UnixStream::pair()?;
+        let reading = theirs.try_clone()?;
+        let thread = thread::Builder::new().name("tcp-probe".into()).spawn(move || {
+            let _ = (&theirs).write_all(&[0]);
+            let _ = (&theirs).read(&mut [0]);
+        })?;
+        (&ours).read_exact(&mut [0])?;
+        Ok((reading, thread))
+    };
+    let readers: Vec<_> = (0..lanes).map(reader).filter_map(|made: io::Result<_>| made.ok()).collect();
+    let began = Instant::now();
+    end_all(readers, |stream| drop(stream.shutdown(Shutdown::Both)));
+    began.elapsed()
+}
+
+/// Reads the frames of one lane.
+struct Frames {
+    lane: usize,
+    stream: TcpStream,
+    ram: GuestRam,
+    fences: Arc<Fences>,
+}
+
+impl Frames {
+    fn read_all(&mut self) -> Result<(), TransportError> {
+        let mut runs = vec![WireRun::new_zeroed(); RUNS_MAX];
+        let mut frame = PageFrame::new_zeroed();
+        self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
+        loop {
+            if let Some(round) = frame.fenced_round() {
+                self.fences.seen(self.lane, round);
+                self.stream.write_all(&round.to_le_bytes()).map_err(|error| broken(self.lane, error))?;
+                self.stream.read_exact(frame.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
+                continue;
+            }
+            let runs = &mut runs[..frame.runs()?];
+            self.stream.read_exact(runs.as_mut_bytes()).map_err(|error| broken(self.lane, error))?;
+            let (mut slices, mut bytes) = (Vec::with_capacity(runs.len()), 0);
+            for run in runs {
+                let run = run.decode()?;
+                bytes += run.len_bytes();
+                slices.push(self.ram.slice(run)?);
+            }
+            if bytes > FRAME_BYTES_MAX {
+                let [len, max] =
+                    [bytes, FRAME_BYTES_MAX].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+                return Err(WireError::TooLong { what: "a frame of pages", len, max }.into());
+            }
+            // With the next frame's head, for which alone this thread would be woken else: one always follows, the fence's if no other.
+            receive_into(self.stream.as_fd(), &slices, frame.as_mut_bytes())
+                .map_err(|error| broken(self.lane, error))?;
+        }
+    }
+}
+
+/// Which round each lane has closed, and the first thing that went wrong.
+#[derive(Debug)]
+struct Fences {
+    state: Mutex<FenceState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct FenceState {
+    rounds: Vec<Option<u32>>,
+    failure: Option<TransportError>,
+}
+
+impl Fences {
+    fn new(lanes: usize) -> Self {
+        Self {
+            state: Mutex::new(FenceState { rounds: vec![None; lanes], failure: None }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn seen(&self, lane: usize, round: u32) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).rounds[lane] = Some(round);
+        self.changed.notify_all();
+    }
+
+    fn fail(&self, error: TransportError) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, round: u32, patience: Duration) -> Result<(), TransportError> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
+        let missing = |seen: &Option<u32>| *seen < Some(round);
+        let pending = |state: &mut FenceState| state.failure.is_none() && state.rounds.iter().any(missing);
+        let (mut state, timeout) =
+            self.changed.wait_timeout_while(state, patience, pending).unwrap_or_else(PoisonError::into_inner);
+        if !state.rounds.iter().any(missing) {
+            return Ok(());
+        }
+        if let Some(failure) = state.failure.take() {
+            return Err(failure);
+        }
+        if timeout.timed_out() {
+            let lane = state.rounds.iter().position(missing).unwrap_or(0);
+            return Err(TransportError::Stalled { lane, silence: patience });
+        }
+        Ok(())
+    }
+}
