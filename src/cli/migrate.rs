@@ -63,7 +63,7 @@ pub(crate) struct LimitArgs {
     /// How long the guest may stand still at the switch, in ms [default: 300]
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
-    /// How far `--if-diverging relax` may raise that, in ms [default: 5 times the limit]
+    /// How far `--if-stuck relax` may raise that, in ms [default: 5 times the limit]
     #[arg(long, value_name = "MS")]
     downtime_max: Option<u64>,
     /// Send no faster than this, in MB/s; 0 is as fast as the link carries [default: 0]
@@ -72,7 +72,7 @@ pub(crate) struct LimitArgs {
     /// Send no more rounds than this while the guest runs [default: 100]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     max_rounds: Option<u32>,
-    /// Switch or give up, as --if-diverging has it, after this time; 0 is none [default: 0]
+    /// Switch or give up, as --if-stuck has it, after this time; 0 is none [default: 0]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
     /// Slow the guest by up to so many percent; 0 never does [default: 99]

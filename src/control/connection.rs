@@ -1,4 +1,4 @@
-//! One connection and the thread that listens on it and keepalives: so that a peer that hangs, was stopped or has lost its host is
+//! One connection and the thread that listens on it and sends keepalives: so that a peer that hangs, was stopped or has lost its host is
 //! noticed whatever this side is busy with.
 
 use std::collections::VecDeque;
@@ -106,7 +106,7 @@ impl End {
 }
 
 impl Connection {
-    /// Listens and keepalives on a connection whose preambles have been exchanged.
+    /// Listens and sends keepalives on a connection whose preambles have been exchanged.
     pub(super) fn start(stream: TcpStream, keepalive: Duration) -> io::Result<Arc<Self>> {
         // Short, so that keepalives are punctual.
         stream.set_read_timeout(Some(keepalive / 4))?;
@@ -285,7 +285,7 @@ impl Connection {
     }
 }
 
-/// Reads all that comes, and keepalives in between. Silence is counted in keepalives of its own: a host that stood still itself, so that
+/// Reads all that comes, and sends keepalives in between. Silence is counted in keepalives of its own: a host that stood still itself, so that
 /// it heard nothing, has not beaten either.
 struct Listener {
     connection: Arc<Connection>,

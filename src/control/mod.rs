@@ -1,9 +1,9 @@
 //! The control channel: [`wire`](crate::wire) messages over one TCP connection.
 //!
-//! Nothing here waits without end for a peer that has gone. Both ends keepalive every [`KEEPALIVE_INTERVAL`], whatever else they do, and count as lost
+//! Nothing here waits without end for a peer that has gone. Both ends send a keepalive every [`KEEPALIVE_INTERVAL`], whatever else they do, and count as lost
 //! when nothing at all was heard of them for [`KEEPALIVES_MISSED_MAX`] keepalives: so a process that hangs or was stopped is noticed, whose
 //! kernel answers for it, and to whose memory RDMA would go on writing. Each awaited answer has its own time limit besides.
-//! `TCP_USER_TIMEOUT` and keepalive say the same of connections that do not keepalive, the lanes.
+//! `TCP_USER_TIMEOUT` and keepalive say the same of connections without keepalives, the lanes.
 
 mod connection;
 
@@ -67,7 +67,7 @@ pub enum ControlError {
         /// For how long.
         limit: Duration,
     },
-    /// Nothing at all came from the peer, which keepalives if it lives.
+    /// Nothing at all came from the peer, which sends keepalives if it lives.
     #[error(
         "nothing was heard from the other side for {} s: its process hangs or was stopped, its host is down, or the link is cut",
         silence.as_secs()

@@ -89,7 +89,7 @@ pub(crate) fn limits(limits: &LimitsReport) -> String {
     let timeout = limits.timeout_s.map_or("no".into(), |limit| format!("{limit:.0} s"));
     format!(
         "downtime-limit {downtime_limit_ms:.0} ms, downtime-max {downtime_max_ms:.0} ms, bandwidth-limit {bandwidth}, \
-         max-rounds {max_rounds}, timeout {timeout}, throttle-max {throttle_max_percent} %, if-diverging {if_stuck}"
+         max-rounds {max_rounds}, timeout {timeout}, throttle-max {throttle_max_percent} %, if-stuck {if_stuck}"
     )
 }
 
