@@ -38,6 +38,7 @@
 //! |---|---|
 //! | [`guest`] | what the engine needs of a VMM |
 //! | [`source`], [`destination`] | the five steps of a migration, at either end |
+//! | [`session`] | what guests and files share: the link, one pass over the pages, cancelling |
 //! | [`image`] | a file instead of a guest: memory images, over the same lanes |
 //! | [`memory`] | guest RAM as the engine sees it: regions, page runs, holes |
 //! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
@@ -71,6 +72,7 @@ pub mod preflight;
 pub mod progress;
 pub mod sampling;
 pub mod saved_state;
+pub mod session;
 pub mod source;
 pub mod state;
 pub mod transport;

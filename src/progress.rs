@@ -270,6 +270,13 @@ pub struct Report {
     pub blocks_hashed_paused: u64,
 }
 
+/// Bytes over a time, in MB/s (10⁶ bytes).
+pub(crate) fn mbps(bytes: u64, time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let bytes = bytes as f64;
+    if time.is_zero() { 0.0 } else { bytes / 1e6 / time.as_secs_f64() }
+}
+
 /// A time as reports and events have it.
 pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3

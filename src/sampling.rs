@@ -11,7 +11,7 @@ use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::guest::{Guest, GuestError};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
-use crate::source::HeartbeatAt;
+use crate::session::HeartbeatAt;
 
 /// What was seen of a guest.
 #[derive(Clone, Debug, PartialEq)]

@@ -18,9 +18,9 @@ use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
-use crate::source::{
-    Cancel, Link, MigrationFailure, RateLimiter, SendGate, connect, mbps, ms, new_attempt_id, unexpected,
-};
+use crate::progress::{mbps, ms};
+use crate::session::{Cancel, Link, RateLimiter, SendGate, connect, new_attempt_id, unexpected};
+use crate::source::MigrationFailure;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use rayon::ThreadPool;
 
-use super::pass::PrecopyPass;
-use super::{MigrationFailure, RateLimiter, SendGate};
+use super::MigrationFailure;
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
 use crate::memory::{GuestRam, PageRun};
+use crate::session::{PrecopyPass, RateLimiter, SendGate};
 use crate::transport::rdma::NullRegions;
 use crate::transport::{Lane, TransportError};
 use crate::verify::{SourceDigests, Verify};

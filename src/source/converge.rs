@@ -3,11 +3,12 @@
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::{Attempt, HeartbeatAt, MigrationFailure, SendGate, mbps, ms};
+use super::{Attempt, MigrationFailure};
 use crate::convergence::{Convergence, Decision, Downtime, LaneLoad, Round, Why};
 use crate::memory::PAGE_BYTES;
 use crate::panics::{Panicked, caught};
-use crate::progress::{Event, LaneReport, LimitsReport, RoundReport};
+use crate::progress::{Event, LaneReport, LimitsReport, RoundReport, mbps, ms};
+use crate::session::{HeartbeatAt, SendGate};
 
 impl Attempt<'_> {
     /// Steps 2 and 3: sends what is dirty until the rest fits the downtime, all of RAM to begin with.

@@ -12,18 +12,12 @@
 //! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
 
 mod blackout;
-mod cancel;
 mod converge;
 mod durable_handover;
 mod error;
 mod fallback;
-mod guest_heartbeat;
-mod lane_stats;
 mod limits_handle;
-mod link;
-mod pass;
 mod saving;
-mod sheltered;
 mod switch;
 mod verify_source;
 
@@ -31,17 +25,11 @@ use std::time::{Duration, Instant};
 
 #[doc(hidden)]
 pub use blackout::Blackout;
-pub use cancel::Cancel;
 pub use durable_handover::{Doubt, OpenError, StillInDoubt, Verdict};
 pub use error::{GuestIs, MigrationError, MigrationFailure, StateLimit};
 pub use limits_handle::LimitsHandle;
 
 use self::durable_handover::{DurableHandover, Peer, open_records};
-pub(crate) use self::guest_heartbeat::HeartbeatAt;
-pub(crate) use self::limits_handle::RateLimiter;
-pub(crate) use self::link::{Link, connect, new_attempt_id, unexpected};
-pub(crate) use self::pass::SendGate;
-use self::sheltered::Sheltered;
 use self::switch::Switched;
 use crate::convergence::{Downtime, History, Limits, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
@@ -50,9 +38,10 @@ use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
 use crate::lock::Lock;
 use crate::memory::RamLayout;
 use crate::panics::{Panicked, caught, caught_or};
-pub(crate) use crate::progress::ms;
 use crate::progress::{Event, Observer, Report, RoundReport};
 use crate::saved_state::StateSender;
+pub use crate::session::Cancel;
+use crate::session::{HeartbeatAt, Link, Sheltered};
 use crate::state::{GuestClaim, RecordWriter};
 use crate::transport::TransportChoice;
 use crate::transport::rdma::RdmaTuning;
@@ -327,10 +316,4 @@ fn event_of(cause: &MigrationFailure, attempt_id: AttemptId) -> SourceEvent {
         MigrationFailure::DestinationFailed(_) => SourceEvent::Refused(attempt_id),
         _ => SourceEvent::Failed,
     }
-}
-
-pub(crate) fn mbps(bytes: u64, time: Duration) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    let bytes = bytes as f64;
-    if time.is_zero() { 0.0 } else { bytes / 1e6 / time.as_secs_f64() }
 }

@@ -1,8 +1,9 @@
 //! Saving the state of vCPUs and devices, which travels meanwhile.
 
-use super::{Attempt, Cancel, LimitsHandle, Link, MigrationFailure, Options, StateLimit};
+use super::{Attempt, LimitsHandle, MigrationFailure, Options, StateLimit};
 use crate::control::ControlError;
 use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender};
+use crate::session::{Cancel, Link};
 use crate::wire::Message;
 
 impl Attempt<'_> {

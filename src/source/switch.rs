@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attempt, MigrationFailure, Verdict, event_of, let_go, mbps, ms, unexpected};
+use super::{Attempt, MigrationFailure, Verdict, event_of, let_go};
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
 use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
 use crate::panics::{Panicked, caught};
-use crate::progress::{Event, LimitsReport, Report, RoundReport};
+use crate::progress::{Event, LimitsReport, Report, RoundReport, mbps, ms};
+use crate::session::unexpected;
 use crate::wire::{AttemptId, Completion, Final, Message};
 
 /// What the switch took.

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attempt, MigrationFailure, ms, unexpected};
+use super::{Attempt, MigrationFailure};
 use crate::control::STEP_MAX;
 use crate::digest::BLOCK_PAGES;
 use crate::memory::PAGE_BYTES;
-use crate::progress::Event;
+use crate::progress::{Event, ms};
+use crate::session::unexpected;
 use crate::verify::{CHUNK_BLOCKS, Verify};
 use crate::wire::{BlockDigests, Message};
 

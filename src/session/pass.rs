@@ -7,13 +7,13 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use super::MigrationFailure;
 use super::lane_stats::LaneWithStats;
-use super::limits_handle::RateLimiter;
+use super::send_gate::SendGate;
 use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
 use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
 use crate::panics::caught_or;
+use crate::source::MigrationFailure;
 use crate::transport::{Lane, Registration};
 
 /// What a round sent.
@@ -27,24 +27,16 @@ pub(crate) struct Sent {
     pub(crate) first_page: Option<Instant>,
 }
 
-/// What may hold a round up, or end it.
-#[derive(Clone, Copy)]
-pub(crate) struct SendGate<'migration> {
-    pub(crate) pace: &'migration RateLimiter,
-    /// Asked before every stripe, and while a lane waits for its pace.
-    pub(crate) check: &'migration (dyn Fn() -> Result<(), MigrationFailure> + Sync),
-}
-
 /// What is the same in every round.
-pub(super) struct PrecopyPass<'migration> {
-    pub(super) ram: &'migration GuestRam,
+pub(crate) struct PrecopyPass<'migration> {
+    pub(crate) ram: &'migration GuestRam,
     /// None in the round after which nothing is harvested: the guest is paused, nobody writes.
-    pub(super) log: Option<&'migration dyn DirtyLog>,
-    pub(super) stripes: &'migration Stripes,
-    pub(super) pool: &'migration ThreadPool,
-    pub(super) gate: SendGate<'migration>,
+    pub(crate) log: Option<&'migration dyn DirtyLog>,
+    pub(crate) stripes: &'migration Stripes,
+    pub(crate) pool: &'migration ThreadPool,
+    pub(crate) gate: SendGate<'migration>,
     /// What works beside the lanes.
-    pub(super) registration: Option<&'migration dyn Registration>,
+    pub(crate) registration: Option<&'migration dyn Registration>,
 }
 
 /// A lane in a round.
@@ -67,7 +59,7 @@ impl PrecopyPass<'_> {
     /// Sends every page set in `dirty`, each worker the stripes of its own lane, and closes the round on all lanes.
     ///
     /// In the first round the destination's memory is fresh, so pages that are zero here need not travel.
-    pub(super) fn send(
+    pub(crate) fn send(
         &self,
         round: u32,
         dirty: &DirtyBitmap,
@@ -245,6 +237,7 @@ mod tests {
 
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+    use super::super::rate_limiter::RateLimiter;
     use super::*;
     use crate::dirty::{DirtyError, DirtyRegion, SoftwareBitmap, SoftwareLog};
     use crate::transport::TransportError;

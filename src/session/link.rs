@@ -1,17 +1,21 @@
+//! A destination that is willing, the control channel and the lanes to it.
+
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
-use super::pass::{PrecopyPass, SendGate, Sent};
-use super::{Cancel, MigrationFailure};
+use super::cancel::Cancel;
+use super::pass::{PrecopyPass, Sent};
+use super::send_gate::SendGate;
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
 use crate::convergence::HandoverCost;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
+use crate::source::MigrationFailure;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Registration, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::MigrationFailure;
-use super::pass::SendGate;
+use super::send_gate::SendGate;
 use crate::convergence::LaneLoad;
 use crate::memory::{PAGE_BYTES, PageRun};
+use crate::source::MigrationFailure;
 use crate::transport::Lane;
 
 /// How long a lane may go on sending what it was given, from its buffers: that of TCP, 4 MiB, lasts so long at 1 Gb/s.

@@ -1,8 +1,10 @@
+//! A request to end a migration or a transfer.
+
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::MigrationFailure;
 use crate::control::PeerLiveness;
+use crate::source::MigrationFailure;
 
 /// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away, at once: also by
 /// who waits for the destination, which is told.
@@ -50,7 +52,7 @@ impl Cancel {
     }
 
     /// From here on it ends every wait for this peer.
-    pub(super) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), MigrationFailure> {
+    pub(crate) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), MigrationFailure> {
         // Under the lock, so that whoever asks meanwhile finds the peer, or is found here.
         let mut held = self.peer();
         self.check()?;
@@ -59,13 +61,13 @@ impl Cancel {
     }
 
     /// From here on it is too late, unless it was asked for before.
-    pub(super) fn close(&self) -> Result<(), MigrationFailure> {
+    pub(crate) fn close(&self) -> Result<(), MigrationFailure> {
         self.turn(Self::OPEN, Self::TOO_LATE);
         self.check()
     }
 
     /// The guest was not given away after all.
-    pub(super) fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.turn(Self::TOO_LATE, Self::OPEN);
     }
 

@@ -6,13 +6,13 @@ use crate::panics::{Panicked, caught};
 use crate::progress::{Event, Observer};
 
 /// Passes events on until the observer panics, and then no more.
-pub(super) struct Sheltered<'observer> {
+pub(crate) struct Sheltered<'observer> {
     observer: &'observer dyn Observer,
     panicked: AtomicBool,
 }
 
 impl<'observer> Sheltered<'observer> {
-    pub(super) fn new(observer: &'observer dyn Observer) -> Self {
+    pub(crate) fn new(observer: &'observer dyn Observer) -> Self {
         Self { observer, panicked: AtomicBool::new(false) }
     }
 }

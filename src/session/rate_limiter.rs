@@ -1,0 +1,109 @@
+//! The pace of the lanes: no faster than a bandwidth limit allows.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::convergence::Bucket;
+use crate::source::MigrationFailure;
+
+/// Lets lanes send no faster than a bandwidth limit allows, all of them together.
+#[derive(Debug)]
+pub(crate) struct RateLimiter {
+    /// Bytes a second; 0 is no limit.
+    rate: AtomicU64,
+    bucket: Mutex<Bucket>,
+    /// The rate was changed.
+    changed: Condvar,
+    began: Instant,
+}
+
+impl Default for RateLimiter {
+    fn default() -> Self {
+        let (rate, bucket, changed) = Default::default();
+        Self { rate, bucket, changed, began: Instant::now() }
+    }
+}
+
+impl RateLimiter {
+    pub(crate) fn set(&self, rate: Option<NonZeroU64>) {
+        let rate = rate.map_or(0, NonZeroU64::get);
+        if self.rate.swap(rate, Ordering::Relaxed) != rate {
+            // Under the lock, so that no lane is between its look at the rate and its wait.
+            self.lock().reset();
+            self.changed.notify_all();
+        }
+    }
+
+    /// The most bytes to ask for at once, if there is a limit.
+    pub(crate) fn portion_bytes(&self) -> Option<u64> {
+        NonZeroU64::new(self.rate.load(Ordering::Relaxed)).map(Bucket::portion_bytes)
+    }
+
+    /// Waits until so many bytes may be sent, or `check` says that nothing is to be sent any more.
+    pub(crate) fn take(
+        &self,
+        bytes: u64,
+        check: impl Fn() -> Result<(), MigrationFailure>,
+    ) -> Result<(), MigrationFailure> {
+        let Some(rate) = NonZeroU64::new(self.rate.load(Ordering::Relaxed)) else { return Ok(()) };
+        let mut bucket = self.lock();
+        let began = self.began.elapsed();
+        let until = began + bucket.take(began, bytes, rate);
+        loop {
+            let left = until.saturating_sub(self.began.elapsed());
+            if left.is_zero() || self.rate.load(Ordering::Relaxed) != rate.get() {
+                return Ok(());
+            }
+            check()?;
+            let nap = left.min(NAP_MAX);
+            bucket = self.changed.wait_timeout(bucket, nap).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How long a lane sleeps at most before it looks whether the migration is over.
+const NAP_MAX: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::super::Cancel;
+    use super::*;
+
+    fn rate(bytes_per_second: u64) -> Option<NonZeroU64> {
+        NonZeroU64::new(bytes_per_second)
+    }
+
+    #[test]
+    fn whoever_waits_for_a_slow_pace_goes_on_when_it_is_lifted_or_the_migration_cancelled() {
+        let slow = RateLimiter::default();
+        slow.set(rate(1));
+        let cancel = Cancel::default();
+        thread::scope(|scope| {
+            let lanes = [0, 1].map(|_| {
+                scope.spawn(|| {
+                    slow.take(4096, || cancel.check())?;
+                    slow.take(4096, || cancel.check())
+                })
+            });
+            thread::sleep(Duration::from_millis(20));
+            assert!(lanes.iter().any(|lane| !lane.is_finished()), "an hour's worth");
+            slow.set(None);
+            for lane in lanes {
+                lane.join().unwrap().unwrap();
+            }
+            slow.set(rate(1));
+            slow.take(4096, || cancel.check()).unwrap();
+            let waiting = scope.spawn(|| slow.take(4096, || cancel.check()));
+            cancel.cancel();
+            assert!(matches!(waiting.join().unwrap(), Err(MigrationFailure::Cancelled)));
+        });
+    }
+}
