@@ -10,36 +10,49 @@ use crate::memory::GuestRam;
 use crate::panics::{Panicked, caught};
 use crate::wire::Refusal;
 
-/// A guest in the hands of a VMM: all that the engine asks of it, at either end.
+/// What both ends ask of a guest in the hands of a VMM.
 ///
-/// At the source the guest runs when a migration begins. The engine then calls, in this order: [`details`](Self::details),
-/// [`ram`](Self::ram), [`dirty_log`](Self::dirty_log), [`throttle`](Self::throttle) any number of times,
-/// [`pause`](Self::pause), [`save`](Self::save); and [`resume`](Self::resume) if the attempt fails after the pause. At the
-/// destination, where a [`GuestHost`] made it, it has never run: `ram`, [`load`](Self::load), `resume`.
+/// A VMM implements this and [`SourceGuest`] for a guest that leaves, this and [`DestinationGuest`] for one that
+/// arrives; a VMM in which a guest may do both has one type with all three. Nothing has a default: what a VMM forgot
+/// should not compile.
 ///
-/// Nothing has a default: what a VMM forgot should not compile.
+/// The VMM may be another process: RAM then is a file that both map
+/// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by what that process says
+/// ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) is for its failures), and calls whose answer was lost are
+/// [`RunOutcome::Unknown`].
 pub trait Guest: Send + Sync {
-    /// The guest's name, at most 128 bytes.
+    /// The guest's name on this host, at most 128 bytes.
     fn name(&self) -> &str;
-
-    /// What a [`GuestHost`] at the destination needs to make the same machine: vCPUs, devices, CPU features, in the VMM's
-    /// own format and at most 256 KiB. RAM is described apart.
-    ///
-    /// # Errors
-    /// The VMM's own.
-    fn details(&self) -> Result<Vec<u8>, GuestError>;
 
     /// A view of all of its RAM. It may be mapped from a memfd of another process.
     ///
-    /// From here on until the migration is over, none of it may be discarded or mapped anew, as by a balloon: RDMA hardware
-    /// would go on reading the pages that were there.
+    /// From this call until the migration is over, none of it may be discarded or mapped anew, as by a balloon: RDMA
+    /// hardware would go on reading the pages that were mapped before.
     ///
-    /// At the source it is asked for again after each round and, once the guest is paused and its state saved, before anything counts
-    /// on it: a migration fails if memory was plugged, unplugged or replaced meanwhile.
+    /// At the source it is asked for again after each round and, once the guest is paused and its state saved, before
+    /// anything counts on it: a migration fails if memory was plugged, unplugged or replaced meanwhile.
     ///
     /// # Errors
     /// The VMM's own.
     fn ram(&self) -> Result<GuestRam, GuestError>;
+
+    /// The latest sign of life of the guest itself, if it gives any. It measures the downtime that the guest sees.
+    fn heartbeat(&self) -> Option<Heartbeat>;
+}
+
+/// A running guest that is to leave.
+///
+/// The engine calls, in this order: [`details`](Self::details), [`ram`](Guest::ram), [`dirty_log`](Self::dirty_log),
+/// [`throttle`](Self::throttle) any number of times, [`pause`](Self::pause), [`save`](Self::save); and
+/// [`resume`](Self::resume) if the attempt fails after `pause` was called. Once [`migrate`](crate::source::migrate) has
+/// returned a report, the VMM destroys the guest.
+pub trait SourceGuest: Guest {
+    /// What a [`GuestHost`] at the destination needs to make the same machine: vCPUs, devices, CPU features. The format
+    /// is the VMM's own, the length at most 256 KiB. RAM is described by [`ram`](Guest::ram).
+    ///
+    /// # Errors
+    /// The VMM's own.
+    fn details(&self) -> Result<Vec<u8>, GuestError>;
 
     /// The record of *all* writes to RAM: those of the vCPUs, of the VMM and of its devices. For a KVM guest usually
     /// [`EitherLog`](crate::dirty::EitherLog) of a [`KvmLog`](crate::dirty::KvmLog) and a
@@ -49,49 +62,85 @@ pub trait Guest: Send + Sync {
     /// The VMM's own.
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError>;
 
-    /// Stops all vCPUs, and devices from touching RAM. When it returns, RAM changes no more, except by [`save`](Self::save).
+    /// Slows the vCPUs by so many percent of their time, 0 to 99; 0 takes effect at once.
     ///
     /// # Errors
-    /// The VMM's own; the guest counts as running.
-    fn pause(&self) -> Result<(), GuestError>;
-
-    /// Lets a paused or loaded guest run.
-    ///
-    /// # Errors
-    /// The VMM's own. It means that no vCPU has run: of a loaded guest the source is told so, and runs it on.
-    fn resume(&self) -> Result<(), GuestError>;
-
-    /// Slows the vCPUs by so many percent, 0 to 99; 0 takes effect at once.
-    ///
-    /// # Errors
-    /// The VMM's own; the migration goes on without.
+    /// The VMM's own; the migration goes on without throttling.
     fn throttle(&self, percent: u8) -> Result<(), GuestError>;
 
-    /// Writes the state of vCPUs and devices, of a paused guest. It may write to RAM, which is harvested again after.
+    /// Stops all vCPUs, and devices from touching RAM. Once it returns, RAM changes no more, except by
+    /// [`save`](Self::save).
     ///
-    /// What is written is sent at once, so a VMM need not have its state in one piece. A write waits where the link is slower than
-    /// the VMM, and fails where the state becomes longer than [`Options::state_max_bytes`](crate::source::Options) and the
-    /// destination allow: the attempt ends then, whatever this returns, and the guest runs on.
+    /// # Errors
+    /// The VMM's own. The guest may be paused or not: the engine calls [`resume`](Self::resume).
+    fn pause(&self) -> Result<(), GuestError>;
+
+    /// Writes the state of vCPUs and devices of the paused guest, as named sections. It may write to RAM: the dirty log
+    /// is harvested again afterwards.
+    ///
+    /// What is written is sent at once, so a VMM need not have its state in one piece. A write waits where the link is
+    /// slower than the VMM, and fails where the state becomes longer than
+    /// [`Options::state_max_bytes`](crate::source::Options) and the destination allow: the attempt ends then, whatever
+    /// this returns, and the guest runs on.
     ///
     /// # Errors
     /// The VMM's own, or that of a write.
     fn save(&self, state: &mut dyn Write) -> Result<(), GuestError>;
 
-    /// Puts a saved state of `len_bytes` into a machine that has never run. The state comes from a peer: bound and check
-    /// everything. What was read of it is freed.
+    /// Lets the guest run on after a failed attempt. The guest is usually paused; after an error of
+    /// [`pause`](Self::pause) it may still run, and goes on.
     ///
     /// # Errors
-    /// The VMM's own; the machine will not be run.
+    /// The VMM's own: the guest stays paused. A VMM that cannot tell returns [`RunOutcome::Unknown`] instead.
+    fn resume(&self) -> Result<RunOutcome, GuestError>;
+}
+
+/// A guest that arrives, in a machine that a [`GuestHost`] made and that has never run.
+///
+/// The engine calls [`ram`](Guest::ram), [`load`](Self::load) and [`start`](Self::start) in this order. After a failure,
+/// whichever of them was the last, it calls [`discard`](Self::discard); after a panic of the VMM it may only drop the
+/// guest.
+pub trait DestinationGuest: Guest {
+    /// Puts a saved state of `len_bytes` into the machine. The state comes from a peer: bound and check everything. What
+    /// was read of it is freed.
+    ///
+    /// # Errors
+    /// The VMM's own; the machine will not be started.
     fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError>;
 
-    /// The guest's last sign of life, of one that gives any. Measures the downtime that the guest itself sees.
-    fn heartbeat(&self) -> Option<Heartbeat>;
+    /// Lets the loaded guest run. It is called at most once, after the source gave the guest away.
+    ///
+    /// # Errors
+    /// The VMM's own. An error promises that no vCPU has run and none will: the source hears so, and runs the guest on.
+    /// A VMM that cannot promise that returns [`RunOutcome::Unknown`]: the guest then stays with this host.
+    fn start(&self) -> Result<RunOutcome, GuestError>;
+
+    /// Frees the machine, which is not to run on this host.
+    ///
+    /// # Errors
+    /// The VMM's own: the machine may still exist. It is logged, and the source hears nothing from this side: it finds
+    /// out by itself that the attempt is over.
+    fn discard(self) -> Result<(), GuestError>
+    where
+        Self: Sized;
+}
+
+/// Whether a guest runs after it was told to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// It runs.
+    Running,
+    /// It may run or not, and only its VMM can tell: as when that is another process, and its answer was lost.
+    Unknown {
+        /// Why that is not known.
+        reason: String,
+    },
 }
 
 /// Makes the machines for guests that arrive.
 pub trait GuestHost {
     /// The machine.
-    type Guest: Guest;
+    type Guest: DestinationGuest;
 
     /// Makes the machine, with all of its RAM reserved and none of it touched, or says why not.
     ///
@@ -107,9 +156,9 @@ pub trait GuestHost {
 pub struct Proposal<'hello> {
     /// Its name.
     pub name: &'hello str,
-    /// Its RAM.
+    /// Where its RAM is and how large.
     pub ram: &'hello crate::memory::RamLayout,
-    /// What [`Guest::details`] said at the source.
+    /// What [`SourceGuest::details`] returned at the source, at most 256 KiB.
     pub details: &'hello [u8],
 }
 
@@ -120,6 +169,17 @@ pub struct Heartbeat {
     pub count: u64,
     /// How long ago the last one was.
     pub age: Duration,
+}
+
+/// Discards a guest; whether the VMM did so.
+pub(crate) fn discard<G: DestinationGuest>(guest: G) -> bool {
+    let why = match caught(|| guest.discard()) {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => error.to_string(),
+        Err(Panicked(text)) => format!("the VMM panicked: {text}"),
+    };
+    tracing::error!("a guest that is not to run here could not be freed: {why}");
+    false
 }
 
 /// The latest heartbeat. It is a measurement, so a VMM that panics over it goes without.

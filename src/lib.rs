@@ -3,12 +3,13 @@
 //!
 //! # Embedding
 //!
-//! A VMM implements [`Guest`](guest::Guest) for its machine and [`GuestHost`](guest::GuestHost) for whatever makes one; then
+//! A VMM implements [`Guest`](guest::Guest) for its machine, with [`SourceGuest`](guest::SourceGuest) and
+//! [`DestinationGuest`](guest::DestinationGuest) for the two ends, and [`GuestHost`](guest::GuestHost) for whatever makes one; then
 //! it calls [`migrate`](source::migrate) at the source and [`Receiver::receive`](destination::Receiver::receive) at the
 //! destination. The adapter of the `sterna` command to its own small VMM, `src/cli/machine.rs`, is the example to copy.
 //!
 //! ```no_run
-//! # fn example(guest: &dyn sterna::guest::Guest) -> Result<(), Box<dyn std::error::Error>> {
+//! # fn example(guest: &dyn sterna::guest::SourceGuest) -> Result<(), Box<dyn std::error::Error>> {
 //! use sterna::source::{Options, migrate};
 //! use sterna::state::{HostState, StorageCheck};
 //!

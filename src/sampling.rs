@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
-use crate::guest::{Guest, GuestError};
+use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
 use crate::session::HeartbeatAt;
 
@@ -50,7 +50,7 @@ pub enum SamplingError {
 ///
 /// # Errors
 /// [`SamplingError`]. The dirty log is off again, if the kernel lets it be.
-pub fn sample(guest: &dyn Guest, longest: Duration) -> Result<Sampled, SamplingError> {
+pub fn sample(guest: &dyn SourceGuest, longest: Duration) -> Result<Sampled, SamplingError> {
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let layout = ram.layout();
     let mut watch = Watch {

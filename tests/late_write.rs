@@ -9,7 +9,7 @@ use common::{PATIENCE, TestGuest, TestHost, in_a_lab};
 use sterna::control::ControlChannel;
 use sterna::destination::Receiver;
 use sterna::dirty::DirtyBitmap;
-use sterna::guest::Guest;
+use sterna::guest::{Guest, SourceGuest};
 use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
 use sterna::state::HostState;
 use sterna::transport::rdma::{RdmaPath, RdmaTuning};

@@ -10,7 +10,9 @@ use common::{PATIENCE, TestGuest, TestHost, Watch, in_a_lab};
 use sterna::convergence::Limits;
 use sterna::destination::Receiver;
 use sterna::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
-use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::guest::{
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+};
 use sterna::memory::GuestRam;
 use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
@@ -164,27 +166,29 @@ impl Guest for AnonymousGuest {
         "tern"
     }
 
-    fn details(&self) -> Result<Vec<u8>, GuestError> {
-        Ok(Vec::new())
-    }
-
     fn ram(&self) -> Result<GuestRam, GuestError> {
         GuestRam::from_vm_memory(&self.0).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+impl SourceGuest for AnonymousGuest {
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
         Ok(Box::new(SoftwareLog::new(&self.0)))
     }
 
-    fn pause(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        Ok(())
-    }
-
     fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
         Ok(())
     }
 
@@ -192,12 +196,22 @@ impl Guest for AnonymousGuest {
         Ok(())
     }
 
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        Ok(RunOutcome::Running)
+    }
+}
+
+impl DestinationGuest for AnonymousGuest {
     fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
         Ok(())
     }
 
-    fn heartbeat(&self) -> Option<Heartbeat> {
-        None
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        self.resume()
+    }
+
+    fn discard(self) -> Result<(), GuestError> {
+        Ok(())
     }
 }
 

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use sterna::convergence::SwitchCost;
 use sterna::destination::PendingArrival;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
-use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::guest::{
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+};
 use sterna::memory::GuestRam;
 use sterna::preflight;
 use sterna::wire::Refusal;
@@ -117,15 +119,23 @@ impl Guest for MachineGuest {
         &self.name
     }
 
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        let beat = self.machine.heartbeat();
+        let age = sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns);
+        Some(Heartbeat { count: beat.count, age: Duration::from_nanos(age) })
+    }
+}
+
+impl SourceGuest for MachineGuest {
     fn details(&self) -> Result<Vec<u8>, GuestError> {
         let (kind, config, cpu) =
             (self.machine.kind(), self.machine.config().clone(), self.machine.cpu().clone());
         let device_state_bytes = self.device_state_bytes;
         postcard::to_stdvec(&Details { kind, config, cpu, device_state_bytes }).map_err(GuestError::new)
-    }
-
-    fn ram(&self) -> Result<GuestRam, GuestError> {
-        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
@@ -149,16 +159,12 @@ impl Guest for MachineGuest {
         }
     }
 
-    fn pause(&self) -> Result<(), GuestError> {
-        self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        self.machine.resume().map_err(GuestError::new)
-    }
-
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
         self.machine.throttle(percent).map_err(GuestError::new)
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)
     }
 
     fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
@@ -173,6 +179,13 @@ impl Guest for MachineGuest {
         Ok(())
     }
 
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        self.machine.resume().map_err(GuestError::new)?;
+        Ok(RunOutcome::Running)
+    }
+}
+
+impl DestinationGuest for MachineGuest {
     fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
         signals::guest_is_ready();
         let machine_bytes = len_bytes
@@ -193,10 +206,12 @@ impl Guest for MachineGuest {
         Ok(())
     }
 
-    fn heartbeat(&self) -> Option<Heartbeat> {
-        let beat = self.machine.heartbeat();
-        let age = sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns);
-        Some(Heartbeat { count: beat.count, age: Duration::from_nanos(age) })
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        self.resume()
+    }
+
+    fn discard(self) -> Result<(), GuestError> {
+        Ok(())
     }
 }
 

@@ -472,7 +472,7 @@ fn failed(exit: Exit, what: impl Into<String>, guest: &str) -> Answer {
 fn exit_of(error: &MigrationError) -> Exit {
     match (error.guest, &error.cause) {
         (GuestIs::InDoubt, _) => Exit::InDoubt,
-        (GuestIs::PausedAtSource, _) => Exit::Failed,
+        (GuestIs::PausedAtSource | GuestIs::UnknownAtSource, _) => Exit::Failed,
         (GuestIs::RunningAtSource, MigrationFailure::Cancelled) => Exit::Cancelled,
         (GuestIs::RunningAtSource, _) if error.refused => Exit::Refused,
         (GuestIs::RunningAtSource, _) => Exit::Failed,

@@ -8,7 +8,7 @@ use super::acceptor::{Reconnect, TICK};
 use super::durable_handover::DurableHandover;
 use super::{ArrivalPhase, PendingArrival, ReceiveError, answer_rounds, await_other_lanes};
 use crate::control::{ControlChannel, ControlError};
-use crate::guest::{Guest, heartbeat_of};
+use crate::guest::{self, DestinationGuest, RunOutcome, heartbeat_of};
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
 use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
@@ -21,7 +21,9 @@ use crate::wire::{Completion, Final, Message, Outcome};
 
 /// One attempt, from the first page on.
 pub(super) struct Attempt<G> {
-    pub(super) guest: G,
+    guest: G,
+    /// What the VMM said when the guest was to start.
+    started: RunOutcome,
     lane_receiver: Option<Box<dyn LaneReceiver>>,
     /// What revocation leaves of the lanes' ends, until the guest runs or is given up.
     remains: Option<Box<dyn Remains>>,
@@ -36,7 +38,7 @@ pub(super) struct Attempt<G> {
     state: IncomingState,
 }
 
-impl<G: Guest> Attempt<G> {
+impl<G: DestinationGuest> Attempt<G> {
     pub(super) fn new(
         guest: G,
         (ram, lane_receiver, state): (&GuestRam, Box<dyn LaneReceiver>, IncomingState),
@@ -45,12 +47,25 @@ impl<G: Guest> Attempt<G> {
     ) -> Self {
         pending.set(ArrivalPhase::Incoming, None);
         let (lane_receiver, checks) = (Some(lane_receiver), DestinationDigests::new(ram));
-        Self { guest, lane_receiver, remains: None, handover, lock, takeover_timeout, pending, checks, state }
+        let started = RunOutcome::Unknown { reason: "it was not started yet".into() };
+        let remains = None;
+        Self {
+            guest,
+            started,
+            lane_receiver,
+            remains,
+            handover,
+            lock,
+            takeover_timeout,
+            pending,
+            checks,
+            state,
+        }
     }
 
-    /// The guest that runs here now, and its name.
-    pub(super) fn arrived(self) -> (G, GuestClaim) {
-        (self.guest, self.handover.into_claim())
+    /// The guest that is here now, whether it runs, and its name.
+    pub(super) fn arrived(self) -> (G, RunOutcome, GuestClaim) {
+        (self.guest, self.started, self.handover.into_claim())
     }
 
     /// Steps 2 to 5; whether the source knows then that the guest runs here.
@@ -132,7 +147,11 @@ impl<G: Guest> Attempt<G> {
     fn start(&mut self, why: DestinationEvent) -> Result<(), ReceiveError> {
         self.advance(why, DestinationAction::Run)?;
         self.pending.set(ArrivalPhase::Running, None);
-        self.guest.resume().map_err(ReceiveError::Start)?;
+        self.started = self.guest.start().map_err(ReceiveError::Start)?;
+        if let RunOutcome::Unknown { reason } = &self.started {
+            tracing::error!("the VMM does not say whether the guest runs, and it stays here: {reason}");
+        }
+        // It may run, so it must never run at the source again.
         self.advance(DestinationEvent::Started, DestinationAction::SendRunning)
     }
 
@@ -288,6 +307,7 @@ impl<G: Guest> Attempt<G> {
     /// Frees what has arrived, before the same guest begins anew.
     pub(super) fn discard(mut self) {
         self.let_go();
+        guest::discard(self.guest);
     }
 
     /// After a failure: gives the guest up, if it may be given up, and tells the source.
@@ -308,16 +328,14 @@ impl<G: Guest> Attempt<G> {
         let attempt_id = self.handover.attempt_id();
         // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this attempt never
         // ran.
-        let freed = caught(|| drop((self.guest, self.handover)));
+        let freed = guest::discard(self.guest);
+        drop(self.handover);
         self.pending.set(ArrivalPhase::Incoming, None);
-        if let Err(Panicked(text)) = &freed {
-            tracing::error!("the VMM panicked when it was to free the guest: {text}");
-        }
         if let Some(lock) = &self.lock {
             lock.give_up();
         }
         // Also to a source that gave up: it may be unable to record that, and wait for this word instead.
-        if action == Ok(DestinationAction::Refuse) && freed.is_ok() {
+        if action == Ok(DestinationAction::Refuse) && freed {
             let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
         }
         // The next guest needs that memory.

@@ -22,8 +22,9 @@ use self::acceptor::with_acceptor;
 use self::attempt::Attempt;
 use self::durable_handover::DurableHandover;
 use crate::control::{ControlChannel, ControlError, greet, read_preamble};
-use crate::guest::{Guest, GuestHost, Proposal};
+use crate::guest::{self, Guest, GuestHost, Proposal, RunOutcome};
 use crate::lock::Lock;
+use crate::memory::GuestRam;
 use crate::panics::caught_or;
 use crate::saved_state::{IncomingState, STATE_MAX_DEFAULT};
 use crate::state::{GuestClaim, HostState, StateError};
@@ -127,8 +128,8 @@ impl Receiver {
                 caught_or(|| attempt.run(&mut control, reconnects))
             }) {
                 Ok(settled) => {
-                    let (guest, claim) = attempt.arrived();
-                    return Ok(Arrival { guest, claim, from, attempt_id, settled });
+                    let (guest, started, claim) = attempt.arrived();
+                    return Ok(Arrival { guest, started, claim, from, attempt_id, settled });
                 }
                 Err(ReceiveError::LanesFailed(reason)) => {
                     tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);
@@ -268,6 +269,27 @@ impl Receiver {
         self.check_lock(hello)?;
         let proposal = Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details };
         let guest = host.prepare(&proposal)?;
+        match self.connect_to(&guest, hello, control) {
+            Ok((ram, lane_receiver, handover)) => {
+                let holding = (self.takeover_timeout, self.pending.clone());
+                let state = IncomingState::new(self.state_max_bytes);
+                let handover = (handover, self.lock.clone());
+                Ok(Attempt::new(guest, (&ram, lane_receiver, state), handover, holding))
+            }
+            Err(error) => {
+                guest::discard(guest);
+                Err(error)
+            }
+        }
+    }
+
+    /// Claims the guest's name, and connects the lanes to its RAM.
+    fn connect_to(
+        &self,
+        guest: &dyn Guest,
+        hello: &Hello,
+        control: &mut ControlChannel,
+    ) -> Result<(GuestRam, Box<dyn LaneReceiver>, DurableHandover), ReceiveError> {
         let refused = |error: StateError| match error {
             StateError::Claimed { name, .. } => Refusal::NameTaken(name),
             error => Refusal::State(error.to_string().chars().take(REASON_CHARS_MAX).collect()),
@@ -290,9 +312,7 @@ impl Receiver {
         ))?;
         control.expect_state(hello.state_bytes.min(state_max_bytes));
         lane_receiver.connect(&self.listener).map_err(|error| explained(error, control))?;
-        let holding = (self.takeover_timeout, self.pending.clone());
-        let state = IncomingState::new(state_max_bytes);
-        Ok(Attempt::new(guest, (&ram, lane_receiver, state), (handover, self.lock.clone()), holding))
+        Ok((ram, lane_receiver, handover))
     }
 
     /// Both ends have a lock, the same, and it arbitrates between them; or neither has one.
@@ -308,11 +328,13 @@ impl Receiver {
     }
 }
 
-/// A guest that has arrived and runs here.
+/// A guest that has arrived and was started here.
 #[derive(Debug)]
 pub struct Arrival<G> {
     /// The guest.
     pub guest: G,
+    /// Whether it runs. If its VMM does not say, it is this host's all the same, and the source never runs it again.
+    pub started: RunOutcome,
     /// Its name on this host: keep it for as long as the guest lives.
     pub claim: GuestClaim,
     /// Whence it came.

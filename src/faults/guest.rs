@@ -1,7 +1,7 @@
 //! A guest that does nothing but write, and a host at which it arrives.
 
 use std::io::{BufRead, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -10,7 +10,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::PATIENCE;
 use crate::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap, SoftwareLog};
-use crate::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use crate::guest::{
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+};
 use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::wire::Refusal;
 
@@ -56,6 +58,8 @@ pub(super) struct Seen {
     resumed: AtomicUsize,
     panics: Mutex<Vec<&'static str>>,
     panicked: AtomicUsize,
+    /// Whether the VMM lets a guest run without saying whether it does.
+    unsure: AtomicBool,
 }
 
 impl Seen {
@@ -68,6 +72,11 @@ impl Seen {
         let panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner).contains(&call);
         self.panicked.fetch_add(panics.into(), Ordering::Relaxed);
         assert!(!panics, "a defect in {call}");
+    }
+
+    /// Has the VMM say from now on that it does not know whether its guest runs, or know it again.
+    pub(super) fn be_unsure(&self, unsure: bool) {
+        self.unsure.store(unsure, Ordering::Relaxed);
     }
 
     /// How many calls have panicked.
@@ -260,15 +269,22 @@ impl Guest for TestGuest {
         "tern"
     }
 
-    fn details(&self) -> Result<Vec<u8>, GuestError> {
-        self.seen.enter("details");
-        Ok(Vec::new())
-    }
-
     fn ram(&self) -> Result<GuestRam, GuestError> {
         self.seen.enter("ram");
         let replugged = self.shared.replugged.lock().unwrap_or_else(PoisonError::into_inner);
         GuestRam::from_vm_memory(replugged.as_ref().unwrap_or(&self.shared.memory)).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        self.seen.enter("heartbeat");
+        None
+    }
+}
+
+impl SourceGuest for TestGuest {
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        self.seen.enter("details");
+        Ok(Vec::new())
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
@@ -276,27 +292,15 @@ impl Guest for TestGuest {
         Ok(Box::new(TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone())))
     }
 
-    fn pause(&self) -> Result<(), GuestError> {
-        self.shared.state().runs = false;
-        self.seen.enter("pause");
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        self.seen.enter("resume");
-        self.seen.resumed.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.shared.state();
-        if state.arrived_with.is_none() {
-            state.arrived_with = Some(self.shared.contents());
-        }
-        state.runs = true;
-        self.shared.changed.notify_all();
-        Ok(())
-    }
-
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
         self.seen.enter("throttle");
         self.shared.state().throttle_percent = percent;
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.shared.state().runs = false;
+        self.seen.enter("pause");
         Ok(())
     }
 
@@ -308,6 +312,23 @@ impl Guest for TestGuest {
         state.write_all(&passes.to_le_bytes()).map_err(GuestError::new)
     }
 
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        self.seen.enter("resume");
+        self.seen.resumed.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.shared.state();
+        if state.arrived_with.is_none() {
+            state.arrived_with = Some(self.shared.contents());
+        }
+        state.runs = true;
+        self.shared.changed.notify_all();
+        if self.seen.unsure.load(Ordering::Relaxed) {
+            return Ok(RunOutcome::Unknown { reason: "its answer was lost".into() });
+        }
+        Ok(RunOutcome::Running)
+    }
+}
+
+impl DestinationGuest for TestGuest {
     fn load(&self, state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
         self.seen.enter("load");
         let mut passes = [0; 8];
@@ -316,9 +337,12 @@ impl Guest for TestGuest {
         Ok(())
     }
 
-    fn heartbeat(&self) -> Option<Heartbeat> {
-        self.seen.enter("heartbeat");
-        None
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        self.resume()
+    }
+
+    fn discard(self) -> Result<(), GuestError> {
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ mod lanes;
 mod panics;
 mod plugging;
 mod statuses;
+mod unsure;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;

@@ -48,6 +48,9 @@ pub enum GuestIs {
     RunningAtSource,
     /// At the source and paused, because its VMM could not resume it.
     PausedAtSource,
+    /// At the source, in the hands of its VMM, which does not say whether it runs
+    /// ([`RunOutcome::Unknown`](crate::guest::RunOutcome::Unknown)). It does not run at the destination.
+    UnknownAtSource,
     /// Paused at the source, and perhaps running at the destination: the source may not know, and does not guess.
     InDoubt,
 }
@@ -57,6 +60,10 @@ impl fmt::Display for GuestIs {
         formatter.write_str(match self {
             Self::RunningAtSource => "the guest runs on at the source",
             Self::PausedAtSource => "the guest is paused at the source, which could not resume it",
+            Self::UnknownAtSource => {
+                "the guest is at the source, in the hands of its VMM, which was to resume it and does not say whether \
+                 it runs: ask the VMM, and resume the guest there if it is paused"
+            }
             Self::InDoubt => {
                 "in doubt: the guest is paused at the source and may be running at the destination, which is asked until \
                  it says; `sterna recover` tells more"

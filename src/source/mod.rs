@@ -33,7 +33,7 @@ use self::durable_handover::{DurableHandover, Peer, open_records};
 use self::switch::Switched;
 use crate::convergence::{Downtime, History, Limits, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
-use crate::guest::Guest;
+use crate::guest::{RunOutcome, SourceGuest};
 use crate::handover::{HandoverError, SourceAction, SourceEvent, SourceState};
 use crate::lock::Lock;
 use crate::memory::RamLayout;
@@ -85,7 +85,7 @@ pub struct Options {
 /// # Errors
 /// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
 pub fn migrate(
-    guest: &dyn Guest,
+    guest: &dyn SourceGuest,
     claim: &GuestClaim,
     to: &str,
     options: &Options,
@@ -116,7 +116,7 @@ pub fn migrate(
 
 /// Step 1: finds the destination, tells it what would come, and connects the lanes if it is willing.
 fn prepare(
-    guest: &dyn Guest,
+    guest: &dyn SourceGuest,
     claim: &GuestClaim,
     to: &str,
     options: &Options,
@@ -133,7 +133,7 @@ fn prepare(
 
 /// What tells a destination which guest would come.
 fn hello(
-    guest: &dyn Guest,
+    guest: &dyn SourceGuest,
     layout: RamLayout,
     lock: Option<LockToken>,
     state_bytes: u64,
@@ -146,7 +146,7 @@ fn hello(
 
 /// One attempt, from the first page on.
 struct Attempt<'migration> {
-    guest: &'migration dyn Guest,
+    guest: &'migration dyn SourceGuest,
     options: &'migration Options,
     observer: &'migration dyn Observer,
     link: Link,
@@ -182,7 +182,7 @@ struct Attempt<'migration> {
 
 impl<'migration> Attempt<'migration> {
     fn new(
-        guest: &'migration dyn Guest,
+        guest: &'migration dyn SourceGuest,
         options: &'migration Options,
         observer: &'migration dyn Observer,
         (link, log, handover): (Link, Box<dyn DirtyLog>, DurableHandover),
@@ -294,7 +294,11 @@ impl<'migration> Attempt<'migration> {
             return GuestIs::RunningAtSource;
         }
         let why = match caught(|| self.guest.resume()) {
-            Ok(Ok(())) => return GuestIs::RunningAtSource,
+            Ok(Ok(RunOutcome::Running)) => return GuestIs::RunningAtSource,
+            Ok(Ok(RunOutcome::Unknown { reason })) => {
+                tracing::error!("the VMM does not say whether the guest runs on: {reason}");
+                return GuestIs::UnknownAtSource;
+            }
             Ok(Err(error)) => error.to_string(),
             Err(Panicked(text)) => format!("the VMM panicked: {text}"),
         };

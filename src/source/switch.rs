@@ -30,9 +30,9 @@ impl Attempt<'_> {
         self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
         let mut clock = Laps::new();
         let mut parts = Downtime::default();
-        // Also if it panics, which leaves open whether it is paused: to resume it does no harm.
+        // Also if it fails, which leaves open whether it is paused: to resume it does no harm.
         self.paused = true;
-        self.guest.pause().inspect_err(|_| self.paused = false)?;
+        self.guest.pause()?;
         parts.pause = clock.lap();
         self.observer.event(&Event::Paused);
         self.options.cancel.check()?;

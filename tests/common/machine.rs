@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use sterna::dirty::{
     DirtyError, DirtyLog, DirtyRegion, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog,
 };
-use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::guest::{
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+};
 use sterna::memory::GuestRam;
 use sterna::progress::{Event, Observer};
 use sterna::wire::Refusal;
@@ -172,13 +174,21 @@ impl Guest for TestGuest {
         "tern"
     }
 
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        let beat = self.machine.heartbeat();
+        let age = Duration::from_nanos(sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns));
+        Some(Heartbeat { count: beat.count, age })
+    }
+}
+
+impl SourceGuest for TestGuest {
     fn details(&self) -> Result<Vec<u8>, GuestError> {
         let (config, cpu) = (self.machine.config().clone(), self.machine.cpu().clone());
         serde_json::to_vec(&Details { kind: self.machine.kind(), config, cpu }).map_err(GuestError::new)
-    }
-
-    fn ram(&self) -> Result<GuestRam, GuestError> {
-        GuestRam::from_vm_memory(self.machine.memory()).map_err(GuestError::new)
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
@@ -204,19 +214,13 @@ impl Guest for TestGuest {
         Ok(Box::new(EitherLog(vcpus_writes, own_writes)))
     }
 
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        self.machine.throttle(percent).map_err(GuestError::new)
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
         self.faulty(Fault::Pause)?;
         self.machine.pause().map_err(GuestError::new)
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        self.faulty(Fault::Resume)?;
-        self.resumed.fetch_add(1, Ordering::Relaxed);
-        self.machine.resume().map_err(GuestError::new)
-    }
-
-    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
-        self.machine.throttle(percent).map_err(GuestError::new)
     }
 
     fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
@@ -229,6 +233,15 @@ impl Guest for TestGuest {
         state.write_all(&self.machine.save().map_err(GuestError::new)?).map_err(GuestError::new)
     }
 
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        self.faulty(Fault::Resume)?;
+        self.resumed.fetch_add(1, Ordering::Relaxed);
+        self.machine.resume().map_err(GuestError::new)?;
+        Ok(RunOutcome::Running)
+    }
+}
+
+impl DestinationGuest for TestGuest {
     fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
         self.faulty(Fault::Load)?;
         let mut bytes = Vec::new();
@@ -237,10 +250,12 @@ impl Guest for TestGuest {
         self.machine.load(&bytes).map_err(GuestError::new)
     }
 
-    fn heartbeat(&self) -> Option<Heartbeat> {
-        let beat = self.machine.heartbeat();
-        let age = Duration::from_nanos(sterna_vmm::monotonic_ns().saturating_sub(beat.at_ns));
-        Some(Heartbeat { count: beat.count, age })
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        self.resume()
+    }
+
+    fn discard(self) -> Result<(), GuestError> {
+        Ok(())
     }
 }
 

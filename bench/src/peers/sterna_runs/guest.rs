@@ -10,7 +10,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareLog};
-use sterna::guest::{Guest, GuestError, GuestHost, Heartbeat, Proposal};
+use sterna::guest::{
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+};
 use sterna::memory::{GuestRam, PAGE_BYTES};
 use sterna::wire::Refusal;
 use vm_memory::bitmap::AtomicBitmap;
@@ -129,12 +131,18 @@ impl Guest for BenchGuest {
         "bench"
     }
 
-    fn details(&self) -> Result<Vec<u8>, GuestError> {
-        Ok(Vec::new())
-    }
-
     fn ram(&self) -> Result<GuestRam, GuestError> {
         GuestRam::from_vm_memory(&self.memory).map_err(GuestError::new)
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+impl SourceGuest for BenchGuest {
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        Ok(Vec::new())
     }
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
@@ -144,23 +152,16 @@ impl Guest for BenchGuest {
         })
     }
 
-    fn pause(&self) -> Result<(), GuestError> {
-        if let Some(writer) = &self.writer {
-            writer.pause();
-        }
-        Ok(())
-    }
-
-    fn resume(&self) -> Result<(), GuestError> {
-        if let Some(writer) = &self.writer {
-            writer.resume();
-        }
-        Ok(())
-    }
-
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
         if let Some(writer) = &self.writer {
             writer.shared.throttle_percent.store(percent.min(99), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        if let Some(writer) = &self.writer {
+            writer.pause();
         }
         Ok(())
     }
@@ -169,12 +170,25 @@ impl Guest for BenchGuest {
         Ok(())
     }
 
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        if let Some(writer) = &self.writer {
+            writer.resume();
+        }
+        Ok(RunOutcome::Running)
+    }
+}
+
+impl DestinationGuest for BenchGuest {
     fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
         Ok(())
     }
 
-    fn heartbeat(&self) -> Option<Heartbeat> {
-        None
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        self.resume()
+    }
+
+    fn discard(self) -> Result<(), GuestError> {
+        Ok(())
     }
 }
 
