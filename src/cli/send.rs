@@ -15,7 +15,8 @@ use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sterna::image::{self, Options, Phase, Progress, Report, SendError, SendFailure};
-use sterna::source::{Cancel, MigrationFailure};
+use sterna::session::SessionError;
+use sterna::source::Cancel;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
@@ -82,8 +83,8 @@ pub(crate) fn run(args: &SendArgs) -> ExitCode {
 
 fn fail(args: &SendArgs, error: &SendError, verifying: bool, signal: i32) -> ExitCode {
     let exit = match error.cause {
-        SendFailure::Transfer(MigrationFailure::Cancelled) if signal == SIGTERM => Exit::Terminated,
-        SendFailure::Transfer(MigrationFailure::Cancelled) => Exit::Cancelled,
+        SendFailure::Transfer(SessionError::Cancelled) if signal == SIGTERM => Exit::Terminated,
+        SendFailure::Transfer(SessionError::Cancelled) => Exit::Cancelled,
         _ if error.refused => Exit::Refused,
         _ => Exit::Failed,
     };

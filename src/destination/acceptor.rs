@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Receiver;
 use crate::control::ControlChannel;
 use crate::panics::Panicked;
+use crate::session::HELLO_MAX;
 use crate::wire::{AttemptId, Message, Refusal};
 
 /// A source that comes anew for its own guest: with a question, or with GO.
@@ -76,7 +77,7 @@ impl Receiver {
     /// For a guest that [runs here](super::Arrival) and whose source may not know. Nobody else may send a guest meanwhile.
     pub fn answer_until_done(&self, attempt_id: AttemptId) {
         loop {
-            let mut control = match self.accept_within(None, super::HELLO_MAX) {
+            let mut control = match self.accept_within(None, HELLO_MAX) {
                 Ok(Some(control)) => control,
                 Ok(None) => continue,
                 Err(error) => {
@@ -84,7 +85,7 @@ impl Receiver {
                     return;
                 }
             };
-            match control.receive("a question", Some(super::HELLO_MAX)) {
+            match control.receive("a question", Some(HELLO_MAX)) {
                 Ok(Message::Ask(of)) => {
                     if self.answer(&mut control, of) && of == attempt_id {
                         return;

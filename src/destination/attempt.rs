@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::acceptor::{Reconnect, TICK};
 use super::durable_handover::DurableHandover;
-use super::{ArrivalPhase, PendingArrival, ReceiveError, answer_rounds, await_other_lanes};
+use super::{ArrivalPhase, PendingArrival, ReceiveError};
 use crate::control::{ControlChannel, ControlError};
 use crate::guest::{self, DestinationGuest, RunOutcome, heartbeat_of};
 use crate::handover::{DestinationAction, DestinationEvent, DestinationState, HandoverError};
@@ -14,10 +14,11 @@ use crate::lock::{LOCK_MAX, Lock};
 use crate::memory::GuestRam;
 use crate::panics::{Panicked, caught};
 use crate::saved_state::IncomingState;
+use crate::session::{answer_rounds, await_other_lanes, out_of_turn};
 use crate::state::GuestClaim;
 use crate::transport::{LaneReceiver, Remains};
 use crate::verify::DestinationDigests;
-use crate::wire::{Completion, Final, Message, Outcome};
+use crate::wire::{BlockDigests, Completion, Final, Message, Outcome};
 
 /// One attempt, from the first page on.
 pub(super) struct Attempt<G> {
@@ -86,10 +87,24 @@ impl<G: DestinationGuest> Attempt<G> {
     fn rounds(&mut self, control: &mut ControlChannel) -> Result<Final, ReceiveError> {
         let lane_receiver =
             self.lane_receiver.as_mut().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
-        match answer_rounds(lane_receiver.as_mut(), control, Some((&mut self.checks, &mut self.state))) {
+        let (checks, state) = (&mut self.checks, &mut self.state);
+        let ended = answer_rounds(lane_receiver.as_mut(), control, |control, message| {
+            match message {
+                Message::BlockDigests(BlockDigests { now, digests }) => {
+                    checks.note(&digests)?;
+                    if now {
+                        control.send(&Message::Checked(checks.compare_now(&digests)?))?;
+                    }
+                }
+                Message::State(frame) => state.push(frame)?,
+                other => return Err(out_of_turn(other).into()),
+            }
+            Ok(())
+        });
+        match ended {
             Err(ReceiveError::Transport(error)) if error.may_fall_back() => {
                 self.let_go();
-                Err(await_other_lanes(control, self.handover.attempt_id(), &error))
+                Err(await_other_lanes(control, self.handover.attempt_id(), &error).into())
             }
             ended => ended,
         }

@@ -1,3 +1,5 @@
+//! Why a guest did not arrive.
+
 use std::io;
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::panics::Panicked;
 use crate::saved_state::SavedStateError;
+use crate::session::{ArrivalError, SessionError};
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
@@ -91,9 +94,45 @@ pub enum ReceiveError {
     /// A message out of turn in the handover.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// The operator cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// What else can fail between two hosts.
+    #[error(transparent)]
+    Session(SessionError),
     /// A thread of the migration, or the VMM in it, came upon a defect.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
+}
+
+impl From<SessionError> for ReceiveError {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Accept(error) => Self::Accept(error),
+            SessionError::Refused(refusal) => Self::Refused(refusal),
+            SessionError::GaveUp { reason, .. } => Self::SourceGaveUp(reason),
+            SessionError::OutOfTurn(what) => Self::OutOfTurn(what),
+            SessionError::LanesFailed(reason) => Self::LanesFailed(reason),
+            SessionError::Cancelled => Self::Cancelled,
+            SessionError::Panicked(text) => Self::Panicked(text),
+            SessionError::Control(error) => error.into(),
+            SessionError::Transport(error) => error.into(),
+            SessionError::Memory(error) => error.into(),
+            error
+            @ (SessionError::TimedOut { .. } | SessionError::Dirty(_) | SessionError::System { .. }) => {
+                Self::Session(error)
+            }
+        }
+    }
+}
+
+impl ArrivalError for ReceiveError {
+    fn into_refusal(self) -> Result<Refusal, Self> {
+        match self {
+            Self::Refused(refusal) => Ok(refusal),
+            error => Err(error),
+        }
+    }
 }
 
 impl From<Panicked> for ReceiveError {

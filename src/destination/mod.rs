@@ -27,10 +27,10 @@ use crate::lock::Lock;
 use crate::memory::GuestRam;
 use crate::panics::caught_or;
 use crate::saved_state::{IncomingState, STATE_MAX_DEFAULT};
+use crate::session::{HELLO_MAX, Opening, SessionError, explain_lanes, next_opening, prepare_any};
 use crate::state::{GuestClaim, HostState, StateError};
-use crate::transport::{LaneReceiver, TransportError, land};
-use crate::verify::DestinationDigests;
-use crate::wire::{AttemptId, BlockDigests, Final, Hello, Message, Outcome, Refusal, Role, SwitchCosts};
+use crate::transport::{LaneReceiver, land};
+use crate::wire::{AttemptId, Hello, Message, Outcome, Refusal, Role, SwitchCosts};
 
 /// A socket at which guests may arrive.
 #[derive(Debug)]
@@ -115,14 +115,14 @@ impl Receiver {
     /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run here then;
     /// what had arrived is freed. The receiver may be used again.
     pub fn receive<H: GuestHost>(&self, host: &H) -> Result<Arrival<H::Guest>, ReceiveError> {
-        let hello = |message| match message {
-            Message::Hello(hello) => Ok(hello),
-            other => Err(Box::new(other)),
-        };
-        let (mut control, mut hello) = self.await_opening(hello, &Refusal::OnlyGuests)?;
+        let (mut control, mut hello): (_, Hello) = self.await_opening()?;
         let from = control.peer_address();
         loop {
-            let mut attempt = self.prepare_any(host, &mut hello, &mut control)?;
+            let mut attempt = prepare_any(&mut hello, &mut control, |hello, control| {
+                let mib = hello.ram.total_bytes() >> 20;
+                tracing::info!("{} wants to come from {from}, {mib} MiB", hello.name);
+                self.prepare(host, hello, control)
+            })?;
             let attempt_id = hello.attempt_id;
             match with_acceptor(self, attempt_id, |reconnects| {
                 caught_or(|| attempt.run(&mut control, reconnects))
@@ -134,55 +134,19 @@ impl Receiver {
                 Err(ReceiveError::LanesFailed(reason)) => {
                     tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);
                     attempt.discard();
-                    hello = match control.receive("another HELLO", Some(HELLO_MAX))? {
-                        Message::Hello(next) => next,
-                        Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
-                        other => return Err(ReceiveError::OutOfTurn(other.name())),
-                    };
+                    hello = next_opening(&mut control)?;
                 }
                 Err(error) => return Err(attempt.fail(&mut control, error)),
             }
         }
     }
 
-    /// Step 1, until the source has offered a transport that there is here.
-    fn prepare_any<H: GuestHost>(
-        &self,
-        host: &H,
-        hello: &mut Hello,
-        control: &mut ControlChannel,
-    ) -> Result<Attempt<H::Guest>, ReceiveError> {
-        let from = control.peer_address();
-        loop {
-            tracing::info!("{} wants to come from {from}, {} MiB", hello.name, hello.ram.total_bytes() >> 20);
-            match caught_or(|| self.prepare(host, hello, control)) {
-                Ok(attempt) => return Ok(attempt),
-                Err(ReceiveError::Refused(refusal)) => {
-                    control.send(&Message::Refused(refusal.clone()))?;
-                    // A source that was free to choose offers another transport on the same connection.
-                    let again = matches!(refusal, Refusal::Transport(_))
-                        .then(|| control.receive("another HELLO", Some(HELLO_MAX)));
-                    let Some(Ok(Message::Hello(next))) = again else { return Err(refusal.into()) };
-                    *hello = next;
-                }
-                Err(error) => {
-                    let _ = control.send(&Message::Abort(hello.attempt_id, error.to_string()));
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Waits for somebody who brings what is `wanted`. Who brings the other kind of thing is told so.
-    pub(crate) fn await_opening<T>(
-        &self,
-        wanted: impl Fn(Message) -> Result<T, Box<Message>>,
-        otherwise: &Refusal,
-    ) -> Result<(ControlChannel, T), ReceiveError> {
+    /// Waits for a source that brings this kind of thing. Sources that bring the other kind are refused.
+    pub(crate) fn await_opening<O: Opening>(&self) -> Result<(ControlChannel, O), SessionError> {
         loop {
             let mut control = self.accept()?;
             let from = control.peer_address();
-            let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(&wanted) {
+            let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(O::of) {
                 Ok(Ok(opening)) => return Ok((control, opening)),
                 Ok(Err(other)) => match *other {
                     Message::Ask(attempt_id) => {
@@ -191,7 +155,7 @@ impl Receiver {
                     }
                     other => {
                         tracing::warn!("{from} began with {} and was turned away", other.name());
-                        matches!(other, Message::Hello(_) | Message::OfferImage(_)).then(|| otherwise.clone())
+                        matches!(other, Message::Hello(_) | Message::OfferImage(_)).then_some(O::OTHERS)
                     }
                 },
                 Err(error) => {
@@ -221,7 +185,7 @@ impl Receiver {
             && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(attempt_id))
     }
 
-    fn accept(&self) -> Result<ControlChannel, ReceiveError> {
+    fn accept(&self) -> Result<ControlChannel, SessionError> {
         loop {
             if let Some(control) = self.accept_within(None, HELLO_MAX)? {
                 return Ok(control);
@@ -234,15 +198,15 @@ impl Receiver {
         &self,
         limit: Option<Duration>,
         greeting_max: Duration,
-    ) -> Result<Option<ControlChannel>, ReceiveError> {
+    ) -> Result<Option<ControlChannel>, SessionError> {
         // accept(2) heeds the receive timeout.
-        SockRef::from(&self.listener).set_read_timeout(limit).map_err(ReceiveError::Accept)?;
+        SockRef::from(&self.listener).set_read_timeout(limit).map_err(SessionError::Accept)?;
         let (mut stream, from) = match self.listener.accept() {
             Ok(accepted) => accepted,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 return Ok(None);
             }
-            Err(error) => return Err(ReceiveError::Accept(error)),
+            Err(error) => return Err(SessionError::Accept(error)),
         };
         match read_preamble(&mut stream, greeting_max) {
             Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
@@ -311,7 +275,7 @@ impl Receiver {
             SwitchCosts { record_us, revoke_us, state_max_bytes },
         ))?;
         control.expect_state(hello.state_bytes.min(state_max_bytes));
-        lane_receiver.connect(&self.listener).map_err(|error| explained(error, control))?;
+        lane_receiver.connect(&self.listener).map_err(|error| explain_lanes(error, control))?;
         Ok((ram, lane_receiver, handover))
     }
 
@@ -345,87 +309,6 @@ pub struct Arrival<G> {
     /// [`Receiver::answer_until_done`] answer.
     pub settled: bool,
 }
-
-/// Why the lanes do not come: the source's word of it explains more than that it has gone.
-fn explained(error: TransportError, control: &mut ControlChannel) -> ReceiveError {
-    let said = matches!(error, TransportError::Control(_))
-        .then(|| control.receive("the source's reason", Some(Duration::ZERO)));
-    match said {
-        Some(Ok(Message::Abort(_, reason))) => ReceiveError::SourceGaveUp(reason),
-        _ => error.into(),
-    }
-}
-
-/// Answers what the source asks while pages arrive, until FINAL. Of a guest `checks` takes the digests of RAM, and `state` what is
-/// saved of it.
-pub(crate) fn answer_rounds(
-    lane_receiver: &mut dyn LaneReceiver,
-    control: &mut ControlChannel,
-    mut of_guest: Option<(&mut DestinationDigests, &mut IncomingState)>,
-) -> Result<Final, ReceiveError> {
-    loop {
-        // A round may take hours; that the source is alive, its beats tell.
-        match control.receive("the next round", None)? {
-            Message::RegisterChunks(chunks) => {
-                let keys = lane_receiver.register(&chunks)?;
-                control.send(&Message::ChunkKeys(keys))?;
-            }
-            Message::ReleaseChunks(chunks) => lane_receiver.release(&chunks)?,
-            Message::RoundClosed(round) => lane_receiver.await_round(round)?,
-            Message::BlockDigests(BlockDigests { now, digests }) => {
-                let (checks, _) = of_guest.as_mut().ok_or(ReceiveError::OutOfTurn("digests"))?;
-                checks.note(&digests)?;
-                if now {
-                    control.send(&Message::Checked(checks.compare_now(&digests)?))?;
-                }
-            }
-            Message::State(frame) => {
-                let (_, state) = of_guest.as_mut().ok_or(ReceiveError::OutOfTurn("a saved state"))?;
-                state.push(frame)?;
-            }
-            Message::Final(last) => {
-                lane_receiver.await_round(last.round)?;
-                return Ok(last);
-            }
-            Message::Abort(_, reason) => return Err(ReceiveError::SourceGaveUp(reason)),
-            Message::LanesFailed(_, reason) => return Err(ReceiveError::LanesFailed(reason)),
-            other => return Err(ReceiveError::OutOfTurn(other.name())),
-        }
-    }
-}
-
-/// Tells the source that the lanes failed here, whose ends are gone; what it makes of that.
-pub(crate) fn await_other_lanes(
-    control: &mut ControlChannel,
-    attempt_id: AttemptId,
-    error: &TransportError,
-) -> ReceiveError {
-    if let Err(error) = control.send(&Message::LanesFailed(attempt_id, error.to_string())) {
-        return error.into();
-    }
-    loop {
-        // It notices at its next write; that it is alive, its beats tell.
-        match control.receive("word of other lanes", None) {
-            Ok(Message::LanesFailed(_, reason)) => return ReceiveError::LanesFailed(reason),
-            Ok(Message::Abort(_, reason)) => return ReceiveError::SourceGaveUp(reason),
-            // On their way since before.
-            Ok(
-                Message::RegisterChunks(_)
-                | Message::ReleaseChunks(_)
-                | Message::RoundClosed(_)
-                | Message::Digests(_)
-                | Message::BlockDigests(_)
-                | Message::State(_)
-                | Message::Final(_),
-            ) => {}
-            Ok(other) => return ReceiveError::OutOfTurn(other.name()),
-            Err(error) => return error.into(),
-        }
-    }
-}
-
-/// How long whoever connects has to say what they want: they have nothing to wait for.
-pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);
 
 /// How much of an error that names a path a refusal tells.
 const REASON_CHARS_MAX: usize = 1000;

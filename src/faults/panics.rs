@@ -13,6 +13,7 @@ use crate::convergence::Limits;
 use crate::destination::{ReceiveError, Receiver};
 use crate::image::{self, SendFailure, Store, StoreError};
 use crate::progress::Event;
+use crate::session::SessionError;
 use crate::source::{GuestIs, MigrationFailure, Options, migrate};
 use crate::state::HostState;
 use crate::transport::faulty::{FenceFault, LaneFaults, WriteFault, with_lanes};
@@ -210,8 +211,8 @@ fn a_file_whose_lane_panics_is_not_stored_and_is_sent_again() {
     };
     faults.arm_write(1, 0, WriteFault::Panic);
     let (sent, stored) = transfer();
-    assert!(matches!(sent.unwrap_err().cause, SendFailure::Transfer(MigrationFailure::Panicked(_))));
-    assert!(matches!(stored.unwrap_err(), StoreError::Transfer(ReceiveError::SourceGaveUp(_))));
+    assert!(matches!(sent.unwrap_err().cause, SendFailure::Transfer(SessionError::Panicked(_))));
+    assert!(matches!(stored.unwrap_err(), StoreError::Transfer(SessionError::GaveUp { .. })));
     let (sent, stored) = transfer();
     assert_eq!(sent.unwrap().digest, stored.unwrap().digest);
     assert_eq!(fs::read(into.join("image")).unwrap(), fs::read(&path).unwrap());

@@ -1,3 +1,5 @@
+//! Why a file was not sent, or not stored.
+
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -5,9 +7,8 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::control::ControlError;
-use crate::destination::ReceiveError;
 use crate::panics::Panicked;
-use crate::source::MigrationFailure;
+use crate::session::{ArrivalError, SessionError};
 use crate::transport::TransportError;
 use crate::wire::Refusal;
 
@@ -63,7 +64,7 @@ pub enum SendFailure {
     },
     /// Reaching the destination, and the way there: as for a guest.
     #[error(transparent)]
-    Transfer(#[from] MigrationFailure),
+    Transfer(#[from] SessionError),
 }
 
 impl From<ControlError> for SendFailure {
@@ -125,7 +126,7 @@ pub enum StoreError {
     },
     /// The connection and the lanes: as for a guest.
     #[error(transparent)]
-    Transfer(#[from] ReceiveError),
+    Transfer(#[from] SessionError),
 }
 
 impl From<ControlError> for StoreError {
@@ -143,5 +144,14 @@ impl From<Panicked> for StoreError {
 impl From<TransportError> for StoreError {
     fn from(error: TransportError) -> Self {
         Self::Transfer(error.into())
+    }
+}
+
+impl ArrivalError for StoreError {
+    fn into_refusal(self) -> Result<Refusal, Self> {
+        match self {
+            Self::Refused(refusal) | Self::Transfer(SessionError::Refused(refusal)) => Ok(refusal),
+            error => Err(error),
+        }
     }
 }

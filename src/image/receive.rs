@@ -9,10 +9,13 @@ use super::extents::BLOCK_BYTES;
 use super::store::Partial;
 use super::{ImageDigest, Store, StoreError};
 use crate::control::ControlChannel;
-use crate::destination::{HELLO_MAX, ReceiveError, Receiver, answer_rounds, await_other_lanes};
+use crate::destination::Receiver;
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::panics::{Panicked, caught_or};
+use crate::session::{
+    SessionError, answer_rounds, await_other_lanes, explain_lanes, next_opening, out_of_turn, prepare_any,
+};
 use crate::transport::{LaneReceiver, land};
 use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
 
@@ -36,52 +39,21 @@ impl Receiver {
     /// [`StoreError`] if a file was refused, or did not arrive. What arrived of it is kept in `NAME.partial` beside its place,
     /// and the next attempt goes on from there. The receiver may be used again.
     pub fn receive_image(&self, store: &Store) -> Result<Stored, StoreError> {
-        let wanted = |message| match message {
-            Message::OfferImage(offer) => Ok(offer),
-            other => Err(Box::new(other)),
-        };
-        let (mut control, mut offer) = self.await_opening(wanted, &Refusal::OnlyImages)?;
+        let (mut control, mut offer): (_, ImageOffer) = self.await_opening()?;
         let from = control.peer_address();
         loop {
-            let arriving = self.prepare_any_image(store, &mut offer, &mut control)?;
+            let arriving = prepare_any(&mut offer, &mut control, |offer, control| {
+                tracing::info!("{} wants to come from {from}", offer.name);
+                self.prepare_image(store, offer, control)
+            })?;
             match arriving.run(&offer, &mut control) {
                 Ok((path, digest)) => return Ok(Stored { path, from, len_bytes: offer.len_bytes, digest }),
                 // What has arrived stays, and the next lanes go on from there.
-                Err(StoreError::Transfer(ReceiveError::LanesFailed(reason))) => {
+                Err(StoreError::Transfer(SessionError::LanesFailed(reason))) => {
                     tracing::warn!("{} goes on over other lanes: {reason}", offer.name);
-                    offer = match control.receive("another offer", Some(HELLO_MAX))? {
-                        Message::OfferImage(next) => next,
-                        other => return Err(otherwise(other)),
-                    };
+                    offer = next_opening(&mut control)?;
                 }
                 Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Opens the file and makes the lanes' ends, once the source has offered a transport that there is here.
-    fn prepare_any_image(
-        &self,
-        store: &Store,
-        offer: &mut ImageOffer,
-        control: &mut ControlChannel,
-    ) -> Result<Incoming, StoreError> {
-        loop {
-            tracing::info!("{} wants to come from {}", offer.name, control.peer_address());
-            match caught_or(|| self.prepare_image(store, offer, control)) {
-                Ok(arriving) => return Ok(arriving),
-                Err(StoreError::Refused(refusal)) => {
-                    control.send(&Message::Refused(refusal.clone()))?;
-                    // A source that was free to choose offers another transport on the same connection.
-                    let again = matches!(refusal, Refusal::Transport(_))
-                        .then(|| control.receive("another offer", Some(HELLO_MAX)));
-                    let Some(Ok(Message::OfferImage(next))) = again else { return Err(refusal.into()) };
-                    *offer = next;
-                }
-                Err(error) => {
-                    let _ = control.send(&Message::Abort(offer.attempt_id, error.to_string()));
-                    return Err(error);
-                }
             }
         }
     }
@@ -113,11 +85,11 @@ impl Receiver {
             return Err(Refusal::Image("its parts are not made of blocks of 2 MiB".into()).into());
         }
         let ram = GuestRam::from_mapping(&partial.map(&content.parts)?, &content.parts)
-            .map_err(ReceiveError::from)?;
+            .map_err(SessionError::from)?;
         let mut lane_receiver = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
         control.send(&Message::Ready(lane_receiver.ready(), SwitchCosts::default()))?;
-        lane_receiver.connect(&self.listener)?;
+        lane_receiver.connect(&self.listener).map_err(|error| explain_lanes(error, control))?;
         Ok(Some(lane_receiver))
     }
 }
@@ -154,7 +126,7 @@ impl Incoming {
                 })
             }
         };
-        if let Err(StoreError::Transfer(ReceiveError::LanesFailed(_))) = &stored {
+        if let Err(StoreError::Transfer(SessionError::LanesFailed(_))) = &stored {
             return stored;
         }
         // The source may be gone.
@@ -185,7 +157,7 @@ impl Incoming {
             held.chunks(DIGESTS_MAX).try_for_each(|part| control.send(&Message::Digests(part.to_vec())))?;
         }
         let last = match self.await_final(control) {
-            Err(StoreError::Transfer(ReceiveError::Transport(error))) if error.may_fall_back() => {
+            Err(StoreError::Transfer(SessionError::Transport(error))) if error.may_fall_back() => {
                 self.revoke()?;
                 return Err(await_other_lanes(control, offer.attempt_id, &error).into());
             }
@@ -193,7 +165,7 @@ impl Incoming {
         };
         let count = blocks(parts).len();
         if last.attempt_id != offer.attempt_id || last.compare_blocks != count as u64 {
-            return Err(ReceiveError::OutOfTurn("a FINAL of something else").into());
+            return Err(SessionError::OutOfTurn("a FINAL of something else").into());
         }
         self.revoke()?;
         // At the same time: the source sends its digests when it has them, and a connection that nobody reads counts as dead.
@@ -222,11 +194,11 @@ impl Incoming {
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
         if let Some(lane_receiver) = &mut self.lane_receiver {
-            return Ok(answer_rounds(lane_receiver.as_mut(), control, None)?);
+            return answer_rounds(lane_receiver.as_mut(), control, |_, other| Err(out_of_turn(other).into()));
         }
         match control.receive("FINAL", None)? {
             Message::Final(last) => Ok(last),
-            other => Err(otherwise(other)),
+            other => Err(out_of_turn(other).into()),
         }
     }
 }
@@ -240,15 +212,8 @@ fn await_digests(count: usize, control: &mut ControlChannel) -> Result<Vec<Diges
             Message::Digests(more) if !more.is_empty() && digests.len() + more.len() <= count => {
                 digests.extend(more);
             }
-            other => return Err(otherwise(other)),
+            other => return Err(out_of_turn(other).into()),
         }
     }
     Ok(digests)
-}
-
-fn otherwise(message: Message) -> StoreError {
-    StoreError::Transfer(match message {
-        Message::Abort(_, reason) => ReceiveError::SourceGaveUp(reason),
-        other => ReceiveError::OutOfTurn(other.name()),
-    })
 }

@@ -19,8 +19,9 @@ use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
 use crate::progress::{mbps, ms};
-use crate::session::{Cancel, Link, RateLimiter, SendGate, connect, new_attempt_id, unexpected};
-use crate::source::MigrationFailure;
+use crate::session::{
+    Cancel, Link, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
+};
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{TransportChoice, TransportKind};
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
@@ -265,8 +266,8 @@ impl<'transfer> Transfer<'transfer> {
             let len = usize::try_from(source.len_bytes().next_multiple_of(PAGE_BYTES)).unwrap_or(usize::MAX);
             let mapping = MmapOptions::new().len(len).map_raw_read_only(&source.file);
             let mapping = Arc::new(mapping.map_err(|error| source.failed("map", error))?);
-            let ram = GuestRam::from_mapping(&mapping, parts).map_err(MigrationFailure::from)?;
-            let opening = |attempt_id, lanes| Ok(source.offer(attempt_id, Some(lanes)));
+            let ram = GuestRam::from_mapping(&mapping, parts).map_err(SessionError::from)?;
+            let opening = |attempt_id, lanes| source.offer(attempt_id, Some(lanes));
             let how = (options.transport, options.lanes, options.rdma);
             Way::Lanes(Box::new(Link::make(ram, to, how, &options.cancel, opening)?), mapping)
         };
@@ -311,14 +312,16 @@ impl<'transfer> Transfer<'transfer> {
     fn send_data_over_any_lanes(&mut self) -> Result<Sent, SendFailure> {
         loop {
             let sent = self.send_data();
-            let (Err(SendFailure::Transfer(cause)), Way::Lanes(link, _)) = (&sent, &mut self.way) else {
+            let (Err(SendFailure::Transfer(SessionError::Transport(cause))), Way::Lanes(link, _)) =
+                (&sent, &mut self.way)
+            else {
                 return sent;
             };
             if !link.may_fall_back(cause) {
                 return sent;
             }
             let source = self.source;
-            let opening = |attempt_id, lanes| Ok(source.offer(attempt_id, Some(lanes)));
+            let opening = |attempt_id, lanes| source.offer(attempt_id, Some(lanes));
             link.fall_back(cause.to_string(), &self.options.cancel, opening)?;
             self.progress.done_bytes.store(0, Ordering::Relaxed);
         }
@@ -418,7 +421,7 @@ impl<'transfer> Transfer<'transfer> {
         let cause = explained(&self.options.cancel, cause);
         let cause = match cause {
             // Reading fails where the file has become shorter.
-            SendFailure::Transfer(MigrationFailure::Dirty(_) | MigrationFailure::Transport(_)) => {
+            SendFailure::Transfer(SessionError::Dirty(_) | SessionError::Transport(_)) => {
                 self.source.check_unchanged().err().unwrap_or(cause)
             }
             cause => cause,

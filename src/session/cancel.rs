@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::error::SessionError;
 use crate::control::PeerLiveness;
-use crate::source::MigrationFailure;
 
 /// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away, at once: also by
 /// who waits for the destination, which is told.
@@ -33,26 +33,24 @@ impl Cancel {
         cancelled
     }
 
-    pub(crate) fn check(&self) -> Result<(), MigrationFailure> {
+    pub(crate) fn check(&self) -> Result<(), SessionError> {
         if self.0.state.load(Ordering::Relaxed) == Self::CANCELLED {
-            Err(MigrationFailure::Cancelled)
+            Err(SessionError::Cancelled)
         } else {
             Ok(())
         }
     }
 
     /// What a failure is of which this may be the cause.
-    pub(crate) fn explain(&self, cause: MigrationFailure) -> MigrationFailure {
+    pub(crate) fn explain(&self, cause: SessionError) -> SessionError {
         match cause {
-            MigrationFailure::Control(_) | MigrationFailure::Transport(_) => {
-                self.check().err().unwrap_or(cause)
-            }
+            SessionError::Control(_) | SessionError::Transport(_) => self.check().err().unwrap_or(cause),
             cause => cause,
         }
     }
 
     /// From here on it ends every wait for this peer.
-    pub(crate) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), MigrationFailure> {
+    pub(crate) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), SessionError> {
         // Under the lock, so that whoever asks meanwhile finds the peer, or is found here.
         let mut held = self.peer();
         self.check()?;
@@ -61,7 +59,7 @@ impl Cancel {
     }
 
     /// From here on it is too late, unless it was asked for before.
-    pub(crate) fn close(&self) -> Result<(), MigrationFailure> {
+    pub(crate) fn close(&self) -> Result<(), SessionError> {
         self.turn(Self::OPEN, Self::TOO_LATE);
         self.check()
     }

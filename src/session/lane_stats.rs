@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::error::SessionError;
 use super::send_gate::SendGate;
 use crate::convergence::LaneLoad;
 use crate::memory::{PAGE_BYTES, PageRun};
-use crate::source::MigrationFailure;
 use crate::transport::Lane;
 
 /// How long a lane may go on sending what it was given, from its buffers: that of TCP, 4 MiB, lasts so long at 1 Gb/s.
@@ -45,7 +45,7 @@ impl<'round> LaneWithStats<'round> {
         }
     }
 
-    pub(super) fn write(&mut self, run: PageRun) -> Result<(), MigrationFailure> {
+    pub(super) fn write(&mut self, run: PageRun) -> Result<(), SessionError> {
         self.stripe_began.get_or_insert_with(Instant::now);
         match self.gate.pace.portion_bytes() {
             None => self.lane.write(run)?,
@@ -80,7 +80,7 @@ impl<'round> LaneWithStats<'round> {
     }
 
     /// Closes the round; what the lane did in it, and when its first page had been taken.
-    pub(super) fn fence(mut self, round: u32) -> Result<(LaneLoad, Option<Instant>), MigrationFailure> {
+    pub(super) fn fence(mut self, round: u32) -> Result<(LaneLoad, Option<Instant>), SessionError> {
         self.sent();
         let began = Instant::now();
         self.meter.sends(began);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rayon::ThreadPool;
 
 use super::cancel::Cancel;
+use super::error::SessionError;
 use super::pass::{PrecopyPass, Sent};
 use super::send_gate::SendGate;
 use crate::control::{ControlChannel, ControlError, STEP_MAX};
@@ -15,7 +16,6 @@ use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
-use crate::source::MigrationFailure;
 use crate::transport::rdma::RdmaTuning;
 use crate::transport::{Offer, Registration, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};
@@ -45,15 +45,15 @@ impl Link {
         to: &str,
         (choice, lanes, tuning): (TransportChoice, Option<u8>, RdmaTuning),
         cancel: &Cancel,
-        opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
-    ) -> Result<Self, MigrationFailure> {
+        opening: impl Fn(AttemptId, LaneOffer) -> Message,
+    ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + BUSY_MAX;
         let (mut control, Opened { attempt_id, transport, reason, lanes, fell_back, costs_there }) = loop {
             let mut control = connect(to, cancel)?;
             let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
             match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
                 Ok(opened) => break (control, opened),
-                Err(MigrationFailure::Refused(Refusal::Busy)) if Instant::now() < deadline => {
+                Err(SessionError::Refused(Refusal::Busy)) if Instant::now() < deadline => {
                     thread::sleep(NAP_MAX);
                 }
                 Err(error) => return Err(error),
@@ -63,7 +63,7 @@ impl Link {
             .num_threads(lanes.into())
             .thread_name(|index| format!("lane-{index}"))
             .build()
-            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() });
+            .map_err(|error| SessionError::System { what: "threads", error: error.to_string() });
         match pool {
             Ok(pool) => Ok(Self {
                 attempt_id,
@@ -91,7 +91,7 @@ impl Link {
     }
 
     /// Whether to go on over TCP after this: RDMA was not asked for by name, and what failed is the device or the network.
-    pub(crate) fn may_fall_back(&self, cause: &MigrationFailure) -> bool {
+    pub(crate) fn may_fall_back(&self, cause: &TransportError) -> bool {
         self.choice == TransportChoice::Auto
             && self.transport.kind() == TransportKind::Rdma
             && cause.may_fall_back()
@@ -102,8 +102,8 @@ impl Link {
         &mut self,
         why: String,
         cancel: &Cancel,
-        opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
-    ) -> Result<(), MigrationFailure> {
+        opening: impl Fn(AttemptId, LaneOffer) -> Message,
+    ) -> Result<(), SessionError> {
         self.control.send(&Message::LanesFailed(self.attempt_id, why.clone()))?;
         // As many as before: the workers and the stripes are there.
         let lanes = Some(self.lanes);
@@ -124,15 +124,13 @@ impl Link {
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
         gate: SendGate<'_>,
-    ) -> Result<Sent, MigrationFailure> {
+    ) -> Result<Sent, SessionError> {
         let liveness = self.control.liveness();
-        let check = || liveness.check().map_err(MigrationFailure::from).and_then(|()| (gate.check)());
+        let check = || liveness.check().map_err(SessionError::from).and_then(|()| (gate.check)());
         let gate = SendGate { check: &check, ..gate };
         let sent = self.send_pages(number, (dirty, stripes), log, gate).map_err(|error| match error {
             // Lanes that were shut down because of it explain less.
-            MigrationFailure::Transport(_) => {
-                liveness.check_heard().err().map_or(error, MigrationFailure::from)
-            }
+            SessionError::Transport(_) => liveness.check_heard().err().map_or(error, SessionError::from),
             error => error,
         })?;
         self.control.send(&Message::RoundClosed(number))?;
@@ -140,7 +138,7 @@ impl Link {
     }
 
     /// Has memory registered ahead for a round in which these pages are sent, as far as there is room.
-    pub(crate) fn register_ahead(&mut self, dirty: &DirtyBitmap) -> Result<(), MigrationFailure> {
+    pub(crate) fn register_ahead(&mut self, dirty: &DirtyBitmap) -> Result<(), SessionError> {
         let Self { control, transport, .. } = self;
         match transport.parts() {
             (_, None) => Ok(()),
@@ -154,7 +152,7 @@ impl Link {
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
         gate: SendGate<'_>,
-    ) -> Result<Sent, MigrationFailure> {
+    ) -> Result<Sent, SessionError> {
         let Self { control, transport, ram, pool, .. } = self;
         let rounds = |registration| PrecopyPass { ram, log, stripes, pool, gate, registration };
         match transport.parts() {
@@ -166,7 +164,7 @@ impl Link {
                     rounds(Some(registration)).send(number, dirty, lanes)
                 };
                 let supplied = match registering.join() {
-                    Ok(supplied) => supplied.map_err(MigrationFailure::from),
+                    Ok(supplied) => supplied.map_err(SessionError::from),
                     Err(panic) => Err(Panicked::from(panic).into()),
                 };
                 match (supplied, sent) {
@@ -200,15 +198,15 @@ impl Link {
     }
 
     /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
-    pub(crate) fn explain(&mut self, cause: MigrationFailure) -> MigrationFailure {
+    pub(crate) fn explain(&mut self, cause: SessionError) -> SessionError {
         match cause {
-            MigrationFailure::Transport(TransportError::PeerGaveUp(reason)) => {
-                MigrationFailure::DestinationFailed(reason)
+            SessionError::Transport(TransportError::PeerGaveUp(reason)) => {
+                SessionError::destination_gave_up(reason)
             }
-            MigrationFailure::Transport(_) | MigrationFailure::Control(_) => {
+            SessionError::Transport(_) | SessionError::Control(_) => {
                 match self.control.receive("the destination's reason", Some(REASON_MAX)) {
                     Ok(Message::Abort(attempt_id, reason)) if attempt_id == self.attempt_id => {
-                        MigrationFailure::DestinationFailed(reason)
+                        SessionError::destination_gave_up(reason)
                     }
                     Ok(Message::LanesFailed(attempt_id, reason)) if attempt_id == self.attempt_id => {
                         TransportError::FailedThere(reason).into()
@@ -222,21 +220,21 @@ impl Link {
 }
 
 /// Connects to a destination. From then on `cancel` ends every wait for it.
-pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, MigrationFailure> {
+pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, SessionError> {
     let (send, connected) = mpsc::channel();
     let address = to.to_owned();
     // A thread of its own: neither a resolver nor connect(2) can be interrupted. It ends by their own time limits.
     thread::Builder::new()
         .name("connect".into())
         .spawn(move || send.send(ControlChannel::connect(&address)))
-        .map_err(|error| MigrationFailure::System { what: "a thread", error: error.to_string() })?;
+        .map_err(|error| SessionError::System { what: "a thread", error: error.to_string() })?;
     let control = loop {
         cancel.check()?;
         match connected.recv_timeout(NAP_MAX) {
             Ok(connected) => break connected?,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
-                return Err(MigrationFailure::Panicked("the thread that connects has ended".into()));
+                return Err(SessionError::Panicked("the thread that connects has ended".into()));
             }
         }
     };
@@ -261,13 +259,13 @@ fn open(
     ram: &GuestRam,
     (mut offer, choice, lanes): (Offer, TransportChoice, Option<u8>),
     cancel: &Cancel,
-    opening: impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure>,
-) -> Result<Opened, MigrationFailure> {
+    opening: impl Fn(AttemptId, LaneOffer) -> Message,
+) -> Result<Opened, SessionError> {
     let mut fell_back = None;
     loop {
         let attempt_id = new_attempt_id()?;
         let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
-        control.send(&opening(attempt_id, offer.lanes())?)?;
+        control.send(&opening(attempt_id, offer.lanes()))?;
         let (ready, costs_there) = match await_ready(control, ram) {
             Ok(Message::Ready(ready, costs)) => (ready, costs),
             Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
@@ -275,11 +273,11 @@ fn open(
                 continue;
             }
             Ok(other) => return Err(unexpected("READY", attempt_id, other)),
-            Err(error @ MigrationFailure::DestinationFailed(_)) => return Err(error),
+            Err(error @ SessionError::GaveUp { .. }) => return Err(error),
             Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
         };
         let (reason, count) = (offer.reason().to_owned(), offer.count());
-        let connected: Result<_, MigrationFailure> =
+        let connected: Result<_, SessionError> =
             cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
         match connected {
             Ok(transport) => {
@@ -297,20 +295,20 @@ fn open(
 }
 
 /// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be gone.
-fn give_up(control: &mut ControlChannel, attempt_id: AttemptId, error: MigrationFailure) -> MigrationFailure {
+fn give_up(control: &mut ControlChannel, attempt_id: AttemptId, error: SessionError) -> SessionError {
     let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
     error
 }
 
 /// The answer to an opening, behind what may be on its way from an attempt whose lanes failed.
-fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, MigrationFailure> {
+fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, SessionError> {
     // The destination ends that attempt first: it releases RAM, which no guest waits for, and may be hashing what it holds of a file, for which
     // 16 MiB/s is slow.
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
             Message::ChunkKeys(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
-            Message::Abort(_, reason) => return Err(MigrationFailure::DestinationFailed(reason)),
+            Message::Abort(_, reason) => return Err(SessionError::destination_gave_up(reason)),
             answer => return Ok(answer),
         }
     }
@@ -334,18 +332,18 @@ const REASON_MAX: Duration = Duration::from_secs(1);
 /// How long to sleep at most before it is looked whether the migration was cancelled.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
-pub(crate) fn new_attempt_id() -> Result<AttemptId, MigrationFailure> {
+pub(crate) fn new_attempt_id() -> Result<AttemptId, SessionError> {
     let mut attempt_id = AttemptId([0; 16]);
     getrandom::fill(&mut attempt_id.0)
-        .map_err(|error| MigrationFailure::System { what: "random bytes", error: error.to_string() })?;
+        .map_err(|error| SessionError::System { what: "random bytes", error: error.to_string() })?;
     Ok(attempt_id)
 }
 
 /// Why the destination said something else than `expected`.
-pub(crate) fn unexpected(expected: &'static str, attempt_id: AttemptId, got: Message) -> MigrationFailure {
+pub(crate) fn unexpected(expected: &'static str, attempt_id: AttemptId, got: Message) -> SessionError {
     match got {
         Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) if of == attempt_id => MigrationFailure::DestinationFailed(text),
+        Message::Abort(of, text) if of == attempt_id => SessionError::destination_gave_up(text),
         // Not its last word on the guest.
         Message::LanesFailed(of, text) if of == attempt_id => TransportError::FailedThere(text).into(),
         got => ControlError::Unexpected { expected, got: got.name() }.into(),

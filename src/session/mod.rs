@@ -1,18 +1,24 @@
 //! What the migration of a guest and the transfer of a file share, beneath [`source`](crate::source),
 //! [`destination`](crate::destination) and [`image`](crate::image).
 
+mod answer;
 mod cancel;
+mod error;
 mod guest_heartbeat;
 mod lane_stats;
 mod link;
+mod opening;
 mod pass;
 mod rate_limiter;
 mod send_gate;
 mod sheltered;
 
+pub(crate) use answer::{answer_rounds, await_other_lanes, out_of_turn};
 pub use cancel::Cancel;
+pub use error::SessionError;
 pub(crate) use guest_heartbeat::HeartbeatAt;
 pub(crate) use link::{Link, connect, new_attempt_id, unexpected};
+pub(crate) use opening::{ArrivalError, HELLO_MAX, Opening, explain_lanes, next_opening, prepare_any};
 pub(crate) use pass::PrecopyPass;
 pub(crate) use rate_limiter::RateLimiter;
 pub(crate) use send_gate::SendGate;

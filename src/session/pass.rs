@@ -7,13 +7,13 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use super::error::SessionError;
 use super::lane_stats::LaneWithStats;
 use super::send_gate::SendGate;
 use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
 use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
 use crate::panics::caught_or;
-use crate::source::MigrationFailure;
 use crate::transport::{Lane, Registration};
 
 /// What a round sent.
@@ -64,13 +64,13 @@ impl PrecopyPass<'_> {
         round: u32,
         dirty: &DirtyBitmap,
         lanes: &mut [Box<dyn Lane>],
-    ) -> Result<Sent, MigrationFailure> {
+    ) -> Result<Sent, SessionError> {
         // Set by the first lane that fails or panics, so that the others do not send the rest of the round for nothing.
         let stop = AtomicBool::new(false);
         let cause = Mutex::new(None);
         let check = || {
             // This error never becomes the cause, which is noted before.
-            if stop.load(Ordering::Acquire) { Err(MigrationFailure::Cancelled) } else { (self.gate.check)() }
+            if stop.load(Ordering::Acquire) { Err(SessionError::Cancelled) } else { (self.gate.check)() }
         };
         let gate = SendGate { check: &check, ..self.gate };
         let lanes = self.pool.install(|| {
@@ -83,10 +83,8 @@ impl PrecopyPass<'_> {
                     result.map_err(|error| {
                         let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
                         // What comes after the first is what the others make of it; but what forbids other lanes counts more.
-                        let forbids = !error.may_fall_back() && !matches!(error, MigrationFailure::Cancelled);
-                        if cause
-                            .as_ref()
-                            .is_none_or(|first: &MigrationFailure| first.may_fall_back() && forbids)
+                        let forbids = !error.may_fall_back() && !matches!(error, SessionError::Cancelled);
+                        if cause.as_ref().is_none_or(|first: &SessionError| first.may_fall_back() && forbids)
                         {
                             *cause = Some(error);
                         }
@@ -102,7 +100,7 @@ impl PrecopyPass<'_> {
         });
         let lanes = match (lanes, cause.into_inner().unwrap_or_else(PoisonError::into_inner)) {
             (Ok(lanes), None) => lanes,
-            (_, cause) => return Err(cause.unwrap_or(MigrationFailure::Cancelled)),
+            (_, cause) => return Err(cause.unwrap_or(SessionError::Cancelled)),
         };
         let sum = |of: fn(&Pages) -> u64| lanes.iter().map(|(pages, ..)| of(pages)).sum();
         Ok(Sent {
@@ -119,7 +117,7 @@ impl PrecopyPass<'_> {
         dirty: &DirtyBitmap,
         (index, lane): (usize, &mut dyn Lane),
         gate: SendGate<'_>,
-    ) -> Result<(Pages, LaneLoad, Option<Instant>), MigrationFailure> {
+    ) -> Result<(Pages, LaneLoad, Option<Instant>), SessionError> {
         let mut lane = LaneRound {
             lane_stats: LaneWithStats::new(lane, gate, Instant::now(), round == 1),
             pages: Pages::default(),
@@ -151,7 +149,7 @@ impl PrecopyPass<'_> {
     }
 
     /// Passes over stripes in which nothing was touched when they were about to be cleared, or sends them, if something was meanwhile.
-    fn pass(&self, holes: &mut Vec<Stripe<'_>>, lane: &mut LaneRound<'_>) -> Result<(), MigrationFailure> {
+    fn pass(&self, holes: &mut Vec<Stripe<'_>>, lane: &mut LaneRound<'_>) -> Result<(), SessionError> {
         let (Some(search), [Some(first), Some(last)]) =
             (&mut lane.search, [holes.first(), holes.last()].map(|hole| hole.map(run_of)))
         else {
@@ -171,12 +169,12 @@ impl PrecopyPass<'_> {
     }
 
     /// Has the pages of a stripe watched again, before any of them is read: so that a write from here on is seen by the next harvest.
-    fn clear(&self, stripe: Stripe<'_>) -> Result<(), MigrationFailure> {
+    fn clear(&self, stripe: Stripe<'_>) -> Result<(), SessionError> {
         let Some(log) = self.log else { return Ok(()) };
         Ok(log.clear(stripe.region, stripe.first_page, stripe.words)?)
     }
 
-    fn send_watched(&self, stripe: Stripe<'_>, lane: &mut LaneRound<'_>) -> Result<(), MigrationFailure> {
+    fn send_watched(&self, stripe: Stripe<'_>, lane: &mut LaneRound<'_>) -> Result<(), SessionError> {
         let LaneRound { lane_stats, pages, search, edges } = lane;
         for (first_page, count) in stripe.runs(edges) {
             let run =
@@ -197,7 +195,7 @@ impl PrecopyPass<'_> {
         run: PageRun,
         search: &mut TouchedSearch,
         lane: &mut LaneWithStats<'_>,
-    ) -> Result<u64, MigrationFailure> {
+    ) -> Result<u64, SessionError> {
         let mut pages_sent = 0;
         for touched in search.touched(&self.ram.regions()[run.region], run)? {
             let mut next = PageRun { pages: 0, ..touched };
@@ -223,7 +221,7 @@ fn run_of(stripe: &Stripe<'_>) -> PageRun {
 }
 
 /// Sends the pages of a run, which may be none; returns how many.
-fn send_all(lane: &mut LaneWithStats<'_>, run: PageRun) -> Result<u64, MigrationFailure> {
+fn send_all(lane: &mut LaneWithStats<'_>, run: PageRun) -> Result<u64, SessionError> {
     if run.pages > 0 {
         lane.write(run)?;
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::error::SessionError;
 use crate::convergence::Bucket;
-use crate::source::MigrationFailure;
 
 /// Lets lanes send no faster than a bandwidth limit allows, all of them together.
 #[derive(Debug)]
@@ -45,8 +45,8 @@ impl RateLimiter {
     pub(crate) fn take(
         &self,
         bytes: u64,
-        check: impl Fn() -> Result<(), MigrationFailure>,
-    ) -> Result<(), MigrationFailure> {
+        check: impl Fn() -> Result<(), SessionError>,
+    ) -> Result<(), SessionError> {
         let Some(rate) = NonZeroU64::new(self.rate.load(Ordering::Relaxed)) else { return Ok(()) };
         let mut bucket = self.lock();
         let began = self.began.elapsed();
@@ -74,7 +74,7 @@ const NAP_MAX: Duration = Duration::from_millis(50);
 mod tests {
     use std::thread;
 
-    use super::super::Cancel;
+    use super::super::cancel::Cancel;
     use super::*;
 
     fn rate(bytes_per_second: u64) -> Option<NonZeroU64> {
@@ -103,7 +103,7 @@ mod tests {
             slow.take(4096, || cancel.check()).unwrap();
             let waiting = scope.spawn(|| slow.take(4096, || cancel.check()));
             cancel.cancel();
-            assert!(matches!(waiting.join().unwrap(), Err(MigrationFailure::Cancelled)));
+            assert!(matches!(waiting.join().unwrap(), Err(SessionError::Cancelled)));
         });
     }
 }

@@ -1,3 +1,5 @@
+//! Why a migration failed, and where the guest is then.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::memory::{MemoryError, RamChange};
 use crate::panics::Panicked;
+use crate::session::SessionError;
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::wire::Refusal;
@@ -69,13 +72,6 @@ impl fmt::Display for GuestIs {
                  it says; `sterna recover` tells more"
             }
         })
-    }
-}
-
-impl MigrationFailure {
-    /// Whether it is lanes that failed, in a way in which others may not.
-    pub(crate) fn may_fall_back(&self) -> bool {
-        matches!(self, Self::Transport(error) if error.may_fall_back())
     }
 }
 
@@ -174,6 +170,37 @@ pub enum MigrationFailure {
         /// Its answer.
         error: String,
     },
+}
+
+impl MigrationFailure {
+    /// The same, or what `explain` finds behind it if the connection or the lanes failed.
+    pub(crate) fn explained(self, explain: impl FnOnce(SessionError) -> SessionError) -> Self {
+        match self {
+            Self::Control(error) => explain(error.into()).into(),
+            Self::Transport(error) => explain(error.into()).into(),
+            cause => cause,
+        }
+    }
+}
+
+impl From<SessionError> for MigrationFailure {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Refused(refusal) => Self::Refused(refusal),
+            SessionError::GaveUp { reason, .. } => Self::DestinationFailed(reason),
+            SessionError::LanesFailed(reason) => TransportError::FailedThere(reason).into(),
+            SessionError::OutOfTurn(got) => ControlError::Unexpected { expected: "an answer", got }.into(),
+            SessionError::Cancelled => Self::Cancelled,
+            SessionError::TimedOut { timeout } => Self::TimedOut { timeout },
+            SessionError::Panicked(text) => Self::Panicked(text),
+            SessionError::Control(error) => error.into(),
+            SessionError::Transport(error) => error.into(),
+            SessionError::Dirty(error) => error.into(),
+            SessionError::Memory(error) => error.into(),
+            SessionError::System { what, error } => Self::System { what, error },
+            SessionError::Accept(error) => Self::System { what: "a socket", error: error.to_string() },
+        }
+    }
 }
 
 impl From<Panicked> for MigrationFailure {

@@ -11,8 +11,8 @@ impl Attempt<'_> {
     /// begin anew over TCP.
     pub(super) fn converge_over_any_lanes(&mut self) -> Result<(), MigrationFailure> {
         loop {
-            match self.converge().and_then(|()| self.link.register_ahead(&self.dirty)) {
-                Err(cause) if self.link.may_fall_back(&cause) => {
+            match self.converge().and_then(|()| Ok(self.link.register_ahead(&self.dirty)?)) {
+                Err(MigrationFailure::Transport(cause)) if self.link.may_fall_back(&cause) => {
                     self.options.cancel.check()?;
                     self.fall_back(&cause.to_string())?;
                 }
@@ -30,7 +30,7 @@ impl Attempt<'_> {
         }
         self.log.stop()?;
         let lock = self.options.lock.as_ref().map(Lock::token).transpose()?;
-        let opening = hello(self.guest, self.link.ram.layout(), lock, self.options.switch_cost.state_bytes);
+        let opening = hello(self.guest, self.link.ram.layout(), lock, self.options.switch_cost.state_bytes)?;
         self.link.fall_back(why.to_owned(), &self.options.cancel, opening)?;
         self.observer.event(&self.link.connected());
         self.handover.begin_anew(self.link.attempt_id)?;

@@ -3,9 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::MigrationFailure;
 use crate::convergence::Limits;
-use crate::session::RateLimiter;
+use crate::session::{RateLimiter, SessionError};
 
 /// The limits of a migration, to be kept by whoever may change them while it runs. The bandwidth limit takes effect at once,
 /// the timeout within a stripe, everything else after the round that is being sent.
@@ -46,12 +45,12 @@ impl LimitsHandle {
     }
 
     /// Whether a migration that began at `started` has used up its time, and nothing remains to be done but to give up.
-    pub(crate) fn check_time(&self, started: Instant) -> Result<(), MigrationFailure> {
+    pub(crate) fn check_time(&self, started: Instant) -> Result<(), SessionError> {
         let limits = self.lock();
         match limits.timeout {
             // A chain that ends with a switch, and one that may, has its word at the end of the round.
             Some(timeout) if started.elapsed() >= timeout && limits.if_stuck.gives_up() => {
-                Err(MigrationFailure::TimedOut { timeout })
+                Err(SessionError::TimedOut { timeout })
             }
             _ => Ok(()),
         }
@@ -83,7 +82,7 @@ mod tests {
         let started = Instant::now();
         for chain in ["throttle", "abort", "throttle,abort"] {
             let ended = tuning(chain).check_time(started);
-            assert!(matches!(ended, Err(MigrationFailure::TimedOut { .. })), "{chain}");
+            assert!(matches!(ended, Err(SessionError::TimedOut { .. })), "{chain}");
         }
         for chain in ["stop", "throttle,stop", "relax", "relax,abort"] {
             assert!(tuning(chain).check_time(started).is_ok(), "{chain}");

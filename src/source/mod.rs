@@ -95,7 +95,7 @@ pub fn migrate(
     let observer = &Sheltered::new(observer);
     let first_beat = HeartbeatAt::now(guest);
     let (link, log, records) = caught_or(|| prepare(guest, claim, to, options)).map_err(|cause| {
-        let cause = options.cancel.explain(cause);
+        let cause = cause.explained(|cause| options.cancel.explain(cause));
         let refused = !matches!(cause, MigrationFailure::Cancelled);
         MigrationError { guest: GuestIs::RunningAtSource, refused, cause, doubt: None }
     })?;
@@ -124,7 +124,7 @@ fn prepare(
     let records = open_records(claim)?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let lock = options.lock.as_ref().map(Lock::token).transpose()?;
-    let hello = hello(guest, ram.layout(), lock, options.switch_cost.state_bytes);
+    let hello = hello(guest, ram.layout(), lock, options.switch_cost.state_bytes)?;
     let mut link =
         Link::make(ram, to, (options.transport, options.lanes, options.rdma), &options.cancel, hello)?;
     saving::check_expected(&mut link, options)?;
@@ -137,11 +137,12 @@ fn hello(
     layout: RamLayout,
     lock: Option<LockToken>,
     state_bytes: u64,
-) -> impl Fn(AttemptId, LaneOffer) -> Result<Message, MigrationFailure> {
-    move |attempt_id, lanes| {
-        let (name, details) = (guest.name().to_owned(), guest.details()?);
-        Ok(Message::Hello(Hello { attempt_id, name, ram: layout.clone(), details, lanes, lock, state_bytes }))
-    }
+) -> Result<impl Fn(AttemptId, LaneOffer) -> Message, MigrationFailure> {
+    let (name, details) = (guest.name().to_owned(), guest.details()?);
+    Ok(move |attempt_id, lanes| {
+        let (name, ram, details) = (name.clone(), layout.clone(), details.clone());
+        Message::Hello(Hello { attempt_id, name, ram, details, lanes, lock, state_bytes })
+    })
 }
 
 /// One attempt, from the first page on.
@@ -243,7 +244,7 @@ impl<'migration> Attempt<'migration> {
 
     /// After a failure: lets the guest run here again, if it is this side's to run.
     fn fail(mut self, cause: MigrationFailure) -> MigrationError {
-        let cause = self.options.cancel.explain(cause);
+        let cause = cause.explained(|cause| self.options.cancel.explain(cause));
         // Before anything else: to learn why may take a moment.
         if self.history.throttle_percent() > 0 {
             self.throttle(0);
@@ -276,7 +277,7 @@ impl<'migration> Attempt<'migration> {
         } else {
             options.cancel.reopen();
             let explained = caught(|| {
-                let cause = link.explain(cause);
+                let cause = cause.explained(|cause| link.explain(cause));
                 if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
                     // The destination may be gone, which is what this message is about.
                     let _ = link.control.send(&Message::Abort(link.attempt_id, cause.to_string()));

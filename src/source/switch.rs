@@ -146,7 +146,7 @@ impl Attempt<'_> {
         let limit = STEP_MAX + loading + self.verify_max();
         match self.link.control.receive("PREPARED", Some(limit))? {
             Message::Prepared(attempt_id, completion) => Ok((attempt_id, completion)),
-            other => Err(unexpected("PREPARED", self.link.attempt_id, other)),
+            other => Err(unexpected("PREPARED", self.link.attempt_id, other).into()),
         }
     }
 
@@ -181,7 +181,7 @@ impl Attempt<'_> {
     fn await_running(&mut self) -> Result<AttemptId, MigrationFailure> {
         match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
             Message::Running(attempt_id) => Ok(attempt_id),
-            other => Err(unexpected("RUNNING", self.link.attempt_id, other)),
+            other => Err(unexpected("RUNNING", self.link.attempt_id, other).into()),
         }
     }
 

@@ -58,7 +58,7 @@ impl Attempt<'_> {
         let limit = STEP_MAX + hashing_max(CHUNK_BLOCKS as u64 * BLOCK_PAGES * PAGE_BYTES);
         match self.link.control.receive("word of what was compared", Some(limit))? {
             Message::Checked(equal) => Ok(equal.into()),
-            other => Err(unexpected("CHECKED", self.link.attempt_id, other)),
+            other => Err(unexpected("CHECKED", self.link.attempt_id, other).into()),
         }
     }
 

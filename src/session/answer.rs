@@ -1,0 +1,89 @@
+//! The destination's answers while pages arrive.
+
+use super::error::SessionError;
+use crate::control::ControlChannel;
+use crate::transport::{LaneReceiver, TransportError};
+use crate::wire::{AttemptId, Final, Message};
+
+/// Answers the source's requests until FINAL. `other` takes the messages that are not about pages, digests and saved state, or
+/// refuses them.
+pub(crate) fn answer_rounds<E: From<SessionError>>(
+    lane_receiver: &mut dyn LaneReceiver,
+    control: &mut ControlChannel,
+    mut other: impl FnMut(&mut ControlChannel, Message) -> Result<(), E>,
+) -> Result<Final, E> {
+    loop {
+        match answer_one(lane_receiver, control)? {
+            Answered::Done => {}
+            Answered::Final(last) => return Ok(last),
+            Answered::Other(message) => other(control, message)?,
+        }
+    }
+}
+
+/// What a message was.
+enum Answered {
+    Done,
+    Final(Final),
+    Other(Message),
+}
+
+fn answer_one(
+    lane_receiver: &mut dyn LaneReceiver,
+    control: &mut ControlChannel,
+) -> Result<Answered, SessionError> {
+    // A round may take hours; keepalives show that the source is alive.
+    match control.receive("the next round", None)? {
+        Message::RegisterChunks(chunks) => {
+            let keys = lane_receiver.register(&chunks)?;
+            control.send(&Message::ChunkKeys(keys))?;
+        }
+        Message::ReleaseChunks(chunks) => lane_receiver.release(&chunks)?,
+        Message::RoundClosed(round) => lane_receiver.await_round(round)?,
+        Message::Final(last) => {
+            lane_receiver.await_round(last.round)?;
+            return Ok(Answered::Final(last));
+        }
+        Message::LanesFailed(_, reason) => return Err(SessionError::LanesFailed(reason)),
+        message @ (Message::BlockDigests(_) | Message::State(_)) => return Ok(Answered::Other(message)),
+        other => return Err(out_of_turn(other)),
+    }
+    Ok(Answered::Done)
+}
+
+/// Sends the source that the lanes failed at this side, whose ends are gone; returns what the source makes of that.
+pub(crate) fn await_other_lanes(
+    control: &mut ControlChannel,
+    attempt_id: AttemptId,
+    error: &TransportError,
+) -> SessionError {
+    if let Err(error) = control.send(&Message::LanesFailed(attempt_id, error.to_string())) {
+        return error.into();
+    }
+    loop {
+        // The source notices at its next write; keepalives show that it is alive.
+        match control.receive("word of other lanes", None) {
+            Ok(Message::LanesFailed(_, reason)) => return SessionError::LanesFailed(reason),
+            // On their way since before.
+            Ok(
+                Message::RegisterChunks(_)
+                | Message::ReleaseChunks(_)
+                | Message::RoundClosed(_)
+                | Message::Digests(_)
+                | Message::BlockDigests(_)
+                | Message::State(_)
+                | Message::Final(_),
+            ) => {}
+            Ok(other) => return out_of_turn(other),
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+/// Why a source sent something else than what was due: it gave up, or it is defective.
+pub(crate) fn out_of_turn(message: Message) -> SessionError {
+    match message {
+        Message::Abort(_, reason) => SessionError::source_gave_up(reason),
+        other => SessionError::OutOfTurn(other.name()),
+    }
+}
