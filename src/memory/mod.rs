@@ -23,7 +23,7 @@ pub use error::MemoryError;
 pub use holes::TouchedSearch;
 pub use io::{receive_into, send_from};
 pub use mapped::MappedSearch;
-pub use region::{GuestRam, RamLayout, RamRegion, RegionLayout};
+pub use region::{GuestRam, RamLayout, RamRegion, RawBacking, RegionLayout};
 pub use run::PageRun;
 pub use runs::{RunEdges, Runs};
 pub use slice::GuestSlice;

@@ -3,6 +3,8 @@
     reason = "pointers into the mapping of guest RAM: made here, and only here, from an owner that outlives them"
 )]
 
+mod raw;
+
 use std::any::Any;
 use std::fmt;
 use std::fs::File;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
+pub use self::raw::RawBacking;
 use super::{GuestSlice, MemoryError, PAGE_BYTES, PageRun};
 
 /// A view of all of a guest's RAM that keeps the mapping alive.
@@ -136,8 +139,10 @@ pub(super) struct Backing {
     pub(super) offset_bytes: u64,
 }
 
+/// `f_type` of hugetlbfs, from `linux/magic.h`.
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
 fn lies_on_hugetlbfs(file: &File) -> bool {
-    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
     rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == HUGETLBFS_MAGIC)
 }
 
