@@ -22,10 +22,9 @@ mod software;
 mod stripes;
 mod words;
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::io;
-
-use thiserror::Error;
 
 pub use bitmap::{DirtyBitmap, DirtyRegion};
 pub use kvm::{KvmLog, KvmSlot};
@@ -36,10 +35,28 @@ pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
 
 /// A record of written pages that can be read while the guest runs.
 ///
-/// Regions are those of the guest's [`GuestRam`](crate::memory::GuestRam), by index. Calls come from several threads at
-/// once, for different pages.
+/// Regions are those of the guest's [`GuestRam`](crate::memory::GuestRam), by index from 0. Pages are
+/// [`PAGE_BYTES`](crate::memory::PAGE_BYTES) of 4 KiB each, whatever pages the memory is made of, and are numbered from 0
+/// within their region. Bitmaps have one bit a page in words of 64, the first page in bit 0 of the first word.
+///
+/// The engine calls [`start`](Self::start) once, then [`harvest`](Self::harvest) for each region and
+/// [`clear`](Self::clear) for parts of it, round after round, and [`stop`](Self::stop) if the attempt fails. `harvest` and
+/// `clear` come from several threads at once, for different regions or pages.
+///
+/// # A log fed by a stream
+///
+/// The VMM may be another process that names pages in a stream. A thread of this process then reads the stream and marks
+/// the pages in a bitmap, as [`SoftwareBitmap`]; `harvest` [takes](WrittenPages::take) the marks, and `clear` has nothing
+/// to do. Two rules keep every write:
+///
+/// - The VMM names a page only after it has written it. A page that is named first may be read before the write.
+/// - Once [`pause`](crate::guest::SourceGuest::pause) has returned, all pages that were written are marked: the VMM sends
+///   the answer to `pause` behind the last name, in the same stream.
+///
+/// A stream that breaks is an error of the next harvest, [`DirtyError::Vmm`].
 pub trait DirtyLog: Send + Sync + Debug {
-    /// Begins to record. Every write after it returns is seen by a later harvest.
+    /// Begins to record. Every write after it returns is seen by a later harvest. What was written before counts as dirty
+    /// without the log.
     ///
     /// # Errors
     /// [`DirtyError`] if recording cannot begin; then it has not.
@@ -50,14 +67,14 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// at the end, so a log of much RAM has all workers [mark parts](DirtyRegion::mark_parts) of it.
     ///
     /// # Errors
-    /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so all pages count as dirty.
+    /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so the attempt ends.
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError>;
 
-    /// Watches the pages set in `bits` again. `first_page` is a multiple of 64, as `KVM_CLEAR_DIRTY_LOG` wants
-    /// it.
+    /// Watches the pages set in `bits` again, which will be read next. `bits` are the words of the pages from `first_page`
+    /// on, a multiple of 64, as `KVM_CLEAR_DIRTY_LOG` wants it. A log whose harvest consumes its marks has nothing to do.
     ///
     /// # Errors
-    /// [`DirtyError`] if the kernel refuses.
+    /// [`DirtyError`] if the kernel refuses; the attempt ends.
     fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
 
     /// Ends the record, so that the guest runs unwatched. May be called without `start`, and twice.
@@ -68,7 +85,7 @@ pub trait DirtyLog: Send + Sync + Debug {
 }
 
 /// What can go wrong with a dirty log.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirtyError {
     /// The kernel refused an ioctl.
@@ -115,6 +132,9 @@ pub enum DirtyError {
         "pages that are to be sent cannot be read: {0}; is their file shorter than it was, or its disk failing?"
     )]
     Unreadable(#[source] io::Error),
+    /// A log of the VMM's own failed.
+    #[error("the VMM's record of written pages failed: {0}")]
+    Vmm(#[source] Box<dyn Error + Send + Sync>),
     /// A region, page or length that the log does not have.
     #[error("the dirty log has no pages at {first_page} of region {region} for {words} words")]
     OutOfRange {
@@ -125,4 +145,11 @@ pub enum DirtyError {
         /// Length of the bitmap given, in words of 64 pages.
         words: usize,
     },
+}
+
+impl DirtyError {
+    /// Wraps an error of the VMM's own log, or a text.
+    pub fn vmm(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Vmm(error.into())
+    }
 }
