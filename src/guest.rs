@@ -2,12 +2,13 @@
 
 use std::error::Error;
 use std::fmt;
-use std::io::{BufRead, Write};
+use std::io;
 use std::time::Duration;
 
-use crate::dirty::DirtyLog;
-use crate::memory::GuestRam;
+use crate::dirty::{DirtyError, DirtyLog};
+use crate::memory::{GuestRam, MemoryError};
 use crate::panics::{Panicked, caught};
+use crate::saved_state::{SectionError, StateReader, StateWriter};
 use crate::wire::Refusal;
 
 /// What both ends ask of a guest in the hands of a VMM.
@@ -75,8 +76,8 @@ pub trait SourceGuest: Guest {
     /// The VMM's own. The guest may be paused or not: the engine calls [`resume`](Self::resume).
     fn pause(&self) -> Result<(), GuestError>;
 
-    /// Writes the state of vCPUs and devices of the paused guest, as named sections. It may write to RAM: the dirty log
-    /// is harvested again afterwards.
+    /// Writes the state of vCPUs and devices of the paused guest, as named sections in the VMM's own formats. It may write
+    /// to RAM: the dirty log is harvested again afterwards.
     ///
     /// What is written is sent at once, so a VMM need not have its state in one piece. A write waits where the link is
     /// slower than the VMM, and fails where the state becomes longer than
@@ -85,7 +86,7 @@ pub trait SourceGuest: Guest {
     ///
     /// # Errors
     /// The VMM's own, or that of a write.
-    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError>;
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError>;
 
     /// Lets the guest run on after a failed attempt. The guest is usually paused; after an error of
     /// [`pause`](Self::pause) it may still run, and goes on.
@@ -101,12 +102,14 @@ pub trait SourceGuest: Guest {
 /// whichever of them was the last, it calls [`discard`](Self::discard); after a panic of the VMM it may only drop the
 /// guest.
 pub trait DestinationGuest: Guest {
-    /// Puts a saved state of `len_bytes` into the machine. The state comes from a peer: bound and check everything. What
-    /// was read of it is freed.
+    /// Puts a saved state into the machine. The state comes from a peer: bound and check everything. What was read of it
+    /// is freed. A section that is left unread is an error, also if this returns `Ok`.
     ///
     /// # Errors
-    /// The VMM's own; the machine will not be started.
-    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError>;
+    /// The VMM's own; the machine will not be started. Name the section that is unknown or missing, as
+    /// [`SectionReader::unknown`](crate::saved_state::SectionReader::unknown) and
+    /// [`StateReader::section`](StateReader::section) do.
+    fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError>;
 
     /// Lets the loaded guest run. It is called at most once, after the source gave the guest away.
     ///
@@ -216,5 +219,29 @@ impl fmt::Display for GuestError {
 impl Error for GuestError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.0.source()
+    }
+}
+
+impl From<io::Error> for GuestError {
+    fn from(error: io::Error) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<SectionError> for GuestError {
+    fn from(error: SectionError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<MemoryError> for GuestError {
+    fn from(error: MemoryError) -> Self {
+        Self::new(error)
+    }
+}
+
+impl From<DirtyError> for GuestError {
+    fn from(error: DirtyError) -> Self {
+        Self::new(error)
     }
 }

@@ -11,6 +11,7 @@ use sterna::destination::Receiver;
 use sterna::dirty::DirtyBitmap;
 use sterna::guest::{Guest, SourceGuest};
 use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
+use sterna::saved_state::StateWriter;
 use sterna::state::HostState;
 use sterna::transport::rdma::{RdmaPath, RdmaTuning};
 use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
@@ -93,7 +94,9 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
 
     guest.pause().expect("it can be paused");
     let mut bytes = Vec::new();
-    guest.save(&mut bytes).expect("it can be saved");
+    let mut state = StateWriter::new(&mut bytes);
+    guest.save(&mut state).expect("it can be saved");
+    state.finish().expect("a buffer takes it");
     let state_bytes = bytes.len() as u64;
     send_all(transport.as_mut(), &ram, &mut control);
     control.send(&Message::RoundClosed(1)).expect("the destination hears");

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::io::{BufRead, Write};
 use std::sync::Mutex;
 use std::thread;
 
@@ -16,6 +15,7 @@ use sterna::guest::{
 use sterna::memory::GuestRam;
 use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
+use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{LimitsHandle, Options, migrate};
 use sterna::state::HostState;
 use sterna::transport::rdma::RdmaPath;
@@ -192,7 +192,7 @@ impl SourceGuest for AnonymousGuest {
         Ok(())
     }
 
-    fn save(&self, _state: &mut dyn Write) -> Result<(), GuestError> {
+    fn save(&self, _state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         Ok(())
     }
 
@@ -202,7 +202,7 @@ impl SourceGuest for AnonymousGuest {
 }
 
 impl DestinationGuest for AnonymousGuest {
-    fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         Ok(())
     }
 

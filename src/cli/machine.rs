@@ -1,6 +1,6 @@
 //! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use sterna::guest::{
 };
 use sterna::memory::GuestRam;
 use sterna::preflight;
+use sterna::saved_state::{StateReader, StateWriter};
 use sterna::wire::Refusal;
 use sterna_vmm::{
     CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, SharedMachine,
@@ -52,7 +53,7 @@ impl MachineGuest {
     /// Pauses, saves and resumes a guest that has just been started, so that it is known how long that takes.
     pub(crate) fn rehearse(&self) -> Result<(), GuestError> {
         self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)?;
-        let saved = self.save(&mut io::sink());
+        let saved = self.save(&mut StateWriter::new(&mut io::sink()));
         self.machine.resume().map_err(GuestError::new)?;
         saved?;
         let mut cost = self.cost();
@@ -84,19 +85,17 @@ impl MachineGuest {
     }
 }
 
-/// Writes on, and sees how much that is and how long it waits for it.
-struct Measured<'save> {
-    to: &'save mut dyn Write,
-    bytes: u64,
-    waited: Duration,
+/// Writes on, and adds up how long that waits.
+struct Measured<'save, W> {
+    to: W,
+    waited: &'save mut Duration,
 }
 
-impl Write for Measured<'_> {
+impl<W: Write> Write for Measured<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let began = Instant::now();
         let count = self.to.write(bytes)?;
-        self.waited += began.elapsed();
-        self.bytes += count as u64;
+        *self.waited += began.elapsed();
         Ok(count)
     }
 
@@ -104,6 +103,10 @@ impl Write for Measured<'_> {
         self.to.flush()
     }
 }
+
+/// The sections of its saved state: the machine's, and that of a made-up device if it has one.
+const MACHINE: &str = "machine";
+const DEVICE: &str = "made-up-device";
 
 /// What a destination needs to make the same machine.
 #[derive(Serialize, Deserialize)]
@@ -167,15 +170,18 @@ impl SourceGuest for MachineGuest {
         self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)
     }
 
-    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         let began = Instant::now();
-        let mut state = Measured { to: state, bytes: 0, waited: Duration::ZERO };
+        let mut waited = Duration::ZERO;
         let machine = self.machine.save().map_err(GuestError::new)?;
-        state.write_all(&machine).map_err(GuestError::new)?;
-        device_state::write(self.device_state_bytes, &mut state).map_err(GuestError::new)?;
+        Measured { to: state.section(MACHINE)?, waited: &mut waited }.write_all(&machine)?;
+        if self.device_state_bytes > 0 {
+            let mut device = Measured { to: state.section(DEVICE)?, waited: &mut waited };
+            device_state::write(self.device_state_bytes, &mut device)?;
+        }
         let mut cost = self.cost();
         // What the link takes is the engine's to say.
-        (cost.state_bytes, cost.save) = (state.bytes, began.elapsed().saturating_sub(state.waited));
+        (cost.state_bytes, cost.save) = (state.bytes_written(), began.elapsed().saturating_sub(waited));
         Ok(())
     }
 
@@ -186,23 +192,24 @@ impl SourceGuest for MachineGuest {
 }
 
 impl DestinationGuest for MachineGuest {
-    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         signals::guest_is_ready();
-        let machine_bytes = len_bytes
-            .checked_sub(self.device_state_bytes)
-            .filter(|&bytes| bytes <= MAX_STATE_BYTES as u64)
-            .ok_or_else(|| GuestError::new("the saved state is not of this machine's length"))?;
         self.timed(
             |cost| &mut cost.load,
             || {
                 let mut machine = Vec::new();
-                (&mut *state).take(machine_bytes).read_to_end(&mut machine).map_err(GuestError::new)?;
-                device_state::check(self.device_state_bytes, state).map_err(GuestError::new)?;
+                state.section(MACHINE)?.take(MAX_STATE_BYTES as u64 + 1).read_to_end(&mut machine)?;
+                if machine.len() > MAX_STATE_BYTES {
+                    return Err(GuestError::new("the saved state is longer than that of any machine"));
+                }
+                if self.device_state_bytes > 0 {
+                    device_state::check(self.device_state_bytes, &mut state.section(DEVICE)?)?;
+                }
                 self.machine.load(&machine).map_err(GuestError::new)
             },
         )?;
         let mut cost = self.cost();
-        (cost.state_bytes, cost.save) = (len_bytes, cost.load);
+        (cost.state_bytes, cost.save) = (state.bytes_read(), cost.load);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! A guest that does nothing but write, and a host at which it arrives.
 
-use std::io::{BufRead, Write};
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,6 +14,7 @@ use crate::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
 use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::saved_state::{StateReader, StateWriter};
 use crate::wire::Refusal;
 
 /// Where its RAM is: with two lanes, one region travels on the first of them and one on the second.
@@ -305,11 +306,11 @@ impl SourceGuest for TestGuest {
     }
 
     /// Writes into RAM, as that of some device models does.
-    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         self.seen.enter("save");
         let passes = self.shared.state().passes;
         (0..REGIONS.len()).for_each(|region| self.write(region, SAVED_PAGE, passes));
-        state.write_all(&passes.to_le_bytes()).map_err(GuestError::new)
+        Ok(state.section("passes")?.write_all(&passes.to_le_bytes())?)
     }
 
     fn resume(&self) -> Result<RunOutcome, GuestError> {
@@ -329,10 +330,10 @@ impl SourceGuest for TestGuest {
 }
 
 impl DestinationGuest for TestGuest {
-    fn load(&self, state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.seen.enter("load");
         let mut passes = [0; 8];
-        state.read_exact(&mut passes).map_err(GuestError::new)?;
+        state.section("passes")?.read_exact(&mut passes)?;
         self.shared.state().passes = u64::from_le_bytes(passes);
         Ok(())
     }

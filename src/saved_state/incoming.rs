@@ -85,20 +85,20 @@ impl IncomingState {
     ///
     /// # Errors
     /// [`SavedStateError::Incomplete`].
-    pub(crate) fn complete(&mut self, announced_bytes: u64) -> Result<StateReader, SavedStateError> {
+    pub(crate) fn complete(&mut self, announced_bytes: u64) -> Result<ArrivedState, SavedStateError> {
         if self.len_bytes != announced_bytes {
             return Err(SavedStateError::Incomplete { arrived_bytes: self.len_bytes, announced_bytes });
         }
         self.len_bytes = 0;
         let frames = mem::take(&mut self.frames);
         let used = if frames.len() > FREED_AT_ONCE { free_beside() } else { None };
-        Ok(StateReader { frames, read: 0, used })
+        Ok(ArrivedState { frames, read: 0, used })
     }
 }
 
 /// A whole state. What has been read is freed, so that it is not there twice.
 #[derive(Debug)]
-pub(crate) struct StateReader {
+pub(crate) struct ArrivedState {
     frames: VecDeque<Vec<u8>>,
     /// How much of the first was read.
     read: usize,
@@ -117,7 +117,7 @@ fn free_beside() -> Option<Sender<Vec<u8>>> {
     Some(used)
 }
 
-impl BufRead for StateReader {
+impl BufRead for ArrivedState {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         Ok(self.frames.front().map_or(&[], |first| &first[self.read..]))
     }
@@ -136,7 +136,7 @@ impl BufRead for StateReader {
     }
 }
 
-impl Read for StateReader {
+impl Read for ArrivedState {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let first = self.fill_buf()?;
         let count = first.len().min(buffer.len());

@@ -2,7 +2,7 @@
 
 use super::{Attempt, LimitsHandle, MigrationFailure, Options, StateLimit};
 use crate::control::ControlError;
-use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender};
+use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender, StateWriter};
 use crate::session::{Cancel, Link};
 use crate::wire::Message;
 
@@ -23,7 +23,8 @@ impl Attempt<'_> {
 
     /// Saves the state of the paused guest; returns once the VMM has written all, of which the last part may be on its way.
     pub(super) fn save(&self, mut state: StateSender) -> Result<SentState, MigrationFailure> {
-        let saved = self.guest.save(&mut state);
+        let mut sections = StateWriter::new(&mut state);
+        let saved = self.guest.save(&mut sections).and_then(|()| Ok(sections.finish().map(drop)?));
         // Whatever the VMM makes of a write that failed.
         if let Some(state_bytes) = state.too_long() {
             let limit = limit(&self.link, self.options);

@@ -1,7 +1,7 @@
 //! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told
 //! to fail.
 
-use std::io::{BufRead, Write};
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -18,6 +18,7 @@ use sterna::guest::{
 };
 use sterna::memory::GuestRam;
 use sterna::progress::{Event, Observer};
+use sterna::saved_state::{StateReader, StateWriter};
 use sterna::wire::Refusal;
 use sterna_vmm::{
     CpuDescription, DirtyTracking, MachineConfig, MachineKind, Phase, SharedMachine, Workload, new_kvm,
@@ -223,14 +224,14 @@ impl SourceGuest for TestGuest {
         self.machine.pause().map_err(GuestError::new)
     }
 
-    fn save(&self, state: &mut dyn Write) -> Result<(), GuestError> {
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         self.faulty(Fault::Save)?;
         assert!(!self.is_to_fail(Fault::DefectInSave), "for a test, this is a defect");
         if self.write_when_saved.load(Ordering::Relaxed) {
             let next = self.unused_word() + 1;
             self.machine.memory().write_obj(next, GuestAddress(UNUSED.start)).map_err(GuestError::new)?;
         }
-        state.write_all(&self.machine.save().map_err(GuestError::new)?).map_err(GuestError::new)
+        Ok(state.section("machine")?.write_all(&self.machine.save().map_err(GuestError::new)?)?)
     }
 
     fn resume(&self) -> Result<RunOutcome, GuestError> {
@@ -242,11 +243,10 @@ impl SourceGuest for TestGuest {
 }
 
 impl DestinationGuest for TestGuest {
-    fn load(&self, state: &mut dyn BufRead, len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.faulty(Fault::Load)?;
         let mut bytes = Vec::new();
-        state.read_to_end(&mut bytes).map_err(GuestError::new)?;
-        assert_eq!(bytes.len() as u64, len_bytes);
+        state.section("machine")?.read_to_end(&mut bytes)?;
         self.machine.load(&bytes).map_err(GuestError::new)
     }
 

@@ -1,4 +1,3 @@
-use std::io::BufRead;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
@@ -7,10 +6,10 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::control::read_preamble;
 use crate::destination::{HELLO_MAX, WordOutcome};
-use crate::guest::{Guest, GuestError, Heartbeat};
+use crate::guest::{Guest, Heartbeat};
 use crate::handover::RecordKind;
 use crate::transport::{Leak, TransportError};
-use crate::wire::{AttemptId, ChunkKey, ChunkRange, LaneReady, Token};
+use crate::wire::{AttemptId, ChunkKey, ChunkRange, LaneReady, StateFrame, Token};
 
 const ATTEMPT_ID: AttemptId = AttemptId([3; 16]);
 
@@ -77,6 +76,13 @@ impl LaneReceiver for NotedReceiver {
 
 struct NotedGuest(Journal);
 
+/// A state without sections.
+fn empty_state() -> IncomingState {
+    let mut state = IncomingState::new(1);
+    state.push(StateFrame { offset: 0, bytes: vec![0] }).unwrap();
+    state
+}
+
 impl Guest for NotedGuest {
     fn name(&self) -> &str {
         "tern"
@@ -94,7 +100,7 @@ impl Guest for NotedGuest {
 }
 
 impl DestinationGuest for NotedGuest {
-    fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.0.lock().unwrap().push("load");
         Ok(())
     }
@@ -141,11 +147,11 @@ fn switch(
     let handover = DurableHandover::new(GuestClaim::failing(fails), "source".into(), ATTEMPT_ID).unwrap();
     let mut attempt = Attempt::new(
         guest,
-        (&ram, lane_receiver, IncomingState::new(0)),
+        (&ram, lane_receiver, empty_state()),
         (handover, None),
         (Duration::from_secs(5), PendingArrival::default()),
     );
-    let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 0 };
+    let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 1 };
     let (_visits, coming) = mpsc::channel();
     let result = match attempt.switch(&mut control, &coming, &last) {
         Ok(go) => Ok(attempt.complete(&mut control, go)),
@@ -178,7 +184,7 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
     let (takeover_timeout, pending) = (Duration::from_secs(3600), PendingArrival::default());
     let mut attempt = Attempt::new(
         guest,
-        (&ram, lane_receiver, IncomingState::new(0)),
+        (&ram, lane_receiver, empty_state()),
         (handover, None),
         (takeover_timeout, pending.clone()),
     );

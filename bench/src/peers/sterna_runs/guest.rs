@@ -3,7 +3,6 @@
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,6 +13,7 @@ use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
 use sterna::memory::{GuestRam, PAGE_BYTES};
+use sterna::saved_state::{StateReader, StateWriter};
 use sterna::wire::Refusal;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -166,7 +166,7 @@ impl SourceGuest for BenchGuest {
         Ok(())
     }
 
-    fn save(&self, _state: &mut dyn Write) -> Result<(), GuestError> {
+    fn save(&self, _state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         Ok(())
     }
 
@@ -179,7 +179,7 @@ impl SourceGuest for BenchGuest {
 }
 
 impl DestinationGuest for BenchGuest {
-    fn load(&self, _state: &mut dyn BufRead, _len_bytes: u64) -> Result<(), GuestError> {
+    fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         Ok(())
     }
 

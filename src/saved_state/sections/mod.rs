@@ -1,0 +1,75 @@
+//! A saved state as named sections, written and read as a stream.
+//!
+//! ```text
+//! state   = section… 0x00
+//! section = name length (1 byte, 1 to 64), name (UTF-8), chunk…, 0x00000000
+//! chunk   = length (4 bytes, little-endian, 1 to 1 MiB), bytes
+//! ```
+//!
+//! A section's length is not known before its end, so that a VMM need not have its state in one piece. Neither side copies
+//! what is longer than a buffer of 16 KiB. A state comes from a peer: every length is checked, and of what a peer sent only
+//! a name is held.
+
+mod reader;
+mod writer;
+
+use std::io;
+
+use thiserror::Error;
+
+pub use reader::{SectionReader, StateReader};
+pub use writer::{SectionWriter, StateWriter};
+
+/// The longest name of a section, in bytes.
+pub const SECTION_NAME_MAX: usize = 64;
+
+/// The longest chunk, in bytes.
+const CHUNK_MAX: usize = 1 << 20;
+
+/// Why a saved state is not what its reader expects. Names are escaped where they are shown.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SectionError {
+    /// A section of another name is next, or none.
+    #[error(
+        "the saved state has {} where section {wanted:?} was due: do both hosts run the same version of the VMM?",
+        got.as_ref().map_or("its end".to_owned(), |got| format!("section {got:?}"))
+    )]
+    Missing {
+        /// The section that was due.
+        wanted: String,
+        /// The section that is next; `None` at the end of the state.
+        got: Option<String>,
+    },
+    /// A section that its reader does not know.
+    #[error(
+        "the saved state has section {0:?}, which this VMM does not know: do both hosts run the same version of it?"
+    )]
+    Unknown(String),
+    /// A section that its reader left before its end, or did not ask for.
+    #[error(
+        "section {0:?} of the saved state was not read to its end: do both hosts run the same version of the VMM?"
+    )]
+    Unread(String),
+    /// The state ends within a section, or without its end mark.
+    #[error("the saved state is cut short")]
+    CutShort,
+    /// The bytes are no sections.
+    #[error("the saved state is not made of sections: {0}")]
+    Malformed(&'static str),
+    /// The stream failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<SectionError> for io::Error {
+    fn from(error: SectionError) -> Self {
+        match error {
+            SectionError::Io(error) => error,
+            error => Self::new(io::ErrorKind::InvalidData, error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
