@@ -15,8 +15,8 @@
 //!
 //! | state | event | next | action |
 //! |---|---|---|---|
-//! | running | pausing | paused | |
-//! | paused | FINAL sent | awaiting PREPARED | |
+//! | running | pausing | paused | pause, send the rest and FINAL |
+//! | paused | FINAL sent | awaiting PREPARED | await PREPARED |
 //! | awaiting PREPARED | PREPARED | committing | record COMMITTED |
 //! | running, paused, awaiting PREPARED | failed, REFUSED | kept | resume |
 //! | committing | recorded | awaiting RUNNING | send GO |

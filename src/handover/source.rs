@@ -64,8 +64,10 @@ pub enum SourceEvent {
 /// What the source must do next, before anything else is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceAction {
-    /// Go on.
-    Continue,
+    /// Pause the guest, send the rest of it and FINAL; report [`SourceEvent::FinalSent`].
+    SendFinal,
+    /// Wait for PREPARED; report [`SourceEvent::Prepared`].
+    AwaitPrepared,
     /// Write this to the journal, durably; report [`SourceEvent::Recorded`] or [`SourceEvent::NotRecorded`].
     Record(RecordKind),
     /// Send GO. Whether that succeeds or fails, it may have arrived.
@@ -154,8 +156,8 @@ impl SourceHandover {
             return Err(HandoverError::OtherAttempt { ours: self.attempt_id, got });
         }
         let (state, action) = match (self.state, event) {
-            (S::Running, E::Pausing) => (S::Paused, Do::Continue),
-            (S::Paused, E::FinalSent) => (S::AwaitingPrepared, Do::Continue),
+            (S::Running, E::Pausing) => (S::Paused, Do::SendFinal),
+            (S::Paused, E::FinalSent) => (S::AwaitingPrepared, Do::AwaitPrepared),
             (S::AwaitingPrepared, E::Prepared(_)) => (S::Committing, Do::Record(RecordKind::Committed)),
             // Nothing was promised to anybody yet.
             (S::Running | S::Paused | S::AwaitingPrepared, E::Failed | E::Refused(_)) => {

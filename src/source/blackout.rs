@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rayon::ThreadPool;
 
-use super::MigrationFailure;
+use super::error::MigrationFailure;
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
 use crate::memory::{GuestRam, PageRun};
 use crate::session::{PrecopyPass, RateLimiter, SendGate};

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{Doubt, OpenError};
+use super::doubt::Doubt;
+use super::verdict::OpenError;
 use crate::control::ControlError;
 use crate::dirty::DirtyError;
 use crate::guest::GuestError;

@@ -1,40 +1,43 @@
 //! Saving the state of vCPUs and devices, which travels meanwhile.
 
-use super::{Attempt, LimitsHandle, MigrationFailure, Options, StateLimit};
+use super::error::{MigrationFailure, StateLimit};
+use super::limits_handle::LimitsHandle;
+use super::options::Options;
 use crate::control::ControlError;
+use crate::guest::SourceGuest;
 use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender, StateWriter};
 use crate::session::{Cancel, Link};
 use crate::wire::Message;
 
-impl Attempt<'_> {
-    /// Everything that saving needs, made while the guest runs.
-    pub(super) fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
-        let Options { limits, cancel, .. } = self.options;
-        let (limits, cancel): (LimitsHandle, Cancel) = (limits.clone(), cancel.clone());
-        // The lanes keep to the same pace at the same time.
-        let pace = move |bytes| {
-            let pace = limits.pace();
-            pace.take(bytes, || cancel.check()).map_err(|_| ControlError::Interrupted)
-        };
-        let limit = limit(&self.link, self.options).bytes();
-        StateSender::start(self.link.control.frame_sender(), limit, pace)
-            .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })
-    }
+/// Everything that saving needs, made while the guest runs.
+pub(super) fn ready(link: &Link, options: &Options) -> Result<StateSender, MigrationFailure> {
+    let (limits, cancel): (LimitsHandle, Cancel) = (options.limits.clone(), options.cancel.clone());
+    // The lanes keep to the same pace at the same time.
+    let pace = move |bytes| {
+        let pace = limits.pace();
+        pace.take(bytes, || cancel.check()).map_err(|_| ControlError::Interrupted)
+    };
+    StateSender::start(link.control.frame_sender(), limit(link, options).bytes(), pace)
+        .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })
+}
 
-    /// Saves the state of the paused guest; returns once the VMM has written all, of which the last part may be on its way.
-    pub(super) fn save(&self, mut state: StateSender) -> Result<SentState, MigrationFailure> {
-        let mut sections = StateWriter::new(&mut state);
-        let saved = self.guest.save(&mut sections).and_then(|()| Ok(sections.finish().map(drop)?));
-        // Whatever the VMM makes of a write that failed.
-        if let Some(state_bytes) = state.too_long() {
-            let limit = limit(&self.link, self.options);
-            return Err(MigrationFailure::StateTooLong { state_bytes, limit });
-        }
-        if !state.is_cut() {
-            saved?;
-        }
-        Ok(state.close()?)
+/// Saves the state of the paused guest; returns once the VMM has written all, of which the last part may be on its way.
+pub(super) fn save(
+    guest: &dyn SourceGuest,
+    (link, options): (&Link, &Options),
+    mut state: StateSender,
+) -> Result<SentState, MigrationFailure> {
+    let mut sections = StateWriter::new(&mut state);
+    let saved = guest.save(&mut sections).and_then(|()| Ok(sections.finish().map(drop)?));
+    // Whatever the VMM makes of a write that failed.
+    if let Some(state_bytes) = state.too_long() {
+        let limit = limit(link, options);
+        return Err(MigrationFailure::StateTooLong { state_bytes, limit });
     }
+    if !state.is_cut() {
+        saved?;
+    }
+    Ok(state.close()?)
 }
 
 /// Refuses, before anything is sent, a guest that is known to have more state than may be sent.

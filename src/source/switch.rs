@@ -1,198 +1,228 @@
-//! Steps 4 and 5: the guest is paused here, given away, and runs there; or it is taken back.
+//! Step 4: nobody runs the guest until the destination does, or until this side takes it back.
+//!
+//! [`SourceHandover`](crate::handover::SourceHandover) answers each event with what is to be done next, and this carries it out.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Attempt, MigrationFailure, Verdict, event_of, let_go};
+use super::complete::{Measured, Switched};
+use super::error::{MigrationError, MigrationFailure};
+use super::give_up::{Undo, event_of};
+use super::laps::Laps;
+use super::migration::{Connected, Migration};
+use super::pages::Pages;
+use super::saving;
+use super::steering::Steering;
+use super::verdict::Verdict;
+use super::verify_source::verify_max;
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
 use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
-use crate::panics::{Panicked, caught};
-use crate::progress::{Event, LimitsReport, Report, RoundReport, mbps, ms};
+use crate::panics::caught_or;
+use crate::progress::{Event, ms};
+use crate::saved_state::StateSender;
 use crate::session::unexpected;
 use crate::wire::{AttemptId, Completion, Final, Message};
 
-/// What the switch took.
-pub(super) struct Switched {
-    /// All of it.
-    downtime: Duration,
-    /// The same by parts.
-    parts: Downtime,
-    completion: Completion,
-    /// When the guest last beat here, counted back from the moment GO left.
-    last_beat_before_go: Option<(u64, Duration)>,
+/// A running guest of which so little is left to send that it may be paused.
+pub(super) struct Converged<'migration> {
+    pub(super) migration: Migration<'migration>,
+    pub(super) connected: Connected,
+    pub(super) pages: Pages,
+    /// What takes the saved state.
+    pub(super) saving: StateSender,
+    pub(super) steering: Steering,
+    /// How long setting up took.
+    pub(super) setup: Duration,
+    pub(super) heartbeats_per_second: Option<f64>,
 }
 
-impl Attempt<'_> {
-    /// Step 4: nobody runs the guest from here until the destination does, or until this side takes it back.
-    pub(super) fn switch(&mut self) -> Result<Switched, MigrationFailure> {
-        let state = self.saving.take().map_or_else(|| self.ready_to_save(), Ok)?;
-        self.advance(SourceEvent::Pausing, SourceAction::Continue)?;
-        let mut clock = Laps::new();
-        let mut parts = Downtime::default();
+impl<'migration> Converged<'migration> {
+    /// Pauses the guest and gives it away. After a failure it runs on at the source, or its owner is in doubt.
+    pub(super) fn switch(self) -> Result<Switched<'migration>, MigrationError> {
+        let Self { migration, connected, pages, saving, steering, setup, heartbeats_per_second } = self;
+        let throttle_percent = steering.history.throttle_percent();
+        let mut switch = Switch {
+            migration,
+            connected,
+            pages,
+            predicted: steering.predicted,
+            throttle_percent,
+            may_be_paused: false,
+            clock: Laps::new(),
+            parts: Downtime::default(),
+            state_bytes: 0,
+            completion: Completion::default(),
+            last_beat: None,
+            lost: None,
+        };
+        let ended = caught_or(|| switch.run(saving));
+        let Switch { connected, pages, clock, parts, completion, last_beat, may_be_paused, .. } = switch;
+        match ended {
+            Ok(()) => {
+                let last_beat_before_go = last_beat;
+                let downtime = clock.total();
+                let measured = Measured { setup, downtime, parts, completion, last_beat_before_go };
+                Ok(Switched { migration, connected, pages, steering, heartbeats_per_second, measured })
+            }
+            Err(cause) => Err(connected.give_up(migration, Undo { throttle_percent, may_be_paused }, cause)),
+        }
+    }
+}
+
+/// What the handover's answers are carried out with.
+struct Switch<'migration> {
+    migration: Migration<'migration>,
+    connected: Connected,
+    pages: Pages,
+    /// The downtime as it was predicted.
+    predicted: Downtime,
+    throttle_percent: u8,
+    may_be_paused: bool,
+    /// Runs since the pause began.
+    clock: Laps,
+    /// The downtime by parts.
+    parts: Downtime,
+    /// How long the saved state is.
+    state_bytes: u64,
+    /// What the destination measured.
+    completion: Completion,
+    /// When the guest last beat at the source, counted back from the moment GO left.
+    last_beat: Option<(u64, Duration)>,
+    /// Why RUNNING was not heard.
+    lost: Option<MigrationFailure>,
+}
+
+impl Switch<'_> {
+    /// Does what the handover wants done, until the guest is the destination's. An error leaves it to [`Connected::give_up`].
+    fn run(&mut self, saving: StateSender) -> Result<(), MigrationFailure> {
+        let mut saving = Some(saving);
+        let mut action = self.on(SourceEvent::Pausing)?;
+        loop {
+            action = match action {
+                SourceAction::SendFinal => {
+                    let saving = saving.take().ok_or(HandoverError::OtherAction)?;
+                    self.send_final(saving)?;
+                    self.on(SourceEvent::FinalSent)?
+                }
+                SourceAction::AwaitPrepared => {
+                    let prepared = self.await_prepared()?;
+                    self.on(SourceEvent::Prepared(prepared))?
+                }
+                SourceAction::SendGo => self.send_go()?,
+                SourceAction::Release => {
+                    self.connected.handover.send_done(&mut self.connected.link.control);
+                    return Ok(());
+                }
+                SourceAction::Ask => return self.ask(),
+                SourceAction::Withdraw => self.withdraw()?,
+                SourceAction::Resume => return Err(self.why_kept()),
+                SourceAction::Record(_) | SourceAction::AskOnly => {
+                    return Err(HandoverError::OtherAction.into());
+                }
+            };
+        }
+    }
+
+    fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
+        self.connected.handover.on(event)
+    }
+
+    /// Pauses the guest, and sends the rest of it and FINAL.
+    fn send_final(&mut self, saving: StateSender) -> Result<(), MigrationFailure> {
+        let Migration { guest, options, observer, .. } = self.migration;
+        self.clock = Laps::new();
         // Also if it fails, which leaves open whether it is paused: to resume it does no harm.
-        self.paused = true;
-        self.guest.pause()?;
-        parts.pause = clock.lap();
-        self.observer.event(&Event::Paused);
-        self.options.cancel.check()?;
+        self.may_be_paused = true;
+        guest.pause()?;
+        self.parts.pause = self.clock.lap();
+        observer.event(&Event::Paused);
+        options.cancel.check()?;
         // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
-        let state = self.save(state)?;
-        self.check_ram()?;
-        parts.save = clock.lap();
-        self.dirty.by(&self.link.pool, |dirty| dirty.harvest(&*self.log))?;
-        self.source_digests.harvested(&self.dirty);
-        parts.harvest = clock.lap();
-        self.send_round(false)?;
-        self.tell_round(None);
-        parts.register = self.link.transport.waited();
-        parts.send = clock.lap().saturating_sub(parts.register);
-        let compare_blocks = self.send_digests()?;
-        parts.verify = clock.lap();
-        let round = self.round_number();
-        let attempt_id = self.link.attempt_id;
-        let state_bytes = state.wait()?;
-        self.link.control.send(&Message::Final(Final { attempt_id, round, compare_blocks, state_bytes }))?;
-        self.advance(SourceEvent::FinalSent, SourceAction::Continue)?;
-        let (prepared, completion) = self.await_prepared(state_bytes)?;
+        let state = saving::save(guest, (&self.connected.link, options), saving)?;
+        self.connected.check_ram(self.migration)?;
+        self.parts.save = self.clock.lap();
+        self.pages.harvest(&self.connected)?;
+        self.pages.digests.harvested(&self.pages.dirty);
+        self.parts.harvest = self.clock.lap();
+        self.send_last_round()?;
+        self.parts.register = self.connected.link.transport.waited();
+        self.parts.send = self.clock.lap().saturating_sub(self.parts.register);
+        let compare_blocks = self.pages.send_digests(self.migration, &mut self.connected)?;
+        self.parts.verify = self.clock.lap();
+        let (round, attempt_id) = (self.pages.round_number(), self.connected.link.attempt_id);
+        self.state_bytes = state.wait()?;
+        let state_bytes = self.state_bytes;
+        let last = Final { attempt_id, round, compare_blocks, state_bytes };
+        self.connected.link.control.send(&Message::Final(last))?;
+        Ok(())
+    }
+
+    fn send_last_round(&mut self) -> Result<(), MigrationFailure> {
+        self.pages.send_round(self.migration, &mut self.connected, (false, self.throttle_percent))?;
+        let Some(round) = self.pages.rounds.last().cloned() else { return Ok(()) };
+        let number = self.pages.round_number();
+        let predicted_downtime_ms = self.predicted.known().map(ms);
+        self.migration.observer.event(&Event::Round { number, round, predicted_downtime_ms });
+        Ok(())
+    }
+
+    /// Waits until the destination has revoked, compared and loaded. The last moment at which the operator may cancel.
+    fn await_prepared(&mut self) -> Result<AttemptId, MigrationFailure> {
+        let Migration { guest, options, .. } = self.migration;
+        let link = &mut self.connected.link;
+        // 16 MiB/s is slow for loading the state.
+        let loading = Duration::from_secs(self.state_bytes >> 24);
+        let limit = STEP_MAX + loading + verify_max(link, options.verify);
+        let (prepared, completion) = match link.control.receive("PREPARED", Some(limit))? {
+            Message::Prepared(attempt_id, completion) => (attempt_id, completion),
+            other => return Err(unexpected("PREPARED", link.attempt_id, other).into()),
+        };
         let [verify, revoke, load] =
             [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
+        let parts = &mut self.parts;
         (parts.revoke, parts.load) = (revoke, load);
-        parts.transfer = clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
-        let beat = heartbeat_of(self.guest).filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
-        self.options.cancel.close()?;
-        self.commit(prepared)?;
-        // From this line on the guest may run there, whatever becomes of the send.
-        let sent = self.link.control.send(&Message::Go(attempt_id)).map_err(MigrationFailure::from);
-        let heard = sent.and_then(|()| self.await_running());
-        // To record that it is released takes no time of the guest's any more.
-        parts.start = clock.lap();
-        let released =
-            heard.and_then(|running| Ok(self.handover.release(running, &mut self.link.control)?));
-        let last_beat_before_go = if released.is_ok() { beat } else { None };
-        if let Err(cause) = released {
-            self.settle(cause)?;
-            parts.start += clock.lap();
-        }
+        parts.transfer = self.clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
         parts.verify += verify;
-        Ok(Switched { downtime: clock.total(), parts, completion, last_beat_before_go })
+        self.completion = completion;
+        self.last_beat = heartbeat_of(guest).filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
+        options.cancel.close()?;
+        Ok(prepared)
     }
 
-    /// Step 5: the guest is the destination's. What is left is to learn how it does there, if it says.
-    pub(super) fn complete(mut self, setup: Duration, switched: &Switched) -> Report {
-        let total = self.started.elapsed();
-        self.observer.event(&Event::Switched { downtime_ms: ms(switched.downtime) });
-        let guest_downtime = caught(|| self.guest_downtime(switched)).unwrap_or_else(|Panicked(text)| {
-            tracing::error!("the guest has moved, and its own downtime is not known: {text}");
-            None
+    /// COMMITTED is recorded: sends GO, and waits for RUNNING.
+    fn send_go(&mut self) -> Result<SourceAction, MigrationFailure> {
+        self.connected.handover.give_lock_up();
+        let link = &mut self.connected.link;
+        let attempt_id = link.attempt_id;
+        // From this line on the guest may run at the destination, whatever becomes of the send.
+        let sent = link.control.send(&Message::Go(attempt_id)).map_err(MigrationFailure::from);
+        let heard = sent.and_then(|()| match link.control.receive("RUNNING", Some(STEP_MAX))? {
+            Message::Running(of) => Ok(of),
+            other => Err(unexpected("RUNNING", attempt_id, other).into()),
         });
-        let report = self.report(total, setup, switched, guest_downtime);
-        let_go((self.link, self.log));
-        report
-    }
-
-    /// From the guest's last heartbeat here to its first at the destination.
-    fn guest_downtime(&mut self, switched: &Switched) -> Option<Duration> {
-        let (count, age) = switched.last_beat_before_go?;
-        match self.link.control.receive("the guest's heartbeat", Some(ALIVE_MAX)) {
-            Ok(Message::Alive(attempt_id, there, after_go_us))
-                if attempt_id == self.link.attempt_id && there > count =>
-            {
-                age.checked_add(Duration::from_micros(after_go_us))
+        // To record that it is released takes no time of the guest's any more.
+        self.parts.start = self.clock.lap();
+        match heard.and_then(|running| Ok(self.on(SourceEvent::Running(running))?)) {
+            Ok(action) => Ok(action),
+            Err(cause) => {
+                self.last_beat = None;
+                let event = event_of(&cause, attempt_id);
+                self.lost = Some(cause);
+                Ok(self.on(event)?)
             }
-            _ => None,
         }
     }
 
-    fn report(
-        &self,
-        total: Duration,
-        setup: Duration,
-        switched: &Switched,
-        guest_downtime: Option<Duration>,
-    ) -> Report {
-        let (blocks_hashed_paused, blocks_hashed_running) = self.blocks_hashed();
-        let sum = |of: fn(&RoundReport) -> u64| self.rounds.iter().map(of).sum();
-        let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
-        let sending_ms: f64 = self.rounds.iter().map(|round| round.ms).sum();
-        Report {
-            transport: self.link.transport.kind(),
-            fell_back: self.link.fell_back.clone(),
-            total_ms: ms(total),
-            setup_ms: ms(setup),
-            first_byte_ms: self.first_page.map(|first_page| ms(first_page - self.started)),
-            downtime_ms: ms(switched.downtime),
-            verify_ms: ms(switched.parts.verify),
-            guest_downtime_ms: guest_downtime.map(ms),
-            predicted: self.predicted.known().map(|_| self.predicted.into()),
-            measured: switched.parts.into(),
-            heartbeats_per_second: self.heartbeats_per_second,
-            limits: LimitsReport::from(&self.limits),
-            rounds: self.rounds.clone(),
-            bytes_sent,
-            pages_sent,
-            pages_zero: self.pages_zero,
-            throughput_mbps: mbps(bytes_sent, Duration::from_secs_f64(sending_ms / 1e3)),
-            verify: self.options.verify,
-            verified_pages: switched.completion.verified_pages,
-            blocks_hashed_running,
-            blocks_hashed_paused,
-        }
-    }
-
-    fn await_prepared(&mut self, state_bytes: u64) -> Result<(AttemptId, Completion), MigrationFailure> {
-        // 16 MiB/s is slow for loading the state.
-        let loading = Duration::from_secs(state_bytes >> 24);
-        let limit = STEP_MAX + loading + self.verify_max();
-        match self.link.control.receive("PREPARED", Some(limit))? {
-            Message::Prepared(attempt_id, completion) => Ok((attempt_id, completion)),
-            other => Err(unexpected("PREPARED", self.link.attempt_id, other).into()),
-        }
-    }
-
-    /// The destination is ready: the guest is given away, durably.
-    fn commit(&mut self, prepared: AttemptId) -> Result<(), MigrationFailure> {
-        match self.handover.on(SourceEvent::Prepared(prepared))? {
-            SourceAction::SendGo => {
-                self.handover.give_lock_up();
+    /// No word that the guest runs at the destination: asks for a while. An error, unless it turns out that it does.
+    fn ask(&mut self) -> Result<(), MigrationFailure> {
+        let cause = self.lost.take().unwrap_or(HandoverError::OtherAction.into());
+        self.migration.observer.event(&Event::Asking { why: cause.to_string() });
+        match self.connected.handover.ask_for(ASKING_MAX) {
+            Verdict::Moved => {
+                self.parts.start += self.clock.lap();
                 Ok(())
             }
-            // That it is given away could not be recorded, so it is not.
-            SourceAction::Resume => Err(match self.handover.take_unrecorded() {
-                Some(error) => error.into(),
-                None => HandoverError::OtherAction.into(),
-            }),
-            // Nor that it is kept: then the destination's word must do.
-            SourceAction::Withdraw => {
-                let refused = self.handover.withdraw_over(&mut self.link.control);
-                if let Err(why) = &refused {
-                    tracing::warn!("{why}");
-                }
-                Err(match (self.handover.take_unrecorded(), refused) {
-                    (Some(error), Ok(SourceAction::Resume)) => error.into(),
-                    (Some(error), _) => MigrationFailure::Unrecorded(error),
-                    (None, _) => HandoverError::OtherAction.into(),
-                })
-            }
-            _ => Err(HandoverError::OtherAction.into()),
-        }
-    }
-
-    fn await_running(&mut self) -> Result<AttemptId, MigrationFailure> {
-        match self.link.control.receive("RUNNING", Some(STEP_MAX))? {
-            Message::Running(attempt_id) => Ok(attempt_id),
-            other => Err(unexpected("RUNNING", self.link.attempt_id, other).into()),
-        }
-    }
-
-    /// No word that the guest runs there: asks for a while. An error, unless it turns out that it does.
-    fn settle(&mut self, cause: MigrationFailure) -> Result<(), MigrationFailure> {
-        if self.handover.on(event_of(&cause, self.link.attempt_id))? != SourceAction::Ask {
-            return Err(cause);
-        }
-        self.observer.event(&Event::Asking { why: cause.to_string() });
-        match self.handover.ask_for(ASKING_MAX) {
-            Verdict::Moved => Ok(()),
             Verdict::Kept => Err(cause),
             Verdict::Open(why) => {
                 tracing::warn!("{why}");
@@ -200,34 +230,26 @@ impl Attempt<'_> {
             }
         }
     }
-}
 
-/// A clock of steps that follow one another.
-struct Laps {
-    began: Instant,
-    last: Instant,
-}
-
-impl Laps {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { began: now, last: now }
+    /// Neither COMMITTED nor REFUSED could be recorded, so the destination is to refuse.
+    fn withdraw(&mut self) -> Result<SourceAction, MigrationFailure> {
+        let Connected { handover, link, .. } = &mut self.connected;
+        handover.withdraw_over(&mut link.control).map_err(|why| {
+            tracing::warn!("{why}");
+            match handover.take_unrecorded() {
+                Some(error) => MigrationFailure::Unrecorded(error),
+                None => HandoverError::OtherAction.into(),
+            }
+        })
     }
 
-    /// The time since the last lap.
-    fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        now - std::mem::replace(&mut self.last, now)
-    }
-
-    /// The time of all laps.
-    fn total(&self) -> Duration {
-        self.last - self.began
+    /// Why the guest is the source's after all.
+    fn why_kept(&mut self) -> MigrationFailure {
+        // That it is given away could not be recorded, so it is not.
+        let unrecorded = self.connected.handover.take_unrecorded().map(MigrationFailure::from);
+        self.lost.take().or(unrecorded).unwrap_or(HandoverError::OtherAction.into())
     }
 }
-
-/// How long to wait for word of the guest's first heartbeat at the destination.
-const ALIVE_MAX: Duration = Duration::from_secs(5);
 
 /// For how long a destination that did not say RUNNING is asked before the migration ends in doubt.
 const ASKING_MAX: Duration = Duration::from_secs(10);

@@ -2,20 +2,23 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attempt, MigrationFailure};
+use super::error::MigrationFailure;
+use super::migration::{Connected, Migration};
+use super::pages::Pages;
+use super::precopy::Precopy;
 use crate::control::STEP_MAX;
 use crate::digest::BLOCK_PAGES;
 use crate::memory::PAGE_BYTES;
 use crate::progress::{Event, ms};
-use crate::session::unexpected;
+use crate::session::{Link, unexpected};
 use crate::verify::{CHUNK_BLOCKS, Verify};
 use crate::wire::{BlockDigests, Message};
 
-impl Attempt<'_> {
+impl Precopy<'_> {
     /// Asks for another round, with blocks hashed before it, if that makes the pause shorter. The switch can wait for it.
     pub(super) fn wants_to_hash(&mut self) -> bool {
-        self.hash_next = self.options.verify == Verify::Final
-            && !self.source_digests.worth_hashing(&self.dirty).is_empty();
+        self.hash_next = self.migration.options.verify == Verify::Final
+            && !self.pages.digests.worth_hashing(&self.pages.dirty).is_empty();
         self.hash_next
     }
 
@@ -24,88 +27,96 @@ impl Attempt<'_> {
         if !std::mem::take(&mut self.hash_next) {
             return Ok(());
         }
+        let Migration { options, observer, started, .. } = self.migration;
+        let (pages, link) = (&mut self.pages, &mut self.connected.link);
         let began = Instant::now();
-        let blocks = self.source_digests.worth_hashing(&self.dirty);
+        let blocks = pages.digests.worth_hashing(&pages.dirty);
         let mut equal = 0;
         let mut asked = false;
         for chunk in blocks.chunks(CHUNK_BLOCKS) {
-            self.options.cancel.check()?;
-            self.options.limits.check_time(self.started)?;
-            let digests = self.link.pool.install(|| self.source_digests.hash(&self.link.ram, chunk))?;
+            options.cancel.check()?;
+            options.limits.check_time(started)?;
+            let digests = link.pool.install(|| pages.digests.hash(&link.ram, chunk))?;
             // The destination hashes one chunk while this side hashes the next.
             if std::mem::replace(&mut asked, true) {
-                equal += self.await_checked()?;
+                equal += await_checked(link)?;
             }
-            self.link.control.send(&Message::BlockDigests(BlockDigests { now: true, digests }))?;
+            link.control.send(&Message::BlockDigests(BlockDigests { now: true, digests }))?;
         }
         if asked {
-            equal += self.await_checked()?;
+            equal += await_checked(link)?;
         }
-        self.source_digests.settle(&blocks, began.elapsed());
+        pages.digests.settle(&blocks, began.elapsed());
         if equal < blocks.len() as u64 {
             // Those that the guest has written to since are sent, and hashed again. Of others the destination will say so.
             tracing::info!("{} blocks differed while the guest ran", blocks.len() as u64 - equal);
         }
-        self.observer.event(&Event::Hashed {
+        observer.event(&Event::Hashed {
             blocks: blocks.len() as u64,
-            of: self.source_digests.len() as u64,
+            of: pages.digests.len() as u64,
             ms: ms(began.elapsed()),
         });
         Ok(())
     }
 
-    fn await_checked(&mut self) -> Result<u64, MigrationFailure> {
-        let limit = STEP_MAX + hashing_max(CHUNK_BLOCKS as u64 * BLOCK_PAGES * PAGE_BYTES);
-        match self.link.control.receive("word of what was compared", Some(limit))? {
-            Message::Checked(equal) => Ok(equal.into()),
-            other => Err(unexpected("CHECKED", self.link.attempt_id, other).into()),
-        }
-    }
-
     /// How long comparing is expected to take while the guest is paused, as far as that is known.
     pub(super) fn verify_expected(&self) -> Duration {
-        match self.options.verify {
-            Verify::Final => self.source_digests.rest_takes(),
+        match self.migration.options.verify {
+            Verify::Final => self.pages.digests.rest_takes(),
             Verify::Off | Verify::Full => Duration::ZERO,
-        }
-    }
-
-    /// Of a paused guest: hashes what remains to be, and sends the digests; returns how many blocks the destination has digests of.
-    pub(super) fn send_digests(&mut self) -> Result<u64, MigrationFailure> {
-        if self.options.verify == Verify::Off {
-            return Ok(0);
-        }
-        let rest = self.source_digests.unsettled();
-        for part in rest.chunks(PAUSED_CHUNK_BLOCKS) {
-            self.options.cancel.check()?;
-            let digests = self.link.pool.install(|| self.source_digests.hash(&self.link.ram, part))?;
-            self.link.control.send(&Message::BlockDigests(BlockDigests { now: false, digests }))?;
-        }
-        Ok(self.source_digests.len() as u64)
-    }
-
-    /// How many blocks were hashed while the guest was paused, and how many before.
-    pub(super) fn blocks_hashed(&self) -> (u64, u64) {
-        match self.options.verify {
-            Verify::Off => (0, 0),
-            Verify::Final | Verify::Full => {
-                let paused = self.source_digests.unsettled().len() as u64;
-                (paused, self.source_digests.len() as u64 - paused)
-            }
-        }
-    }
-
-    /// How long the destination may take to compare all of its RAM.
-    pub(super) fn verify_max(&self) -> Duration {
-        match self.options.verify {
-            Verify::Off => Duration::ZERO,
-            Verify::Final | Verify::Full => hashing_max(self.link.ram.layout().total_bytes()),
         }
     }
 }
 
-/// How many blocks to hash of a paused guest before it is looked whether that is still wanted: 1 GiB of RAM, so that workers are
-/// seldom idle at the end of it.
+fn await_checked(link: &mut Link) -> Result<u64, MigrationFailure> {
+    let limit = STEP_MAX + hashing_max(CHUNK_BLOCKS as u64 * BLOCK_PAGES * PAGE_BYTES);
+    match link.control.receive("word of what was compared", Some(limit))? {
+        Message::Checked(equal) => Ok(equal.into()),
+        other => Err(unexpected("CHECKED", link.attempt_id, other).into()),
+    }
+}
+
+impl Pages {
+    /// Of a paused guest: hashes what remains to be, and sends the digests; returns how many blocks the destination has digests of.
+    pub(super) fn send_digests(
+        &self,
+        Migration { options, .. }: Migration<'_>,
+        Connected { link, .. }: &mut Connected,
+    ) -> Result<u64, MigrationFailure> {
+        if options.verify == Verify::Off {
+            return Ok(0);
+        }
+        let rest = self.digests.unsettled();
+        for part in rest.chunks(PAUSED_CHUNK_BLOCKS) {
+            options.cancel.check()?;
+            let digests = link.pool.install(|| self.digests.hash(&link.ram, part))?;
+            link.control.send(&Message::BlockDigests(BlockDigests { now: false, digests }))?;
+        }
+        Ok(self.digests.len() as u64)
+    }
+
+    /// How many blocks were hashed while the guest was paused, and how many before.
+    pub(super) fn blocks_hashed(&self, verify: Verify) -> (u64, u64) {
+        match verify {
+            Verify::Off => (0, 0),
+            Verify::Final | Verify::Full => {
+                let paused = self.digests.unsettled().len() as u64;
+                (paused, self.digests.len() as u64 - paused)
+            }
+        }
+    }
+}
+
+/// How long the destination may take to compare all of its RAM.
+pub(super) fn verify_max(link: &Link, verify: Verify) -> Duration {
+    match verify {
+        Verify::Off => Duration::ZERO,
+        Verify::Final | Verify::Full => hashing_max(link.ram.layout().total_bytes()),
+    }
+}
+
+/// How many blocks of a paused guest are hashed between two looks at whether the migration was cancelled: 1 GiB of RAM, so that
+/// workers are seldom idle at the end of it.
 const PAUSED_CHUNK_BLOCKS: usize = 512;
 
 /// 16 MiB/s is slow for hashing.

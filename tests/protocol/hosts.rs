@@ -92,7 +92,8 @@ impl Source {
     pub(super) fn on(&mut self, event: SourceEvent) {
         let Some(machine) = &mut self.machine else { return };
         match machine.on(event) {
-            Ok(SourceAction::Continue) => {}
+            // The world does both at once.
+            Ok(SourceAction::SendFinal | SourceAction::AwaitPrepared) => {}
             Ok(action) => self.to_do = Some(action),
             // Late, repeated, of another attempt: not followed.
             Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherAttempt { .. }) => {}

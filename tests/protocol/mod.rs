@@ -393,7 +393,7 @@ impl World {
         let Some(action) = here.to_do.take() else { return Vec::new() };
         let letter = |says| vec![Letter { attempt: here.attempt, says }];
         match action {
-            SourceAction::Continue => Vec::new(),
+            SourceAction::SendFinal | SourceAction::AwaitPrepared => Vec::new(),
             SourceAction::Record(mark) => {
                 let attempt = here.attempt;
                 here.journal.write(attempt, mark, outcome);

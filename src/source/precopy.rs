@@ -1,0 +1,147 @@
+//! Steps 2 and 3: all of RAM, then what was written meanwhile, until the rest fits the downtime.
+
+use std::time::{Duration, Instant};
+
+use super::error::{MigrationError, MigrationFailure};
+use super::give_up::Undo;
+use super::migration::{Connected, Migration};
+use super::pages::Pages;
+use super::prepare::Prepared;
+use super::saving;
+use super::steering::Steering;
+use super::switch::Converged;
+use crate::convergence::Decision;
+use crate::panics::caught_or;
+use crate::progress::{Event, ms};
+use crate::saved_state::StateSender;
+use crate::session::HeartbeatAt;
+
+/// The rounds while the guest runs.
+pub(super) struct Precopy<'migration> {
+    pub(super) migration: Migration<'migration>,
+    pub(super) connected: Connected,
+    pub(super) pages: Pages,
+    pub(super) steering: Steering,
+    /// Whether blocks are to be hashed before the next round.
+    pub(super) hash_next: bool,
+    /// What takes the saved state, once it is made.
+    saving: Option<StateSender>,
+}
+
+impl<'migration> Prepared<'migration> {
+    /// Sends rounds until the rest fits the downtime. After a failure the guest runs on at full speed.
+    pub(super) fn precopy(self) -> Result<Converged<'migration>, MigrationError> {
+        let Self { migration, connected, heartbeats_per_second } = self;
+        let mut precopy = Precopy {
+            pages: Pages::new(&connected.link, migration.options.verify),
+            steering: Steering::new(&connected.link, migration.options.limits.limits()),
+            hash_next: false,
+            saving: None,
+            migration,
+            connected,
+        };
+        let ended = caught_or(|| precopy.run());
+        let Precopy { migration, connected, pages, steering, .. } = precopy;
+        match ended {
+            Ok((setup, saving)) => {
+                Ok(Converged { migration, connected, pages, saving, steering, setup, heartbeats_per_second })
+            }
+            Err(cause) => {
+                let throttle_percent = steering.history.throttle_percent();
+                let undo = Undo { throttle_percent, may_be_paused: false };
+                Err(connected.give_up(migration, undo, cause))
+            }
+        }
+    }
+}
+
+impl Precopy<'_> {
+    /// Returns how long setting up took, and what takes the saved state.
+    fn run(&mut self) -> Result<(Duration, StateSender), MigrationFailure> {
+        self.connected.log.start()?;
+        // All pages are dirty as it is; but now it is known what a harvest takes.
+        let harvesting = Instant::now();
+        self.pages.harvest(&self.connected)?;
+        self.steering.history.harvested(harvesting.elapsed());
+        let setup = self.migration.started.elapsed();
+        self.converge_over_any_lanes()?;
+        let saving = self.saving.take();
+        Ok((setup, saving.map_or_else(|| self.ready_to_save(), Ok)?))
+    }
+
+    /// Sends what is dirty until the rest fits the downtime, all of RAM to begin with.
+    pub(super) fn converge(&mut self) -> Result<(), MigrationFailure> {
+        let migration = self.migration;
+        loop {
+            let beat = HeartbeatAt::now(migration.guest);
+            self.round()?;
+            let same_limits = !self.steering.take_limits(migration);
+            let verify = self.verify_expected();
+            self.steering.predict(migration, &self.connected, (&self.pages, verify));
+            self.report_round(beat.rate_until(HeartbeatAt::now(migration.guest)));
+            // What was done under other limits says nothing of these.
+            if same_limits {
+                self.steering.judge(migration);
+            }
+            match self.steering.convergence(migration).decide() {
+                Decision::AnotherRound => {}
+                Decision::Throttle(percent) => self.steering.throttle(migration, percent),
+                Decision::Relax(downtime) => {
+                    self.steering.history.relaxed_to(downtime);
+                    migration.observer.event(&Event::Relaxed { downtime_limit_ms: ms(downtime) });
+                    if self.steering.convergence(migration).fits() && !self.wants_to_hash() {
+                        return Ok(());
+                    }
+                }
+                Decision::Switch | Decision::Stop if self.wants_to_hash() => {}
+                Decision::Switch => return Ok(()),
+                Decision::Stop => {
+                    let predicted_downtime_ms = self.steering.predicted.known().map(ms);
+                    migration.observer.event(&Event::Stopping { predicted_downtime_ms });
+                    return Ok(());
+                }
+                Decision::GiveUp => {
+                    return Err(self.steering.not_converging(migration, self.pages.round_number()));
+                }
+            }
+        }
+    }
+
+    /// One round and the harvest after it.
+    fn round(&mut self) -> Result<(), MigrationFailure> {
+        let began = Instant::now();
+        // Within the time of the round, as what is written meanwhile is in its harvest.
+        self.hash_if_due()?;
+        let how = (true, self.steering.history.throttle_percent());
+        let mut round = self.pages.send_round(self.migration, &mut self.connected, how)?;
+        // Before a harvest: what the guest writes while it is made is seen by that, and no prediction misses it.
+        if self.saving.is_none() {
+            self.saving = Some(self.ready_to_save()?);
+        }
+        let harvesting = Instant::now();
+        round.dirty_pages = self.pages.harvest_anew(&self.connected)?;
+        round.harvest = harvesting.elapsed();
+        self.connected.check_ram(self.migration)?;
+        round.duration = harvesting - began;
+        self.steering.history.push(round);
+        Ok(())
+    }
+
+    /// Reports the round that was sent last.
+    fn report_round(&mut self, heartbeats_per_second: Option<f64>) {
+        let number = self.pages.round_number();
+        let Some(report) = self.pages.rounds.last_mut() else { return };
+        if let Some(round) = self.steering.history.rounds().last() {
+            report.dirty_rate_mbps = round.dirty_rate() / 1e6;
+            report.harvest_ms = ms(round.harvest);
+            report.heartbeats_per_second = heartbeats_per_second;
+        }
+        let predicted_downtime_ms = self.steering.predicted.known().map(ms);
+        let round = report.clone();
+        self.migration.observer.event(&Event::Round { number, round, predicted_downtime_ms });
+    }
+
+    fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
+        saving::ready(&self.connected.link, self.migration.options)
+    }
+}

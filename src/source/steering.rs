@@ -1,0 +1,114 @@
+//! What the rounds are decided by: their history, the limits, and the downtime that both predict.
+
+use std::mem;
+use std::time::Duration;
+
+use super::error::MigrationFailure;
+use super::migration::{Connected, Migration};
+use super::pages::Pages;
+use super::throttle::throttle;
+use crate::convergence::{Convergence, Downtime, History, Limits, Why};
+use crate::progress::{Event, LimitsReport, ms};
+use crate::session::Link;
+
+/// What is known after the latest round.
+pub(super) struct Steering {
+    /// What the rounds while the guest ran were like.
+    pub(super) history: History,
+    /// The limits that the last decision was made by.
+    pub(super) limits: Limits,
+    /// The downtime as it was last predicted.
+    pub(super) predicted: Downtime,
+    /// Whether the operator has heard that it will not converge.
+    warned: bool,
+    /// Whether the operator has heard that no switch keeps the limit.
+    warned_of_limit: bool,
+}
+
+impl Steering {
+    pub(super) fn new(link: &Link, limits: Limits) -> Self {
+        let history = History::new(link.control.round_trip());
+        Self { history, limits, predicted: Downtime::default(), warned: false, warned_of_limit: false }
+    }
+
+    /// Nothing is known of a new attempt over other lanes.
+    pub(super) fn begin_anew(&mut self, link: &Link) {
+        self.history = History::new(link.control.round_trip());
+        (self.warned, self.warned_of_limit) = (false, false);
+    }
+
+    /// Takes over what the operator has changed since the last round; returns whether that was anything.
+    pub(super) fn take_limits(&mut self, migration: Migration<'_>) -> bool {
+        let limits = migration.options.limits.limits();
+        if limits == self.limits {
+            return false;
+        }
+        self.history.limits_changed(limits.bandwidth_max != self.limits.bandwidth_max);
+        migration.observer.event(&Event::LimitsChanged(LimitsReport::from(&limits)));
+        self.limits = limits;
+        if self.history.throttle_percent() > self.limits.throttle_max_percent {
+            self.throttle(migration, self.limits.throttle_max_percent);
+        }
+        true
+    }
+
+    /// Predicts the downtime of a switch now, in which comparing takes so long.
+    pub(super) fn predict(
+        &mut self,
+        migration: Migration<'_>,
+        connected: &Connected,
+        (pages, verify): (&Pages, Duration),
+    ) {
+        let handover = connected.link.handover_cost(&pages.dirty, connected.handover.record_time());
+        let (cost, bandwidth_max) = (&migration.options.switch_cost, self.limits.bandwidth_max);
+        let without = Downtime::predicted(&self.history, cost, &handover, bandwidth_max);
+        self.predicted = Downtime { verify, ..without.unwrap_or_default() };
+    }
+
+    /// What is to be decided by.
+    pub(super) fn convergence(&self, migration: Migration<'_>) -> Convergence<'_> {
+        // More rounds do not make what is left to compare less, so the limit is held against the rest.
+        let predicted = Downtime { verify: Duration::ZERO, ..self.predicted };
+        let (limits, history) = (&self.limits, &self.history);
+        Convergence { limits, history, predicted, elapsed: migration.started.elapsed() }
+    }
+
+    /// Notes whether the round brought the switch nearer, and warns the operator when it looks as if nothing will.
+    pub(super) fn judge(&mut self, migration: Migration<'_>) {
+        let diverging = self.convergence(migration).diverging();
+        self.history.judged(diverging.map(|diverging| diverging.why));
+        let Some(diverging) = diverging else { return };
+        let limit_too_low = diverging.why == Why::LimitTooLow;
+        let warned = if limit_too_low { &mut self.warned_of_limit } else { &mut self.warned };
+        if mem::replace(warned, true) {
+            return;
+        }
+        migration.observer.event(&Event::NotConverging {
+            why: diverging.to_string(),
+            help: diverging.help.to_string(),
+            dirty_rate_mbps: diverging.dirty_rate / 1e6,
+            bandwidth_mbps: diverging.bandwidth.map(|bandwidth| bandwidth / 1e6),
+        });
+    }
+
+    pub(super) fn throttle(&mut self, migration: Migration<'_>, percent: u8) {
+        if throttle(migration, percent) {
+            self.history.throttled(percent);
+        } else {
+            self.history.throttle_refused();
+        }
+    }
+
+    /// Why it is given up after so many rounds.
+    pub(super) fn not_converging(&self, migration: Migration<'_>, rounds: u32) -> MigrationFailure {
+        let diverging = self.convergence(migration).given_up();
+        MigrationFailure::NotConverging {
+            why: diverging.to_string(),
+            help: diverging.help.to_string(),
+            dirty_rate_mbps: diverging.dirty_rate / 1e6,
+            throughput_mbps: diverging.bandwidth.map(|bandwidth| bandwidth / 1e6),
+            rounds,
+            predicted_downtime_ms: diverging.predicted.map(ms),
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What became of a guest that was given away, or why that is not known.
+
+use thiserror::Error;
+
+use crate::control::ControlError;
+use crate::handover::HandoverError;
+use crate::lock::LockError;
+use crate::state::StateError;
+
+/// What became of a guest in doubt.
+#[derive(Debug)]
+pub enum Verdict {
+    /// It runs, or has run, at the destination: it must not run here again.
+    Moved,
+    /// It never ran there and never will: it is the source's.
+    Kept,
+    /// Not known yet.
+    Open(StillInDoubt),
+}
+
+/// Why a doubt is not settled.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StillInDoubt {
+    /// The destination could not be asked, or did not answer.
+    #[error("the destination does not say what became of the guest: {0}")]
+    Silent(#[from] ControlError),
+    /// Its records say nothing of this attempt.
+    #[error(
+        "the destination's state has no record of this migration, which proves nothing: is it the host, and the folder, that the \
+         guest was sent to?"
+    )]
+    NoWord,
+    /// It waits for GO, which this question must not give.
+    #[error("the destination is ready and waits for the guest")]
+    Ready,
+    /// The operator says that the destination is fenced, and it gave a sign of life.
+    #[error("the destination is not fenced, because it answered: {0}")]
+    Contradicted(String),
+    /// The guest was not given away, or the operator's word was to count, and the disk does not take the record.
+    #[error("the guest stays paused until it is recorded that it is the source's: {0}")]
+    Unrecorded(#[source] StateError),
+    /// Whatever the destination says, another process holds the guest's lock, or it cannot be reached.
+    #[error("the guest does not run here without its lock: {0}")]
+    Lock(#[from] LockError),
+    /// An answer out of turn.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+}
+
+/// Why the records of a guest cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What it says.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+}
