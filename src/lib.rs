@@ -6,7 +6,9 @@
 //! A VMM implements [`Guest`](guest::Guest) for its machine, with [`SourceGuest`](guest::SourceGuest) and
 //! [`DestinationGuest`](guest::DestinationGuest) for the two ends, and [`GuestHost`](guest::GuestHost) for whatever makes one; then
 //! it calls [`migrate`](source::migrate) at the source and [`Receiver::receive`](destination::Receiver::receive) at the
-//! destination. The adapter of the `sterna` command to its own small VMM, `src/cli/machine.rs`, is the example to copy.
+//! destination. Two programs show that: `examples/embed_kvm.rs` is a VMM of 200 lines that moves its guest, and
+//! `examples/external_memory.rs` moves a guest whose VMM is another process. The adapter of the `sterna` command to its own small VMM,
+//! `src/cli/machine.rs`, does all that a VMM can.
 //!
 //! ```no_run
 //! # fn example(guest: &dyn sterna::guest::SourceGuest) -> Result<(), Box<dyn std::error::Error>> {

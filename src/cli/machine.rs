@@ -1,4 +1,4 @@
-//! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest: what a VMM's author copies.
+//! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;

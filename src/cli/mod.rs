@@ -10,7 +10,7 @@
 //! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
 //! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
-//! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest`: the example for other VMMs |
+//! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest` |
 //! | `vm_process`, `arriving` | who has a guest in hand, and answers for it |
 //! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
 //! | `progress` | how a migration goes, for all who watch it |

@@ -46,7 +46,7 @@ pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
 /// # A log fed by a stream
 ///
 /// The VMM may be another process that names pages in a stream. A thread of this process then reads the stream and marks
-/// the pages in a bitmap, as [`SoftwareBitmap`]; `harvest` [takes](WrittenPages::take) the marks, and `clear` has nothing
+/// the pages in a bitmap, as [`SoftwareBitmap`]; `harvest` [takes](SoftwareBitmap::take) the marks, and `clear` has nothing
 /// to do. Two rules keep every write:
 ///
 /// - The VMM names a page only after it has written it. A page that is named first may be read before the write.

@@ -138,7 +138,7 @@ fn memory_behind_a_pointer_is_of_whole_pages_of_any_multiple_of_4_kib() {
     for page_bytes in [4096, 12 << 10, 64 << 10, MIB] {
         let whole = page_bytes * (MIB / page_bytes);
         // 12 KiB divide no power of two.
-        let aligned = start.addr().get() as u64 % page_bytes == 0;
+        let aligned = (start.addr().get() as u64).is_multiple_of(page_bytes);
         assert_eq!(make(start, whole, page_bytes).is_ok(), aligned, "{page_bytes}");
     }
     for page_bytes in [0, 1, 512, 6000] {
