@@ -63,6 +63,7 @@ pub mod convergence;
 pub mod destination;
 mod digest;
 pub mod dirty;
+pub mod error_code;
 #[cfg(test)]
 mod faults;
 pub mod guest;

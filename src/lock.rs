@@ -23,8 +23,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
+use crate::error_code::coded;
 use crate::wire::LockToken;
 
 /// The lock of one guest, as one host has it. Clones are the same lock, which lasts until it is given up or the last of them goes.
@@ -46,7 +48,13 @@ struct State {
 }
 
 /// Why a lock is not held, or is of no use.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(LockErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum LockError {
     /// Somebody else has it.
@@ -87,6 +95,8 @@ pub enum LockError {
         error: io::Error,
     },
 }
+
+coded!(LockError, LockErrorKind, "lock");
 
 impl Lock {
     /// The lock at this path, which may be another on each host. It is not taken yet.

@@ -5,10 +5,12 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
+use crate::error_code::coded;
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
 use crate::session::HeartbeatAt;
@@ -31,19 +33,27 @@ pub struct Sampled {
 }
 
 /// Why a guest could not be sampled. It runs on.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SamplingErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum SamplingError {
-    /// The VMM.
+    /// The VMM failed.
     #[error("the VMM failed: {0}")]
     Guest(#[from] GuestError),
-    /// The dirty log.
+    /// The dirty log failed.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
+
+coded!(SamplingError, SamplingErrorKind, "sampling", via Dirty, Memory);
 
 /// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of it: about twice as long
 /// in all. Its writes are slower meanwhile, as they are in the rounds of a migration. No migration of it may be under way.

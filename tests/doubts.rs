@@ -222,7 +222,7 @@ fn a_source_that_died_committed_is_recovered_and_its_guest_runs() {
     crossing.running.wait();
     crossing.receiving.process.says("the guest is ready and held");
     let ended = crossing.source.start(["run", "tern"]).wait().expect_code(11);
-    ended.says("may run there").says("sterna recover tern");
+    ended.says("may run there").says("sterna recover NAME");
 
     crossing.open.store(false, Ordering::Relaxed);
     recover(&crossing.source, &[]).expect_code(12);

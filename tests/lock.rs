@@ -113,7 +113,7 @@ fn one_that_no_process_of_both_ends_uses_is_refused_before_anything_is_sent() {
     let destination = Host::new();
     let receiving = destination.receive(&[&lock]);
     let ended = without.migrate("auk", receiving.address, &[]).wait().expect_code(11);
-    ended.says("the destination has a lock and the guest at the source runs without");
+    ended.says("the destination has a lock and the guest runs without one at the source");
     runs_on(&without, "auk");
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);

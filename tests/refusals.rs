@@ -67,7 +67,7 @@ fn a_port_at_which_nobody_listens() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     drop(listener);
-    let reasons = [&format!("cannot connect to {address}"), "is `sterna receive` running there"];
+    let reasons = [&format!("cannot connect to {address}"), "start `sterna receive` on that host"];
     is_refused(&source, running, address, &[], &reasons);
 }
 

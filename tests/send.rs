@@ -201,10 +201,10 @@ fn a_file_that_is_there_is_replaced_only_when_told() {
     fs::write(hosts.there("a"), "old").unwrap();
     let into = format!("--into={}", hosts.there("a").display());
     let refused = hosts.destination.start(["receive", "--port=0", &into]).wait().expect_code(11);
-    refused.says("--force replaces it");
+    refused.says("`--force` replaces it");
 
     let receiving = hosts.receive("", &["--once"]);
-    hosts.send("a", receiving.address, &[]).wait().expect_code(11).says("at the destination already");
+    hosts.send("a", receiving.address, &[]).wait().expect_code(11).says("exists at the destination");
     receiving.process.wait().expect_code(10);
     assert_eq!(fs::read(hosts.there("a")).unwrap(), b"old");
     assert!(!hosts.there("a.sterna-partial").exists());
@@ -265,7 +265,7 @@ fn what_is_no_file_is_not_sent() {
     send("none").says("cannot find");
     fs::write(hosts.here("a"), "tern").unwrap();
     let ended = send("a");
-    ended.says("is `sterna receive` running there");
+    ended.says("start `sterna receive` on that host");
     assert_eq!(ended.json()["exit"], "refused");
 }
 
@@ -279,7 +279,7 @@ fn guests_and_files_are_not_taken_for_each_other() {
     let running = hosts.source.run("tern", &["--machine=synthetic"]);
     let for_a_file = hosts.receive("a", &[]);
     let ended = hosts.source.migrate("tern", for_a_file.address, &[]).wait().expect_code(11);
-    ended.says("waits for a file");
+    ended.says("receives files and no guests");
     // And both wait on.
     hosts.send("a", for_a_file.address, &[]).wait().expect_code(0);
     hosts.source.migrate("tern", for_a_guest.address, &[]).wait().expect_code(0);

@@ -230,6 +230,7 @@ fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Re
         exit: Exit::Refused,
         what: error.to_string(),
         guest: guest.to_owned(),
+        code: None,
     };
     let mut client = Client::connect(name)
         .map_err(|error| here(error, "the guest is not on this host under that name"))?;
@@ -248,6 +249,7 @@ fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Re
                     what: error.to_string(),
                     guest: "in doubt: the process that held the guest is gone; see whether it runs at the destination"
                         .into(),
+                    code: None,
                 });
             }
         }

@@ -26,6 +26,7 @@ mod device_state;
 mod dirty_log;
 mod dirty_rate;
 mod exit;
+mod hints;
 mod incoming;
 mod lanes;
 mod machine;

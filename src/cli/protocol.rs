@@ -145,6 +145,8 @@ pub(crate) struct Failure {
     pub(crate) what: String,
     /// Where the guest is, as a clause.
     pub(crate) guest: String,
+    /// The code of the library's error, where it was one.
+    pub(crate) code: Option<String>,
 }
 
 impl Move {

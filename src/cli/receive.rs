@@ -81,7 +81,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     }
     let store = match args.into.as_deref().map(|into| Store::new(into, args.force)).transpose() {
         Ok(store) => store,
-        Err(error) => return output::error(Exit::Refused, error),
+        Err(error) => return output::coded(Exit::Refused, error.code(), error),
     };
     // No host asks for what became of a file.
     let state = if store.is_some() { Ok(HostState::lost_with_this_process()) } else { args.state.state() };
@@ -99,7 +99,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
     let (receiver, address) = match opened {
         Ok(opened) => opened,
-        Err(error) => return output::error(Exit::Refused, error),
+        Err(error) => return output::coded(Exit::Refused, error.code(), error),
     };
     if args.json {
         outln!("{}", serde_json::json!({ "event": "listening", "address": address }));
@@ -118,9 +118,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     let arrival = loop {
         match receiver.receive(&host) {
             Ok(arrival) => break arrival,
-            Err(error) if args.once => return output::error(Exit::Failed, error),
+            Err(error) if args.once => return output::coded(Exit::Failed, error.code(), error),
             Err(error) => {
                 errln!("a guest did not arrive: {error}");
+                output::help(Some(&error.code().to_string()));
                 signals::no_guest();
             }
         }
@@ -140,8 +141,11 @@ fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitC
     let stored = loop {
         match receiver.receive_image(store) {
             Ok(stored) => break stored,
-            Err(error) if args.once => return output::error(Exit::Failed, error),
-            Err(error) => errln!("a file did not arrive: {error}"),
+            Err(error) if args.once => return output::coded(Exit::Failed, error.code(), error),
+            Err(error) => {
+                errln!("a file did not arrive: {error}");
+                output::help(Some(&error.code().to_string()));
+            }
         }
     };
     let (path, digest) = (stored.path.display(), stored.digest.to_string());

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use sterna::lock::Lock;
 use sterna::preflight;
-use sterna::state::{GuestClaim, StartError, StateError};
+use sterna::state::GuestClaim;
 use sterna::transport::rdma::load_ahead;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
@@ -143,11 +143,14 @@ pub(crate) fn run(args: &RunArgs) -> ExitCode {
     if args.until_stdin_closes {
         end_with_stdin();
     }
-    let claim =
-        match args.state.state().and_then(|state| state.start(&args.name, args.new).map_err(explained)) {
-            Ok(claim) => claim,
-            Err(error) => return output::error(Exit::Refused, error),
-        };
+    let state = match args.state.state() {
+        Ok(state) => state,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
+    let claim = match state.start(&args.name, args.new) {
+        Ok(claim) => claim,
+        Err(error) => return output::coded(Exit::Refused, error.code(), error),
+    };
     run_claimed(args, &claim).unwrap_or_else(|(exit, error)| {
         // No guest was started.
         claim.retire();
@@ -186,17 +189,6 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
     let ended = hold(guest, claim.clone(), lock);
     say_end(&name, &ended, args.json);
     Ok(Exit::Done.into())
-}
-
-/// Why the guest may not be started, with the option that would start it all the same.
-fn explained(error: StartError) -> String {
-    match error {
-        StartError::Elsewhere { .. } | StartError::InDoubt { .. } => {
-            format!("{error}. To start another guest of that name: --new")
-        }
-        StartError::State(StateError::Claimed { .. }) => format!("{error}, or choose another name"),
-        error => error.to_string(),
-    }
 }
 
 /// Says how the holding of a guest ended.

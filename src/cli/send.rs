@@ -21,7 +21,7 @@ use sterna::source::Cancel;
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::migrate::with_port;
-use super::output::{errln, outln, print_lines, transport_name};
+use super::output::{errln, help, outln, print_lines, transport_name};
 use super::size::Size;
 
 /// For `--help`.
@@ -105,8 +105,13 @@ fn fail(args: &SendArgs, error: &SendError, verifying: bool, signal: i32) -> Exi
     };
     errln!("error: {error}");
     errln!("where: {data}");
+    let code = error.cause.code().to_string();
+    help(Some(&code));
     if args.json {
-        outln!("{}", json!({ "status": "failed", "error": error.to_string(), "data": data, "exit": exit }));
+        outln!(
+            "{}",
+            json!({ "status": "failed", "error": error.to_string(), "code": code, "data": data, "exit": exit })
+        );
     }
     exit.into()
 }

@@ -217,7 +217,7 @@ impl VmProcess {
                 Answer::Moved(Box::new(report))
             }
             Err(error) => {
-                let answer = failed(exit_of(&error), error.cause.to_string(), &error.guest.to_string());
+                let answer = Answer::Failed(failure_of(&error));
                 match error.doubt {
                     Some(doubt) => self.keep_asking(*doubt),
                     None => *self.work() = Work::Idle,
@@ -354,7 +354,15 @@ impl VmProcess {
         drop(over);
         match sampled {
             Ok(sampled) => Answer::Sampled(sampled.into()),
-            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here"),
+            Err(error) => {
+                let (what, code) = (error.to_string(), Some(error.code().to_string()));
+                Answer::Failed(Failure {
+                    exit: Exit::Failed,
+                    what,
+                    guest: "the guest runs here".into(),
+                    code,
+                })
+            }
         }
     }
 
@@ -466,7 +474,16 @@ impl Work {
 }
 
 fn failed(exit: Exit, what: impl Into<String>, guest: &str) -> Answer {
-    Answer::Failed(Failure { exit, what: what.into(), guest: guest.to_owned() })
+    Answer::Failed(Failure { exit, what: what.into(), guest: guest.to_owned(), code: None })
+}
+
+fn failure_of(error: &MigrationError) -> Failure {
+    let guest = match error.guest {
+        GuestIs::InDoubt => format!("{}; `sterna recover` says more", error.guest),
+        guest => guest.to_string(),
+    };
+    let code = Some(error.cause.code().to_string());
+    Failure { exit: exit_of(error), what: error.cause.to_string(), guest, code }
 }
 
 fn exit_of(error: &MigrationError) -> Exit {

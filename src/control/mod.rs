@@ -14,10 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use self::connection::Connection;
+use crate::error_code::coded;
 use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
 
 /// How often either end of a control channel says that it is alive.
@@ -37,7 +39,13 @@ pub const STEP_MAX: Duration = Duration::from_secs(20);
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// What can go wrong on the control channel.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(ControlErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum ControlError {
     /// The host's name has no address.
@@ -49,7 +57,7 @@ pub enum ControlError {
         error: io::Error,
     },
     /// Nobody answered at any of the host's addresses.
-    #[error("cannot connect to {address}: {error}; is `sterna receive` running there, and the port open?")]
+    #[error("cannot connect to {address}: {error}")]
     Connect {
         /// The last address tried.
         address: String,
@@ -102,6 +110,8 @@ pub enum ControlError {
         got: &'static str,
     },
 }
+
+coded!(ControlError, ControlErrorKind, "connection", via Wire);
 
 /// One end of a control connection.
 #[derive(Debug)]

@@ -3,6 +3,8 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::error_code::coded;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 /// What the operator asks of a migration. All of it may be changed while the migration runs.
@@ -157,7 +159,13 @@ impl fmt::Display for IfStuck {
 }
 
 /// What is wrong with a chain of policies.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(IfStuckErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 pub enum IfStuckError {
     /// There is none.
     #[error("say at least one of throttle, relax, stop, abort")]
@@ -172,6 +180,8 @@ pub enum IfStuckError {
     #[error("nothing can come after `{0}`, which ends the rounds")]
     AfterTheEnd(&'static str),
 }
+
+coded!(IfStuckError, IfStuckErrorKind, "policy");
 
 #[cfg(test)]
 mod tests {

@@ -3,9 +3,11 @@
 use std::io;
 use std::time::Duration;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::control::ControlError;
+use crate::error_code::coded;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
@@ -19,7 +21,13 @@ use crate::verify::CheckError;
 use crate::wire::Refusal;
 
 /// Why a guest did not arrive: it is at the source.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(ReceiveErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum ReceiveError {
     /// The address to listen at cannot be had.
@@ -76,10 +84,10 @@ pub enum ReceiveError {
     /// The lock, without which the guest may not run here.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The control channel.
+    /// The control channel failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The lanes.
+    /// The lanes failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// Guest RAM.
@@ -88,7 +96,7 @@ pub enum ReceiveError {
     /// The saved state.
     #[error(transparent)]
     SavedState(#[from] SavedStateError),
-    /// The VMM.
+    /// The VMM failed.
     #[error("the VMM failed: {0}")]
     Guest(#[from] GuestError),
     /// A message out of turn in the handover.
@@ -104,6 +112,8 @@ pub enum ReceiveError {
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
 }
+
+coded!(ReceiveError, ReceiveErrorKind, "arrival", via Refused, State, Lock, Control, Transport, Memory, SavedState, Handover);
 
 impl From<SessionError> for ReceiveError {
     fn from(error: SessionError) -> Self {

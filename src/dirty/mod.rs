@@ -26,12 +26,16 @@ use std::error::Error;
 use std::fmt::Debug;
 use std::io;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
+
 pub use bitmap::{DirtyBitmap, DirtyRegion};
 pub use kvm::{KvmLog, KvmSlot};
 pub use part::DirtyPart;
 pub use software::{EitherLog, SoftwareLog, WrittenPages};
 pub use sterna_bitmap::SoftwareBitmap;
 pub use stripes::{STRIPE_PAGES, Stripe, Stripes};
+
+use crate::error_code::coded;
 
 /// A record of written pages that can be read while the guest runs.
 ///
@@ -85,7 +89,13 @@ pub trait DirtyLog: Send + Sync + Debug {
 }
 
 /// What can go wrong with a dirty log.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(DirtyErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum DirtyError {
     /// The kernel refused an ioctl.
@@ -104,9 +114,7 @@ pub enum DirtyError {
     )]
     NoManualProtect(#[source] io::Error),
     /// KVM's dirty rings, which belong to the VMM.
-    #[error(
-        "KVM refused to keep or to reset the dirty rings: {0}; without `--dirty-log ring` there are none"
-    )]
+    #[error("KVM refused to keep or to reset the dirty rings: {0}")]
     Rings(#[source] io::Error),
     /// The VMM's memory slots are not its guest's RAM.
     #[error(
@@ -146,6 +154,8 @@ pub enum DirtyError {
         words: usize,
     },
 }
+
+coded!(DirtyError, DirtyErrorKind, "dirty-log");
 
 impl DirtyError {
     /// Wraps an error of the VMM's own log, or a text.

@@ -14,10 +14,12 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::error_code::coded;
 use crate::wire::AttemptId;
 
 /// A journal's length, in bytes.
@@ -80,7 +82,13 @@ pub struct Record {
 }
 
 /// Why bytes are no journal to go by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(JournalErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum JournalError {
     /// Not a sequence of records, or of another length.
@@ -99,6 +107,8 @@ pub enum JournalError {
     #[error("the other side's name is {0} bytes long, and a record takes {PEER_MAX}")]
     Peer(usize),
 }
+
+coded!(JournalError, JournalErrorKind, "records");
 
 /// The records of one guest on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -88,6 +88,7 @@ mod journal;
 mod source;
 mod standing;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 pub use destination::{DestinationAction, DestinationEvent, DestinationHandover, DestinationState};
@@ -95,10 +96,17 @@ pub use journal::{JOURNAL_LEN, Journal, JournalError, PEER_MAX, Record, RecordKi
 pub use source::{GuestHere, SourceAction, SourceEvent, SourceHandover, SourceState};
 pub use standing::Standing;
 
+use crate::error_code::coded;
 use crate::wire::AttemptId;
 
 /// An event that may not happen in the state in which it did. The state is unchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(HandoverErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum HandoverError {
     /// A message of another attempt.
@@ -126,3 +134,5 @@ pub enum HandoverError {
     )]
     OtherSide(RecordKind),
 }
+
+coded!(HandoverError, HandoverErrorKind, "handover");

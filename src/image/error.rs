@@ -4,9 +4,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::control::ControlError;
+use crate::error_code::coded;
 use crate::panics::Panicked;
 use crate::session::{ArrivalError, SessionError};
 use crate::transport::TransportError;
@@ -35,7 +37,13 @@ impl std::error::Error for SendError {
 }
 
 /// Why a file was not stored.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SendFailureKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum SendFailure {
     /// The file cannot be read.
@@ -67,6 +75,8 @@ pub enum SendFailure {
     Transfer(#[from] SessionError),
 }
 
+coded!(SendFailure, SendFailureKind, "send", via Transfer);
+
 impl From<ControlError> for SendFailure {
     fn from(error: ControlError) -> Self {
         Self::Transfer(error.into())
@@ -80,7 +90,13 @@ impl From<Panicked> for SendFailure {
 }
 
 /// Why a file was not stored here. What arrived of it is kept.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(StoreErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The place cannot take a file.
@@ -90,6 +106,12 @@ pub enum StoreError {
         path: PathBuf,
         /// Why not.
         reason: String,
+    },
+    /// A file of that name exists, and it was not said to replace it.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
     },
     /// The file system refused.
     #[error("cannot {what} {}: {error}", path.display())]
@@ -128,6 +150,8 @@ pub enum StoreError {
     #[error(transparent)]
     Transfer(#[from] SessionError),
 }
+
+coded!(StoreError, StoreErrorKind, "store", via Refused, Transfer);
 
 impl From<ControlError> for StoreError {
     fn from(error: ControlError) -> Self {

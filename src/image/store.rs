@@ -66,7 +66,7 @@ impl Store {
         })?;
         match folder.look(name).map_err(|error| unusable(&error))? {
             Some(there) if !is_file(&there) => Err(unusable(&"what is there is not a regular file")),
-            Some(_) if !replace => Err(unusable(&"it is there already; --force replaces it")),
+            Some(_) if !replace => Err(StoreError::Exists { path: into.to_owned() }),
             _ => Ok(Self { place: Place::File(folder, name.to_owned()), replace }),
         }
     }
@@ -317,9 +317,7 @@ fn open_locked(folder: &Folder, name: &OsStr) -> Result<(File, Metadata), Refusa
     for _ in 0..OPEN_TRIES {
         let file = folder.open_file(name).map_err(failed("open"))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            Errno::WOULDBLOCK => {
-                Refusal::Image(format!("another `sterna receive` is receiving {}", path.display()))
-            }
+            Errno::WOULDBLOCK => Refusal::Image(format!("another process is receiving {}", path.display())),
             error => failed("lock")(error.into()),
         })?;
         let metadata = file.metadata().map_err(failed("look at"))?;
@@ -340,7 +338,7 @@ fn open_locked(folder: &Folder, name: &OsStr) -> Result<(File, Metadata), Refusa
         }
         return Ok((file, metadata));
     }
-    Err(Refusal::Image(format!("{} comes and goes; is another `sterna receive` at work?", path.display())))
+    Err(Refusal::Image(format!("{} comes and goes; is another process receiving it?", path.display())))
 }
 
 /// What to answer a source when the system refuses before anything was sent.
@@ -391,7 +389,7 @@ mod tests {
             [("there", false), ("link", true), ("none/new", false), ("new/", false), ("none/..", false)]
         {
             let error = Store::new(&path(name), replace).unwrap_err();
-            assert!(matches!(error, StoreError::Into { .. }), "{error}");
+            assert!(matches!(error, StoreError::Into { .. } | StoreError::Exists { .. }), "{error}");
         }
         assert!(Store::new(Path::new("/dev/null"), true).is_err());
     }

@@ -1,9 +1,17 @@
 use std::io;
 
+use crate::error_code::coded;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 /// What can be wrong with guest RAM, as described or as addressed.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(MemoryErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum MemoryError {
     /// A region is empty, or does not begin or end on a page.
@@ -108,3 +116,5 @@ pub enum MemoryError {
     #[error("cannot find the holes of the guest's memory file: {0}")]
     Holes(#[source] io::Error),
 }
+
+coded!(MemoryError, MemoryErrorKind, "memory");

@@ -6,17 +6,25 @@ use std::mem;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
+use crate::error_code::coded;
 use crate::wire::{STATE_FRAME_MAX, StateFrame};
 
 /// What is wrong with a saved state that a peer sent.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SavedStateErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum SavedStateError {
     /// More than this side takes.
     #[error(
-        "the source sent more than the {} MiB of saved state that this side takes: start `sterna receive` with a larger --state-max",
+        "the source sent more than the {} MiB of saved state that this side takes",
         max_bytes >> 20
     )]
     TooLong {
@@ -45,6 +53,8 @@ pub enum SavedStateError {
         announced_bytes: u64,
     },
 }
+
+coded!(SavedStateError, SavedStateErrorKind, "saved-state");
 
 /// A saved state that arrives, held in memory until it may be loaded. Memory is taken as parts arrive.
 #[derive(Debug)]

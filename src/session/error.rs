@@ -3,10 +3,12 @@
 use std::io;
 use std::time::Duration;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::control::ControlError;
 use crate::dirty::DirtyError;
+use crate::error_code::coded;
 use crate::handover::Side;
 use crate::memory::MemoryError;
 use crate::panics::Panicked;
@@ -14,7 +16,13 @@ use crate::transport::TransportError;
 use crate::wire::Refusal;
 
 /// A failure of the connection, of the lanes, or of the peer.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SessionErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The listening socket failed.
@@ -49,10 +57,10 @@ pub enum SessionError {
     /// A thread of the migration came upon a defect.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
-    /// The control channel.
+    /// The control channel failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The lanes.
+    /// The lanes failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The dirty log, or what replaces one for a file.
@@ -70,6 +78,8 @@ pub enum SessionError {
         error: String,
     },
 }
+
+coded!(SessionError, SessionErrorKind, "session", via Refused, Control, Transport, Dirty, Memory);
 
 impl SessionError {
     /// The destination ended the attempt.

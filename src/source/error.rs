@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use super::doubt::Doubt;
 use super::verdict::OpenError;
 use crate::control::ControlError;
 use crate::dirty::DirtyError;
+use crate::error_code::coded;
 use crate::guest::GuestError;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
@@ -70,14 +72,20 @@ impl fmt::Display for GuestIs {
             }
             Self::InDoubt => {
                 "in doubt: the guest is paused at the source and may be running at the destination, which is asked until \
-                 it says; `sterna recover` tells more"
+                 it answers"
             }
         })
     }
 }
 
 /// Why a migration did not succeed.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(MigrationFailureKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum MigrationFailure {
     /// The destination does not take the guest.
@@ -142,13 +150,13 @@ pub enum MigrationFailure {
     /// A thread of the migration, or the VMM in it, came upon a defect.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
-    /// The control channel.
+    /// The control channel failed.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// The lanes.
+    /// The lanes failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The dirty log.
+    /// The dirty log failed.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
     /// Guest RAM.
@@ -157,7 +165,7 @@ pub enum MigrationFailure {
     /// Memory was plugged or unplugged after the migration had begun, and the destination has made the guest without.
     #[error("{0} while the guest migrated: migrate it once its memory stays as it is")]
     RamChanged(RamChange),
-    /// The VMM.
+    /// The VMM failed.
     #[error("the VMM failed: {0}")]
     Guest(#[from] GuestError),
     /// A message out of turn in the handover.
@@ -172,6 +180,8 @@ pub enum MigrationFailure {
         error: String,
     },
 }
+
+coded!(MigrationFailure, MigrationFailureKind, "migration", via Refused, State, Lock, Control, Transport, Dirty, Memory, Handover);
 
 impl MigrationFailure {
     /// The same, or what `explain` finds behind it if the connection or the lanes failed.
@@ -214,11 +224,11 @@ impl From<Panicked> for MigrationFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StateLimit {
     /// What this side sends.
-    #[error("this side sends at most {}: migrate with a larger --state-max", mebibytes(*.0))]
+    #[error("this side sends at most {}", mebibytes(*.0))]
     Source(u64),
     /// What the destination takes.
     #[error(
-        "the destination takes at most {}: start `sterna receive` there with a larger --state-max",
+        "the destination takes at most {}",
         mebibytes(*.0)
     )]
     Destination(u64),

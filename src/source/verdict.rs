@@ -1,8 +1,10 @@
 //! What became of a guest that was given away, or why that is not known.
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::control::ControlError;
+use crate::error_code::coded;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::state::StateError;
@@ -19,7 +21,13 @@ pub enum Verdict {
 }
 
 /// Why a doubt is not settled.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(StillInDoubtKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum StillInDoubt {
     /// The destination could not be asked, or did not answer.
@@ -47,6 +55,8 @@ pub enum StillInDoubt {
     #[error(transparent)]
     Handover(#[from] HandoverError),
 }
+
+coded!(StillInDoubt, StillInDoubtKind, "doubt", via Handover);
 
 /// Why the records of a guest cannot be used.
 #[derive(Debug, Error)]

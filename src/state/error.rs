@@ -1,13 +1,21 @@
 use std::io;
 use std::path::PathBuf;
 
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use super::{FolderError, LockHolder};
+use crate::error_code::coded;
 use crate::handover::JournalError;
 
 /// Why a guest's state cannot be claimed, kept or read.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(StateErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum StateError {
     /// A guest's name that cannot name a file.
@@ -56,17 +64,23 @@ pub enum StateError {
     },
 }
 
+coded!(StateError, StateErrorKind, "state", via Folder);
+
 /// Why a guest may not be started.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(StartErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum StartError {
     /// Its state.
     #[error(transparent)]
     State(#[from] StateError),
     /// A guest of that name was given away, and may run at the other side.
-    #[error(
-        "a guest named {name} was given to {peer} and may run there: `sterna recover {name}` settles that"
-    )]
+    #[error("a guest named {name} was given to {peer} and may run there")]
     InDoubt {
         /// The guest.
         name: String,
@@ -82,3 +96,5 @@ pub enum StartError {
         peer: String,
     },
 }
+
+coded!(StartError, StartErrorKind, "start", via State);

@@ -24,8 +24,10 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 
+use crate::error_code::coded;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, IFlags, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use self::storage::Storage;
@@ -53,7 +55,13 @@ pub enum StorageCheck {
 }
 
 /// Why a folder, or a file in it, is not used for state.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(FolderErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum FolderError {
     /// It can be changed by another user.
@@ -125,6 +133,8 @@ pub enum FolderError {
         error: io::Error,
     },
 }
+
+coded!(FolderError, FolderErrorKind, "state-folder");
 
 impl StateFolder {
     /// Opens the folder; makes it, and the missing folders above it, with mode 0700. An entry that was made is durable when this

@@ -2,31 +2,34 @@ use std::io;
 use std::time::Duration;
 
 use sterna_rdma::{CompletionStatus, PostError};
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::control::ControlError;
+use crate::error_code::coded;
 use crate::memory::MemoryError;
 use crate::panics::Panicked;
 use crate::wire::WireError;
 
 /// What can go wrong with the lanes.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(TransportErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum TransportError {
     /// RDMA was asked for and this host has no device that can be used.
-    #[error(
-        "no RDMA device of this host reaches the peer ({reason}): `sterna check` tells how to get one; or use \
-         --transport tcp"
-    )]
+    #[error("no RDMA device of this host reaches the peer ({reason})")]
     NoDevice {
         /// Why each that there is was passed over.
         reason: String,
     },
     /// Too little memory may be pinned.
     #[error(
-        "RDMA needs {} MiB of locked memory to be of use here, and may lock {:.1} MiB: raise the limit with \
-         `ulimit -l unlimited` (systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1) or --pin-limit, or use \
-         --transport tcp",
+        "RDMA needs {} MiB of locked memory to be of use here, and may lock {:.1} MiB",
         needed_bytes.div_ceil(1 << 20),
         *limit_bytes as f64 / 1_048_576.0
     )]
@@ -39,7 +42,7 @@ pub enum TransportError {
     /// Too little memory is there to be pinned.
     #[error(
         "RDMA needs {} MiB of memory to be of use here, and {:.1} MiB may be pinned of what this host, or the control group, \
-         has available: free memory, raise the control group's limit, or use --transport tcp",
+         has available",
         needed_bytes.div_ceil(1 << 20),
         *available_bytes as f64 / 1_048_576.0
     )]
@@ -94,11 +97,7 @@ pub enum TransportError {
         silence: Duration,
     },
     /// Memory that is to be sent was not made ready at this host.
-    #[error(
-        "guest memory was not registered for RDMA: {why}. See that this process may lock enough memory (`ulimit -l \
-         unlimited`; systemd: LimitMEMLOCK=infinity; container: --ulimit memlock=-1) and that the host has it, or use \
-         --transport tcp"
-    )]
+    #[error("guest memory was not registered for RDMA: {why}")]
     NotRegistered {
         /// What became of it.
         why: &'static str,
@@ -125,6 +124,8 @@ pub enum TransportError {
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
 }
+
+coded!(TransportError, TransportErrorKind, "transport", via Wire, Memory, Control);
 
 impl TransportError {
     /// Whether the device or the network failed, so that other lanes may do better. Never for what memory protection or the

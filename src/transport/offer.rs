@@ -72,7 +72,7 @@ impl Offer {
             TransportChoice::Auto => Ok(match rdma() {
                 Ok(offer) => offered(offer, "an RDMA device has the address that reaches the peer"),
                 Err(TransportError::NoDevice { .. }) => {
-                    Self::tcp(lanes, "no RDMA device here reaches the peer: see `sterna check`".into())
+                    Self::tcp(lanes, "no RDMA device of this host reaches the peer".into())
                 }
                 Err(error) => Self::tcp(lanes, format!("no RDMA: {error}")),
             }),

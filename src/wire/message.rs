@@ -4,9 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sterna_rdma::{Endpoint, RemoteKey};
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use super::Token;
+use crate::error_code::coded;
 use crate::memory::RamLayout;
 
 /// The longest name of a guest, in bytes.
@@ -264,11 +266,17 @@ pub struct Completion {
 }
 
 /// Why a destination does not take a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize, EnumDiscriminants)]
+#[strum_discriminants(
+    name(RefusalKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 pub enum Refusal {
     /// Not enough memory.
     #[error(
-        "the destination has {} MiB of memory available and the guest needs {} MiB: free memory there, or choose another host",
+        "the destination has {} MiB of memory available and the guest needs {} MiB",
         available_bytes >> 20,
         needed_bytes.div_ceil(1 << 20)
     )]
@@ -279,7 +287,7 @@ pub enum Refusal {
         available_bytes: u64,
     },
     /// A guest of that name is there.
-    #[error("a guest named {0} is at the destination already: stop it, or give this one another name there")]
+    #[error("a guest named {0} is at the destination already")]
     NameTaken(String),
     /// The destination cannot make this machine.
     #[error("the destination cannot run this guest: {0}")]
@@ -288,21 +296,17 @@ pub enum Refusal {
     #[error("the destination cannot receive this way: {0}")]
     Transport(String),
     /// A file was offered where guests are awaited.
-    #[error("the destination waits for a guest: start `sterna receive --into PATH` there to receive a file")]
+    #[error("the destination receives guests and no files")]
     OnlyGuests,
     /// A guest was offered where a file is awaited.
-    #[error(
-        "the destination waits for a file: start `sterna receive` without --into there to receive a guest"
-    )]
+    #[error("the destination receives files and no guests")]
     OnlyImages,
     /// A file of that name is there.
-    #[error(
-        "{0} is at the destination already: give `sterna receive` there another --into, or --force to replace it"
-    )]
+    #[error("{0} exists at the destination")]
     FileExists(String),
     /// Not enough room for a file.
     #[error(
-        "the file system at the destination has {} MiB free and the file needs {} MiB: free some, or receive elsewhere",
+        "the file system at the destination has {} MiB free and the file needs {} MiB",
         available_bytes >> 20,
         needed_bytes.div_ceil(1 << 20)
     )]
@@ -316,24 +320,20 @@ pub enum Refusal {
     #[error("the destination cannot store this file: {0}")]
     Image(String),
     /// Another guest is on its way there.
-    #[error(
-        "another guest is arriving at the destination: wait for that, or start another `sterna receive` there"
-    )]
+    #[error("another guest is arriving at the destination")]
     Busy,
     /// The destination could not remember what it does with the guest.
     #[error("the destination cannot record what becomes of the guest: {0}")]
     State(String),
     /// The guest has a lock, and the destination none.
-    #[error(
-        "the source holds a lock for this guest and the destination has none: start `sterna receive` there with --lock FILE"
-    )]
+    #[error("the source holds a lock for this guest and the destination has none")]
     LockMissing,
     /// The destination has a lock, and the guest none.
-    #[error(
-        "the destination has a lock and the guest at the source runs without: start `sterna receive` there without --lock, or the guest with it"
-    )]
+    #[error("the destination has a lock and the guest runs without one at the source")]
     LockUnknown,
     /// The two have no lock in common that would arbitrate between them.
     #[error("the destination cannot use its lock: {0}")]
     Lock(String),
 }
+
+coded!(Refusal, RefusalKind, "refused");

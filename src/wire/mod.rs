@@ -11,6 +11,8 @@ mod message;
 mod pages;
 mod preamble;
 
+use crate::error_code::coded;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 pub use frame::{FRAME_HEAD_LEN, FrameHead};
@@ -23,16 +25,20 @@ pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
 pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 
 /// What is wrong with bytes that a peer sent.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq, EnumDiscriminants)]
+#[strum_discriminants(
+    name(WireErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum WireError {
     /// Not a Sterna peer.
-    #[error("the peer does not speak Sterna's protocol (is this the address of `sterna receive`?)")]
+    #[error("the peer does not speak Sterna's protocol")]
     NotSterna,
     /// A Sterna peer of another protocol version.
-    #[error(
-        "the peer speaks protocol version {theirs}, this side version {ours}: run the same version of sterna on both hosts"
-    )]
+    #[error("the peer speaks protocol version {theirs}, this side version {ours}")]
     Version {
         /// This side's version.
         ours: u16,
@@ -64,3 +70,5 @@ pub enum WireError {
     #[error("the peer sent a malformed {0}")]
     Malformed(&'static str),
 }
+
+coded!(WireError, WireErrorKind, "protocol");

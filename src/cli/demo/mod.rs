@@ -182,7 +182,12 @@ fn wait_for(name: &str, otherwise: &str, enough: impl Fn(&Status) -> bool) -> Re
 }
 
 fn local(what: String) -> Failure {
-    Failure { exit: Exit::Failed, what, guest: "the guest was the demo's own and ends with it".into() }
+    Failure {
+        exit: Exit::Failed,
+        what,
+        guest: "the guest was the demo's own and ends with it".into(),
+        code: None,
+    }
 }
 
 fn arrived(what: String) -> Failure {
@@ -190,6 +195,7 @@ fn arrived(what: String) -> Failure {
         exit: Exit::Lost,
         what,
         guest: "the guest is at the destination, and not as it should be".into(),
+        code: None,
     }
 }
 

@@ -187,5 +187,10 @@ fn drain(events: BufReader<ChildStdout>) {
 }
 
 fn failed(what: String) -> Failure {
-    Failure { exit: Exit::Failed, what, guest: "no guest was started, or it ended with the demo".into() }
+    Failure {
+        exit: Exit::Failed,
+        what,
+        guest: "no guest was started, or it ended with the demo".into(),
+        code: None,
+    }
 }

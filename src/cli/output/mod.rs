@@ -5,11 +5,13 @@ mod streams;
 use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
+use sterna::error_code::ErrorCode;
 use sterna::progress::{DowntimeReport, Event, LimitsReport, Report};
 use sterna::transport::TransportKind;
 use sterna::verify::Verify;
 
 use super::exit::Exit;
+use super::hints::hint;
 use super::protocol::Failure;
 use super::size::Size;
 
@@ -19,7 +21,24 @@ pub(crate) use streams::{Log, err, errln, flush, never_wait, out, outln};
 pub(crate) fn failed(failure: &Failure) -> ExitCode {
     errln!("error: {}", failure.what);
     errln!("where: {}", failure.guest);
+    help(failure.code.as_deref());
     failure.exit.into()
+}
+
+/// Says what failed in the library where no guest is concerned.
+pub(crate) fn coded(exit: Exit, code: ErrorCode, what: impl Display) -> ExitCode {
+    errln!("error: {what}");
+    help(Some(&code.to_string()));
+    exit.into()
+}
+
+/// Says the code of an error, and what mends it.
+pub(crate) fn help(code: Option<&str>) {
+    let Some(code) = code else { return };
+    if let Some(hint) = hint(code) {
+        errln!("help:  {hint}");
+    }
+    errln!("code:  {code}");
 }
 
 /// Says what failed where no guest is concerned.
@@ -206,6 +225,7 @@ pub(crate) fn json_failure(failure: &Failure) -> serde_json::Value {
     serde_json::json!({
         "status": "failed",
         "error": failure.what,
+        "code": failure.code,
         "guest": failure.guest,
         "exit": failure.exit,
     })

@@ -15,6 +15,8 @@ mod writer;
 
 use std::io;
 
+use crate::error_code::coded;
+use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 pub use reader::{SectionReader, StateReader};
@@ -27,7 +29,13 @@ pub const SECTION_NAME_MAX: usize = 64;
 const CHUNK_MAX: usize = 1 << 20;
 
 /// Why a saved state is not what its reader expects. Names are escaped where they are shown.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, EnumDiscriminants)]
+#[strum_discriminants(
+    name(SectionErrorKind),
+    vis(pub(crate)),
+    derive(EnumIter, EnumMessage, IntoStaticStr),
+    strum(serialize_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum SectionError {
     /// A section of another name is next, or none.
@@ -57,10 +65,12 @@ pub enum SectionError {
     /// The bytes are no sections.
     #[error("the saved state is not made of sections: {0}")]
     Malformed(&'static str),
-    /// The stream failed.
+    /// The stream of the saved state failed.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
+
+coded!(SectionError, SectionErrorKind, "state-sections");
 
 impl From<SectionError> for io::Error {
     fn from(error: SectionError) -> Self {

@@ -1,0 +1,131 @@
+//! Codes of errors: stable names, where the texts may change.
+
+use std::fmt;
+
+use strum::{EnumMessage, IntoEnumIterator};
+
+/// The code of an error, as `area.name`: `transport.no-device`.
+///
+/// A code stays the same from version to version, so it is what programs match that see errors as text or JSON. `docs/errors.md`
+/// lists all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ErrorCode {
+    area: &'static str,
+    name: &'static str,
+}
+
+impl ErrorCode {
+    /// Of this name in this area.
+    pub(crate) fn new(area: &'static str, name: &'static str) -> Self {
+        Self { area, name }
+    }
+
+    /// What failed: the first part.
+    #[must_use]
+    pub fn area(self) -> &'static str {
+        self.area
+    }
+
+    /// How it failed, within its area: the second part.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// Every code there is, with its meaning in a sentence; in the order of areas, and within one of the enum.
+    #[must_use]
+    pub fn all() -> Vec<(Self, &'static str)> {
+        [
+            crate::wire::Refusal::codes(),
+            crate::source::MigrationFailure::codes(),
+            crate::source::StillInDoubt::codes(),
+            crate::destination::ReceiveError::codes(),
+            crate::session::SessionError::codes(),
+            crate::image::SendFailure::codes(),
+            crate::image::StoreError::codes(),
+            crate::control::ControlError::codes(),
+            crate::wire::WireError::codes(),
+            crate::transport::TransportError::codes(),
+            crate::saved_state::SavedStateError::codes(),
+            crate::saved_state::SectionError::codes(),
+            crate::handover::HandoverError::codes(),
+            crate::handover::JournalError::codes(),
+            crate::state::StartError::codes(),
+            crate::state::StateError::codes(),
+            crate::state::FolderError::codes(),
+            crate::lock::LockError::codes(),
+            crate::dirty::DirtyError::codes(),
+            crate::memory::MemoryError::codes(),
+            crate::sampling::SamplingError::codes(),
+            crate::convergence::IfStuckError::codes(),
+        ]
+        .concat()
+    }
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.area, self.name)
+    }
+}
+
+/// The codes of one enum's variants, but of those whose code is that of the error in them.
+pub(crate) fn codes_of<K>(area: &'static str, passed_on: &[K]) -> Vec<(ErrorCode, &'static str)>
+where
+    K: IntoEnumIterator + EnumMessage + PartialEq + Into<&'static str> + Copy,
+{
+    K::iter()
+        .filter(|kind| !passed_on.contains(kind))
+        .map(|kind| (ErrorCode::new(area, kind.into()), kind.get_documentation().unwrap_or_default().trim()))
+        .collect()
+}
+
+/// Gives an error enum its codes: `area.` and the variant's name. A variant that is `via` another error has that one's code.
+macro_rules! coded {
+    ($error:ident, $kinds:ident, $area:literal $(, via $($inner:ident),+)?) => {
+        impl $error {
+            /// The code of what failed.
+            #[must_use]
+            pub fn code(&self) -> $crate::error_code::ErrorCode {
+                match self {
+                    $($(Self::$inner(inner) => inner.code(),)+)?
+                    _ => $crate::error_code::ErrorCode::new($area, $kinds::from(self).into()),
+                }
+            }
+
+            pub(crate) fn codes() -> Vec<($crate::error_code::ErrorCode, &'static str)> {
+                $crate::error_code::codes_of::<$kinds>($area, &[$($($kinds::$inner),+)?])
+            }
+        }
+    };
+}
+
+pub(crate) use coded;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::wire::WireError;
+
+    #[test]
+    fn every_code_is_there_once_and_has_a_meaning() {
+        let all = ErrorCode::all();
+        let codes: BTreeSet<_> = all.iter().map(|(code, _)| code.to_string()).collect();
+        assert_eq!(codes.len(), all.len());
+        for (code, meaning) in all {
+            assert!(meaning.ends_with('.'), "{code}: {meaning}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_passes_another_on_has_the_code_of_that() {
+        let inner = WireError::Kind(7);
+        let (code, text) = (inner.code(), inner.code().to_string());
+        assert_eq!(text, "protocol.kind");
+        let outer = crate::source::MigrationFailure::Control(inner.into());
+        assert_eq!(outer.code(), code);
+        assert!(ErrorCode::all().iter().any(|(listed, _)| *listed == code));
+    }
+}
