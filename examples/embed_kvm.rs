@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use sterna::destination::Receiver;
+use sterna::destination::{self, Receiver};
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog};
 use sterna::guest::*;
 use sterna::memory::GuestRam;
@@ -181,7 +181,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [source, destination] = [(); 2].map(|()| HostState::lost_with_this_process());
     let receiver = Receiver::bind("127.0.0.1:0".parse()?, destination)?;
     let to = receiver.local_address()?.to_string();
-    let arriving = thread::spawn(move || receiver.receive(&Host));
+    let arriving = thread::spawn(move || receiver.receive(&Host, &destination::Options::default(), &()));
 
     let guest = Machine::new()?;
     let claim = source.start(guest.name(), false)?;

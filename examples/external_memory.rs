@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use sterna::destination::Receiver;
+use sterna::destination::{self, Receiver};
 use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap};
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
@@ -260,7 +260,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [source, destination] = [(); 2].map(|()| HostState::lost_with_this_process());
     let receiver = Receiver::bind("127.0.0.1:0".parse()?, destination)?;
     let to = receiver.local_address()?.to_string();
-    let arriving = thread::spawn(move || receiver.receive(&Host));
+    let arriving = thread::spawn(move || receiver.receive(&Host, &destination::Options::default(), &()));
 
     let guest = Remote::start_vmm()?;
     let claim = source.start(guest.name(), false)?;

@@ -1,5 +1,6 @@
 //! What a migration tells while it runs, and what it reports at its end.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ impl Observer for () {
     fn event(&self, _event: &Event) {}
 }
 
-/// What happens in a migration, at the source.
+/// What happens in a migration, at the source where no other end is named.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -98,6 +99,31 @@ pub enum Event {
         /// What happened instead of an answer.
         why: String,
     },
+    /// At the destination: a guest wants to come.
+    Incoming {
+        /// Its name at the source.
+        name: String,
+        /// The source's address.
+        from: SocketAddr,
+        /// How much RAM it has.
+        ram_bytes: u64,
+    },
+    /// At the destination: the guest was refused.
+    Refused {
+        /// What the source hears.
+        why: String,
+    },
+    /// At the destination: the machine is made, and the lanes lead to its RAM.
+    LanesConnected,
+    /// At the destination: all pages of a round have arrived.
+    RoundClosed {
+        /// Which, from 1.
+        number: u32,
+    },
+    /// At the destination: the guest is ready to run, and the source decides.
+    Prepared,
+    /// At the destination: the guest was started.
+    Running,
     /// The destination runs the guest.
     Switched {
         /// How long nobody ran it, in milliseconds.

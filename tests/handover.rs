@@ -46,7 +46,7 @@ fn attempt(guest: &TestGuest, host: &TestHost, options: &Options, observer: &dyn
     });
     let outcome = thread::scope(|scope| {
         let source = scope.spawn(|| migrate(guest, &claim, &to, options, &watch));
-        let destination = receiver.receive(host);
+        let destination = receiver.receive(host, &sterna::destination::Options::default(), &());
         Outcome { source: source.join(), destination }
     });
     match failed.into_inner().expect("it is only set") {

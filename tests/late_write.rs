@@ -45,7 +45,9 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
     let host = TestHost::default();
     let guest = TestGuest::started();
     let (arrival, mut transport, mut written) = thread::scope(|scope| {
-        let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
+        let receiving = scope.spawn(|| {
+            receiver.receive(&host, &sterna::destination::Options::default(), &()).expect("the guest arrives")
+        });
         let (transport, written) = hand_over(&guest, &to);
         (receiving.join().expect("the destination does not panic"), transport, written)
     });

@@ -109,11 +109,14 @@ fn fails(guest: &TestGuest, options: &Options, state_max: u64) -> (MigrationErro
     let receiver = Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), HostState::lost_with_this_process())
         .expect("a free port");
     let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
-    let receiver = receiver.with_state_max(state_max);
+    let taking = sterna::destination::Options { state_max_bytes: Some(state_max), ..Default::default() };
     let to = receiver.local_address().expect("it is bound").to_string();
     thread::scope(|scope| {
         let source = scope.spawn(|| migrate(guest, &claim, &to, options, &()));
-        let there = receiver.receive(&TestHost::default()).map(drop).expect_err("the destination fails");
+        let there = receiver
+            .receive(&TestHost::default(), &taking, &())
+            .map(drop)
+            .expect_err("the destination fails");
         (source.join().expect("the source does not panic").expect_err("the source fails"), there)
     })
 }

@@ -92,7 +92,9 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
         }
     });
     let (arrival, report) = thread::scope(|scope| {
-        let receiving = scope.spawn(|| receiver.receive(&host).expect("the guest arrives"));
+        let receiving = scope.spawn(|| {
+            receiver.receive(&host, &sterna::destination::Options::default(), &()).expect("the guest arrives")
+        });
         let report = migrate(&guest, &claim, &to, &options, &watch).expect("the guest moves");
         (receiving.join().expect("the destination does not panic"), report)
     });
@@ -127,7 +129,11 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let options =
         Options { transport: TransportChoice::Rdma, limits: LimitsHandle::new(limits), ..Options::default() };
     let arrived = thread::scope(|scope| {
-        let receiving = scope.spawn(|| receiver.receive(&AnonymousHost).expect("the guest arrives"));
+        let receiving = scope.spawn(|| {
+            receiver
+                .receive(&AnonymousHost, &sterna::destination::Options::default(), &())
+                .expect("the guest arrives")
+        });
         migrate(&guest, &claim, &to, &options, &Watch(|_: &Event| {})).expect("the guest moves");
         receiving.join().expect("the destination does not panic").guest
     });

@@ -1,17 +1,17 @@
 //! `sterna receive`: waits for a guest and holds it then; or for a file, and stores it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
-use sterna::destination::{Arrival, Receiver};
+use sterna::destination::{Arrival, Options, ReceiveError, Receiver};
 use sterna::guest::Guest;
-use sterna::image::Store;
+use sterna::image::{self, Store};
 use sterna::lock::Lock;
-use sterna::saved_state::STATE_MAX_DEFAULT;
+use sterna::session::Cancel;
 use sterna::state::HostState;
 use sterna::transport::rdma::load_ahead;
 
@@ -91,14 +91,8 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     };
     load_ahead();
     let lock = args.lock.as_ref().map(Lock::at);
-    let opened = Receiver::bind(SocketAddr::from((args.listen, args.port)), state)
-        .map(|receiver| receiver.with_pin_limit(args.pin_limit.map(|size| size.0)))
-        .map(|receiver| receiver.with_takeover_timeout(Duration::from_secs(args.takeover_timeout)))
-        .map(|receiver| receiver.with_lock(lock.clone()))
-        .map(|receiver| receiver.with_state_max(args.state_max.map_or(STATE_MAX_DEFAULT, |size| size.0)))
-        .and_then(|receiver| receiver.local_address().map(|address| (receiver, address)));
-    let (receiver, address) = match opened {
-        Ok(opened) => opened,
+    let (listener, address) = match listen(SocketAddr::from((args.listen, args.port))) {
+        Ok(listening) => listening,
         Err(error) => return output::coded(Exit::Refused, error.code(), error),
     };
     if args.json {
@@ -107,16 +101,25 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         outln!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
     }
     if let Some(store) = store {
+        let receiver = image::Receiver::from_listener(listener, args.pin_limit.map(|size| size.0));
         return receive_file(&receiver, &store, args);
     }
+    let options = Options {
+        pin_max_bytes: args.pin_limit.map(|size| size.0),
+        state_max_bytes: args.state_max.map(|size| size.0),
+        takeover_timeout: Duration::from_secs(args.takeover_timeout),
+        lock: lock.clone(),
+        ..Options::default()
+    };
+    let receiver = Receiver::from_listener(listener, state);
     let host = MachineHost {
         name: args.name.clone(),
         memory_max_bytes: args.memory_max.map(|size| size.0),
         dirty_log: args.dirty_log,
-        pending: receiver.pending(),
+        pending: options.pending.clone(),
     };
     let arrival = loop {
-        match receiver.receive(&host) {
+        match receiver.receive(&host, &options, &()) {
             Ok(arrival) => break arrival,
             Err(error) if args.once => return output::coded(Exit::Failed, error.code(), error),
             Err(error) => {
@@ -137,9 +140,16 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     hold_arrival(arrival, lock, args.json)
 }
 
-fn receive_file(receiver: &Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
+/// Listens at an address, of which port 0 picks a free one.
+fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ReceiveError> {
+    TcpListener::bind(address)
+        .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
+        .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })
+}
+
+fn receive_file(receiver: &image::Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {
     let stored = loop {
-        match receiver.receive_image(store) {
+        match receiver.receive(store, &Cancel::default()) {
             Ok(stored) => break stored,
             Err(error) if args.once => return output::coded(Exit::Failed, error.code(), error),
             Err(error) => {

@@ -5,11 +5,10 @@ use std::sync::mpsc::{self, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use super::Receiver;
 use crate::control::ControlChannel;
 use crate::panics::Panicked;
-use crate::session::HELLO_MAX;
-use crate::wire::{AttemptId, Message, Refusal};
+use crate::session::{Listener, TICK};
+use crate::wire::{AttemptId, Message};
 
 /// A source that comes anew for its own guest: with a question, or with GO.
 pub(super) struct Reconnect {
@@ -19,7 +18,7 @@ pub(super) struct Reconnect {
 
 /// Has somebody at the acceptor for as long as `work` takes, which hears of the reconnects that are about `attempt_id`.
 pub(super) fn with_acceptor<T>(
-    receiver: &Receiver,
+    listener: &Listener,
     attempt_id: AttemptId,
     work: impl FnOnce(&mpsc::Receiver<Reconnect>) -> T,
 ) -> T {
@@ -27,7 +26,7 @@ pub(super) fn with_acceptor<T>(
     // One at a time: a source has no reason to come twice at once.
     let (reconnects, coming) = sync_channel(1);
     thread::scope(|scope| {
-        let keeper = scope.spawn(|| keep(receiver, attempt_id, reconnects, &closed));
+        let keeper = scope.spawn(|| keep(listener, attempt_id, reconnects, &closed));
         let done = {
             let _close = CloseOnDrop(&closed);
             work(&coming)
@@ -51,9 +50,9 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the channel ends with the door")]
-fn keep(receiver: &Receiver, attempt_id: AttemptId, reconnects: SyncSender<Reconnect>, closed: &AtomicBool) {
+fn keep(listener: &Listener, attempt_id: AttemptId, reconnects: SyncSender<Reconnect>, closed: &AtomicBool) {
     while !closed.load(Ordering::Relaxed) {
-        let mut control = match receiver.accept_within(Some(TICK), DOOR_MAX) {
+        let mut control = match listener.accept_within(Some(TICK), DOOR_MAX) {
             Ok(Some(control)) => control,
             Ok(None) => continue,
             Err(error) => {
@@ -66,53 +65,11 @@ fn keep(receiver: &Receiver, attempt_id: AttemptId, reconnects: SyncSender<Recon
             Ok(message @ (Message::Ask(of) | Message::Go(of))) if of == attempt_id => {
                 let _ = reconnects.try_send(Reconnect { control, message });
             }
-            Ok(message) => receiver.answer_stranger(&mut control, &message),
+            Ok(message) => listener.answer_stranger(&mut control, &message),
             Err(error) => tracing::warn!("{} was turned away: {error}", control.peer_address()),
         }
     }
 }
-
-impl Receiver {
-    /// Answers sources that ask what became of their guests, until the one of this attempt has heard it and needs to ask no more.
-    /// For a guest that [runs here](super::Arrival) and whose source may not know. Nobody else may send a guest meanwhile.
-    pub fn answer_until_done(&self, attempt_id: AttemptId) {
-        loop {
-            let mut control = match self.accept_within(None, HELLO_MAX) {
-                Ok(Some(control)) => control,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::warn!("sources that ask get no answer any more: {error}");
-                    return;
-                }
-            };
-            match control.receive("a question", Some(HELLO_MAX)) {
-                Ok(Message::Ask(of)) => {
-                    if self.answer(&mut control, of) && of == attempt_id {
-                        return;
-                    }
-                }
-                Ok(message) => self.answer_stranger(&mut control, &message),
-                Err(error) => tracing::warn!("{} was turned away: {error}", control.peer_address()),
-            }
-        }
-    }
-
-    /// Answers questions about other attempts from the records, and refuses new guests as Busy.
-    fn answer_stranger(&self, control: &mut ControlChannel, message: &Message) {
-        match message {
-            Message::Ask(attempt_id) => {
-                self.answer(control, *attempt_id);
-            }
-            Message::Hello(_) | Message::OfferImage(_) => {
-                let _ = control.send(&Message::Refused(Refusal::Busy));
-            }
-            other => tracing::warn!("{} began with {}", control.peer_address(), other.name()),
-        }
-    }
-}
-
-/// How often it is looked whether the work is done.
-pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// How long whoever comes may take to say each thing. Short: the end of the work waits for it.
 const DOOR_MAX: Duration = Duration::from_secs(2);

@@ -4,8 +4,8 @@ use crate::handover::{
     DestinationAction, DestinationEvent, DestinationHandover, DestinationState, HandoverError, Record,
     RecordKind, Side,
 };
-use crate::state::{GuestClaim, HostState, RecordWriter, StateError};
-use crate::wire::{AttemptId, Outcome};
+use crate::state::{GuestClaim, RecordWriter, StateError};
+use crate::wire::AttemptId;
 
 /// The destination's half of one handover; what the machine wants recorded is recorded.
 #[derive(Debug)]
@@ -71,32 +71,5 @@ impl DurableHandover {
     /// Why something could not be recorded.
     pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
         self.unrecorded.take()
-    }
-}
-
-/// What this host's state says of an attempt that this process has nothing more to do with. `None` if it cannot be said: what was
-/// given up counts only once that is recorded.
-pub(super) fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
-    let Some((name, record)) = state.find(attempt_id, Side::Destination) else {
-        return Some(Outcome::Unknown);
-    };
-    match record.mark {
-        RecordKind::Running => Some(Outcome::Running),
-        RecordKind::Refused => Some(Outcome::Refused),
-        // To claim it records what became of a guest whose process has ended.
-        RecordKind::Prepared => match state.claim(&name) {
-            Ok(claim) => match claim.journal().of(attempt_id)?.mark {
-                RecordKind::Running => Some(Outcome::Running),
-                RecordKind::Refused => Some(Outcome::Refused),
-                _ => None,
-            },
-            // The process that has the guest answers for it.
-            Err(StateError::Claimed { .. }) => Some(Outcome::Unknown),
-            Err(error) => {
-                tracing::error!("{error}");
-                None
-            }
-        },
-        RecordKind::Started | RecordKind::Committed | RecordKind::Done => Some(Outcome::Unknown),
     }
 }

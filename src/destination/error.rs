@@ -14,7 +14,7 @@ use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::panics::Panicked;
 use crate::saved_state::SavedStateError;
-use crate::session::{ArrivalError, SessionError};
+use crate::session::{ArrivalError, Cancel, SessionError};
 use crate::state::StateError;
 use crate::transport::TransportError;
 use crate::verify::CheckError;
@@ -113,7 +113,18 @@ pub enum ReceiveError {
     Panicked(String),
 }
 
-coded!(ReceiveError, ReceiveErrorKind, "arrival", via Refused, State, Lock, Control, Transport, Memory, SavedState, Handover);
+coded!(ReceiveError, ReceiveErrorKind, "arrival", via Refused, State, Lock, Control, Transport, Memory, SavedState, Handover, Session);
+
+impl ReceiveError {
+    /// The same, or that the operator cancelled, if that is what broke the connection or the lanes.
+    pub(super) fn explained(self, cancel: &Cancel) -> Self {
+        match self {
+            Self::Control(error) => cancel.explain(error.into()).into(),
+            Self::Transport(error) => cancel.explain(error.into()).into(),
+            error => error,
+        }
+    }
+}
 
 impl From<SessionError> for ReceiveError {
     fn from(error: SessionError) -> Self {

@@ -23,7 +23,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use self::guest::{TestGuest, TestHost};
-use crate::destination::{Arrival, ReceiveError, Receiver};
+use crate::destination::{self, Arrival, ReceiveError, Receiver};
 use crate::progress::{Event, Observer, Report};
 use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use crate::state::{GuestClaim, HostState};
@@ -153,7 +153,9 @@ impl Scene {
             let source = scope.spawn(|| {
                 with_lanes(&faults.lanes, || migrate(&self.guest, &self.claim, &to, options, observer))
             });
-            let destination = with_lane_receiver(&faults.lane_receiver, || self.receiver.receive(&self.host));
+            let destination = with_lane_receiver(&faults.lane_receiver, || {
+                self.receiver.receive(&self.host, &destination::Options::default(), &())
+            });
             Outcome { source: source.join().expect("the source does not panic"), destination }
         })
     }

@@ -1,7 +1,7 @@
 //! Defects: panics in the VMM, in an observer and in the lanes, at every moment of a migration.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::TcpListener;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use super::{Faults, Moment, Outcome, Scene, Watch, each, pairs};
 use crate::convergence::Limits;
-use crate::destination::{ReceiveError, Receiver};
+use crate::destination::{self, ReceiveError};
 use crate::image::{self, SendFailure, Store, StoreError};
 use crate::progress::Event;
-use crate::session::SessionError;
+use crate::session::{Cancel, SessionError};
 use crate::source::{GuestIs, MigrationFailure, Options, migrate};
-use crate::state::HostState;
 use crate::transport::faulty::{FenceFault, LaneFaults, WriteFault, with_lanes};
 
 /// Has these calls of the guest's VMM panic from a moment on, until the migration has failed.
@@ -41,7 +40,8 @@ fn a_vmm_that_panics_before_anything_is_sent_keeps_its_guest_running() {
         let to = scene.receiver.local_address().unwrap().to_string();
         let moved = thread::scope(|scope| {
             // A source that has not said what it brings does not end the wait.
-            let destination = scope.spawn(|| scene.receiver.receive(&scene.host));
+            let destination =
+                scope.spawn(|| scene.receiver.receive(&scene.host, &destination::Options::default(), &()));
             scene.guest.seen.panic_in(&[call]);
             let error = migrate(&scene.guest, &scene.claim, &to, &scene.options, &()).unwrap_err();
             assert!(matches!(&error.cause, MigrationFailure::Panicked(why) if why.contains(call)), "{error}");
@@ -196,15 +196,15 @@ fn a_file_whose_lane_panics_is_not_stored_and_is_sent_again() {
     let (path, into) = (place.path().join("image"), place.path().join("into"));
     fs::write(&path, vec![7; 40 << 20]).unwrap();
     fs::create_dir(&into).unwrap();
-    let receiver =
-        Receiver::bind(SocketAddr::from(([127, 0, 0, 1], 0)), HostState::lost_with_this_process()).unwrap();
-    let to = receiver.local_address().unwrap().to_string();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap().to_string();
+    let receiver = image::Receiver::from_listener(listener, None);
     let store = Store::new(&into, false).unwrap();
     let faults = Arc::new(LaneFaults::default());
     let options = image::Options { lanes: Some(2), ..image::Options::default() };
     let transfer = || {
         thread::scope(|scope| {
-            let stored = scope.spawn(|| receiver.receive_image(&store));
+            let stored = scope.spawn(|| receiver.receive(&store, &Cancel::default()));
             let send = || image::send(&path, &to, &options, &image::Progress::default());
             (with_lanes(&faults, send), stored.join().unwrap())
         })

@@ -4,7 +4,7 @@
 //! [`GuestRam`](crate::memory::GuestRam) in which a guest address is a place in the file. What lies between parts is a hole, at
 //! both ends: it is not mapped by a lane, not registered, not sent and not made.
 //!
-//! | source ([`send`]) | destination ([`Receiver::receive_image`](crate::destination::Receiver::receive_image)) |
+//! | source ([`send`]) | destination ([`Receiver`]) |
 //! |---|---|
 //! | OFFER: name, length, parts | opens `NAME.sterna-partial`, READY, digests of what it holds from an earlier attempt |
 //! | sends the blocks that differ | idle, under RDMA |
@@ -24,7 +24,7 @@ mod store;
 use std::fmt;
 
 pub use error::{SendError, SendFailure, StoreError};
-pub use receive::Stored;
+pub use receive::{Receiver, Stored};
 pub use send::{Options, Phase, Progress, Report, send};
 pub use store::Store;
 

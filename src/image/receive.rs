@@ -1,6 +1,6 @@
 //! The destination's side.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::thread;
 
@@ -9,13 +9,14 @@ use super::extents::BLOCK_BYTES;
 use super::store::Partial;
 use super::{ImageDigest, Store, StoreError};
 use crate::control::ControlChannel;
-use crate::destination::Receiver;
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::panics::{Panicked, caught_or};
 use crate::session::{
-    SessionError, answer_rounds, await_other_lanes, explain_lanes, next_opening, out_of_turn, prepare_any,
+    Cancel, Listener, SessionError, answer_rounds, await_other_lanes, explain_lanes, next_opening,
+    out_of_turn, prepare_any,
 };
+use crate::state::HostState;
 use crate::transport::{LaneReceiver, land};
 use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
 
@@ -32,15 +33,32 @@ pub struct Stored {
     pub digest: ImageDigest,
 }
 
+/// A socket at which files may arrive.
+#[derive(Debug)]
+pub struct Receiver {
+    listener: Listener,
+    pin_max_bytes: Option<u64>,
+}
+
 impl Receiver {
+    /// Receives at a listening socket, in blocking mode. At most `pin_max_bytes` of a file are registered for RDMA, and so pinned, at
+    /// once; `None`: as much as `RLIMIT_MEMLOCK` allows.
+    #[must_use]
+    pub fn from_listener(listener: TcpListener, pin_max_bytes: Option<u64>) -> Self {
+        // No source asks what became of a file.
+        let listener = Listener::new(listener, HostState::lost_with_this_process());
+        Self { listener, pin_max_bytes }
+    }
+
     /// Waits for a file, and returns once it is stored, and its digest is that of the source.
     ///
     /// # Errors
-    /// [`StoreError`] if a file was refused, or did not arrive. What arrived of it is kept in `NAME.partial` beside its place,
+    /// [`StoreError`] if a file was refused, or did not arrive. What arrived of it is kept in `NAME.sterna-partial` beside its place,
     /// and the next attempt goes on from there. The receiver may be used again.
-    pub fn receive_image(&self, store: &Store) -> Result<Stored, StoreError> {
-        let (mut control, mut offer): (_, ImageOffer) = self.await_opening()?;
+    pub fn receive(&self, store: &Store, cancel: &Cancel) -> Result<Stored, StoreError> {
+        let (mut control, mut offer): (_, ImageOffer) = self.listener.await_opening(cancel)?;
         let from = control.peer_address();
+        cancel.ends_waits_for(control.liveness())?;
         loop {
             let arriving = prepare_any(&mut offer, &mut control, |offer, control| {
                 tracing::info!("{} wants to come from {from}", offer.name);
@@ -89,7 +107,7 @@ impl Receiver {
         let mut lane_receiver = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
         control.send(&Message::Ready(lane_receiver.ready(), SwitchCosts::default()))?;
-        lane_receiver.connect(&self.listener).map_err(|error| explain_lanes(error, control))?;
+        lane_receiver.connect(self.listener.socket()).map_err(|error| explain_lanes(error, control))?;
         Ok(Some(lane_receiver))
     }
 }
@@ -194,7 +212,12 @@ impl Incoming {
 
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
         if let Some(lane_receiver) = &mut self.lane_receiver {
-            return answer_rounds(lane_receiver.as_mut(), control, |_, other| Err(out_of_turn(other).into()));
+            return answer_rounds(
+                lane_receiver.as_mut(),
+                control,
+                |_| {},
+                |_, other| Err(out_of_turn(other).into()),
+            );
         }
         match control.receive("FINAL", None)? {
             Message::Final(last) => Ok(last),

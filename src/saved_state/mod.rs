@@ -11,8 +11,8 @@ mod incoming;
 mod sections;
 mod sender;
 
-pub(crate) use incoming::IncomingState;
 pub use incoming::SavedStateError;
+pub(crate) use incoming::{ArrivedState, IncomingState};
 pub use sections::{SECTION_NAME_MAX, SectionError, SectionReader, SectionWriter, StateReader, StateWriter};
 pub(crate) use sender::{SentState, StateSender};
 

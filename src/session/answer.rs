@@ -5,16 +5,18 @@ use crate::control::ControlChannel;
 use crate::transport::{LaneReceiver, TransportError};
 use crate::wire::{AttemptId, Final, Message};
 
-/// Answers the source's requests until FINAL. `other` takes the messages that are not about pages, digests and saved state, or
+/// Answers the source's requests until FINAL. `closed` hears of each round that is whole; `other` takes the messages that are not about pages, digests and saved state, or
 /// refuses them.
 pub(crate) fn answer_rounds<E: From<SessionError>>(
     lane_receiver: &mut dyn LaneReceiver,
     control: &mut ControlChannel,
+    closed: impl Fn(u32),
     mut other: impl FnMut(&mut ControlChannel, Message) -> Result<(), E>,
 ) -> Result<Final, E> {
     loop {
         match answer_one(lane_receiver, control)? {
             Answered::Done => {}
+            Answered::RoundClosed(round) => closed(round),
             Answered::Final(last) => return Ok(last),
             Answered::Other(message) => other(control, message)?,
         }
@@ -24,6 +26,7 @@ pub(crate) fn answer_rounds<E: From<SessionError>>(
 /// What a message was.
 enum Answered {
     Done,
+    RoundClosed(u32),
     Final(Final),
     Other(Message),
 }
@@ -39,7 +42,10 @@ fn answer_one(
             control.send(&Message::ChunkKeys(keys))?;
         }
         Message::ReleaseChunks(chunks) => lane_receiver.release(&chunks)?,
-        Message::RoundClosed(round) => lane_receiver.await_round(round)?,
+        Message::RoundClosed(round) => {
+            lane_receiver.await_round(round)?;
+            return Ok(Answered::RoundClosed(round));
+        }
         Message::Final(last) => {
             lane_receiver.await_round(last.round)?;
             return Ok(Answered::Final(last));

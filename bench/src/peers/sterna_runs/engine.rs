@@ -175,7 +175,8 @@ fn move_guest(
         .map_err(|error| Failure::Sterna(error.to_string()))?;
     let address = receiver.local_address().map_err(|error| Failure::Sterna(error.to_string()))?;
     let (moved, arrival) = thread::scope(|scope| {
-        let arriving = scope.spawn(|| receiver.receive(&BenchHost));
+        let arriving =
+            scope.spawn(|| receiver.receive(&BenchHost, &sterna::destination::Options::default(), &()));
         let mut migrate = || {
             let began = Instant::now();
             let report = sterna::source::migrate(guest, &claim, &address.to_string(), options, heard);

@@ -1,15 +1,22 @@
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
+use super::super::durable_handover::DurableHandover;
+use super::super::lane_ends::LaneEnds;
+use super::super::pending::WordOutcome;
 use super::*;
-use crate::control::read_preamble;
-use crate::destination::{HELLO_MAX, WordOutcome};
+use crate::control::{ControlError, read_preamble};
 use crate::guest::{Guest, Heartbeat};
 use crate::handover::RecordKind;
-use crate::transport::{Leak, TransportError};
-use crate::wire::{AttemptId, ChunkKey, ChunkRange, LaneReady, StateFrame, Token};
+use crate::memory::GuestRam;
+use crate::saved_state::IncomingState;
+use crate::state::GuestClaim;
+use crate::transport::{LaneReceiver, Leak, Remains, TransportError};
+use crate::verify::DestinationDigests;
+use crate::wire::{AttemptId, ChunkKey, ChunkRange, Final, LaneReady, StateFrame, Token};
 
 const ATTEMPT_ID: AttemptId = AttemptId([3; 16]);
 
@@ -76,6 +83,20 @@ impl LaneReceiver for NotedReceiver {
 
 struct NotedGuest(Journal);
 
+fn arriving<'options>(
+    guest: NotedGuest,
+    lane_receiver: Box<dyn LaneReceiver>,
+    handover: DurableHandover,
+    options: &'options Options,
+) -> Arriving<'options, NotedGuest> {
+    Arriving { guest, lanes: LaneEnds::new(lane_receiver), handover, options, observer: &() }
+}
+
+fn filling(ram: &GuestRam, last: Final) -> Filling {
+    let state = empty_state().complete(last.state_bytes).unwrap();
+    Filling { digests: DestinationDigests::new(ram), state, last }
+}
+
 /// A state without sections.
 fn empty_state() -> IncomingState {
     let mut state = IncomingState::new(1);
@@ -138,25 +159,19 @@ fn switch(
         heard
     });
     let (mut stream, _) = listener.accept().unwrap();
-    read_preamble(&mut stream, HELLO_MAX).unwrap();
+    read_preamble(&mut stream, Duration::from_secs(5)).unwrap();
     let mut control = ControlChannel::answer(stream).unwrap();
     let journal = Journal::default();
     let guest = NotedGuest(journal.clone());
     let ram = guest.ram().unwrap();
     let lane_receiver = Box::new(NotedReceiver { journal: journal.clone(), lets_go, releases });
     let handover = DurableHandover::new(GuestClaim::failing(fails), "source".into(), ATTEMPT_ID).unwrap();
-    let mut attempt = Attempt::new(
-        guest,
-        (&ram, lane_receiver, empty_state()),
-        (handover, None),
-        (Duration::from_secs(5), PendingArrival::default()),
-    );
+    let options = Options { takeover_timeout: Duration::from_secs(5), ..Options::default() };
     let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 1 };
+    let filled =
+        Filled { arriving: arriving(guest, lane_receiver, handover, &options), filling: filling(&ram, last) };
     let (_visits, coming) = mpsc::channel();
-    let result = match attempt.switch(&mut control, &coming, &last) {
-        Ok(go) => Ok(attempt.complete(&mut control, go)),
-        Err(error) => Err(attempt.fail(&mut control, error)),
-    };
+    let result = filled.switch(&mut control, &coming).map(|running| running.complete(&mut control).settled);
     drop(control);
     (journal, result, source.join().unwrap())
 }
@@ -167,12 +182,12 @@ fn at_once() -> mpsc::Receiver<()> {
 }
 
 /// A source that was too slow for its first chance, and says this on the connection that it has.
-fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, ReceiveError>) {
+fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<(), ReceiveError>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let source = thread::spawn(move || ControlChannel::connect(&address).unwrap());
     let (mut stream, _) = listener.accept().unwrap();
-    read_preamble(&mut stream, HELLO_MAX).unwrap();
+    read_preamble(&mut stream, Duration::from_secs(5)).unwrap();
     let mut control = ControlChannel::answer(stream).unwrap();
     let mut slow = source.join().unwrap();
     let journal = Journal::default();
@@ -181,16 +196,13 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
     let lane_receiver =
         Box::new(NotedReceiver { journal: journal.clone(), lets_go: true, releases: at_once() });
     let handover = DurableHandover::new(GuestClaim::failing(&[]), "source".into(), ATTEMPT_ID).unwrap();
-    let (takeover_timeout, pending) = (Duration::from_secs(3600), PendingArrival::default());
-    let mut attempt = Attempt::new(
-        guest,
-        (&ram, lane_receiver, empty_state()),
-        (handover, None),
-        (takeover_timeout, pending.clone()),
-    );
+    let options = Options { takeover_timeout: Duration::from_secs(3600), ..Options::default() };
+    let pending = &options.pending;
+    let mut arriving = arriving(guest, lane_receiver, handover, &options);
     for event in [DestinationEvent::Final(ATTEMPT_ID), DestinationEvent::Revoked, DestinationEvent::Loaded] {
-        attempt.handover.on(event).unwrap();
+        arriving.handover.on(event).unwrap();
     }
+    let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 1 };
     let (_visits, coming) = mpsc::channel();
     let result = thread::scope(|scope| {
         let word = scope.spawn(|| {
@@ -203,7 +215,9 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<Instant, 
             outcome
         });
         let error = ControlError::Timeout { awaited: "GO", limit: GO_MAX };
-        let result = attempt.await_takeover(&mut control, &coming, (Instant::now(), error));
+        let mut switch = Switch::new(arriving, filling(&ram, last), (&mut control, &coming));
+        switch.hold(Instant::now(), error);
+        let result = switch.run(DestinationAction::SendPrepared);
         assert_eq!(word.join().unwrap(), WordOutcome::Contradicted);
         result
     });

@@ -1,0 +1,224 @@
+//! Step 4: revoke, compare, load, PREPARED, and run on GO.
+//!
+//! [`DestinationHandover`](crate::handover::DestinationHandover) answers each event with what is to be done next, and this carries
+//! it out.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::acceptor::Reconnect;
+use super::arriving::Arriving;
+use super::complete::Running;
+use super::error::ReceiveError;
+use super::fill::{Filled, Filling};
+use super::options::Options;
+use super::pending::ArrivalPhase;
+use super::takeover::Hold;
+use crate::control::ControlChannel;
+use crate::guest::{DestinationGuest, GuestError, RunOutcome};
+use crate::handover::{DestinationAction, DestinationEvent, HandoverError};
+use crate::lock::LOCK_MAX;
+use crate::panics::caught_or;
+use crate::progress::Event;
+use crate::saved_state::StateReader;
+use crate::session::{TICK, out_of_turn};
+use crate::wire::{Completion, Message, Outcome};
+
+impl<'attempt, G: DestinationGuest> Filled<'attempt, G> {
+    /// Makes the guest ready, and runs it once the source gives it away.
+    ///
+    /// # Errors
+    /// [`ReceiveError`]; the guest is given up.
+    pub(super) fn switch(
+        self,
+        control: &mut ControlChannel,
+        reconnects: &mpsc::Receiver<Reconnect>,
+    ) -> Result<Running<'attempt, G>, ReceiveError> {
+        let Self { arriving, filling } = self;
+        let last = filling.last.attempt_id;
+        let mut switch = Switch::new(arriving, filling, (control, reconnects));
+        let ended = caught_or(|| {
+            let action = switch.on(DestinationEvent::Final(last))?;
+            switch.run(action)
+        });
+        let Switch { arriving, control, started, go, .. } = switch;
+        match ended {
+            Ok(()) => Ok(Running { arriving, started, go }),
+            Err(error) => Err(arriving.give_up(control, error)),
+        }
+    }
+}
+
+/// What the handover's answers are carried out with.
+pub(super) struct Switch<'attempt, 'control, G> {
+    pub(super) arriving: Arriving<'attempt, G>,
+    filling: Filling,
+    /// The connection of the attempt, or the latest on which its source came again.
+    pub(super) control: &'control mut ControlChannel,
+    pub(super) reconnects: &'control mpsc::Receiver<Reconnect>,
+    completion: Completion,
+    /// The source was lost, and the guest is held.
+    pub(super) hold: Option<Hold>,
+    /// A connection on which the source asks what became of its guest.
+    pub(super) asking: Option<ControlChannel>,
+    /// When GO came.
+    pub(super) go: Instant,
+    /// What the VMM said when the guest was to start.
+    started: RunOutcome,
+}
+
+impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
+    pub(super) fn new(
+        arriving: Arriving<'attempt, G>,
+        filling: Filling,
+        (control, reconnects): (&'control mut ControlChannel, &'control mpsc::Receiver<Reconnect>),
+    ) -> Self {
+        Self {
+            arriving,
+            filling,
+            control,
+            reconnects,
+            completion: Completion::default(),
+            hold: None,
+            asking: None,
+            go: Instant::now(),
+            started: RunOutcome::Unknown { reason: "it was not started yet".into() },
+        }
+    }
+
+    /// Does what the handover wants done, until the guest runs or is given up.
+    pub(super) fn run(&mut self, mut action: DestinationAction) -> Result<(), ReceiveError> {
+        loop {
+            action = match action {
+                DestinationAction::Revoke => {
+                    let revoking = Instant::now();
+                    self.arriving.lanes.revoke()?;
+                    self.completion.revoke_us = micros(revoking.elapsed());
+                    self.on(DestinationEvent::Revoked)?
+                }
+                DestinationAction::Load => {
+                    self.compare_and_load()?;
+                    // From here on the source decides.
+                    self.arriving.options.cancel.close()?;
+                    self.on(DestinationEvent::Loaded)?
+                }
+                DestinationAction::SendPrepared => {
+                    let heard = self.await_go()?;
+                    self.on(heard)?
+                }
+                DestinationAction::Run => {
+                    self.start()?;
+                    // It may run, so it must never run at the source again.
+                    self.on(DestinationEvent::Started)?
+                }
+                DestinationAction::SendRunning => return Ok(()),
+                // The guest is given up, because it could not be recorded that it is ready or runs.
+                DestinationAction::Refuse | DestinationAction::Discard => {
+                    return Err(match self.arriving.handover.take_unrecorded() {
+                        Some(error) => ReceiveError::State(error),
+                        None => HandoverError::OtherAction.into(),
+                    });
+                }
+                DestinationAction::Record(_) | DestinationAction::Continue => {
+                    return Err(HandoverError::OtherAction.into());
+                }
+            };
+        }
+    }
+
+    fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
+        self.arriving.handover.on(event)
+    }
+
+    fn compare_and_load(&mut self) -> Result<(), ReceiveError> {
+        let Filling { digests, state, last } = &mut self.filling;
+        let comparing = Instant::now();
+        self.completion.verified_pages = digests.conclude(last.compare_blocks)?;
+        self.completion.verify_us = micros(comparing.elapsed());
+        let loading = Instant::now();
+        let mut sections = StateReader::new(state);
+        self.arriving.guest.load(&mut sections)?;
+        sections.finish().map_err(GuestError::from)?;
+        self.completion.load_us = micros(loading.elapsed());
+        Ok(())
+    }
+
+    /// Tells the source that all is in place, on the connection on which it waits; returns what it makes of that.
+    fn await_go(&mut self) -> Result<DestinationEvent, ReceiveError> {
+        if let Some(asking) = self.asking.take() {
+            if let Some(message) = self.answer_asking(asking) {
+                return self.heard(message);
+            }
+        }
+        if self.hold.is_none() {
+            let attempt_id = self.arriving.handover.attempt_id();
+            let Options { pending, takeover_timeout, .. } = self.arriving.options;
+            let patience = GO_MAX.min(*takeover_timeout).max(TICK);
+            let prepared = Instant::now();
+            pending.set(ArrivalPhase::Ready, None);
+            self.arriving.observer.event(&Event::Prepared);
+            // What fails from here on is that the source is lost, not that it has given up.
+            let told = self.control.send(&Message::Prepared(attempt_id, self.completion));
+            match told.and_then(|()| self.control.receive("GO", Some(patience))) {
+                Ok(message) => return self.heard(message),
+                Err(error) => self.hold(prepared, error),
+            }
+        }
+        self.await_takeover()
+    }
+
+    /// What a source says on the connection on which it asked; `None` if it is lost again.
+    fn answer_asking(&mut self, mut asking: ControlChannel) -> Option<Message> {
+        let attempt_id = self.arriving.handover.attempt_id();
+        let from = asking.peer_address();
+        let answered = asking.send(&Message::Outcome(attempt_id, Outcome::Prepared));
+        match answered.and_then(|()| asking.receive("GO", Some(RECONNECT_MAX))) {
+            Ok(message @ (Message::Go(of) | Message::Abort(of, _))) if of == attempt_id => {
+                *self.control = asking;
+                return Some(message);
+            }
+            Ok(other) => tracing::warn!("{from} asked and then said {}", other.name()),
+            Err(error) => tracing::warn!("{from} asked and went away: {error}"),
+        }
+        None
+    }
+
+    /// What the source's word means; with GO the lock is taken, which the source gave up before it sent that.
+    pub(super) fn heard(&mut self, message: Message) -> Result<DestinationEvent, ReceiveError> {
+        self.go = Instant::now();
+        match message {
+            Message::Go(attempt_id) => {
+                if let Some(lock) = &self.arriving.options.lock {
+                    lock.take_within(LOCK_MAX)?;
+                }
+                Ok(DestinationEvent::Go(attempt_id))
+            }
+            other => Err(out_of_turn(other).into()),
+        }
+    }
+
+    /// RUNNING is recorded.
+    fn start(&mut self) -> Result<(), ReceiveError> {
+        self.arriving.options.pending.set(ArrivalPhase::Running, None);
+        self.started = self.arriving.guest.start().map_err(ReceiveError::Start)?;
+        if let RunOutcome::Unknown { reason } = &self.started {
+            tracing::error!("the VMM does not say whether the guest runs, and it stays here: {reason}");
+        }
+        self.arriving.observer.event(&Event::Running);
+        Ok(())
+    }
+}
+
+/// How long to wait for GO on the connection on which PREPARED was sent. The source sends it at once, or is gone.
+const GO_MAX: Duration = Duration::from_secs(60);
+
+/// How long to wait for GO from a source that has come anew.
+const RECONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// A time on the wire.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

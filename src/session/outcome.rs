@@ -1,0 +1,32 @@
+//! What a host's records say to a source that asks.
+
+use crate::handover::{RecordKind, Side};
+use crate::state::{HostState, StateError};
+use crate::wire::{AttemptId, Outcome};
+
+/// What this host's state says of an attempt that this process has nothing more to do with. `None` if it cannot be said: what was
+/// given up counts only once that is recorded.
+pub(super) fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
+    let Some((name, record)) = state.find(attempt_id, Side::Destination) else {
+        return Some(Outcome::Unknown);
+    };
+    match record.mark {
+        RecordKind::Running => Some(Outcome::Running),
+        RecordKind::Refused => Some(Outcome::Refused),
+        // To claim it records what became of a guest whose process has ended.
+        RecordKind::Prepared => match state.claim(&name) {
+            Ok(claim) => match claim.journal().of(attempt_id)?.mark {
+                RecordKind::Running => Some(Outcome::Running),
+                RecordKind::Refused => Some(Outcome::Refused),
+                _ => None,
+            },
+            // The process that has the guest answers for it.
+            Err(StateError::Claimed { .. }) => Some(Outcome::Unknown),
+            Err(error) => {
+                tracing::error!("{error}");
+                None
+            }
+        },
+        RecordKind::Started | RecordKind::Committed | RecordKind::Done => Some(Outcome::Unknown),
+    }
+}
