@@ -1,13 +1,14 @@
 //! Which pages of guest RAM a VMM and its device threads wrote: a bitmap for [`vm-memory`](vm_memory).
 //!
-//! `vm-memory`'s own `AtomicBitmap` can be emptied only by allocating as much again and exchanging every word. A live
-//! migration asks every round, and nearly all words are zero. Here a *summary* has a bit for each word, so that
-//! [`take`](SoftwareBitmap::take) looks at one word for every 16 MiB of RAM and at those that were written, and allocates
-//! nothing.
+//! To empty `vm-memory`'s own `AtomicBitmap`, a caller must allocate a second bitmap and exchange every word.
+//! A live migration empties it every round, and nearly all words are zero. This bitmap has a *summary* with a
+//! bit for each word, so [`take`](SoftwareBitmap::take) reads one summary word for every 16 MiB of RAM and
+//! the words that were written, and allocates nothing.
 //!
-//! Marking and taking go on at the same time. A write that was marked before `take` is called is given out by it or by one
-//! before it, never lost; and who is given a page sees what was written there before it was marked. The unit tests have
-//! [loom](https://docs.rs/loom) try all the interleavings: `cargo test -p sterna-bitmap`.
+//! Marking and taking go on at the same time. A write that was marked before the call of `take` is reported
+//! by that call or by an earlier one, never lost. A taker that receives a page sees every write that preceded
+//! its mark. The unit tests have [loom](https://docs.rs/loom) try all the interleavings: `cargo test -p
+//! sterna-bitmap`.
 
 mod marks;
 
@@ -18,10 +19,10 @@ use vm_memory::bitmap::{Bitmap, NewBitmap, RefSlice, WithBitmapSlice};
 
 use marks::Marks;
 
-/// The pages that are tracked, in bytes: those in which KVM's dirty log counts on x86-64.
+/// The size of a tracked page in bytes: the unit of KVM's dirty log on x86-64.
 pub const PAGE_BYTES: usize = 4096;
 
-/// One bit for each page of a region, set by whoever writes the region through `vm-memory`.
+/// One bit for each page of a region, set by each write to the region through `vm-memory`.
 #[derive(Debug, Default)]
 pub struct SoftwareBitmap {
     marks: Marks<AtomicU64>,
@@ -29,19 +30,19 @@ pub struct SoftwareBitmap {
 }
 
 impl SoftwareBitmap {
-    /// Empties the bitmap into `taken`, which is given the index and the bits of each word that is not zero. Bit 0 of word
-    /// 0 is the region's first page.
+    /// Empties the bitmap and calls `taken` with the index and the bits of each word that is not zero. Bit 0
+    /// of word 0 is the region's first page.
     pub fn take(&self, taken: impl FnMut(usize, u64)) {
         self.marks.take(taken);
     }
 
-    /// The same of some words, so that several takers have a part each: the first of them is a multiple of
-    /// 64, and what the last lacks to one is taken, too.
+    /// Like [`take`](Self::take) for a range of words, so that several takers can share the bitmap. The range
+    /// must start at a multiple of 64; its end is rounded up to one.
     pub fn take_words(&self, words: Range<usize>, taken: impl FnMut(usize, u64)) {
         self.marks.take_words(words, taken);
     }
 
-    /// Forgets all writes so far.
+    /// Clears all marks.
     pub fn reset(&self) {
         self.take(|_, _| {});
     }
@@ -56,7 +57,7 @@ impl NewBitmap for SoftwareBitmap {
 
 impl Bitmap for SoftwareBitmap {
     fn mark_dirty(&self, offset: usize, len_bytes: usize) {
-        // What lies past the region's end is left out, as `AtomicBitmap` does.
+        // Pages past the region's end are ignored, as `AtomicBitmap` does.
         let first = offset / PAGE_BYTES;
         let end = offset.saturating_add(len_bytes).div_ceil(PAGE_BYTES).min(self.pages);
         if len_bytes == 0 || first >= end {

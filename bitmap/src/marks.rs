@@ -6,8 +6,9 @@ use zerocopy::FromZeros;
 
 /// Words of bits, and a summary with a bit for each word that may not be zero.
 ///
-/// A word is marked before its summary bit, and taken after it. So a taker that finds the summary bit clear comes either
-/// before the mark's end or after somebody who took the word with the mark in it.
+/// A marker sets the word before its summary bit; a taker clears the summary bit before it takes the word. So
+/// a taker that finds the summary bit clear comes before the end of the mark, or after another taker that
+/// took the word with the mark in it.
 #[derive(Debug)]
 pub(crate) struct Marks<W> {
     words: Box<[W]>,
@@ -16,7 +17,7 @@ pub(crate) struct Marks<W> {
 
 /// An atomic word: that of the standard library, or loom's.
 pub(crate) trait Word: Debug + Sized {
-    /// So many words of zeros.
+    /// An array of `count` zero words.
     fn zeros(count: usize) -> Box<[Self]>;
 
     fn load(&self, order: Ordering) -> u64;
@@ -30,17 +31,18 @@ impl<W: Word> Marks<W> {
     }
 
     /// # Panics
-    /// If there is no such word.
+    /// If the index is out of range.
     pub(crate) fn word(&self, index: usize) -> u64 {
         self.words[index].load(Ordering::Acquire)
     }
 
     /// # Panics
-    /// If there is no such word.
+    /// If the index is out of range.
     pub(crate) fn mark(&self, index: usize, bits: u64) {
         let (summary, bit) = (&self.summary[index / 64], 1 << (index % 64));
-        // Released, so that a taker sees what was written before. Acquired, so that after a taker's exchange of this word
-        // its earlier exchange of the summary is seen: a bit that stands there still will be found by the next taker.
+        // Release: a taker sees the writes before the mark. Acquire: after a taker's exchange of this word,
+        // its earlier exchange of the summary is visible, so the next taker will find a summary bit that is
+        // still set.
         self.words[index].fetch_or(bits, Ordering::AcqRel);
         if summary.load(Ordering::Relaxed) & bit == 0 {
             summary.fetch_or(bit, Ordering::Release);
@@ -51,11 +53,11 @@ impl<W: Word> Marks<W> {
         self.take_words(0..self.words.len(), taken);
     }
 
-    /// Takes some of the words: whole summaries.
+    /// Takes a range of the words, in whole summary words.
     pub(crate) fn take_words(&self, words: Range<usize>, mut taken: impl FnMut(usize, u64)) {
         let (first, end) = (words.start / 64, words.end.div_ceil(64));
         for (index, summary) in self.summary.iter().enumerate().take(end).skip(first) {
-            // Only looked at, while it is zero: the line stays where the markers have it.
+            // A load is enough while the word is zero: the cache line stays with the markers.
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
             }
@@ -100,7 +102,8 @@ macro_rules! impl_word {
     };
 }
 
-// Zeroed by the kernel, page by page, once something is marked there: a machine need not wait for the bitmap of all its RAM.
+// The kernel zeroes the words page by page on the first mark: a machine need not wait for the bitmap of all
+// its RAM.
 impl_word!(AtomicU64, |count| <[Self]>::new_box_zeroed_with_elems(count).expect("memory for a bitmap"));
 #[cfg(test)]
 impl_word!(loom::sync::atomic::AtomicU64, |count| (0..count).map(|_| Self::default()).collect());
@@ -130,7 +133,7 @@ mod tests {
             self.marks.mark(word, 1 << page);
         }
 
-        /// Takes the marks; whoever is given a page sees what was written to it.
+        /// Takes the marks; a taker that receives a page sees what was written to it.
         fn take(&self) -> u64 {
             let mut all = 0;
             self.marks.take(|_, bits| {
@@ -146,7 +149,7 @@ mod tests {
         }
     }
 
-    /// Two writers, of pages of the same word or of two, and a harvest in their midst.
+    /// Two writers, of pages of the same word or of two, and a concurrent harvest.
     fn no_mark_is_lost(word_of_second: usize) {
         loom::model(move || {
             let guest = Guest::new();

@@ -12,16 +12,17 @@ use crate::sys::constants::{IBV_WC_RDMA_READ, IBV_WC_RDMA_WRITE, IBV_WC_RECV_RDM
 use crate::sys::os;
 use crate::sys::structs::ibv_wc;
 
-/// Where the requests of queue pairs are reported done. May be polled from several threads; each completion is
-/// seen by one.
+/// Reports completed requests of queue pairs. Several threads may poll it; each completion goes to one of
+/// them.
 ///
-/// It must have room for every completion that can be outstanding: the signalled requests of all its queue
-/// pairs, their posted receives, and on failure every request. One that overflows is lost, with its queue
+/// Its capacity must cover every completion that can be outstanding: the signalled requests of all its queue
+/// pairs, their posted receives, and on failure every request. A queue that overflows is lost, with its queue
 /// pairs.
 #[derive(Debug)]
 pub struct CompletionQueue {
     completions: Arc<Completions>,
-    /// The queue was armed, and what came was polled without a sleep: its event is left.
+    /// Whether an event of an armed queue is still unread, because polling found the completion before a
+    /// sleep.
     event_left: AtomicBool,
     device: Arc<Device>,
 }
@@ -39,20 +40,20 @@ impl CompletionQueue {
         Ok(Arc::new(CompletionQueue { completions, event_left, device: Arc::clone(device) }))
     }
 
-    /// How many completions it has room for: at least as many as were asked for.
+    /// How many completions fit: at least as many as the caller asked for.
     pub fn capacity(&self) -> usize {
         self.completions.capacity()
     }
 
-    /// The device it is on.
+    /// The device that owns the queue.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
-    /// Takes the completions that are there, as many as `into` holds, and says how many. Never sleeps.
+    /// Moves available completions into `into` until it is full and returns their number. Never sleeps.
     ///
     /// # Errors
-    /// [`Error::Call`] when the queue is broken. A request that failed is no error here: see
+    /// [`Error::Call`] when the queue is broken. A failed request is not an error of this call: see
     /// [`Completion::result`].
     pub fn poll(&self, into: &mut [Completion]) -> Result<usize, Error> {
         let mut raw = [BLANK; POLL_MAX];
@@ -70,11 +71,13 @@ impl CompletionQueue {
         Ok(taken)
     }
 
-    /// Like [`poll`](Self::poll), but sleeps up to `timeout` for the first completion; 0 when none came.
+    /// Like [`poll`](Self::poll), but sleeps up to `timeout` for the first completion; returns 0 when none
+    /// came.
     ///
     /// The queue is armed and then polled once more before the sleep, so a completion that arrives in between
-    /// is not slept over. Completions are put into `into`, never left behind. A sleep that ends with nothing there is
-    /// followed by others, the second up to `timeout` again and no later one beyond that.
+    /// does not wait for the end of the sleep. A call that returns has left no completion behind that fits
+    /// into `into`. A sleep that ends without a completion is repeated; all repetitions together last at most
+    /// `timeout`.
     ///
     /// # Errors
     /// Those of [`poll`](Self::poll), and [`Error::Call`] when the completion channel cannot be read.
@@ -82,7 +85,8 @@ impl CompletionQueue {
         if into.is_empty() {
             return Ok(0);
         }
-        // Read only once a sleep was in vain: where the clock costs a system call, that is as much as all else.
+        // Read only after a sleep in vain: where reading the clock is a system call, it costs as much as the
+        // rest.
         let (mut slept, mut since) = (false, None);
         loop {
             match self.poll(into)? {
@@ -93,7 +97,7 @@ impl CompletionQueue {
             match self.poll(into)? {
                 0 => {}
                 taken => {
-                    // One may be left, and no more: the device's list of them has no end.
+                    // At most one event stays unread, because the device's queue of events is unbounded.
                     if self.event_left.swap(true, Ordering::Relaxed) {
                         self.take_events()?;
                     }
@@ -108,7 +112,7 @@ impl CompletionQueue {
             if !readable.map_err(|source| Error::Call { call: "poll", source })? {
                 return Ok(0);
             }
-            // An event that was left may have ended the sleep: then around again.
+            // An event left unread may have ended the sleep: then the loop sleeps again.
             if self.event_left.swap(false, Ordering::Relaxed) {
                 self.take_events()?;
             } else {
@@ -128,15 +132,15 @@ impl CompletionQueue {
     }
 }
 
-/// A request that is done, well or badly.
+/// A completed request, successful or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The `id` that the request was posted with.
     pub id: u64,
-    /// The number of the local queue pair it was posted on.
+    /// The number of the local queue pair that the request was posted on.
     pub queue_pair: u32,
-    /// What was done, or why not. After the first error a queue pair does nothing more, and everything it still
-    /// held completes as [`Flushed`](crate::CompletionStatus::Flushed).
+    /// What the request did, or why it failed. After the first error a queue pair executes nothing more, and
+    /// its outstanding requests complete as [`Flushed`](crate::CompletionStatus::Flushed).
     pub result: Result<CompletionKind, CompletionError>,
 }
 
@@ -145,7 +149,7 @@ impl Completion {
     pub const BLANK: Completion = Completion { id: 0, queue_pair: 0, result: Ok(CompletionKind::Write) };
 
     fn from_raw(raw: &ibv_wc) -> Completion {
-        // Of a failed request the library fills wr_id, status, qp_num and vendor_err only.
+        // For a failed request the library sets only wr_id, status, qp_num and vendor_err.
         let result = match raw.status {
             IBV_WC_SUCCESS => Ok(CompletionKind::from_raw(raw)),
             status => Err(CompletionError::from_raw(status, raw.vendor_err)),
@@ -158,15 +162,15 @@ impl Completion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CompletionKind {
-    /// A write of ours, with or without an immediate, is acknowledged by the peer's device, and with it all
-    /// writes posted before it on the same queue pair.
+    /// The peer's device acknowledged a local write, with or without an immediate, and with it all writes
+    /// posted before it on the same queue pair.
     Write,
-    /// A read of ours has arrived.
+    /// The data of a local read has arrived.
     Read {
         /// Its length.
         len_bytes: u32,
     },
-    /// The peer wrote with an immediate. All that it wrote before on the same connection is in place.
+    /// The peer wrote with an immediate. All its earlier writes on the same connection are in place.
     WriteImmediateReceived {
         /// The immediate.
         immediate: u32,

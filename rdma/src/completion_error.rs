@@ -34,7 +34,7 @@ impl std::error::Error for CompletionError {}
 /// Declares the statuses with, for each, its C constant and one sentence: what happened, and the usual cause.
 macro_rules! statuses {
     ($( $name:ident = $constant:ident : $text:literal )+) => {
-        /// What became of a request that failed (`enum ibv_wc_status`).
+        /// Why a request failed (`enum ibv_wc_status`).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum CompletionStatus {
             $( #[doc = $text] $name, )+
@@ -116,7 +116,7 @@ statuses! {
 }
 
 impl CompletionStatus {
-    /// Whether memory protection stopped the request, here or at the peer. That is a wrong key or range, never
+    /// Whether memory protection at either end stopped the request. The cause is a wrong key or range, never
     /// the network: trying another transport would hide it.
     pub fn is_protection_error(self) -> bool {
         matches!(

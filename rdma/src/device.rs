@@ -13,7 +13,7 @@ use crate::sys::context::Context;
 use crate::sys::os;
 use crate::sys::structs::ibv_device_attr;
 
-/// An open device: what protection domains, completion queues and through them all else is made from.
+/// An open device: the root of protection domains, completion queues and all objects made from them.
 #[derive(Debug)]
 pub struct Device {
     info: DeviceInfo,
@@ -22,11 +22,11 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens the device that the kernel calls `name`.
+    /// Opens the device with this kernel name.
     ///
     /// # Errors
-    /// Those of [`Library::devices`]; [`Error::NoSuchDevice`]; [`Error::Open`], as without permission on
-    /// `/dev/infiniband`.
+    /// Those of [`Library::devices`]; [`Error::NoSuchDevice`]; [`Error::Open`], for example without
+    /// permission on `/dev/infiniband`.
     pub fn open(library: &Library, name: &str) -> Result<Arc<Device>, Error> {
         let list = library.list()?;
         let Some(index) = (0..list.len()).find(|&index| list.name(index) == name) else {
@@ -44,12 +44,12 @@ impl Device {
         &self.info.name
     }
 
-    /// What was known of it before it was opened.
+    /// The device's properties as listed before it was opened.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
     }
 
-    /// How much of everything it has.
+    /// The device's limits on objects and requests.
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
     }
@@ -77,10 +77,11 @@ impl Device {
         Ok(ports.iter().map(|(number, raw)| Port::from_raw(*number, raw, gids_of(*number))).collect())
     }
 
-    /// The next asynchronous event, waited for up to `timeout`; `None` when there was none.
+    /// The next asynchronous event, waited for up to `timeout`; `None` when none came.
     ///
-    /// A device reports here what no completion can: a port going down, its own failure. Soft-RoCE reports
-    /// fewer than an adapter does, so a peer's errors are to be learned over the control channel too.
+    /// Such an event reports what no completion can: a port going down, a failure of the device. Soft-RoCE
+    /// reports fewer events than an adapter, so the peer must also report its errors over the control
+    /// channel.
     ///
     /// # Errors
     /// [`Error::Call`] when the device's event queue cannot be read.
@@ -97,7 +98,7 @@ impl Device {
     }
 }
 
-/// How much of everything a device has. Values that a driver reports below zero count as zero.
+/// A device's limits on objects and requests. A driver's negative value counts as zero.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceLimits {
@@ -144,7 +145,7 @@ impl DeviceLimits {
         }
     }
 
-    /// Refuses what the device would refuse, with the number that it allows.
+    /// Refuses a value above the device's limit before the device does, so that the error names the limit.
     pub(crate) fn check(what: &'static str, asked: u32, limit: u32) -> Result<(), Error> {
         if asked > limit {
             return Err(Error::OverLimit { what, asked: asked.into(), limit: limit.into() });

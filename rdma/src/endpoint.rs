@@ -17,30 +17,32 @@ const NUMBER_MIN: u32 = 2;
 /// The last LID of one port; those above are multicast groups (InfiniBand specification, volume 1, 4.1.3).
 const UNICAST_LID_MAX: u16 = 0xbfff;
 
-/// One end of a connection. It travels over the authenticated control channel, and neither its number nor its
-/// sequence number shows when it is printed: who knows both can forge packets on an unprotected network.
+/// One end of a connection. It travels over the authenticated control channel. `Debug` output hides the queue
+/// pair's number and the sequence number, because both together let an attacker forge packets on an
+/// unprotected network.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The queue pair's number, 24 bits.
     pub queue_pair_number: u32,
-    /// The first packet sequence number it sends, 24 bits, random.
+    /// The first packet sequence number that this end sends: 24 bits, random.
     pub packet_sequence_number: u32,
-    /// The GID it sends from.
+    /// The GID from which it sends.
     pub gid: [u8; 16],
-    /// The kind of that GID.
+    /// The GID's kind.
     pub gid_kind: GidKind,
     /// Its port's LID; 0 on Ethernet.
     pub lid: u16,
     /// Its port's active MTU in bytes.
     pub mtu_bytes: u16,
-    /// What its port is plugged into.
+    /// The link layer of its port.
     pub link_layer: LinkLayer,
     /// How many reads it serves at once.
     pub reads_accepted: u8,
 }
 
 impl Endpoint {
-    /// Checks a peer's endpoint against ours before the device hears of it; the MTU both can use.
+    /// Checks a peer's endpoint against the local one before the device receives it; returns the MTU that
+    /// both can use.
     pub(crate) fn check_peer(&self, peer: &Endpoint) -> Result<Mtu, EndpointError> {
         if !(NUMBER_MIN..=NUMBER_MAX).contains(&peer.queue_pair_number) {
             return Err(EndpointError::QueuePairNumber);
@@ -103,11 +105,11 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// A peer's endpoint that cannot be connected to.
+/// Why no queue pair can connect to a peer's endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EndpointError {
-    /// Not a number that an ordinary queue pair can have.
+    /// An ordinary queue pair cannot have this number.
     #[error("the peer's queue pair number is out of range")]
     QueuePairNumber,
     /// More than 24 bits.
@@ -122,18 +124,18 @@ pub enum EndpointError {
     /// InfiniBand on one side, Ethernet on the other.
     #[error("our port is on {ours} and the peer's is on {theirs}; choose devices on the same network")]
     LinkLayer {
-        /// Ours.
+        /// The local link layer.
         ours: LinkLayer,
-        /// The peer's.
+        /// The peer's link layer.
         theirs: LinkLayer,
     },
-    /// Not a port's LID.
+    /// The LID cannot belong to a port.
     #[error("the peer's LID {lid:#06x} is not that of a port; is a subnet manager running?")]
     Lid {
         /// The LID received.
         lid: u16,
     },
-    /// Not a host's address.
+    /// The GID is not a host's address.
     #[error("the peer's GID {address} is not the address of a host")]
     Gid {
         /// The GID received.
@@ -142,17 +144,17 @@ pub enum EndpointError {
     /// RoCE v1 on one side, v2 on the other.
     #[error("our GID is of {ours} and the peer's of {theirs}; choose GIDs of one kind on both hosts")]
     GidKind {
-        /// Ours.
+        /// The local kind.
         ours: GidKind,
-        /// The peer's.
+        /// The peer's kind.
         theirs: GidKind,
     },
     /// IPv4 on one side, IPv6 on the other.
     #[error("our GID is {ours} and the peer's is {theirs}; choose addresses of one family on both hosts")]
     AddressFamily {
-        /// Ours.
+        /// The local address.
         ours: IpAddr,
-        /// The peer's.
+        /// The peer's address.
         theirs: IpAddr,
     },
 }

@@ -17,7 +17,7 @@ pub enum Error {
          or `dnf install libibverbs`"
     )]
     LibraryNotFound {
-        /// What the dynamic loader said.
+        /// The dynamic loader's message.
         reason: String,
     },
 
@@ -35,7 +35,7 @@ pub enum Error {
     )]
     NoDevice,
 
-    /// The kernel has devices and the library can drive none of them.
+    /// The kernel has devices, but the library has no driver for any.
     #[error(
         "the kernel has the RDMA device(s) {devices}, but libibverbs has no driver for them: `apt install \
          ibverbs-providers`, and see that the module ib_uverbs is loaded"
@@ -45,16 +45,16 @@ pub enum Error {
         devices: String,
     },
 
-    /// There are devices, none of this name.
+    /// The machine has RDMA devices, but none of this name.
     #[error("no RDMA device is named `{name}`; there is {available}")]
     NoSuchDevice {
         /// The name asked for.
         name: String,
-        /// The names there are, separated by commas.
+        /// The names of the machine's devices, separated by commas.
         available: String,
     },
 
-    /// The device is there, and may not be opened.
+    /// This process may not open the device.
     #[error(
         "cannot open the RDMA device `{device}`: {source}; look at the permissions of \
          /dev/infiniband/uverbs*, and give a container those devices"
@@ -74,7 +74,7 @@ pub enum Error {
     UnsupportedTransport {
         /// The device's name.
         device: String,
-        /// What it speaks.
+        /// The device's transport.
         transport: String,
     },
 
@@ -104,26 +104,26 @@ pub enum Error {
         source: io::Error,
     },
 
-    /// A region was asked for that does not lie in its mapping, or is empty.
+    /// The region asked for is empty or extends past its mapping.
     #[error(
         "a region of {len_bytes} bytes from byte {offset_bytes} does not lie inside its mapping of \
          {mapping_len_bytes} bytes"
     )]
     RegionOutOfRange {
-        /// Where it was to start.
+        /// Its offset in the mapping.
         offset_bytes: usize,
-        /// How long it was to be.
+        /// Its length.
         len_bytes: usize,
         /// The mapping's length.
         mapping_len_bytes: usize,
     },
 
-    /// More was asked of the device than it has.
+    /// The caller asked for more than the device's limit.
     #[error("{asked} {what} were asked for, and the device allows {limit}")]
     OverLimit {
-        /// What was asked for.
+        /// The limited object.
         what: &'static str,
-        /// How many.
+        /// The number asked for.
         asked: u64,
         /// The device's limit.
         limit: u64,
@@ -152,13 +152,13 @@ pub enum Error {
     #[error(transparent)]
     Endpoint(#[from] EndpointError),
 
-    /// A region is to be deregistered while it is in use.
+    /// The region is in use and cannot be deregistered.
     #[error(
         "the memory region is still in use; destroy the queue pairs that posted from it first, or have them release it"
     )]
     RegionInUse,
 
-    /// A queue pair is connected once.
+    /// The queue pair is already connected; it connects once.
     #[error("the queue pair is already connected; a new connection takes a new queue pair")]
     AlreadyConnected,
 

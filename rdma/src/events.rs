@@ -45,7 +45,7 @@ pub enum AsyncEventKind {
     QueuePairAccessError,
     /// The first packet arrived before the queue pair was ready to send.
     CommunicationEstablished,
-    /// A send queue ran dry after it was told to drain.
+    /// A send queue drained after a request to drain.
     SendQueueDrained,
     /// A connection moved to its alternate path.
     PathMigrated,

@@ -24,8 +24,8 @@ impl Gid {
         Ipv6Addr::from(self.address).to_canonical()
     }
 
-    /// How much better than another entry this one is, when the choice is open; `None` when it cannot be used
-    /// on Ethernet.
+    /// The preference among entries when the choice is open; `None` for an entry that cannot be used on
+    /// Ethernet.
     fn rank(&self) -> Option<u32> {
         match (self.kind, self.ip()) {
             (GidKind::RoceV2, IpAddr::V4(_)) => Some(0),
@@ -95,7 +95,7 @@ pub enum GidChoice {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GidError {
-    /// Nothing usable in the table.
+    /// The table has no usable entry.
     #[error(
         "port {port} has no usable GID; give its network interface an IP address and bring it up (`ip address add`, \
          `ip link set up`)"
@@ -104,24 +104,24 @@ pub enum GidError {
         /// The port.
         port: u8,
     },
-    /// No entry of that address.
+    /// No entry has that address.
     #[error("port {port} has no GID for {address}; it has {available}")]
     NoSuchAddress {
         /// The port.
         port: u8,
         /// The address asked for.
         address: IpAddr,
-        /// The addresses there are.
+        /// The port's addresses.
         available: String,
     },
-    /// No entry of that index.
+    /// No entry has that index.
     #[error("port {port} has no GID at index {index}; it has {available}")]
     NoSuchIndex {
         /// The port.
         port: u8,
         /// The index asked for.
         index: u32,
-        /// The entries there are.
+        /// The port's entries.
         available: String,
     },
 }
@@ -145,7 +145,7 @@ pub(crate) fn choose_on_ethernet(port: u8, gids: &[Gid], choice: GidChoice) -> R
     Ok(found.2)
 }
 
-/// The choice on an InfiniBand port, where packets are routed by LID and the GID is a formality.
+/// The choice on an InfiniBand port, where LIDs route the packets and the GID is a formality.
 pub(crate) fn choose_on_infiniband(port: u8, gids: &[Gid], choice: GidChoice) -> Result<Gid, GidError> {
     match choice {
         GidChoice::Auto => at_index(port, gids, 0).map_err(|_| GidError::None { port }),

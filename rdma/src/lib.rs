@@ -1,8 +1,8 @@
 //! RDMA verbs made safe: the part of libibverbs that moves memory with one-sided writes over reliable
 //! connections.
 //!
-//! libibverbs is loaded at run time, so a program built with this crate starts on any machine and is told in so
-//! many words when the library or a device is missing. Nothing but Rust is needed to build it.
+//! libibverbs is loaded at run time, so a program built with this crate starts on any machine and gets a
+//! plain error when the library or a device is missing. The build needs nothing but Rust.
 //!
 //! # The objects, and how they hold each other
 //!
@@ -20,8 +20,9 @@
 //! ```
 //!
 //! An arrow upwards, or into a region, is an `Arc`: the order of teardown that verbs demand follows from
-//! ownership. A region is deregistered only after the last queue pair that posted from it is destroyed or has let
-//! it go, and its [`Mapping`] let go only after that. So safe code cannot unmap memory under a device.
+//! ownership. A region is deregistered after the last queue pair that posted from it has been destroyed or
+//! has released it; the region releases its [`Mapping`] after that. So safe code cannot unmap memory under a
+//! device.
 //!
 //! # One transfer
 //!
@@ -79,12 +80,12 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `library` | finding libibverbs and its devices |
-//! | `device`, `port`, `gid`, `events` | an open device, its ports, the choice of an address, what happens to it |
-//! | `protection_domain`, `memory_region` | who may touch which memory |
-//! | `endpoint` | what two ends tell each other, checked before it is believed |
+//! | `device`, `port`, `gid`, `events` | an open device, its ports, the choice of an address, asynchronous events |
+//! | `protection_domain`, `memory_region` | registered memory and the right to access it |
+//! | `endpoint` | what two ends exchange, checked before use |
 //! | `queue_pair`, `work` | connecting, and posting lists of writes |
-//! | `completion`, `completion_error` | what became of them |
-//! | `error` | everything else that fails |
+//! | `completion`, `completion_error` | results of requests |
+//! | `error` | all other errors |
 //! | `sys` | libibverbs as C declares it; the only module with unsafe code |
 
 mod completion;

@@ -10,7 +10,7 @@ use crate::sys::Functions;
 use crate::sys::constants::{IBV_TRANSPORT_IB, IBV_TRANSPORT_IWARP};
 use crate::sys::context::DeviceList;
 
-/// Where the kernel shows its RDMA devices.
+/// The kernel's folder of RDMA devices.
 const SYSFS: &str = "/sys/class/infiniband";
 
 /// libibverbs, loaded. A clone is another handle to the same library.
@@ -39,7 +39,7 @@ impl Library {
         Ok((0..list.len()).map(|index| describe(&list, index)).collect())
     }
 
-    /// The list that [`Device::open`](crate::Device::open) opens from; never empty.
+    /// The list from which [`Device::open`](crate::Device::open) opens; never empty.
     pub(crate) fn list(&self) -> Result<DeviceList, Error> {
         match DeviceList::get(&self.functions)? {
             Some(list) if list.len() > 0 => Ok(list),
@@ -51,7 +51,7 @@ impl Library {
     }
 }
 
-/// What is known of a device before it is opened.
+/// A device's properties, readable without opening it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
@@ -63,7 +63,7 @@ pub struct DeviceInfo {
     pub transport: Transport,
     /// Whether it is soft-RoCE (`rdma_rxe`): the kernel's CPU does the work of an adapter.
     pub soft_roce: bool,
-    /// The network interface under its first port, where there is one.
+    /// The network interface under its first port, if any.
     pub netdev: Option<String>,
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn describe(list: &DeviceList, index: usize) -> DeviceInfo {
     }
 }
 
-/// The interface that a soft-RoCE device was made on. `parent` is an attribute of `rdma_rxe` alone.
+/// The interface beneath a soft-RoCE device. Only `rdma_rxe` has the attribute `parent`.
 fn soft_roce_parent(folder: &Path) -> Option<String> {
     read_line(folder.join("parent"))
 }
@@ -117,7 +117,7 @@ fn first_port_netdev(folder: &Path) -> Option<String> {
     read_line(folder.join("ports/1/gid_attrs/ndevs/0"))
 }
 
-/// The interface of the same adapter, when there is one.
+/// The interface of the same adapter, if any.
 fn adapter_netdev(folder: &Path) -> Option<String> {
     let mut names = entries(&folder.join("device/net"));
     names.sort();

@@ -16,13 +16,13 @@ use crate::sys::region::Region;
 /// What a device may do with a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// Read it for our own writes: the source of a migration. Nothing from outside.
+    /// Read for local writes: the source of a migration. The peer has no access.
     LocalRead,
-    /// Read it, and write it with the data of our own reads. Nothing from outside.
+    /// Read, and written with the data of local reads. The peer has no access.
     LocalWrite,
-    /// All of that, and the peer may write it: the destination of a migration.
+    /// Like [`LocalWrite`](Self::LocalWrite), and the peer may write: the destination of a migration.
     RemoteWrite,
-    /// Read it, and the peer may read it: the source of a post-copy migration.
+    /// Read, and the peer may read: the source of a post-copy migration.
     RemoteRead,
 }
 
@@ -36,17 +36,18 @@ impl Access {
         }
     }
 
-    /// Whether reads of ours may put their data there.
+    /// Whether local reads may put their data into the region.
     pub fn allows_local_write(self) -> bool {
         matches!(self, Access::LocalWrite | Access::RemoteWrite)
     }
 }
 
-/// A piece of a mapping, pinned and known to the device.
+/// A piece of a mapping, pinned and registered with the device.
 ///
-/// It holds the mapping, and every queue pair that posted from it holds it, until it is destroyed or has
-/// [let it go](crate::QueuePair::release): memory is deregistered only after the last of them, and unmapped only
-/// after that. Dropping a region that a peer writes ends the peer's access.
+/// The region holds its mapping. Every queue pair that posted from the region holds it until the queue pair
+/// is destroyed or has [released](crate::QueuePair::release) it. So the region is deregistered after the last
+/// of its queue pairs, and the memory is unmapped after that. Dropping a region to which a peer writes ends
+/// the peer's access.
 #[derive(Debug)]
 pub struct MemoryRegion {
     region: Arc<Region>,
@@ -55,8 +56,8 @@ pub struct MemoryRegion {
 }
 
 impl MemoryRegion {
-    /// Registers `len_bytes` bytes of `mapping` from byte `offset_bytes` on. The memory is pinned: it counts
-    /// against RLIMIT_MEMLOCK, and the call takes time in proportion to its length.
+    /// Registers `len_bytes` bytes of `mapping` from byte `offset_bytes` on. The call pins the memory, which
+    /// counts against RLIMIT_MEMLOCK, and takes time in proportion to its length.
     ///
     /// # Errors
     /// [`Error::RegionOutOfRange`] when the piece is empty or leaves the mapping, [`Error::Pin`] when the
@@ -84,7 +85,7 @@ impl MemoryRegion {
         }
         let region = Region::register(domain.domain(), mapping, offset_bytes, len_bytes, access.flags());
         let region = region.map_err(|source| match source.raw_os_error() {
-            // EPERM is what the kernel answers when the limit is zero.
+            // The kernel returns EPERM when the limit is zero.
             Some(libc::ENOMEM | libc::EAGAIN | libc::EPERM) => {
                 Error::Pin { len_bytes, memlock_limit_bytes: os::memlock_limit_bytes(), source }
             }
@@ -93,33 +94,33 @@ impl MemoryRegion {
         Ok(Arc::new(MemoryRegion { region: Arc::new(region), access, domain: Arc::clone(domain) }))
     }
 
-    /// Deregisters the region, as dropping its last handle does, for who must know that it worked: its keys are worth
-    /// nothing any more.
+    /// Deregisters the region, as dropping its last handle does, for a caller that needs to know that it
+    /// worked. After success the region's keys are invalid.
     ///
     /// # Errors
-    /// [`Error::RegionInUse`] while there is another handle or a queue pair that holds it, [`Error::Call`] when the
-    /// device refuses; then the peer may still have access.
+    /// [`Error::RegionInUse`] while another handle or a queue pair holds the region, [`Error::Call`] when the
+    /// device refuses; the peer may then still have access.
     pub fn deregister(region: Arc<MemoryRegion>) -> Result<(), Error> {
         let region = Arc::into_inner(region).and_then(|region| Arc::into_inner(region.region));
         region.ok_or(Error::RegionInUse)?.deregister()
     }
 
-    /// Where it starts, as the peer names it together with [`remote_key`](Self::remote_key).
+    /// The region's start, as the peer addresses it together with [`remote_key`](Self::remote_key).
     pub fn address(&self) -> u64 {
         self.region.address()
     }
 
-    /// How long it is.
+    /// The region's length.
     pub fn len_bytes(&self) -> usize {
         self.region.len_bytes()
     }
 
-    /// What the device may do with it.
+    /// What the device may do with the region.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// The key that lets a peer in, as far as the access allows.
+    /// The key that gives a peer access, within the region's [`Access`].
     pub fn remote_key(&self) -> RemoteKey {
         RemoteKey(self.region.remote_key())
     }
@@ -134,19 +135,19 @@ impl MemoryRegion {
     }
 }
 
-/// The key to a region of the peer's. Whoever holds it and can reach the queue pair may write the region's
-/// memory, so it travels over the control channel alone and does not show when it is printed.
+/// The key to one of the peer's regions. A process that has the key and reaches the queue pair can write to
+/// the region's memory, so the key travels over the control channel alone and `Debug` output hides it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RemoteKey(pub(crate) u32);
 
 impl RemoteKey {
-    /// A key that came by another way than [`serde`].
+    /// A key received in another encoding than [`serde`]'s.
     pub fn from_raw(raw: u32) -> RemoteKey {
         RemoteKey(raw)
     }
 
-    /// The number, for another way than [`serde`].
+    /// The number, for another encoding than [`serde`]'s.
     pub fn to_raw(self) -> u32 {
         self.0
     }

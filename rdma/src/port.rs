@@ -11,7 +11,7 @@ use crate::sys::constants::{
 };
 use crate::sys::structs::ibv_port_attr;
 
-/// A port as it was when it was queried.
+/// A port, as a query returned it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Port {
@@ -19,7 +19,7 @@ pub struct Port {
     pub number: u8,
     /// Whether it can carry traffic.
     pub state: PortState,
-    /// What it is plugged into.
+    /// The link it is attached to.
     pub link_layer: LinkLayer,
     /// The largest packet payload that the link carries now.
     pub active_mtu: Mtu,
@@ -57,7 +57,7 @@ impl Port {
     /// The GID that a queue pair on this port sends from.
     ///
     /// # Errors
-    /// [`GidError`] names what was looked for and what there is.
+    /// [`GidError`] names the choice and the available entries.
     pub fn choose_gid(&self, choice: GidChoice) -> Result<Gid, GidError> {
         match self.link_layer {
             LinkLayer::Ethernet => gid::choose_on_ethernet(self.number, &self.gids, choice),
@@ -96,7 +96,7 @@ impl PortState {
     }
 }
 
-/// What a port is plugged into.
+/// The link that a port is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LinkLayer {
     /// An InfiniBand fabric: peers are found by LID.
@@ -158,7 +158,7 @@ impl Mtu {
         }
     }
 
-    /// A value outside the enumeration is taken for the nearest one known: the two ends agree on the smaller.
+    /// A value outside the enumeration counts as the nearest known size: the two ends agree on the smaller.
     fn from_raw(raw: u32) -> Mtu {
         match raw {
             0 | IBV_MTU_256 => Mtu::Bytes256,

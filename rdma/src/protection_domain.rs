@@ -6,8 +6,8 @@ use crate::device::Device;
 use crate::error::Error;
 use crate::sys::domain::Domain;
 
-/// Regions and queue pairs that may work together. A peer connected to a queue pair reaches regions of its
-/// domain only, so every attempt to migrate gets a domain of its own.
+/// Regions and queue pairs that may work together. A peer connected to a queue pair reaches only regions of
+/// its domain, so every migration attempt gets a domain of its own.
 #[derive(Debug)]
 pub struct ProtectionDomain {
     domain: Arc<Domain>,
@@ -24,7 +24,7 @@ impl ProtectionDomain {
         Ok(Arc::new(ProtectionDomain { domain, device: Arc::clone(device) }))
     }
 
-    /// The device it is on.
+    /// The device that owns the domain.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }

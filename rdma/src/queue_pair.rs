@@ -23,13 +23,13 @@ use crate::sys::queue_pair::blank_attributes;
 use crate::sys::structs::{ibv_ah_attr, ibv_gid, ibv_qp_cap};
 use crate::work::{PostError, Transfer, TransferError, WriteList};
 
-/// What a queue pair is made for.
+/// The resources of a queue pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Writes, reads and immediates that may be outstanding. One that is not signalled stays outstanding until
-    /// a later signalled one is taken from the completion queue.
+    /// Writes, reads and immediates that may be outstanding. An unsignalled request stays outstanding until a
+    /// later signalled one is taken from the completion queue.
     pub send_work_requests: u32,
-    /// Receives that may be posted: immediates of the peer's that may be on their way.
+    /// Receives that may be posted: immediates from the peer that may be in flight.
     pub receive_work_requests: u32,
     /// What the peer may do with the regions of the protection domain, as far as each allows it.
     pub peer_access: PeerAccess,
@@ -57,18 +57,17 @@ pub enum PeerAccess {
 /// specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectOptions {
-    /// Time without an answer before a packet is sent again: 4.096 µs × 2^n, n from 1 to 31; 0 waits for ever.
-    /// 14: 67 ms.
+    /// Time without an acknowledgement before a packet is sent again: 4.096 µs × 2^n, n from 1 to 31; 0 waits
+    /// for ever. 14: 67 ms.
     pub ack_timeout: u8,
     /// How often a packet is sent again before the connection fails, at most 7.
     pub retry_count: u8,
-    /// How often an immediate is tried against a peer without a posted receive, at most 7, which means for
-    /// ever.
+    /// How often an immediate is retried against a peer without a posted receive; 7 retries for ever.
     pub receiver_not_ready_retry_count: u8,
-    /// How long a peer without a posted receive asks us to wait (table 45 of the specification, 5 bits). 12:
-    /// 0.64 ms.
+    /// The delay that a peer without a posted receive asks the sender to wait (table 45 of the specification,
+    /// 5 bits). 12: 0.64 ms.
     pub receiver_not_ready_timer: u8,
-    /// Routers that a RoCE v2 packet may pass.
+    /// How many routers a RoCE v2 packet may pass.
     pub hop_limit: u8,
     /// The traffic class of RoCE packets: DSCP × 4 + ECN.
     pub traffic_class: u8,
@@ -91,7 +90,7 @@ impl Default for ConnectOptions {
 }
 
 impl ConnectOptions {
-    /// Refuses values that the packets' fields cannot hold; a device would cut them off.
+    /// Refuses values that do not fit the packets' fields, because a device would truncate them.
     fn check(&self) -> Result<(), Error> {
         let bounds = [
             ("ack_timeout", self.ack_timeout, 31),
@@ -107,13 +106,13 @@ impl ConnectOptions {
     }
 }
 
-/// A reliable connection, or one end of it waiting for the other.
+/// A reliable connection, or its local end before [`connect`](Self::connect).
 ///
-/// Writes of one queue pair reach the peer's memory in the order they were posted. Posting takes `&mut self`: a
-/// queue pair belongs to one worker at a time, and can be sent to another thread.
+/// Writes of one queue pair reach the peer's memory in the order they were posted. Posting takes `&mut self`:
+/// a queue pair belongs to one worker at a time, and can move to another thread.
 ///
-/// It keeps every region that it has posted from, until that is [released](Self::release) or the queue pair
-/// dropped. Dropping it ends the peer's access through it.
+/// A queue pair keeps every region from which it posted until the region is [released](Self::release) or the
+/// queue pair dropped. Dropping the queue pair ends the peer's access through it.
 #[derive(Debug)]
 pub struct QueuePair {
     inner: sys::queue_pair::QueuePair,
@@ -127,13 +126,13 @@ pub struct QueuePair {
 }
 
 impl QueuePair {
-    /// Creates a queue pair on `port`, sending from `gid`, and takes it to the state INIT: receives can be
-    /// posted.
+    /// Creates a queue pair on `port` that sends from `gid`, and takes it to the state INIT, in which
+    /// receives can be posted.
     ///
     /// # Errors
-    /// [`Error::OverLimit`] for more requests than the device takes, [`Error::UnsupportedTransport`] on iWARP,
-    /// [`Error::DifferentDevices`], [`Error::Gid`] for an index no queue pair can name, [`Error::Call`] for the
-    /// rest.
+    /// [`Error::OverLimit`] for more requests than the device takes, [`Error::UnsupportedTransport`] on
+    /// iWARP, [`Error::DifferentDevices`], [`Error::Gid`] for an index that no queue pair can name,
+    /// [`Error::Call`] for the rest.
     pub fn new(
         domain: &Arc<ProtectionDomain>,
         port: &Port,
@@ -207,7 +206,7 @@ impl QueuePair {
         self.endpoint.queue_pair_number
     }
 
-    /// What the device gave: at least what was asked for.
+    /// The capacity that the device granted: at least what the caller asked for.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
@@ -224,13 +223,13 @@ impl QueuePair {
 
     /// Takes the queue pair to the states RTR and RTS, towards `peer`.
     ///
-    /// Packets that arrive before are dropped and sent again, so the two ends may connect in any order; but an
-    /// end that sends should wait until it knows that the other has connected.
+    /// The device drops earlier packets and the peer sends them again, so the two ends may connect in any
+    /// order. An end that sends should still wait until it knows that the other has connected.
     ///
     /// # Errors
-    /// [`Error::Endpoint`] and [`Error::ConnectOption`] for what cannot be right, before the device hears of
-    /// it; [`Error::AlreadyConnected`]; [`Error::Call`] when the device refuses, as without a route to the
-    /// peer's GID. After a refusal the queue pair is of no further use.
+    /// [`Error::Endpoint`] and [`Error::ConnectOption`] for invalid values, checked before the device
+    /// receives them; [`Error::AlreadyConnected`]; [`Error::Call`] when the device refuses, for example
+    /// without a route to the peer's GID. After a refusal the queue pair is unusable.
     pub fn connect(&mut self, peer: &Endpoint, options: &ConnectOptions) -> Result<(), Error> {
         if self.connected {
             return Err(Error::AlreadyConnected);
@@ -243,12 +242,13 @@ impl QueuePair {
         Ok(())
     }
 
-    /// Posts the writes of a list with one doorbell and empties it. Allocates nothing, unless it meets a region
-    /// for the first time.
+    /// Posts the writes of a list with one doorbell and empties it. Allocates nothing, unless it meets a
+    /// region for the first time.
     ///
     /// # Errors
-    /// [`PostError::Refused`] says how many were posted before the device refused, and the list is empty then
-    /// too: the connection should be given up. Any other error posts nothing and leaves the list as it was.
+    /// [`PostError::Refused`] says how many writes were posted before the device refused. It also empties the
+    /// list, and the caller should close the connection. Any other error posts nothing and leaves the list
+    /// unchanged.
     pub fn post_writes(&mut self, list: &mut WriteList) -> Result<(), PostError> {
         self.check_connected()?;
         if !self.inner.accepts_all(list.requests()) {
@@ -265,8 +265,8 @@ impl QueuePair {
         })
     }
 
-    /// Posts a write of no bytes whose `immediate` appears in the peer's receive completions, after everything
-    /// posted before it is in place. Signalled. The peer must have posted a receive.
+    /// Posts a signalled write of no bytes. Its `immediate` appears in the peer's receive completions once
+    /// everything posted before it is in place. The peer must have posted a receive.
     ///
     /// # Errors
     /// [`PostError::NotConnected`] or [`PostError::Refused`].
@@ -275,11 +275,11 @@ impl QueuePair {
         self.inner.post_write_immediate(immediate, id).map_err(refused)
     }
 
-    /// Posts a read of the peer's memory into a region of ours.
+    /// Posts a read of the peer's memory into a local region.
     ///
     /// # Errors
-    /// [`PostError::Transfer`] when it does not lie inside the region, or the region may not be written;
-    /// [`PostError::NotConnected`], [`PostError::ForeignRegion`] or [`PostError::Refused`].
+    /// [`PostError::Transfer`] when the read does not lie inside the region, or the region does not allow
+    /// local writes; [`PostError::NotConnected`], [`PostError::ForeignRegion`] or [`PostError::Refused`].
     pub fn post_read(&mut self, read: Transfer<'_>) -> Result<(), PostError> {
         self.check_connected()?;
         let access = read.region.access();
@@ -295,36 +295,36 @@ impl QueuePair {
         self.inner.post_read(region, &raw).map_err(refused)
     }
 
-    /// Posts a receive without a buffer, for one immediate of the peer's. Allowed before
-    /// [`connect`](Self::connect), and best done there.
+    /// Posts a receive without a buffer, for one immediate from the peer. Allowed before
+    /// [`connect`](Self::connect), and best done then.
     ///
     /// # Errors
-    /// [`PostError::Refused`] when as many are posted as the capacity allows.
+    /// [`PostError::Refused`] when the posted receives have reached the capacity.
     pub fn post_receive(&mut self, id: u64) -> Result<(), PostError> {
         self.inner.post_receive(id).map_err(refused)
     }
 
-    /// Lets go of a region that was posted from, so that it can be deregistered while the queue pair lives. To be called
-    /// once everything posted from it has completed: what has not, when the region is deregistered, fails with
-    /// [`LocalProtection`](crate::CompletionStatus::LocalProtection).
+    /// Releases a region from which requests were posted, so that it can be deregistered while the queue pair
+    /// lives. Call it once all of these requests have completed: a request still outstanding when the region
+    /// is deregistered fails with [`LocalProtection`](crate::CompletionStatus::LocalProtection).
     pub fn release(&mut self, region: &MemoryRegion) {
         self.inner.release(region.region());
     }
 
-    /// Destroys the queue pair, as dropping it does, for who must know that it worked: the peer has no access through it any
-    /// more.
+    /// Destroys the queue pair, as dropping it does, for a caller that needs to know that it worked. After
+    /// success the peer has no access through it.
     ///
     /// # Errors
-    /// [`Error::Call`] when the device refuses; then the peer may still have access.
+    /// [`Error::Call`] when the device refuses; the peer may then still have access.
     pub fn destroy(self) -> Result<(), Error> {
         self.inner.destroy()
     }
 
-    /// Takes the queue pair to the state ERR: nothing more goes out or comes in, and everything outstanding
-    /// completes as [`Flushed`](crate::CompletionStatus::Flushed).
+    /// Takes the queue pair to the state ERR: it neither sends nor receives any more, and all outstanding
+    /// requests complete as [`Flushed`](crate::CompletionStatus::Flushed).
     ///
     /// # Errors
-    /// [`Error::Call`] when the device refuses; dropping the queue pair remains.
+    /// [`Error::Call`] when the device refuses; the caller can still drop the queue pair.
     pub fn close(&mut self) -> Result<(), Error> {
         let mut attributes = blank_attributes();
         attributes.qp_state = IBV_QPS_ERR;
@@ -420,7 +420,7 @@ fn initialize(
     queue_pair.modify(&mut attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS)
 }
 
-/// Random, so that packets of an earlier connection, or of someone who guesses, do not fit.
+/// Random, so that packets of an earlier connection, or guessed by an attacker, do not match.
 fn random_sequence_number() -> Result<u32, Error> {
     Ok(getrandom::u32().map_err(Error::Random)? & NUMBER_MAX)
 }

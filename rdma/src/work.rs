@@ -5,31 +5,30 @@ use std::io;
 use crate::memory_region::{MemoryRegion, RemoteKey};
 use crate::sys::requests::{RawTransfer, Requests};
 
-/// The longest message of one request that any list takes. Ports may allow less; the post checks.
+/// The longest message of one request that a list accepts. A port may allow less; the post checks that.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
-/// One transfer between a region of ours and memory of the peer: a write from the one to the other, or a read
-/// back.
+/// One transfer between a local region and the peer's memory: a write to the peer, or a read from it.
 #[derive(Clone, Copy, Debug)]
 pub struct Transfer<'a> {
-    /// Our region.
+    /// The local region.
     pub region: &'a MemoryRegion,
-    /// Where in it the transfer starts.
+    /// The offset in the local region.
     pub offset_bytes: usize,
-    /// How long it is, from 1 to [`MESSAGE_BYTES_MAX`].
+    /// The length, from 1 to [`MESSAGE_BYTES_MAX`].
     pub len_bytes: usize,
-    /// Where it starts in the peer's memory: an address inside a region of the peer's.
+    /// The start in the peer's memory: an address inside one of the peer's regions.
     pub remote_address: u64,
     /// The key to that region.
     pub remote_key: RemoteKey,
     /// Returned with the completion.
     pub id: u64,
-    /// Whether success is reported. Failure always is.
+    /// Whether success is reported. Failure is always reported.
     pub signalled: bool,
 }
 
 impl Transfer<'_> {
-    /// Checks it against our region; the peer's device checks the other side.
+    /// Checks the transfer against the local region; the peer's device checks the other side.
     pub(crate) fn check(&self) -> Result<RawTransfer, TransferError> {
         let region_len_bytes = self.region.len_bytes();
         let len_bytes = check_range(self.offset_bytes, self.len_bytes, region_len_bytes)?;
@@ -44,9 +43,9 @@ impl Transfer<'_> {
     }
 }
 
-/// The length as the device takes it.
+/// The length in the device's type.
 fn check_range(offset_bytes: usize, len_bytes: usize, region_len_bytes: usize) -> Result<u32, TransferError> {
-    // Devices take a length of 0 for 2 GiB.
+    // Devices interpret a length of 0 as 2 GiB.
     if len_bytes == 0 {
         return Err(TransferError::Empty);
     }
@@ -92,32 +91,32 @@ impl WriteList {
         Ok(())
     }
 
-    /// Has the success of the write pushed last reported, with this id; nothing in an empty list.
+    /// Requests a completion with this id for the write pushed last; does nothing on an empty list.
     pub fn signal_last(&mut self, id: u64) {
         self.requests.signal_last(id);
     }
 
-    /// How many writes it holds.
+    /// How many writes the list holds.
     pub fn len(&self) -> usize {
         self.requests.len()
     }
 
-    /// Whether it holds none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether it takes no more.
+    /// Whether the list is full.
     pub fn is_full(&self) -> bool {
         self.len() == self.capacity()
     }
 
-    /// How many it can hold.
+    /// How many writes fit.
     pub fn capacity(&self) -> usize {
         self.requests.capacity()
     }
 
-    /// Forgets the writes.
+    /// Removes all writes.
     pub fn clear(&mut self) {
         self.requests.clear();
         self.longest_bytes = 0;
@@ -132,17 +131,17 @@ impl WriteList {
     }
 }
 
-/// A transfer that cannot be asked of a device.
+/// Why a transfer cannot be posted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// The list takes no more.
+    /// The list is full.
     #[error("the list is full with {capacity} writes; post it first")]
     Full {
         /// Its capacity.
         capacity: usize,
     },
-    /// Nothing to transfer.
+    /// The transfer is empty.
     #[error("a transfer of no bytes")]
     Empty,
     /// Longer than one message may be.
@@ -155,17 +154,17 @@ pub enum TransferError {
         /// The limit.
         limit_bytes: usize,
     },
-    /// Not inside the region.
+    /// The transfer does not lie inside the region.
     #[error("{len_bytes} bytes from byte {offset_bytes} leave the region of {region_len_bytes} bytes")]
     OutOfRange {
-        /// Where it was to start.
+        /// Its offset.
         offset_bytes: usize,
         /// Its length.
         len_bytes: usize,
         /// The region's length.
         region_len_bytes: usize,
     },
-    /// A read into a region that was registered without local write.
+    /// The transfer reads into a region that was registered without local write.
     #[error("a read needs a region that the device may write; this one was registered as {access:?}")]
     NotWritable {
         /// What the region was registered for.
@@ -173,7 +172,7 @@ pub enum TransferError {
     },
 }
 
-/// Requests that were not posted.
+/// Why requests were not posted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostError {
@@ -183,10 +182,10 @@ pub enum PostError {
     /// A region of another protection domain.
     #[error("a region belongs to another protection domain than the queue pair")]
     ForeignRegion,
-    /// The transfer itself cannot be.
+    /// The transfer is invalid.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// The device refused; those before the first refused request are on their way.
+    /// The device refused a request; the requests before it are posted.
     #[error(
         "the device took {posted} of {requested} work requests: {source}. ENOMEM means that more requests \
          are outstanding than the queue pair was created for"
@@ -194,7 +193,7 @@ pub enum PostError {
     Refused {
         /// How many were posted.
         posted: usize,
-        /// How many there were.
+        /// How many the caller asked for.
         requested: usize,
         /// The errno.
         source: io::Error,
@@ -202,7 +201,7 @@ pub enum PostError {
 }
 
 impl PostError {
-    /// How many requests are on their way despite the error.
+    /// How many requests were posted despite the error.
     pub fn posted(&self) -> usize {
         match self {
             PostError::Refused { posted, .. } => *posted,

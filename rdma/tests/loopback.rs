@@ -1,4 +1,4 @@
-//! Two queue pairs of one process on a real device: soft-RoCE in the labs, an adapter where there is one.
+//! Two queue pairs of one process on a real device: soft-RoCE in the labs, otherwise an adapter.
 
 mod common;
 
@@ -45,7 +45,7 @@ fn linked_writes_with_one_signal_arrive() {
         (source.register(&from, Access::LocalRead), destination.register(&to, Access::RemoteWrite));
     let mut list = WriteList::with_capacity(PAGES);
 
-    // After each post the list must be as good as new, whatever part of it was used.
+    // After each post the list must be reusable, whatever part of it was filled.
     for (count, seed) in [(PAGES, 1), (PAGES / 3, 2), (PAGES, 3)] {
         let bytes: Vec<u8> = pattern(PAGES * PAGE_BYTES).iter().map(|byte| byte ^ seed).collect();
         let before = to.read(0, PAGES * PAGE_BYTES);
@@ -119,7 +119,7 @@ fn a_read_brings_the_peers_memory() {
     ));
 }
 
-/// The peer refuses, writes nothing, and the queue pair flushes what follows.
+/// The peer refuses and writes nothing, and the queue pair flushes what follows.
 fn refused_with(
     device: &Arc<Device>,
     peer_access: PeerAccess,
@@ -202,8 +202,8 @@ fn a_wait_whose_completion_another_took_goes_on_to_its_end() {
     let (from_region, to_region) =
         (source.register(&from, Access::LocalRead), destination.register(&to, Access::RemoteWrite));
     let nap = Duration::from_millis(40);
-    // Either may be the first to see the completion, before or after its event. It says something only when it is the one that
-    // does not sleep, and after: hence so often.
+    // Either thread may see the completion first, before or after its event. The case under test is the one
+    // in which the sleeping thread loses after the event, hence the repetition.
     for _ in 0..100 {
         let completions = source.completions.clone();
         let waiting = thread::spawn(move || {
@@ -256,7 +256,7 @@ fn memory_stays_mapped_until_the_last_queue_pair_that_used_it_is_gone() {
     drop(destination);
 }
 
-/// What lets a destination revoke by destroying its queue pairs alone.
+/// A destination can revoke access by destroying its queue pairs alone.
 #[test]
 fn the_key_of_a_region_opens_nothing_once_its_domain_has_no_queue_pair() {
     let Some(device) = device_or_skip() else { return };
@@ -264,7 +264,7 @@ fn the_key_of_a_region_opens_nothing_once_its_domain_has_no_queue_pair() {
         (End::new(&device, PeerAccess::None), End::new(&device, PeerAccess::Write));
     let (one, other) = (source.queue_pair.local_endpoint(), destination.queue_pair.local_endpoint());
     destination.queue_pair.connect(&one, &ConnectOptions::default()).expect("the destination connects");
-    // Soft-RoCE takes 7 retries for endless ones.
+    // Soft-RoCE treats 7 retries as endless.
     let options = ConnectOptions { retry_count: 2, ..ConnectOptions::default() };
     source.queue_pair.connect(&other, &options).expect("the source connects");
     let to = Memory::new(PAGE_BYTES);
@@ -385,14 +385,14 @@ fn a_device_is_described_and_found_by_name() {
     assert!(device.limits().queue_pairs > 0 && device.limits().memory_region_bytes > 0);
 }
 
-/// How many objects of a kind the kernel holds for a device, as `rdma resource show` tells.
+/// How many objects of a kind the kernel holds for a device, as `rdma resource show` counts them.
 fn kernel_objects(device: &str) -> String {
     let output =
         Command::new("rdma").args(["resource", "show", device]).output().expect("iproute2's `rdma` runs");
     String::from_utf8(output.stdout).expect("plain text")
 }
 
-/// Alone in its process, since other tests make objects too: see `in_a_process_of_its_own`.
+/// Runs alone in its process, because other tests create objects too: see `in_a_process_of_its_own`.
 #[test]
 #[ignore = "run by nothing_is_left_behind"]
 fn make_and_drop_everything_many_times() {

@@ -1,4 +1,4 @@
-//! A completion queue and the channel it wakes its owner through.
+//! A completion queue and the channel that wakes its owner.
 
 use std::ffi::c_int;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::error::Error;
 /// How many completions one call takes from the queue.
 pub(crate) const POLL_MAX: usize = 16;
 
-/// Where a device queues the events of one completion queue.
+/// The device's queue of events for one completion queue.
 struct Channel {
     pointer: NonNull<ibv_comp_channel>,
     context: Arc<Context>,
@@ -34,14 +34,15 @@ impl Channel {
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the library laid the channel out as declared; the field does not change while it lives.
         let fd = unsafe { (*self.pointer.as_ptr()).fd };
-        // SAFETY: the descriptor stays open until the channel is destroyed, which the borrow of self outlives.
+        // SAFETY: the descriptor stays open until the channel is destroyed, and the channel outlives this
+        // borrow of self.
         unsafe { BorrowedFd::borrow_raw(fd) }
     }
 }
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // SAFETY: its one completion queue was destroyed before it; destroyed here only.
+        // SAFETY: its one completion queue was destroyed first; the channel is destroyed in this place only.
         unsafe { (self.context.functions.destroy_comp_channel)(self.pointer.as_ptr()) };
     }
 }
@@ -55,14 +56,15 @@ pub(crate) struct Completions {
 
 // SAFETY: libibverbs is thread-safe, and the queue is destroyed by the last owner only.
 unsafe impl Send for Completions {}
-// SAFETY: as above: the queue is locked inside while it is polled.
+// SAFETY: as above; the queue takes a lock while it is polled.
 unsafe impl Sync for Completions {}
 
 impl Completions {
     pub(crate) fn create(context: &Arc<Context>, entries: c_int) -> Result<Arc<Completions>, Error> {
         let channel = Channel::create(context)?;
         let vector = context.next_completion_vector();
-        // SAFETY: the context is open, the channel is of it, and the vector is below the context's count.
+        // SAFETY: the context is open, the channel belongs to it, and the vector is below the context's
+        // count.
         let pointer = unsafe {
             (context.functions.create_cq)(
                 context.pointer.as_ptr(),
@@ -76,7 +78,7 @@ impl Completions {
         Ok(Arc::new(Completions { pointer, channel }))
     }
 
-    /// How many completions it holds at most.
+    /// How many completions fit.
     pub(crate) fn capacity(&self) -> usize {
         // SAFETY: the library laid the queue out as declared; the field changes on resize only, which Sterna
         // never does.
@@ -84,14 +86,14 @@ impl Completions {
         usize::try_from(entries).unwrap_or(0)
     }
 
-    /// Takes up to `limit` completions (at most [`POLL_MAX`]) into `entries`; says how many.
+    /// Takes up to `limit` completions (at most [`POLL_MAX`]) into `entries`; returns their number.
     pub(crate) fn poll(&self, entries: &mut [ibv_wc; POLL_MAX], limit: usize) -> Result<usize, Error> {
         let limit = c_int::try_from(limit.min(POLL_MAX)).unwrap_or(0);
         // SAFETY: the context is open, and its providers filled the operations when it was opened.
         let poll_cq = unsafe { (*self.context().pointer.as_ptr()).ops.poll_cq };
         // SAFETY: the queue is live and `entries` is writable for at least `limit` elements.
         let taken = unsafe { poll_cq(self.pointer.as_ptr(), limit, entries.as_mut_ptr()) };
-        // A negative answer is the provider's own: errno need not be set.
+        // A negative result is the provider's own: errno need not be set.
         usize::try_from(taken).map_err(|_| Error::Call {
             call: "ibv_poll_cq",
             source: io::Error::from_raw_os_error(
@@ -100,7 +102,7 @@ impl Completions {
         })
     }
 
-    /// Asks for one event at the next completion that arrives from now on.
+    /// Asks for one event at the next completion.
     pub(crate) fn arm(&self) -> Result<(), Error> {
         // SAFETY: the context is open, and its providers filled the operations when it was opened.
         let req_notify_cq = unsafe { (*self.context().pointer.as_ptr()).ops.req_notify_cq };
@@ -109,7 +111,7 @@ impl Completions {
         check("ibv_req_notify_cq", result)
     }
 
-    /// Readable when an event waits; reads of it do not block.
+    /// Readable when an event waits; a read does not block.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.channel.fd()
     }
@@ -133,8 +135,8 @@ impl Completions {
                 _ => Err(Error::Call { call: "ibv_get_cq_event", source: error }),
             };
         }
-        // SAFETY: the event was of this queue, the channel's only one; acknowledged once, as the destroy waits
-        // for.
+        // SAFETY: the event belongs to this queue, the channel's only one; the destroy waits for each event
+        // to be acknowledged once.
         unsafe { (self.context().functions.ack_cq_events)(self.pointer.as_ptr(), 1) };
         Ok(true)
     }
@@ -146,8 +148,8 @@ impl Completions {
 
 impl Drop for Completions {
     fn drop(&mut self) {
-        // SAFETY: every queue pair holds an Arc of its completion queues, so none is left, and every event was
-        // acknowledged when taken; destroyed here only.
+        // SAFETY: every queue pair holds an Arc of its completion queues, so none is left, and every event
+        // was acknowledged when taken; the queue is destroyed in this place only.
         unsafe { (self.context().functions.destroy_cq)(self.pointer.as_ptr()) };
     }
 }

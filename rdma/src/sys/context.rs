@@ -22,7 +22,7 @@ use super::structs::{
 use super::{check, os};
 use crate::error::Error;
 
-/// More GID entries than this on one device are not believed.
+/// The bound on a device's GID entries; a larger count is refused as implausible.
 const GID_ENTRIES_MAX: usize = 1 << 16;
 
 /// The devices as `ibv_get_device_list` found them.
@@ -52,7 +52,7 @@ impl DeviceList {
         }))
     }
 
-    /// How many there are; every method below takes an index under it.
+    /// The number of devices; every method below takes an index under it.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
@@ -84,7 +84,7 @@ impl DeviceList {
         unsafe { (*device).transport_type }
     }
 
-    /// Opens a device; it stays open when the list goes.
+    /// Opens a device; it stays open after the list is freed.
     pub(crate) fn open(&self, index: usize) -> Result<Arc<Context>, Error> {
         let device = self.device(index);
         // SAFETY: `device` is an entry of a list not yet freed.
@@ -112,7 +112,7 @@ impl DeviceList {
 
 impl Drop for DeviceList {
     fn drop(&mut self) {
-        // SAFETY: the list came from ibv_get_device_list and is freed here only.
+        // SAFETY: the list came from ibv_get_device_list and is freed in this place only.
         unsafe { (self.functions.free_device_list)(self.list.as_ptr()) };
     }
 }
@@ -129,7 +129,7 @@ unsafe impl Send for Context {}
 // SAFETY: as above: verbs on one context may run in several threads at once.
 unsafe impl Sync for Context {}
 
-/// What an asynchronous event speaks of.
+/// The object that an asynchronous event names.
 pub(crate) struct RawEvent {
     pub(crate) event_type: c_int,
     pub(crate) port: Option<u8>,
@@ -147,8 +147,8 @@ impl Context {
 
     pub(crate) fn query_port(&self, port: u8) -> Result<ibv_port_attr, Error> {
         let mut attributes = zeroed::<ibv_port_attr>();
-        // SAFETY: the context is open; the exported symbol writes no further than `flags`, which our struct
-        // contains.
+        // SAFETY: the context is open; the exported symbol writes no further than `flags`, which this crate's
+        // struct contains.
         let result = unsafe { (self.functions.query_port)(self.pointer.as_ptr(), port, &raw mut attributes) };
         check("ibv_query_port", result)?;
         Ok(attributes)
@@ -164,7 +164,8 @@ impl Context {
             ndev_ifindex: 0,
         };
         let mut entries = vec![empty; entries_max.min(GID_ENTRIES_MAX)];
-        // SAFETY: `entries` is writable for the count passed, and the entry size is that of our struct.
+        // SAFETY: `entries` is writable for the count passed, and the entry size is that of this crate's
+        // struct.
         let found = unsafe {
             (self.functions.query_gid_table)(
                 self.pointer.as_ptr(),
@@ -183,12 +184,13 @@ impl Context {
         Ok(entries)
     }
 
-    /// Readable when an asynchronous event waits; reads of it do not block.
+    /// Readable when an asynchronous event waits; a read does not block.
     pub(crate) fn async_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the library laid the open context out as declared; the field does not change while it is
         // open.
         let fd = unsafe { (*self.pointer.as_ptr()).async_fd };
-        // SAFETY: the descriptor stays open until the context is closed, which the borrow of self outlives.
+        // SAFETY: the descriptor stays open until the context is closed, and the context outlives this borrow
+        // of self.
         unsafe { BorrowedFd::borrow_raw(fd) }
     }
 
@@ -226,14 +228,14 @@ impl Context {
             | IBV_EVENT_SM_CHANGE
             | IBV_EVENT_CLIENT_REREGISTER
             | IBV_EVENT_GID_CHANGE => {
-                // These carry an int in the union's first four bytes.
-                // SAFETY: the union was zeroed and then written by the library; an int lies at its start.
+                // These carry an int in the union's first four bytes. SAFETY: the union was zeroed and then
+                // written by the library; an int lies at its start.
                 let port = unsafe { (&raw const event.element).cast::<c_int>().read() };
                 raw.port = u8::try_from(port).ok();
             }
             _ => {}
         }
-        // SAFETY: `event` was returned by ibv_get_async_event and is acknowledged once, here.
+        // SAFETY: `event` was returned by ibv_get_async_event and is acknowledged once, by this call.
         unsafe { (self.functions.ack_async_event)(&raw mut event) };
         Ok(Some(raw))
     }
@@ -251,7 +253,8 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: every object made from the context holds an Arc of it, so none is left; closed here only.
+        // SAFETY: every object made from the context holds an Arc of the context, so none is left; the
+        // context is closed in this place only.
         unsafe { (self.functions.close_device)(self.pointer.as_ptr()) };
     }
 }

@@ -1,4 +1,4 @@
-//! What the declarations look like to the witnesses.
+//! A description of the declarations for the witnesses.
 
 /// A C struct as this crate declares it.
 #[derive(Clone, Debug)]
@@ -16,7 +16,8 @@ pub struct Layout {
 /// A field of a [`Layout`].
 #[derive(Clone, Copy, Debug)]
 pub struct Field {
-    /// Its name in C; one that starts with an underscore stands for a union or for what Sterna never reads.
+    /// Its name in C; a name that starts with an underscore stands for a union or for a field that Sterna
+    /// never reads.
     pub name: &'static str,
     /// `offsetof`.
     pub offset_bytes: usize,

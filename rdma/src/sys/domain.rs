@@ -9,7 +9,7 @@ use super::last_error;
 use super::structs::ibv_pd;
 use crate::error::Error;
 
-/// Keeps regions and queue pairs of one purpose together and those of another out.
+/// Lets its regions and queue pairs work together and keeps out those of other domains.
 pub(crate) struct Domain {
     pub(super) pointer: NonNull<ibv_pd>,
     pub(super) context: Arc<Context>,
@@ -31,7 +31,8 @@ impl Domain {
 
 impl Drop for Domain {
     fn drop(&mut self) {
-        // SAFETY: every region and queue pair holds an Arc of its domain, so none is left; freed here only.
+        // SAFETY: every region and queue pair holds an Arc of its domain, so none is left; the domain is
+        // freed in this place only.
         unsafe { (self.context.functions.dealloc_pd)(self.pointer.as_ptr()) };
     }
 }

@@ -1,4 +1,4 @@
-//! libibverbs itself: found at run time, its entry points taken by name.
+//! libibverbs itself: located at run time, its entry points resolved by name.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::error::Error;
 /// The soname that every rdma-core since 2009 installs.
 const SONAME: &str = "libibverbs.so.1";
 
-/// Declares the table of entry points and how it is filled.
+/// Declares the table of entry points and the code that fills it.
 macro_rules! functions {
     ($( $field:ident = $symbol:literal : fn( $($argument:ident : $type:ty),* ) $(-> $result:ty)?; )+) => {
         /// The entry points of libibverbs that Sterna calls.
@@ -26,7 +26,7 @@ macro_rules! functions {
                 Ok(Functions { $(
                     $field: {
                         // SAFETY: the type is the one the C header declares for this symbol. dlsym without a
-                        // version answers with the default version, which is the one the header describes.
+                        // version returns the default version, which is the one the header describes.
                         let symbol = unsafe { library.get($symbol.as_bytes()) };
                         *symbol.map_err(|_| Error::LibraryTooOld { symbol: $symbol })?
                     },
@@ -85,8 +85,7 @@ functions! {
 impl Functions {
     /// Finds libibverbs the way the system finds any shared library.
     pub(crate) fn load() -> Result<Arc<Functions>, Error> {
-        // SAFETY: libibverbs' initialisers only set up its own tables; it is the library every RDMA program
-        // links.
+        // SAFETY: libibverbs' initialisers only set up its own tables; every RDMA program links this library.
         let library = unsafe { libloading::Library::new(SONAME) };
         let library = library.map_err(|cause| Error::LibraryNotFound { reason: cause.to_string() })?;
         let functions = Functions::take_from(&library)?;

@@ -3,7 +3,7 @@
 /// Memory mapped into this process that can be registered with a device: guest RAM, a mapped file, a ring.
 ///
 /// A [`MemoryRegion`](crate::MemoryRegion) holds the mapping it was registered from, so the memory cannot be
-/// unmapped while a device may still touch it.
+/// unmapped while a device may still access it.
 ///
 /// # Safety
 ///
@@ -13,12 +13,12 @@
 /// - all of those bytes stay mapped at that address, readable, and writable too if the region is registered
 ///   with an access that writes ([`Access::LocalWrite`](crate::Access::LocalWrite),
 ///   [`Access::RemoteWrite`](crate::Access::RemoteWrite));
-/// - no Rust reference to any of those bytes exists: the device, the peer, the guest read and write them at any
-///   moment, so they are reached through raw pointers and volatile accesses only.
+/// - no Rust reference to any of those bytes exists: the device, the peer and the guest read and write them
+///   at any moment, so code accesses them through raw pointers and volatile accesses only.
 pub unsafe trait Mapping: Send + Sync + 'static {
     /// The first byte.
     fn as_ptr(&self) -> *mut u8;
 
-    /// How many bytes are mapped from there on.
+    /// How many bytes are mapped from that address on.
     fn len_bytes(&self) -> usize;
 }

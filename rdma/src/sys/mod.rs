@@ -1,17 +1,17 @@
-//! The only unsafe room: libibverbs as C declares it, and handles over it that are safe to hold.
+//! The only unsafe room: libibverbs as C declares it, and safe handles over it.
 //!
 //! - `structs`, `constants`: the declarations;
 //! - `functions`: the library, loaded by name;
 //! - `context`, `domain`, `region`, `completions`, `queue_pair`, `requests`: one handle per kind of object.
-//!   Each owns its C object, holds an `Arc` of everything that object was made from, and gives it back on drop.
-//!   So the order of teardown (queue pair; completion queue, channel, regions; domain; device) follows from
-//!   ownership and cannot be got wrong;
-//! - `mapping`: the contract for memory that a device may touch;
+//!   Each owns its C object, holds an `Arc` of everything that the object was made from, and destroys the
+//!   object on drop. So the order of teardown (queue pair; completion queue, channel, regions; domain;
+//!   device) follows from ownership and a caller cannot get it wrong;
+//! - `mapping`: the contract for memory that a device may access;
 //! - `os`: poll, fcntl, getrlimit.
 //!
-//! Two facts hold for every call here. libibverbs is thread-safe: any verb may be called from any thread, on
-//! any object that is not being destroyed; hence the `Send` and `Sync` of the handles. And a destroy that fails
-//! leaves nothing to be done: the object is leaked, never freed under the device, so drops ignore the result.
+//! Two facts hold for every call in this module. libibverbs is thread-safe: any thread may call any verb on
+//! any object that is not being destroyed; hence the `Send` and `Sync` of the handles. A failed destroy
+//! leaves no remedy: the object is leaked, never freed under the device, so drops ignore the result.
 
 #![expect(unsafe_code, reason = "the one place that talks to libibverbs, a C library")]
 
@@ -46,7 +46,7 @@ fn check(call: &'static str, result: c_int) -> Result<(), Error> {
     }
 }
 
-/// The error of a verb that says "see `errno`".
+/// The error of a verb that sets `errno`.
 fn last_error(call: &'static str) -> Error {
     Error::Call { call, source: io::Error::last_os_error() }
 }

@@ -5,27 +5,27 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-/// Makes reads of `fd` answer EAGAIN instead of sleeping.
+/// Makes reads of `fd` return EAGAIN instead of blocking.
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument and touches no memory of ours; the descriptor is open while borrowed.
+    // SAFETY: F_GETFL takes no argument and accesses no memory; the descriptor is open while borrowed.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: F_SETFL takes an int and touches no memory of ours; the descriptor is open while borrowed.
+    // SAFETY: F_SETFL takes an int and accesses no memory; the descriptor is open while borrowed.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Sleeps until `fd` is readable or `timeout` has passed; says whether it is readable. A signal does not end
-/// the sleep.
+/// Sleeps until `fd` is readable or `timeout` has passed; returns whether it is readable. A signal does not
+/// end the sleep.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let (start, mut left) = (Instant::now(), timeout);
     loop {
         // Rounded up: a wait of 0.5 ms must not become a busy loop of zero-length ones.
         let left_ms = i32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX);
         let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: `entry` is one pollfd, alive and ours for the length of the call.
+        // SAFETY: `entry` is one pollfd, live and exclusively borrowed for the length of the call.
         let ready = unsafe { libc::poll(&raw mut entry, 1, left_ms) };
         match ready {
             1.. => return Ok(true),

@@ -19,14 +19,14 @@ use super::structs::{
 use super::{check, last_error};
 use crate::error::Error;
 
-/// A queue pair and everything it may be using.
+/// A queue pair and everything that it may be using.
 pub(crate) struct QueuePair {
     pointer: NonNull<ibv_qp>,
     domain: Arc<Domain>,
     _send_completions: Arc<Completions>,
     _receive_completions: Arc<Completions>,
-    /// Every region that a request of this queue pair has named and that was not released, by its address in this
-    /// process: the device may be reading it until the queue pair is destroyed.
+    /// Every region that a request of this queue pair has named and that was not released, by its address in
+    /// this process: the device may read from it until the queue pair is destroyed.
     regions: HashMap<*const Region, Arc<Region>>,
     destroyed: bool,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Refused {
 }
 
 impl QueuePair {
-    /// Creates it in RESET. `capacity` is updated to what the provider gave.
+    /// Creates a queue pair in RESET. `capacity` is updated to what the provider granted.
     pub(crate) fn create(
         domain: &Arc<Domain>,
         send_completions: &Arc<Completions>,
@@ -161,7 +161,7 @@ impl QueuePair {
         posted(result)
     }
 
-    /// Lets go of a region.
+    /// Releases a region.
     pub(crate) fn release(&mut self, region: &Region) {
         self.regions.remove(&ptr::from_ref(region));
     }
@@ -188,7 +188,7 @@ impl QueuePair {
 }
 
 impl QueuePair {
-    /// Destroys it, as dropping does, and says whether that worked.
+    /// Destroys the queue pair, as dropping does, and returns whether that worked.
     pub(crate) fn destroy(mut self) -> Result<(), Error> {
         self.destroy_once()
     }
@@ -197,7 +197,7 @@ impl QueuePair {
         if std::mem::replace(&mut self.destroyed, true) {
             return Ok(());
         }
-        // SAFETY: destroyed here only, and once; what it used is released after it, field by field.
+        // SAFETY: destroyed in this place only, and once; what it used is released after it, field by field.
         let result = unsafe { (self.domain.context.functions.destroy_qp)(self.pointer.as_ptr()) };
         check("ibv_destroy_qp", result)
     }
@@ -205,7 +205,7 @@ impl QueuePair {
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
-        // Whoever must know calls `destroy`; here nobody is left to be told.
+        // A drop cannot report a failure; a caller that needs the result calls `destroy`.
         let _ = self.destroy_once();
     }
 }

@@ -12,8 +12,7 @@ use super::mapping::Mapping;
 use super::structs::ibv_mr;
 use crate::error::Error;
 
-/// Memory pinned and translated for the device. Holds the mapping, so it is deregistered before it can be
-/// unmapped.
+/// Memory pinned and translated for the device. Holds the mapping, so deregistration precedes unmapping.
 pub(crate) struct Region {
     pointer: NonNull<ibv_mr>,
     pub(super) domain: Arc<Domain>,
@@ -21,13 +20,13 @@ pub(crate) struct Region {
     len_bytes: usize,
     local_key: u32,
     remote_key: u32,
-    /// Last, so that it outlives the registration.
+    /// The last field, so that it outlives the registration.
     _mapping: Arc<dyn Mapping>,
     deregistered: bool,
 }
 
-// SAFETY: libibverbs is thread-safe, the region is deregistered by the last owner only, and Mapping is Send and
-// Sync.
+// SAFETY: libibverbs is thread-safe, the region is deregistered by the last owner only, and Mapping is Send
+// and Sync.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
@@ -47,8 +46,9 @@ impl Region {
         assert!(inside, "a region of {len_bytes} bytes at {offset_bytes} must lie inside its mapping");
         // SAFETY: the offset was just checked to lie inside the mapping.
         let start = unsafe { mapping.as_ptr().add(offset_bytes) };
-        // SAFETY: the domain is live; the piece is mapped and stays so, and the device may touch it at any
-        // time: the contract of Mapping, which this region holds until after it is deregistered.
+        // SAFETY: the domain is live; the piece is mapped and stays so, and the device may access it at any
+        // time, as the contract of Mapping allows. The region holds the mapping until after it is
+        // deregistered.
         let pointer = unsafe {
             (domain.context.functions.reg_mr)(domain.pointer.as_ptr(), start.cast(), len_bytes, access)
         };
@@ -87,7 +87,7 @@ impl Region {
 }
 
 impl Region {
-    /// Deregisters it, as dropping does, and says whether that worked.
+    /// Deregisters the region, as dropping does, and returns whether that worked.
     pub(crate) fn deregister(mut self) -> Result<(), Error> {
         self.deregister_once()
     }
@@ -96,9 +96,9 @@ impl Region {
         if std::mem::replace(&mut self.deregistered, true) {
             return Ok(());
         }
-        // SAFETY: the pointer is live, as the region is deregistered here only, and once. Queue pairs that posted from it hold
-        // an Arc of it until they are destroyed or have let it go; a request that is outstanding even so makes the device
-        // fail that request, and touches no memory.
+        // SAFETY: the pointer is live, because the region is deregistered in this place only, and once. Queue
+        // pairs that posted from the region hold an Arc of it until they are destroyed or have released it.
+        // The device fails a request that is outstanding even so, and accesses no memory.
         let result = unsafe { (self.domain.context.functions.dereg_mr)(self.pointer.as_ptr()) };
         check("ibv_dereg_mr", result)
     }
@@ -106,7 +106,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // Whoever must know calls `deregister`; here nobody is left to be told.
+        // A drop cannot report a failure; a caller that needs the result calls `deregister`.
         let _ = self.deregister_once();
     }
 }

@@ -8,7 +8,7 @@ use super::constants::{IBV_SEND_SIGNALED, IBV_WR_RDMA_WRITE};
 use super::region::Region;
 use super::structs::{ibv_send_wr, ibv_send_wr_rdma, ibv_sge};
 
-/// One transfer between a region of ours and memory of the peer. The caller has checked the range.
+/// One transfer between a local region and the peer's memory. The caller has checked the range.
 pub(crate) struct RawTransfer {
     pub(crate) offset_bytes: usize,
     pub(crate) len_bytes: u32,
@@ -20,14 +20,14 @@ pub(crate) struct RawTransfer {
 
 /// Write requests linked in the order they were pushed.
 ///
-/// The arrays are held as raw pointers because the requests point into them and at each other: no reference to
-/// a whole array is ever made.
+/// The arrays are held as raw pointers because the requests point into them and at each other: the code never
+/// makes a reference to a whole array.
 pub(crate) struct Requests {
     requests: NonNull<ibv_send_wr>,
     segments: NonNull<ibv_sge>,
     capacity: usize,
     len: usize,
-    /// The regions of the requests, each once for a stretch of requests that use it.
+    /// The regions of the requests, one entry for each stretch of requests in the same region.
     regions: Vec<Arc<Region>>,
 }
 
@@ -64,7 +64,7 @@ impl Requests {
         self.len
     }
 
-    /// Forgets the requests and lets go of their regions.
+    /// Removes the requests and releases their regions.
     pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.regions.clear();
@@ -90,7 +90,7 @@ impl Requests {
         }
     }
 
-    /// Has the completion of the request pushed last reported.
+    /// Requests a completion for the request pushed last.
     pub(crate) fn signal_last(&mut self, id: u64) {
         let Some(last) = self.len.checked_sub(1) else { return };
         // SAFETY: the index is below the capacity, and no other reference into the requests exists.
@@ -118,7 +118,7 @@ impl Requests {
         result
     }
 
-    /// How many requests lie before `request`, which the provider named as the first it refused.
+    /// How many requests lie before `request`, the first one that the provider refused.
     pub(super) fn index_of(&self, request: *const ibv_send_wr) -> usize {
         let distance = request.addr().saturating_sub(self.requests.as_ptr().addr());
         (distance / size_of::<ibv_send_wr>()).min(self.len)
@@ -129,7 +129,7 @@ impl Drop for Requests {
     fn drop(&mut self) {
         let requests = ptr::slice_from_raw_parts_mut(self.requests.as_ptr(), self.capacity);
         let segments = ptr::slice_from_raw_parts_mut(self.segments.as_ptr(), self.capacity);
-        // SAFETY: this is the pointer and length that Box::into_raw gave up, taken back once.
+        // SAFETY: this is the pointer and length that Box::into_raw returned, taken back once.
         drop(unsafe { Box::from_raw(requests) });
         // SAFETY: as above.
         drop(unsafe { Box::from_raw(segments) });
@@ -165,7 +165,7 @@ pub(super) fn blank_request(opcode: std::ffi::c_uint) -> ibv_send_wr {
     }
 }
 
-/// The first element of a box that was given up.
+/// The first element of a box, whose ownership passes to the caller.
 fn owned_pointer<T>(slice: *mut [T]) -> NonNull<T> {
     NonNull::new(slice.cast::<T>()).expect("Box::into_raw never returns null")
 }

@@ -1,6 +1,6 @@
 //! The structs of `<infiniband/verbs.h>` that Sterna passes or reads, under their C names and with their C
-//! field names, so that they can be laid beside the header. Enums are plain integers: a newer library may
-//! return values that this file does not know, and an unknown value in a Rust enum would be undefined
+//! field names, so that a reader can compare them with the header. Enums are plain integers: a newer library
+//! may return values that this file does not define, and an unknown value in a Rust enum would be undefined
 //! behaviour.
 //!
 //! `witness/` compares the size of each struct and the offset of each field with the C header.
@@ -51,8 +51,8 @@ c_structs! {
         ibdev_path: [c_char; 256],
     }
 
-    /// The provider's entry points. Only the four of the data path are called through here; the header's inline
-    /// functions do the same.
+    /// The provider's entry points. This crate calls only the four of the data path through them, as the
+    /// header's inline functions do.
     struct ibv_context_ops {
         _compat_query_device: *mut c_void,
         _compat_query_port: *mut c_void,
@@ -152,8 +152,8 @@ c_structs! {
         phys_port_cnt: u8,
     }
 
-    /// The exported `ibv_query_port` fills this up to `flags` and never more, whatever newer headers append;
-    /// `port_cap_flags2` and what follows are the business of the extended call, which Sterna does not use.
+    /// The exported `ibv_query_port` fills this struct up to `flags` and never more, whatever newer headers
+    /// append. The extended call, which Sterna does not use, fills `port_cap_flags2` and what follows.
     struct ibv_port_attr {
         state: c_uint,
         max_mtu: c_uint,
@@ -333,7 +333,8 @@ c_structs! {
         lkey: u32,
     }
 
-    /// The `rdma` member of `ibv_send_wr`'s union `wr`, filled up to the size of its largest member, `atomic`.
+    /// The `rdma` member of `ibv_send_wr`'s union `wr`, filled up to the size of its largest member,
+    /// `atomic`.
     struct ibv_send_wr_rdma {
         remote_addr: u64,
         rkey: u32,
@@ -370,7 +371,7 @@ c_structs! {
 }
 
 impl ibv_gid {
-    /// The union's other face: 16 bytes in network order.
+    /// The union's other view: 16 bytes in network order.
     pub(crate) fn bytes(self) -> [u8; 16] {
         let mut bytes = [0; 16];
         bytes[..8].copy_from_slice(&self.raw[0].to_ne_bytes());
@@ -392,8 +393,8 @@ impl ibv_gid {
 mod tests {
     use super::*;
 
-    /// The sizes on 64-bit Linux, written down from the header of rdma-core 44. The library lays these structs
-    /// out in its own memory or reads ours; `witness/` compares every field.
+    /// The sizes on 64-bit Linux, from the header of rdma-core 44. The library lays these structs out in its
+    /// own memory or reads this crate's; `witness/` compares every field.
     #[test]
     #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
     fn sizes_are_those_of_the_header() {

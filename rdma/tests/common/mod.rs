@@ -1,4 +1,4 @@
-//! What the tests on a device share: the device or a skip, memory to register, and two connected queue pairs.
+//! Shared by the tests on a device: the device or a skip, memory to register, and two connected queue pairs.
 
 #![expect(unsafe_code, reason = "memory that a device writes is mapped and read through raw pointers")]
 
@@ -12,7 +12,7 @@ use sterna_rdma::{
     GidChoice, Library, Mapping, MemoryRegion, PeerAccess, Port, ProtectionDomain, QueuePair,
 };
 
-/// The first device with an active port; without one the test is skipped, in a lab it fails.
+/// The first device with an active port. Without one the test is skipped; in a lab it fails.
 pub(crate) fn device_or_skip() -> Option<Arc<Device>> {
     match first_active() {
         Ok(device) => Some(device),
@@ -49,14 +49,14 @@ pub(crate) fn address(device: &Device) -> (Port, Gid) {
     (port, gid)
 }
 
-/// Anonymous memory. `unmapped` is set when it goes.
+/// Anonymous memory. `unmapped` is set when the memory is unmapped.
 pub(crate) struct Memory {
     start: *mut u8,
     len_bytes: usize,
     unmapped: Arc<AtomicBool>,
 }
 
-// SAFETY: the memory is reached through raw pointers and copies only, from any thread.
+// SAFETY: all threads access the memory through raw pointers and copies only.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -75,7 +75,7 @@ unsafe impl Mapping for Memory {
 impl Memory {
     pub(crate) fn new(len_bytes: usize) -> Arc<Memory> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps no existing one.
         let start = unsafe {
             libc::mmap(ptr::null_mut(), len_bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
         };
@@ -107,7 +107,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, unmapped here only; whoever registered it held an Arc until now.
+        // SAFETY: mapped in `new`, unmapped in this place only; a region registered from it held an Arc until
+        // now.
         unsafe { libc::munmap(self.start.cast(), self.len_bytes) };
         self.unmapped.store(true, Ordering::SeqCst);
     }
@@ -136,7 +137,7 @@ impl End {
         MemoryRegion::register(&self.domain, mapping, 0, len_bytes, access).expect("memory is registered")
     }
 
-    /// The next `count` completions, or a panic when they do not come.
+    /// The next `count` completions; panics when they do not come.
     pub(crate) fn take(&self, count: usize) -> Vec<Completion> {
         let deadline = Instant::now() + Duration::from_secs(60);
         let mut taken = Vec::new();
@@ -150,7 +151,7 @@ impl End {
         taken
     }
 
-    /// The next `count` completions, all of them successes.
+    /// The next `count` completions, all successful.
     pub(crate) fn succeed(&self, count: usize) -> Vec<CompletionKind> {
         let kinds = self.take(count).into_iter().map(|completion| completion.result);
         kinds.collect::<Result<_, _>>().expect("every request succeeds")

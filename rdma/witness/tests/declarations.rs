@@ -6,8 +6,8 @@ use std::mem::offset_of;
 
 use sterna_rdma::witness::{self, Layout};
 
-/// For each struct `(name, size, alignment, fields and offsets)` as `rdma-sys` has it. `ours = theirs` where
-/// the two name a field differently: C has unions there, nameless ones for the most part.
+/// For each struct `(name, size, alignment, fields and offsets)` in `rdma-sys`. `ours = theirs` where the two
+/// name a field differently: C has unions in these places, most of them without a name.
 macro_rules! their_structs {
     (@theirs $ours:ident) => { rdma_sys::$ours };
     (@theirs $ours:ident $theirs:ident) => { rdma_sys::$theirs };
@@ -35,10 +35,11 @@ struct TheirLayout {
     offsets: BTreeMap<&'static str, usize>,
 }
 
-/// Newer headers append to it, and the call that we use fills none of that: it may be longer there.
+/// Newer headers append to this struct, and the call that Sterna uses fills none of the appended fields:
+/// `rdma-sys` may declare it longer.
 const APPENDED_TO: [&str; 1] = ["ibv_port_attr"];
 
-/// What fills a union of ours up to its size, and has no counterpart.
+/// Fields that fill a union of `sterna-rdma` up to its size and have no counterpart.
 const FILLERS: [(&str, &str); 1] = [("ibv_send_wr_rdma", "_atomic")];
 
 #[test]
@@ -83,8 +84,8 @@ fn every_constant_has_the_value_of_the_c_header() {
     }
 }
 
-/// Of an enum without a name, which `rdma-sys` leaves out. The live test depends on it: a soft-RoCE port is on
-/// Ethernet.
+/// An enumerator without an enum name, which `rdma-sys` leaves out. The live test depends on it: a soft-RoCE
+/// port is on Ethernet.
 const UNSEEN: &str = "IBV_LINK_LAYER_ETHERNET";
 
 /// `rdma-sys` has enums as modules of integers, as Rust enums, as wrapped flags and, one of them, as plain

@@ -1,4 +1,4 @@
-//! A queue pair of ours writes into memory that a queue pair of the `ibverbs` crate registered.
+//! A queue pair of `sterna-rdma` writes into memory that a queue pair of the `ibverbs` crate registered.
 
 #[expect(dead_code, reason = "shared with sterna-rdma's own tests, which use all of it")]
 #[path = "../../tests/common/mod.rs"]
@@ -17,7 +17,7 @@ const PAGES: usize = 64;
 fn our_writes_arrive_in_a_region_of_the_ibverbs_crate() {
     let Some(device) = device_or_skip() else { return };
 
-    // Their side.
+    // The side of `ibverbs`.
     let context = open_theirs(&device);
     let their_completions = context.create_cq(16, 0).expect("they create a completion queue");
     let their_domain = context.alloc_pd().expect("they allocate a protection domain");
@@ -25,15 +25,15 @@ fn our_writes_arrive_in_a_region_of_the_ibverbs_crate() {
     let remote_address = their_memory.as_mut_ptr().addr() as u64;
     let remote_key = RemoteKey::from_raw(their_memory.rkey().key);
 
-    // Our side.
+    // The side of `sterna-rdma`.
     let mut ours = End::new(&device, PeerAccess::None);
     let memory = Memory::new(PAGES * PAGE_BYTES);
     let bytes: Vec<u8> = (0..PAGES * PAGE_BYTES).map(|index| (index / 251).to_le_bytes()[0] ^ 0x5a).collect();
     memory.write(0, &bytes);
     let region = ours.register(&memory, Access::LocalRead);
 
-    // They send nothing, so their first packet sequence number is the 0 that the crate sets, and ours is told
-    // to it.
+    // The `ibverbs` side sends nothing, so its first packet sequence number is the 0 that the crate sets, and
+    // the other side's endpoint carries it.
     let our_endpoint = ours.queue_pair.local_endpoint();
     let mut builder =
         their_domain.create_qp(&their_completions, &their_completions, ibverbs::ibv_qp_type::IBV_QPT_RC);
@@ -72,7 +72,7 @@ fn our_writes_arrive_in_a_region_of_the_ibverbs_crate() {
     assert!(their_memory[..] == bytes[..], "their memory holds what we wrote");
 }
 
-/// The same device, opened by them.
+/// The same device, opened by `ibverbs`.
 fn open_theirs(device: &Device) -> ibverbs::Context {
     let list = ibverbs::devices().expect("they list the devices");
     let same = list
@@ -81,7 +81,7 @@ fn open_theirs(device: &Device) -> ibverbs::Context {
     same.expect("they see the device that we see").open().expect("they open it")
 }
 
-/// Our endpoint in their notation: both ends are on one port, so the addresses are theirs.
+/// The endpoint in the notation of `ibverbs`: both ends are on one port, so the addresses are that crate's.
 fn as_theirs(ours: &Endpoint, theirs: ibverbs::QueuePairEndpoint) -> ibverbs::QueuePairEndpoint {
     ibverbs::QueuePairEndpoint { num: ours.queue_pair_number, ..theirs }
 }
