@@ -1,80 +1,80 @@
 use super::{HandoverError, RecordKind};
 use crate::wire::AttemptId;
 
-/// Where the destination is in taking a guest.
+/// State of the handover at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationState {
     /// Pages arrive.
     Receiving,
-    /// FINAL has come; remote access is being taken away.
+    /// FINAL arrived; remote access is being revoked.
     Revoking,
-    /// Nobody else can write; memory is compared and state loaded.
+    /// No other process can write to the memory; it is compared and the state is loaded.
     Loading,
     /// PREPARED is being recorded.
     Preparing,
-    /// Ready to run, and waiting for GO.
+    /// Ready to run; the destination waits for GO.
     Prepared,
-    /// GO has come; RUNNING is being recorded.
+    /// GO arrived; RUNNING is being recorded.
     CommittingToRun,
     /// The first vCPU is being started.
     Starting,
-    /// It runs here, or has run here.
+    /// The guest runs, or has run, at the destination.
     Running,
-    /// Given up; REFUSED is being recorded.
+    /// Abandoned; REFUSED is being recorded.
     Refusing,
-    /// Given up, but REFUSED could not be recorded yet.
+    /// Abandoned, but REFUSED could not be recorded yet.
     Unwilling,
-    /// Given up: this attempt did not run here and never will.
+    /// Abandoned: this attempt never ran at the destination and never will.
     Refused,
 }
 
 /// What happened at the destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
-    /// FINAL, and the last fence on every lane.
+    /// FINAL and the last fence of every lane arrived.
     Final(AttemptId),
-    /// Queue pairs are destroyed, regions deregistered, connections closed.
+    /// Queue pairs are destroyed, regions deregistered and connections closed.
     Revoked,
-    /// Memory was found equal and the state is loaded.
+    /// The memory compared equal and the state is loaded.
     Loaded,
-    /// This record is in the journal, to stay.
+    /// This record is durable in the journal.
     Recorded(RecordKind),
-    /// This record is not in the journal, or nobody knows.
+    /// This record is not in the journal, or its fate is unknown.
     NotRecorded(RecordKind),
-    /// The source gives the guest away.
+    /// The source hands the guest over.
     Go(AttemptId),
     /// The vCPUs run.
     Started,
-    /// They could not be started, and none has run.
+    /// The vCPUs could not be started, and none has run.
     NotStarted,
-    /// The source asks what became of this attempt.
+    /// The source asks for the outcome of this attempt.
     Asked(AttemptId),
-    /// Anything failed, the wait was too long, or the source gave up.
+    /// A step failed, the wait timed out, or the source gave up.
     Failed,
-    /// The operator says that the source's host is fenced: it runs nothing, and will not run this guest.
+    /// The operator states that the source's host is fenced: it runs nothing and will not run this guest.
     Fenced,
 }
 
-/// What the destination must do next, before anything else is reported.
+/// What the driver must do before it reports another event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationAction {
-    /// Take every remote access away.
+    /// Revoke all remote access.
     Revoke,
     /// Compare memory and load the state.
     Load,
-    /// Write this to the journal, durably; report [`DestinationEvent::Recorded`] or [`DestinationEvent::NotRecorded`].
+    /// Write this record durably; report [`DestinationEvent::Recorded`] or [`DestinationEvent::NotRecorded`].
     Record(RecordKind),
-    /// Tell the source that all is in place (still).
+    /// Tell the source that the guest is ready to run.
     SendPrepared,
     /// Start the first vCPU; report [`DestinationEvent::Started`] or [`DestinationEvent::NotStarted`].
     Run,
-    /// Say RUNNING (again).
+    /// Send RUNNING, possibly again.
     SendRunning,
-    /// Free the guest; then tell the source, if it can be reached, that this attempt never ran.
+    /// Discard the guest; then tell the source, if it can be reached, that this attempt never ran.
     Refuse,
-    /// Free the guest, and tell nobody: the journal does not say it yet.
+    /// Discard the guest and send nothing: the journal does not record the refusal yet.
     Discard,
-    /// Go on: a guest that runs is this side's alone.
+    /// Continue: a guest that runs belongs to the destination alone.
     Continue,
 }
 
@@ -86,13 +86,14 @@ pub struct DestinationHandover {
 }
 
 impl DestinationHandover {
-    /// The beginning of an attempt.
+    /// Starts an attempt.
     #[must_use]
     pub fn new(attempt_id: AttemptId) -> Self {
         Self { attempt_id, state: DestinationState::Receiving }
     }
 
-    /// What the last record of the destination's journal leaves to do after a crash, which took the guest's memory with it.
+    /// Resumes from the last record of the destination's journal after a crash, which destroyed the guest's
+    /// memory.
     ///
     /// # Errors
     /// [`HandoverError::OtherSide`] for a record that no destination writes.
@@ -102,7 +103,7 @@ impl DestinationHandover {
     ) -> Result<(Self, DestinationAction), HandoverError> {
         use {DestinationAction as Do, DestinationState as S};
         let (state, action) = match last {
-            // RUNNING would be there if it had ever run.
+            // Had the guest ever run, RUNNING would follow.
             RecordKind::Prepared => (S::Refusing, Do::Record(RecordKind::Refused)),
             RecordKind::Running => (S::Running, Do::Continue),
             RecordKind::Refused => (S::Refused, Do::Continue),
@@ -119,16 +120,16 @@ impl DestinationHandover {
         self.attempt_id
     }
 
-    /// The state now.
+    /// The current state.
     #[must_use]
     pub fn state(&self) -> DestinationState {
         self.state
     }
 
-    /// Takes an event and says what to do.
+    /// Takes an event and returns the action for the driver.
     ///
     /// # Errors
-    /// [`HandoverError`] if the event may not happen now; nothing changes.
+    /// [`HandoverError`] if the event is not allowed in this state; the state does not change.
     pub fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
         use {DestinationAction as Do, DestinationEvent as E, DestinationState as S};
         if let E::Final(got) | E::Go(got) | E::Asked(got) = event
@@ -141,14 +142,14 @@ impl DestinationHandover {
             (S::Revoking, E::Revoked) => (S::Loading, Do::Load),
             (S::Loading, E::Loaded) => (S::Preparing, Do::Record(RecordKind::Prepared)),
             (S::Preparing, E::Recorded(RecordKind::Prepared)) => (S::Prepared, Do::SendPrepared),
-            // PREPARED was never sent, so GO was not either, and nobody will ask.
+            // PREPARED was never sent, so the source sent no GO and will not ask.
             (S::Receiving | S::Revoking | S::Loading, E::Failed)
             | (S::Preparing, E::NotRecorded(RecordKind::Prepared)) => (S::Refused, Do::Refuse),
             (S::Prepared, E::Asked(_)) => (S::Prepared, Do::SendPrepared),
             (S::Prepared, E::Go(_) | E::Fenced) => (S::CommittingToRun, Do::Record(RecordKind::Running)),
             (S::CommittingToRun, E::Recorded(RecordKind::Running)) => (S::Starting, Do::Run),
             (S::Starting, E::Started) => (S::Running, Do::SendRunning),
-            // GO may be repeated, the guest is not started twice.
+            // GO may be repeated; the guest is not started twice.
             (S::Running, E::Go(_) | E::Asked(_)) => (S::Running, Do::SendRunning),
             (S::Running, E::Failed) => (S::Running, Do::Continue),
             (S::Prepared, E::Failed)
@@ -159,7 +160,7 @@ impl DestinationHandover {
             }
             (S::Refusing, E::Recorded(RecordKind::Refused)) => (S::Refused, Do::Refuse),
             (S::Refusing, E::NotRecorded(RecordKind::Refused)) => (S::Unwilling, Do::Discard),
-            // A late GO finds that this side has given up for good.
+            // A late GO finds that the destination has refused for good.
             (S::Refused, E::Go(_) | E::Asked(_)) => (S::Refused, Do::Refuse),
             (S::Refused, E::Failed) => (S::Refused, Do::Continue),
             (state, event) => {

@@ -1,15 +1,16 @@
-//! The sequence of records of one guest on one host, and its bytes. Reading and writing them is the business of
-//! [`crate::state`].
+//! The sequence of records of one guest on one host, and its bytes. [`crate::state`] reads and writes them.
 //!
-//! A host has one sequence for a guest, whichever role it plays in an attempt: so the last record says where the guest is, also
-//! after it has left and come back. The sequence has a fixed size, so that its space can be reserved before anything depends on
-//! it: a head, and [`SLOTS`] slots, which records fill in turn. Each record is there twice, in two blocks of 4 KiB, and carries
-//! its number and a BLAKE3 digest; the last whole one counts. No block has parts of two records, and a copy lies within one
-//! sector, which disks write whole or not at all. So
+//! A host has one sequence for each guest, whichever role it plays in an attempt. So the last record says
+//! where the guest is, even after it has left and returned. The sequence has a fixed size, so that its space
+//! can be reserved before anything depends on it: a head, and [`SLOTS`] slots, which records fill in turn.
+//! Each record is stored twice, in two blocks of 4 KiB, with its number and a BLAKE3 digest; the last intact
+//! record counts. No block holds parts of two records. A copy lies within one sector, which disks write whole
+//! or not at all. So
 //!
-//! * a write that is cut leaves in its slot a copy that is whole, or the older record, or nothing: never two damaged copies;
-//! * a record that was written and of which one copy is damaged since is read from the other;
-//! * two damaged copies make the sequence unusable: what the record said is unknown.
+//! * an interrupted write leaves in its slot an intact copy, or the older record, or nothing: never two
+//!   damaged copies;
+//! * a record with one damaged copy is read from the other;
+//! * two damaged copies make the sequence unusable: the record's content is unknown.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -28,24 +29,25 @@ pub const JOURNAL_LEN: usize = (1 + SLOTS) * SLOT_LEN;
 pub const WRITE_LEN: usize = COPY_LEN + size_of::<Block>();
 /// The longest name of a peer, in bytes: a host's name of 253, and a port.
 pub const PEER_MAX: usize = 260;
-/// Room for the text of an address: of IPv6 with a scope and a port.
+/// Space for the text of an address: IPv6 with a scope and a port.
 const ADDRESS_MAX: usize = 72;
 
-/// Each copy of a record has a block of any disk for itself.
+/// Each copy of a record has a disk block of its own.
 const COPY_LEN: usize = 4096;
 const SLOT_LEN: usize = 2 * COPY_LEN;
-/// The records of about the last eight attempts: a source that is still in doubt about one of them finds its answer.
+/// The records of about the last eight attempts: a source that is still in doubt about one of them finds its
+/// answer.
 const SLOTS: usize = 16;
 const MAGIC: [u8; 8] = *b"STERNA-J";
-/// Version 1 had a file for each role.
+/// Version 1 had one file for each role.
 const VERSION: u16 = 2;
 
-/// What a record says.
+/// What a record states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordKind {
-    /// Source: a guest was started on this host, which no attempt brought.
+    /// Source: a guest was started on this host; no attempt brought it.
     Started,
-    /// Destination: memory and state are in place; GO may come.
+    /// Destination: memory and state are in place; GO may arrive.
     Prepared,
     /// Source: GO may have been sent.
     Committed,
@@ -53,11 +55,11 @@ pub enum RecordKind {
     Running,
     /// Either side: this attempt never ran at the destination, and never will.
     Refused,
-    /// Source: the destination has said that it runs the guest.
+    /// Source: the destination has reported that it runs the guest.
     Done,
 }
 
-/// Which side of a handover a journal is of.
+/// Which side of a handover wrote a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
     /// The source.
@@ -69,19 +71,19 @@ pub enum Side {
 /// One record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// What it says.
+    /// What it states.
     pub mark: RecordKind,
     /// The role of this host in the attempt.
     pub side: Side,
-    /// Which attempt; of [`RecordKind::Started`] none, and only zeros.
+    /// The attempt; zeros for [`RecordKind::Started`], which has none.
     pub attempt_id: AttemptId,
     /// The other side, as the operator or the network named it.
     pub peer: String,
-    /// The address of the other side that answered: a name may stand for another host the next time.
+    /// The address at which the other side answered: a name may resolve to another host the next time.
     pub address: Option<SocketAddr>,
 }
 
-/// Why bytes are no journal to go by.
+/// Why bytes are not a usable journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(JournalErrorKind),
@@ -91,19 +93,19 @@ pub struct Record {
 )]
 #[non_exhaustive]
 pub enum JournalError {
-    /// Not a sequence of records, or of another length.
+    /// The file is not a sequence of records, or has another length.
     #[error("it is no state file of sterna")]
     Foreign,
-    /// Another version.
+    /// The file has another version.
     #[error("it is a state file of version {theirs}, and this sterna writes version {VERSION}")]
     Version {
         /// The file's version.
         theirs: u16,
     },
-    /// A record is damaged that was whole once: what it said is unknown.
+    /// A record that was intact is damaged: its content is unknown.
     #[error("record {0} is damaged, so what became of the last migration is unknown")]
     Damaged(usize),
-    /// The other side's name is longer than a record takes.
+    /// The name of the other side is longer than a record can hold.
     #[error("the other side's name is {0} bytes long, and a record takes {PEER_MAX}")]
     Peer(usize),
 }
@@ -113,20 +115,21 @@ coded!(JournalError, JournalErrorKind, "records");
 /// The records of one guest on one host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Journal {
-    /// The number of the next record; the first is 1.
+    /// The number of the next record; the first has number 1.
     next: u64,
-    /// The last ones, the oldest first.
+    /// The last records, oldest first.
     records: Vec<Record>,
 }
 
 impl Journal {
-    /// No records.
+    /// A journal without records.
     #[must_use]
     pub fn empty() -> Self {
         Self { next: 1, records: Vec::new() }
     }
 
-    /// The first bytes of a new journal; the rest is zeros. They must be on the disk before the first record is written.
+    /// The first bytes of a new journal; the rest is zeros. They must be durable before the first record is
+    /// written.
     #[must_use]
     pub fn head() -> [u8; WRITE_LEN] {
         twice(&Block::new(0, 0).sealed())
@@ -134,10 +137,10 @@ impl Journal {
 
     /// Reads a journal.
     ///
-    /// A record whose write was cut is as if it had never been begun. It can only be the one that would be next.
+    /// A record whose write was interrupted counts as never begun. It can only be the next record.
     ///
     /// # Errors
-    /// [`JournalError`], but for [`JournalError::Peer`].
+    /// [`JournalError`], except [`JournalError::Peer`].
     pub fn read(bytes: &[u8]) -> Result<Self, JournalError> {
         if bytes.len() != JOURNAL_LEN {
             return Err(JournalError::Foreign);
@@ -152,13 +155,13 @@ impl Journal {
         whole.sort_by_key(|(number, _)| *number);
         let next = whole.last().map_or(1, |(last, _)| last + 1);
         for (index, slot) in slots.iter().enumerate() {
-            // Only the write that would be next can have been cut, and it leaves one copy as it was.
+            // Only the next write can have been interrupted, and it leaves one copy unchanged.
             let cut = slot.damaged == 1 && index == slot_of(next);
             if slot.damaged == 2 || (slot.damaged == 1 && slot.record.is_none() && !cut) {
                 return Err(JournalError::Damaged(index));
             }
         }
-        // Numbers without a gap: a record that went missing might be the one that matters.
+        // Numbers without a gap: a missing record might be the decisive one.
         let first = whole.first().map_or(next, |(first, _)| *first);
         if next - first != whole.len() as u64 || (first > 1 && whole.len() < SLOTS) {
             return Err(JournalError::Damaged(slot_of(first)));
@@ -166,8 +169,8 @@ impl Journal {
         Ok(Self { next, records: whole.into_iter().map(|(_, record)| record).collect() })
     }
 
-    /// Where the next record goes in the file, and its bytes. Until it is known to have been [added](Self::add), the next one
-    /// goes to the same place.
+    /// The offset of the next record in the file, and its bytes. Until a record is [added](Self::add), the
+    /// next one has the same offset.
     ///
     /// # Errors
     /// [`JournalError::Peer`].
@@ -184,7 +187,7 @@ impl Journal {
         Ok(((SLOT_LEN * (1 + slot_of(self.next))) as u64, twice(&block.sealed())))
     }
 
-    /// Adds a record that was written.
+    /// Adds a record that is durable.
     pub fn add(&mut self, record: Record) {
         self.next += 1;
         if self.records.len() == SLOTS {
@@ -193,7 +196,7 @@ impl Journal {
         self.records.push(record);
     }
 
-    /// The records, the oldest first.
+    /// The records, oldest first.
     #[must_use]
     pub fn records(&self) -> &[Record] {
         &self.records
@@ -205,18 +208,18 @@ impl Journal {
         self.records.last()
     }
 
-    /// The last word on an attempt.
+    /// The last record of an attempt.
     #[must_use]
     pub fn of(&self, attempt_id: AttemptId) -> Option<&Record> {
         self.records.iter().rev().find(|record| record.attempt_id == attempt_id)
     }
 }
 
-/// What the two copies of a slot say.
+/// The content of a slot's two copies.
 struct Slot {
-    /// The latest record that is whole in either, with its number.
+    /// The latest record that is intact in either copy, with its number.
     record: Option<(u64, Record)>,
-    /// How many copies are neither whole nor blank.
+    /// The number of copies that are neither intact nor blank.
     damaged: usize,
 }
 
@@ -226,7 +229,7 @@ impl Slot {
         let damaged = copies.iter().zip(&read).filter(|(copy, read)| read.is_none() && !copy.is_blank());
         let damaged = damaged.count();
         let [first, second] = read;
-        // Of two with one number the first: it is written first, over one that failed.
+        // Two copies with one number: the first counts, because it is written first, over one that failed.
         let first_counts =
             first.as_ref().map(|(number, _)| *number) >= second.as_ref().map(|(number, _)| *number);
         Self { record: if first_counts { first } else { second }, damaged }
@@ -248,7 +251,7 @@ fn check_head(copies: [Block; 2]) -> Result<(), JournalError> {
     Ok(())
 }
 
-/// The bytes of a write: a block, and again where the next block of a disk begins.
+/// The bytes of a write: a block, and the same block again at the start of the disk's next block.
 fn twice(block: &Block) -> [u8; WRITE_LEN] {
     let mut bytes = [0; WRITE_LEN];
     bytes[..size_of::<Block>()].copy_from_slice(block.as_bytes());
@@ -256,24 +259,24 @@ fn twice(block: &Block) -> [u8; WRITE_LEN] {
     bytes
 }
 
-/// What is at the beginning of every copy of a record, and of the file.
+/// The start of the file, and of every copy of a record.
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Block {
-    /// Of all that follows.
+    /// Digest of all that follows.
     digest: [u8; 32],
     magic: [u8; 8],
     version: U16,
-    /// 0 in the head, 1 a source's record, 2 a destination's.
+    /// 0: the head; 1: a source's record; 2: a destination's.
     side: u8,
-    /// 0 the head, else the mark.
+    /// 0: the head; else the kind of record.
     kind: u8,
     peer_len: U16,
     unused: [u8; 2],
     number: U64,
     attempt_id: [u8; 16],
     peer: [u8; PEER_MAX],
-    /// Text, and zeros behind it.
+    /// Text, padded with zeros.
     address: [u8; ADDRESS_MAX],
 }
 
@@ -308,7 +311,7 @@ impl Block {
         self.as_bytes().iter().all(|&byte| byte == 0)
     }
 
-    /// The record in this block with its number, if it is whole and in its place.
+    /// The record in this block with its number, if it is intact and in its place.
     fn record(&self, slot: usize) -> Option<(u64, Record)> {
         let number = self.number.get();
         let in_place = number > 0 && slot_of(number) == slot;
@@ -404,7 +407,7 @@ mod tests {
         Record { mark, side: Side::Destination, attempt_id: AttemptId([number; 16]), peer, address }
     }
 
-    /// A file, and the journal in it, after so many records.
+    /// A file with this number of records, and its journal.
     fn written(records: u8) -> (Vec<u8>, Journal) {
         let (mut file, mut journal) = (blank(), Journal::empty());
         for number in 1..=records {
@@ -454,7 +457,7 @@ mod tests {
         assert_eq!(Journal::empty().write(&long), Err(JournalError::Peer(PEER_MAX + 1)));
     }
 
-    /// Where a copy of a record is.
+    /// The offset of a copy of a record.
     fn place(number: u8, copy: usize) -> usize {
         SLOT_LEN * (1 + slot_of(number.into())) + copy * COPY_LEN
     }
@@ -494,7 +497,7 @@ mod tests {
     }
 
     proptest! {
-        /// The disk may have kept any prefix of a write that was cut, or only its second copy.
+        /// The disk may have kept any prefix of an interrupted write, or only its second copy.
         #[test]
         fn a_write_that_was_cut_costs_no_record_that_was_there(
             records in 0..40u8, len in 0..=WRITE_LEN, second_first: bool,
@@ -517,7 +520,7 @@ mod tests {
             prop_assert_eq!(Journal::read(&file), Ok(journal));
         }
 
-        /// Also damage to the very last one: it does not pass for the cut write of the next.
+        /// Damage to the last record as well: it must not pass for the interrupted write of the next.
         #[test]
         fn a_record_with_one_damaged_block_is_read_from_its_copy(
             records in 1..40u8, back in 0..16u8, copy in 0..2usize, at in 0..size_of::<Block>(), noise in 1..=255u8,
@@ -528,7 +531,7 @@ mod tests {
             prop_assert_eq!(Journal::read(&file), Ok(journal.clone()));
             file[place(number, copy)..][..COPY_LEN].fill(0);
             prop_assert_eq!(Journal::read(&file), Ok(journal.clone()));
-            // Damage on both: detected.
+            // Damage to both copies is detected.
             let other = 1 - copy;
             file[place(number, copy)] = noise;
             file[place(number, other) + at] ^= noise;

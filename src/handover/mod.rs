@@ -1,15 +1,17 @@
-//! Who owns the VM: two state machines that decide, the sequence of records that outlives them, and nothing else.
+//! Who owns the VM: two state machines that decide, and the sequence of records that outlives them.
 //!
-//! They use no socket, no file and no clock. A driver ([`source`](crate::source), [`destination`](crate::destination)) reports
-//! each event to its machine and carries out the answer, one at a time. The rule:
+//! They use no socket, file or clock. A driver ([`source`](crate::source),
+//! [`destination`](crate::destination)) reports each event to its machine and carries out the resulting
+//! action, one at a time. The rule:
 //!
-//! * The source runs the guest only if it never gave it away, or if the destination has refused this very attempt. COMMITTED is
-//!   durable *before* the first GO leaves, and marks the guest as given away.
-//! * The destination runs the guest only on GO for its attempt, once memory is revoked, compared and loaded, and once RUNNING is
-//!   durable. It gives up a guest that it was ready to run only by recording REFUSED, before it says so.
+//! * The source runs the guest only if it never handed it over, or if the destination has refused this very
+//!   attempt. COMMITTED is durable *before* the first GO leaves, and marks the guest as handed over.
+//! * The destination runs the guest only on GO for its attempt, once remote access is revoked, memory is
+//!   compared, state is loaded, and RUNNING is durable. It abandons a guest that was ready to run only by
+//!   recording REFUSED before it reports the refusal.
 //!
-//! So the two never both run it. When the link is lost in between, the source keeps the guest paused and asks: in doubt. The
-//! destination answers from its records.
+//! So the two sides never both run the guest. When the link is lost in between, the source is in doubt: it
+//! keeps the guest paused and asks. The destination answers from its records.
 //!
 //! # The source
 //!
@@ -38,12 +40,13 @@
 //! | taking back | recorded or not | kept | resume |
 //! | releasing | recorded or not | released | release |
 //!
-//! An operator's word is the one thing that the machine cannot check. So any sign of life of the destination voids it, and no GO
-//! leaves while a word is pending: a destination that answers "ready" is not fenced, and would run the guest on that GO.
+//! The operator's word is the one input that the machine cannot check. So any sign of life of the destination
+//! voids it, and no GO leaves while a word is pending: a destination that answers "ready" is not fenced, and
+//! would run the guest on that GO.
 //!
-//! A write that failed may be on the disk all the same. After a crash a COMMITTED there leads to a question, and to GO for a
-//! destination that is still ready. So a guest whose COMMITTED is unsure runs on only once REFUSED is durable: at this side, or
-//! at the destination.
+//! A write that failed may still be on the disk. After a crash a COMMITTED record leads to a question, and to
+//! GO for a destination that is still ready. So a guest whose COMMITTED is unsure resumes only once REFUSED
+//! is durable at the source or at the destination.
 //!
 //! # The destination
 //!
@@ -68,20 +71,23 @@
 //! | refused | GO, asked | the same | send REFUSED (again) |
 //! | receiving, revoking, loading | failed | refused | discard, send REFUSED |
 //!
-//! In the last line, and where PREPARED is not recorded, REFUSED is not either: before PREPARED was sent the source has no doubt
-//! that a record would have to settle.
+//! In the last line, and where PREPARED is not recorded, REFUSED is not recorded either: before PREPARED is
+//! sent the source has no doubt that a record would have to settle.
 //!
 //! # After a crash
 //!
-//! `recover` makes a machine of the last record. At the source COMMITTED means in doubt; only a guest that is seen *running*
-//! proves that it was not given away. At the destination PREPARED without RUNNING proves that the guest never ran, as RUNNING
-//! is durable before the first vCPU starts: it becomes REFUSED. RUNNING stays RUNNING, also when nothing runs any more: "not running
-//! now" does not prove "never ran", and a guest that has run may have written to its disks.
+//! `recover` builds a machine from the last record. At the source COMMITTED means in doubt; only a guest that
+//! is seen *running* proves that it was not handed over. At the destination PREPARED without RUNNING proves
+//! that the guest never ran, because RUNNING is durable before the first vCPU starts: it becomes REFUSED.
+//! RUNNING stays RUNNING, even when nothing runs any more: "not running now" does not prove "never ran", and
+//! a guest that has run may have written to its disks.
 //!
-//! A sequence without a record of an attempt proves nothing. A source asks only after it heard PREPARED, which is durable before
-//! it is sent; so a sequence without it is another one: lost, wiped, of another host, or gone round since.
+//! A sequence without a record of an attempt proves nothing. A source asks only after it received PREPARED,
+//! which is durable before it is sent. So a sequence without PREPARED is another one: lost, wiped, from
+//! another host, or wrapped around since.
 //!
-//! [`Standing`] is what the last record says of a guest whose process has ended: whether it may be started anew.
+//! [`Standing`] is what the last record states about a guest whose process has ended: whether it may be
+//! started anew.
 
 mod destination;
 mod journal;
@@ -99,7 +105,7 @@ pub use standing::Standing;
 use crate::error_code::coded;
 use crate::wire::AttemptId;
 
-/// An event that may not happen in the state in which it did. The state is unchanged.
+/// An event that is not allowed in the current state. The state is unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(HandoverErrorKind),
@@ -109,26 +115,26 @@ use crate::wire::AttemptId;
 )]
 #[non_exhaustive]
 pub enum HandoverError {
-    /// A message of another attempt.
+    /// The message belongs to another attempt.
     #[error("a message of migration attempt {got:?} came in attempt {ours:?}; it is not followed")]
     OtherAttempt {
         /// This attempt.
         ours: AttemptId,
-        /// The message's.
+        /// The attempt that the message names.
         got: AttemptId,
     },
-    /// A driver went on with something else than what its state machine wants done.
+    /// The driver did something other than what its state machine asked for.
     #[error("the handover wants something else to be done now; this is a defect of sterna")]
     OtherAction,
-    /// An event that the protocol does not have in this state.
+    /// The protocol does not allow this event in this state.
     #[error("the handover cannot take `{event}` while `{state}`")]
     OutOfTurn {
-        /// What happened.
+        /// The event.
         event: &'static str,
-        /// In which state.
+        /// The state.
         state: &'static str,
     },
-    /// A record that the other side writes.
+    /// The journal holds a record that only the other side writes.
     #[error(
         "the journal says {0}, which only the other side of a migration writes; is it this side's journal?"
     )]

@@ -1,37 +1,41 @@
 use super::{HandoverError, RecordKind};
 use crate::wire::AttemptId;
 
-/// Where the source is in giving its guest away.
+/// State of the handover at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceState {
-    /// The guest runs here.
+    /// The guest runs at the source.
     Running,
-    /// It is paused here; everything can still be undone.
+    /// The guest is paused at the source; everything can still be undone.
     Paused,
     /// FINAL is sent.
     AwaitingPrepared,
-    /// The destination is prepared; COMMITTED is being recorded. The last state in which the source may change its mind.
+    /// The destination is prepared; COMMITTED is being recorded. The last state in which the source may still
+    /// abort.
     Committing,
-    /// COMMITTED is recorded, GO attempted: the guest may run at the destination.
+    /// COMMITTED is recorded and GO was attempted: the guest may run at the destination.
     AwaitingRunning,
-    /// GO was attempted and nothing came back. The guest stays paused.
+    /// GO was attempted and no answer came. The guest stays paused.
     InDoubt,
-    /// In doubt, and the operator says that the destination is fenced. The destination is asked once more; while it is, no GO
-    /// leaves.
+    /// In doubt, and the operator states that the destination is fenced. The source asks the destination once
+    /// more and sends no GO meanwhile.
     WordPending,
-    /// The word is taken: the destination gave no sign of life. REFUSED is being recorded, without which the guest stays paused.
+    /// The operator's word is accepted: the destination gave no sign of life. REFUSED is being recorded;
+    /// without it the guest stays paused.
     Fencing,
-    /// COMMITTED may be on the disk although its write failed, and GO never left. REFUSED is being recorded over it.
+    /// COMMITTED may be on the disk although its write failed, and GO never left. REFUSED is being recorded
+    /// after it.
     Withdrawing,
-    /// The same, and REFUSED could not be recorded either. The guest stays paused until it can, or until the destination refuses.
+    /// As [`Withdrawing`](Self::Withdrawing), but REFUSED could not be recorded either. The guest stays
+    /// paused until REFUSED is durable, or until the destination refuses.
     Withdrawn,
-    /// The destination refused, durably; that is being recorded.
+    /// The destination refused durably; the source is recording that.
     TakingBack,
-    /// The attempt is over and the guest is here.
+    /// The attempt is over and the source keeps the guest.
     Kept,
-    /// The destination runs it; that is being recorded.
+    /// The destination runs the guest; the source is recording that.
     Releasing,
-    /// The destination runs it.
+    /// The destination runs the guest.
     Released,
 }
 
@@ -42,57 +46,59 @@ pub enum SourceEvent {
     Pausing,
     /// FINAL was sent.
     FinalSent,
-    /// The destination says that it is prepared, first or still.
+    /// The destination reports that it is prepared, for the first time or still.
     Prepared(AttemptId),
-    /// This record is in the journal, to stay.
+    /// This record is durable in the journal.
     Recorded(RecordKind),
-    /// This record is not in the journal, or nobody knows.
+    /// This record is not in the journal, or its fate is unknown.
     NotRecorded(RecordKind),
-    /// The destination says that it runs the guest, or has run it.
+    /// The destination reports that it runs the guest, or has run it.
     Running(AttemptId),
-    /// The destination says that it did not run the guest of this attempt, and never will.
+    /// The destination reports that it did not run the guest in this attempt, and never will.
     Refused(AttemptId),
-    /// Anything failed, the link was lost, an answer says nothing, or the operator cancelled. While a word is pending: the
-    /// destination gave no sign of life.
+    /// A step failed, the link was lost, an answer settles nothing, or the operator cancelled. While a word
+    /// is pending: the destination gave no sign of life.
     Failed,
-    /// The operator says that the destination's host is fenced: it runs nothing, and will not run this guest.
+    /// The operator states that the destination's host is fenced: it runs nothing and will not run this
+    /// guest.
     Fenced,
-    /// The destination gave a sign of life that says nothing of this attempt.
+    /// The destination gave a sign of life that says nothing about this attempt.
     SignOfLife,
 }
 
-/// What the source must do next, before anything else is reported.
+/// What the driver must do before it reports another event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceAction {
-    /// Pause the guest, send the rest of it and FINAL; report [`SourceEvent::FinalSent`].
+    /// Pause the guest, send its remaining pages and state, and FINAL; report [`SourceEvent::FinalSent`].
     SendFinal,
     /// Wait for PREPARED; report [`SourceEvent::Prepared`].
     AwaitPrepared,
-    /// Write this to the journal, durably; report [`SourceEvent::Recorded`] or [`SourceEvent::NotRecorded`].
+    /// Write this record durably; report [`SourceEvent::Recorded`] or [`SourceEvent::NotRecorded`].
     Record(RecordKind),
-    /// Send GO. Whether that succeeds or fails, it may have arrived.
+    /// Send GO. Whether the send succeeds or fails, GO may have arrived.
     SendGo,
-    /// Let the guest run here (again).
+    /// Resume the guest at the source.
     Resume,
     /// Destroy the guest: it runs at the destination.
     Release,
-    /// Keep the guest paused, and ask the destination what became of this attempt: again and again, over new connections. It
-    /// gets GO again if it still waits for that.
+    /// Keep the guest paused and ask the destination for the outcome of this attempt, repeatedly, over new
+    /// connections. A destination that still waits for GO gets it again.
     Ask,
-    /// Ask the destination once what became of this attempt, and send no GO whatever it answers.
+    /// Ask the destination once for the outcome of this attempt, and send no GO whatever it answers.
     AskOnly,
-    /// Keep the guest paused. Tell the destination that this attempt is over, and await its REFUSED; then try again.
+    /// Keep the guest paused. Tell the destination that this attempt is over, and await its REFUSED; then try
+    /// again.
     Withdraw,
 }
 
-/// What a VMM that outlived its migration says of the guest.
+/// The guest as seen by a VMM that outlived its migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestHere {
-    /// It runs.
+    /// The guest runs.
     Running,
-    /// It is paused, and has been since the migration paused it.
+    /// The guest is paused, and has been since the migration paused it.
     Paused,
-    /// It is not there: it ended with its process, or with its host.
+    /// The guest ended with its process or its host.
     Gone,
 }
 
@@ -104,14 +110,14 @@ pub struct SourceHandover {
 }
 
 impl SourceHandover {
-    /// The beginning of an attempt.
+    /// Starts an attempt.
     #[must_use]
     pub fn new(attempt_id: AttemptId) -> Self {
         Self { attempt_id, state: SourceState::Running }
     }
 
-    /// What the last record of the source's journal leaves to do after a crash. Without a record there is nothing: no guest
-    /// was given away.
+    /// Resumes from the last record of the source's journal after a crash. Without a record nothing has to be
+    /// resumed: no guest was handed over.
     ///
     /// # Errors
     /// [`HandoverError::OtherSide`] for a record that no source writes.
@@ -122,7 +128,7 @@ impl SourceHandover {
     ) -> Result<(Self, SourceAction), HandoverError> {
         use {SourceAction as Do, SourceState as S};
         let (state, action) = match (last, guest) {
-            // A guest is let run only when it was not given away, whatever a failing disk has kept of that.
+            // A guest runs only if it was not handed over, whatever a failing disk has kept.
             (RecordKind::Committed, GuestHere::Running) => (S::Withdrawing, Do::Record(RecordKind::Refused)),
             (RecordKind::Committed, GuestHere::Paused | GuestHere::Gone) => (S::InDoubt, Do::Ask),
             (RecordKind::Refused | RecordKind::Started, _) => (S::Kept, Do::Resume),
@@ -138,16 +144,16 @@ impl SourceHandover {
         self.attempt_id
     }
 
-    /// The state now.
+    /// The current state.
     #[must_use]
     pub fn state(&self) -> SourceState {
         self.state
     }
 
-    /// Takes an event and says what to do.
+    /// Takes an event and returns the action for the driver.
     ///
     /// # Errors
-    /// [`HandoverError`] if the event may not happen now; nothing changes.
+    /// [`HandoverError`] if the event is not allowed in this state; the state does not change.
     pub fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         use {SourceAction as Do, SourceEvent as E, SourceState as S};
         if let E::Prepared(got) | E::Running(got) | E::Refused(got) = event
@@ -159,13 +165,13 @@ impl SourceHandover {
             (S::Running, E::Pausing) => (S::Paused, Do::SendFinal),
             (S::Paused, E::FinalSent) => (S::AwaitingPrepared, Do::AwaitPrepared),
             (S::AwaitingPrepared, E::Prepared(_)) => (S::Committing, Do::Record(RecordKind::Committed)),
-            // Nothing was promised to anybody yet.
+            // Nothing was promised yet.
             (S::Running | S::Paused | S::AwaitingPrepared, E::Failed | E::Refused(_)) => {
                 (S::Kept, Do::Resume)
             }
             (S::Committing, E::Recorded(RecordKind::Committed)) => (S::AwaitingRunning, Do::SendGo),
-            // It may be on the disk all the same: after a crash it would hand the destination an image from which this side has
-            // run on.
+            // COMMITTED may still be on the disk: after a crash it would hand the destination a guest that
+            // has since run on at the source.
             (S::Committing, E::NotRecorded(RecordKind::Committed))
             | (S::Withdrawn, E::Failed | E::Prepared(_) | E::Fenced | E::SignOfLife) => {
                 (S::Withdrawing, Do::Record(RecordKind::Refused))
@@ -178,17 +184,17 @@ impl SourceHandover {
             (S::AwaitingRunning | S::InDoubt | S::WordPending | S::Withdrawn, E::Refused(_)) => {
                 (S::TakingBack, Do::Record(RecordKind::Refused))
             }
-            // First the destination is asked: a word that it contradicts is false.
+            // Ask the destination first: an operator's word that it contradicts is false.
             (S::InDoubt, E::Fenced) => (S::WordPending, Do::AskOnly),
             (S::WordPending, E::Prepared(_) | E::SignOfLife) => (S::InDoubt, Do::Ask),
             (S::WordPending, E::Failed) => (S::Fencing, Do::Record(RecordKind::Refused)),
             (S::Fencing, E::Recorded(RecordKind::Refused)) => (S::Kept, Do::Resume),
-            // After a crash the destination, which is back by then, would get its GO.
+            // After a crash the source would send GO to the destination, which may be back by then.
             (S::Fencing, E::NotRecorded(RecordKind::Refused)) => (S::InDoubt, Do::Ask),
-            // GO was lost, and the guest has stood still since.
+            // GO was lost, and the guest has not run since.
             (state @ (S::AwaitingRunning | S::InDoubt), E::Prepared(_)) => (state, Do::SendGo),
             (S::AwaitingRunning | S::InDoubt, E::Failed | E::SignOfLife) => (S::InDoubt, Do::Ask),
-            // The destination's REFUSED is durable there, whether or not this side can record it.
+            // REFUSED is durable at the destination, whether or not the source can record it.
             (S::TakingBack, E::Recorded(RecordKind::Refused) | E::NotRecorded(RecordKind::Refused)) => {
                 (S::Kept, Do::Resume)
             }
@@ -255,7 +261,7 @@ mod tests {
         SourceEvent::Running(ATTEMPT_ID),
         SourceEvent::Recorded(RecordKind::Done),
     ];
-    /// GO may leave after so many steps.
+    /// The number of steps before GO may leave.
     const GO: usize = 4;
 
     fn after(steps: usize) -> SourceHandover {
@@ -289,7 +295,7 @@ mod tests {
         assert!(after(6).on(SourceEvent::Failed).is_err(), "a released guest does not come back");
     }
 
-    /// After a write of COMMITTED that failed.
+    /// A handover after a failed write of COMMITTED.
     fn unsure() -> SourceHandover {
         let mut handover = after(3);
         let action = handover.on(SourceEvent::NotRecorded(RecordKind::Committed));
@@ -313,7 +319,7 @@ mod tests {
             handover.on(not_recorded).unwrap();
             assert_eq!(handover.on(event), Ok(SourceAction::Record(RecordKind::Refused)), "{event:?}");
             assert_eq!(handover.on(not_recorded), Ok(SourceAction::Withdraw), "{event:?}");
-            // The destination's own record will do.
+            // The destination's own record suffices.
             assert_eq!(
                 handover.on(SourceEvent::Refused(ATTEMPT_ID)),
                 Ok(SourceAction::Record(RecordKind::Refused))
@@ -339,7 +345,7 @@ mod tests {
         assert_eq!(handover.on(SourceEvent::Running(ATTEMPT_ID)), Ok(SourceAction::Record(RecordKind::Done)));
     }
 
-    /// In doubt, with an operator's word pending.
+    /// A handover in doubt, with an operator's word pending.
     fn word_pending() -> SourceHandover {
         let mut handover = after(GO);
         handover.on(SourceEvent::Failed).unwrap();

@@ -1,29 +1,29 @@
 use super::{Journal, Record, RecordKind, Side};
 
-/// Where a guest is whose process on this host has ended, by the last record of the host. Ask only while no process has the
-/// guest's state file locked.
+/// Where a guest is whose process on this host has ended, by the last record of the host. Valid only while no
+/// process has the guest's state file locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing<'journal> {
-    /// No record: no guest of this name was ever started on this host, or brought to it.
+    /// No record: no guest of this name was ever started on this host or brought to it.
     Unknown,
-    /// It was this host's, and ended with its process. It may be started anew, on one host.
+    /// The guest was on this host and ended with its process. It may be started anew, on one host.
     Ended(&'journal Record),
-    /// It was given away, and no answer has told whether it arrived.
+    /// The guest was handed over, and no answer has said whether it arrived.
     InDoubt(&'journal Record),
-    /// The other side has said that it runs the guest.
+    /// The other side has reported that it runs the guest.
     Moved(&'journal Record),
-    /// It was to come to this host, did not run here and never will: it is its source's.
+    /// The guest was to come to this host, did not run on it and never will: its source has it.
     AtSource(&'journal Record),
 }
 
 impl<'journal> Standing<'journal> {
-    /// What the last record says.
+    /// The standing by the last record.
     #[must_use]
     pub fn of(journal: &'journal Journal) -> Self {
         journal.last().map_or(Self::Unknown, Self::after)
     }
 
-    /// What this record says, if it is the last.
+    /// The standing by this record, if it is the last.
     #[must_use]
     pub fn after(last: &'journal Record) -> Self {
         match (last.mark, last.side) {
@@ -36,7 +36,7 @@ impl<'journal> Standing<'journal> {
         }
     }
 
-    /// Whether a guest of this name may be started on this host, as far as the host knows.
+    /// Whether this host's records allow a guest of this name to start.
     #[must_use]
     pub fn may_start(self) -> bool {
         matches!(self, Self::Unknown | Self::Ended(_))
