@@ -5,8 +5,9 @@ use super::StateError;
 use super::file::Keeper;
 use crate::handover::{Journal, Record, RecordKind, Standing};
 
-/// A guest's name and state on this host, which no other process of it has. Clones are the same claim; it lasts until the last of
-/// them is dropped. Keep one for as long as the guest lives: that the state file is locked is the sign that it does.
+/// Exclusive claim of a guest's name and state on this host. Clones are the same claim; it lasts until the
+/// last clone is dropped. Keep one for as long as the guest lives: the lock on the state file shows that it
+/// does.
 #[derive(Clone, Debug)]
 pub struct GuestClaim(Arc<Claimed>);
 
@@ -20,9 +21,9 @@ struct Claimed {
 struct Records {
     journal: Journal,
     keeper: Keeper,
-    /// A record could not be written, and may be on the disk all the same.
+    /// A record could not be written, but may still be on the disk.
     unsure: bool,
-    /// An attempt writes records; one does at a time.
+    /// An attempt writes records; only one attempt does at a time.
     writing: bool,
 }
 
@@ -32,7 +33,7 @@ impl GuestClaim {
         Self(Arc::new(Claimed { name: name.to_owned(), records }))
     }
 
-    /// A claim whose disk fails at these marks.
+    /// A claim whose disk fails to write these kinds of records.
     #[cfg(test)]
     pub(crate) fn failing(marks: &[RecordKind]) -> Self {
         Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()))
@@ -50,8 +51,8 @@ impl GuestClaim {
         self.records().journal.clone()
     }
 
-    /// Writes into the state file how the process that has the guest can be reached: a text of one line. It is a hint, and not
-    /// durable.
+    /// Writes into the state file how to reach the process that has the guest: a text of one line. It is a
+    /// hint, and not durable.
     pub fn announce(&self, contact: &str) {
         if let Err(error) = self.records().keeper.announce(contact) {
             tracing::warn!(
@@ -61,8 +62,8 @@ impl GuestClaim {
         }
     }
 
-    /// The guest was not started after all, or ended on purpose. If an earlier guest of the name is elsewhere, that is on record
-    /// again; unless an attempt left a record, the state file is removed.
+    /// Records that the guest was not started after all, or ended on purpose. If an earlier guest of the name
+    /// is elsewhere, its record is written again; unless an attempt left a record, the state file is removed.
     pub fn retire(&self) {
         let before = {
             let mut records = self.records();
@@ -88,7 +89,7 @@ impl GuestClaim {
     /// The right to write records, which one attempt has at a time.
     ///
     /// # Errors
-    /// [`StateError::Claimed`], or that of a disk that takes no records.
+    /// [`StateError::Claimed`], or the error of a disk that takes no records.
     pub(crate) fn writer(&self) -> Result<RecordWriter, StateError> {
         let mut records = self.records();
         if records.writing {
@@ -110,7 +111,7 @@ impl GuestClaim {
         Ok(())
     }
 
-    /// A guest that a dead process left ready to run never ran, because RUNNING would be there.
+    /// A guest that a dead process left ready to run never ran, because RUNNING would be recorded.
     pub(super) fn refuse_what_was_left_ready(&self) -> Result<(), StateError> {
         let last = self.records().journal.last().filter(|last| last.mark == RecordKind::Prepared).cloned();
         last.map_or(Ok(()), |last| self.append(Record { mark: RecordKind::Refused, ..last }))
@@ -140,7 +141,7 @@ impl RecordWriter {
     /// Writes a record, and returns once it is durable.
     ///
     /// # Errors
-    /// [`StateError`]; the record may be on the disk all the same.
+    /// [`StateError`]; the record may still be on the disk.
     pub(crate) fn append(&self, record: Record) -> Result<(), StateError> {
         self.claim.append(record)
     }
@@ -150,7 +151,7 @@ impl RecordWriter {
         self.claim.records().journal.last().cloned()
     }
 
-    /// How long a record takes: what writing as much took when the attempt began.
+    /// How long a record takes, as measured when the attempt began.
     pub(crate) fn record_time(&self) -> Duration {
         self.record_time
     }

@@ -18,17 +18,17 @@ use crate::handover::JournalError;
 )]
 #[non_exhaustive]
 pub enum StateError {
-    /// A guest's name that cannot name a file.
+    /// The guest's name cannot be the name of a file.
     #[error("`{0}` cannot name a state file: a guest's name may not contain `/` or begin with `.`")]
     Name(String),
-    /// Another process, or another attempt of this one, has it.
+    /// Another process, or another attempt of this process, has the guest.
     #[error(
         "a process of this host{holder} has the guest {name}, or brings it to this host: let that end first"
     )]
     Claimed {
         /// The guest.
         name: String,
-        /// The process, as far as the file tells.
+        /// The process, according to the state file.
         holder: LockHolder,
     },
     /// An earlier version of Sterna left its own files for this guest.
@@ -37,29 +37,29 @@ pub enum StateError {
          guest is, then move its files away"
     )]
     Earlier(PathBuf),
-    /// The file is not what it should be.
+    /// The state file is unusable.
     #[error(
         "the state file {path} is unusable: {error}. Find out where the guest is, then move the file away"
     )]
     Content {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         error: JournalError,
     },
-    /// The folder.
+    /// The folder of state files is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// The file system refused.
+    /// The file system refused an operation on the state file.
     #[error(
         "cannot {what} the state file {path}: {error}; it needs a disk that takes writes, and 136 KiB on it"
     )]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
 }
@@ -76,10 +76,10 @@ coded!(StateError, StateErrorKind, "state", via Folder);
 )]
 #[non_exhaustive]
 pub enum StartError {
-    /// Its state.
+    /// The guest's state cannot be claimed, kept or read.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A guest of that name was given away, and may run at the other side.
+    /// A guest of that name was handed over, and may run at the other side.
     #[error("a guest named {name} was given to {peer} and may run there")]
     InDoubt {
         /// The guest.

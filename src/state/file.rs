@@ -1,4 +1,4 @@
-//! A state file: locked, read and written.
+//! A state file: locking, reading and writing it.
 
 use std::fmt;
 use std::fs::File;
@@ -17,7 +17,7 @@ use super::{Kept, Memory, Sighting, StateError, StateFolder};
 use crate::handover::RecordKind;
 use crate::handover::{JOURNAL_LEN, Journal, JournalError, Record, WRITE_LEN};
 
-/// Where the records of a claim go.
+/// Where the records of a claim are kept.
 #[derive(Debug)]
 pub(super) enum Keeper {
     File {
@@ -26,17 +26,17 @@ pub(super) enum Keeper {
         holder: LockHolder,
     },
     Memory(Memory),
-    /// A disk that fails at these marks.
+    /// A disk that fails to write these kinds of records.
     #[cfg(test)]
     Failing(Vec<RecordKind>),
 }
 
-/// The process that has a guest, as far as its state file tells.
+/// The process that has a guest, according to its state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockHolder {
-    /// Its id, in its own PID namespace.
+    /// Its process id, in its own PID namespace.
     pub process: Option<u32>,
-    /// How it can be reached, in its own words.
+    /// How to reach it, as it announced.
     pub contact: Option<String>,
 }
 
@@ -45,12 +45,12 @@ impl LockHolder {
         Self { process: Some(process::id()), contact: None }
     }
 
-    /// Two lines, and zeros behind them.
+    /// Two lines, padded with zeros.
     fn encode(&self) -> [u8; HOLDER_LEN] {
         let mut bytes = [0; HOLDER_LEN];
         let contact = self.contact.as_deref().unwrap_or_default();
         let text = format!("{}\n{contact}\n", self.process.unwrap_or_default());
-        // One that does not fit is left out whole.
+        // A contact that does not fit is left out whole.
         if text.len() <= HOLDER_LEN && !contact.contains('\n') {
             bytes[..text.len()].copy_from_slice(text.as_bytes());
         }
@@ -73,7 +73,8 @@ impl fmt::Display for LockHolder {
 }
 
 impl Keeper {
-    /// Writes the next record of `journal`, and returns once it is durable. Sets `unsure` as soon as it may be on the disk.
+    /// Writes the next record of `journal`, and returns once it is durable. Sets `unsure` as soon as the
+    /// record may be on the disk.
     pub(super) fn write(
         &self,
         name: &str,
@@ -106,8 +107,8 @@ impl Keeper {
         file.write_all_at(&holder.encode(), HOLDER_AT as u64)
     }
 
-    /// How long a record takes: as much is written, and nothing changes. The quickest of some times counts: the first write also
-    /// brings what is known of a new file to the disk, and others may be writing too.
+    /// How long a record takes: writes as much without a change. The fastest of several writes counts: the
+    /// first also flushes the metadata of a new file, and other processes may be writing too.
     pub(super) fn record_time(&self, name: &str) -> Result<Duration, StateError> {
         let Self::File { folder, file, holder } = self else { return Ok(Duration::ZERO) };
         let mut head = Journal::head();
@@ -121,10 +122,11 @@ impl Keeper {
         Ok(quickest)
     }
 
-    /// The claim ends.
+    /// Ends the claim.
     pub(super) fn release(&self, name: &str, journal: &Journal, says_nothing: bool) {
         match self {
-            // While it is locked: a process that waits for the lock makes another. The lock goes with the descriptor.
+            // Removed under the lock: a process that waits for the lock makes a new file. Closing the
+            // descriptor releases the lock.
             Self::File { folder, file, .. } if says_nothing && folder.is_at(file, &file_name(name)) => {
                 if let Err(error) = folder.remove_file(&file_name(name)) {
                     let path = path(folder, name);
@@ -132,7 +134,7 @@ impl Keeper {
                 }
             }
             Self::File { file, .. } => {
-                // What it says of a process is true no more.
+                // The entry about the process is no longer true.
                 let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT as u64);
             }
             Self::Memory(memory) if says_nothing => drop(super::lock(memory).remove(name)),
@@ -146,22 +148,22 @@ impl Keeper {
     }
 }
 
-/// Locks the state file of a guest, and makes it if there is none. Returns what it says.
+/// Locks the state file of a guest, and makes it if it is missing. Returns its records.
 pub(super) fn claim_file(folder: &StateFolder, name: &str) -> Result<(Journal, Keeper), StateError> {
     check_no_earlier(folder, name)?;
     let file = open_locked(folder, name)?;
     let journal = read(folder, &file, name)?;
     let holder = LockHolder::of_this_process();
-    // A hint, for messages: the claim holds without it.
+    // A hint for messages: the claim holds without it.
     let _ = file.write_all_at(&holder.encode(), HOLDER_AT as u64);
     Ok((journal, Keeper::File { folder: folder.clone(), file, holder }))
 }
 
-/// Reads a state file without a claim; `None` if there is none.
+/// Reads a state file without a claim; `None` if it does not exist.
 pub(super) fn look_at_file(folder: &StateFolder, name: &str) -> Result<Option<Sighting>, StateError> {
     check_no_earlier(folder, name)?;
     let Some(file) = folder.open_file(&file_name(name), false)? else { return Ok(None) };
-    // A record that is being written while it is read may look damaged.
+    // A record may look damaged while it is being written.
     let mut journal = read(folder, &file, name);
     for _ in 0..READS {
         if journal.is_ok() {
@@ -192,7 +194,7 @@ pub(super) fn names(folder: &StateFolder) -> Vec<String> {
     names.iter().filter_map(|name| name.strip_suffix(SUFFIX)).map(str::to_owned).collect()
 }
 
-/// Opens the file and locks it; makes it if there is none.
+/// Opens the file and locks it; makes it if it is missing.
 fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
     let claimed = |file: &File| {
         let mut text = [0; HOLDER_LEN];
@@ -207,7 +209,7 @@ fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
         };
         match lock(&file).map_err(failed("lock", path(folder, name)))? {
             Locked::Exclusively if folder.is_at(&file, &file_name(name)) => return Ok(file),
-            // It was removed or replaced meanwhile.
+            // Another process removed or replaced the file meanwhile.
             Locked::Exclusively => {}
             Locked::ByAnother => return Err(claimed(&file)),
             Locked::ByLookers if Instant::now() >= deadline => return Err(claimed(&file)),
@@ -219,7 +221,7 @@ fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
 enum Locked {
     Exclusively,
     ByAnother,
-    /// By processes that look at it, for a moment.
+    /// By processes that only read it, for a moment.
     ByLookers,
 }
 
@@ -258,7 +260,7 @@ fn read(folder: &StateFolder, file: &File, name: &str) -> Result<Journal, StateE
     Journal::read(&bytes).map_err(content)
 }
 
-/// Writes to it, and returns once that is durable.
+/// Writes to the file, and returns once that is durable.
 fn write(file: &File, bytes: &[u8; WRITE_LEN], at: u64) -> io::Result<()> {
     file.write_all_at(bytes, at)?;
     file.sync_data()
@@ -278,18 +280,18 @@ fn failed(what: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> StateE
 
 const SUFFIX: &str = ".state";
 
-/// What version 1 kept.
+/// The files of version 1.
 const EARLIER: [&str; 2] = [".source.journal", ".destination.journal"];
 
-/// In the head's first block, behind what it says.
+/// In the head's first block, after the head itself.
 const HOLDER_AT: usize = 2048;
-/// How often as much as a record is written to see how long that takes.
+/// How often to write as much as a record, to measure how long a record takes.
 const PROBES: u32 = 3;
 const HOLDER_LEN: usize = 2048;
 
-/// How often a file that looks damaged is read again.
+/// How often to read a file again that looks damaged.
 const READS: usize = 5;
 const NAP: Duration = Duration::from_millis(5);
 
-/// How long processes that look at a file may keep it locked together.
+/// How long to wait for processes that hold a shared lock on the file.
 const LOOKS_MAX: Duration = Duration::from_secs(10);

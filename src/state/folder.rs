@@ -1,15 +1,17 @@
 //! A folder for the state of guests: opened once, checked, and used by its handle from then on.
 //!
-//! What it holds decides which host may run a guest. So no other user may be able to change it, and it must outlast a
-//! restart of the host:
+//! Its content decides which host may run a guest. So no other user may be able to change it, and it must
+//! outlast a restart of the host:
 //!
-//! - It belongs to the effective user, and neither its group nor others may write to it. Each folder above it belongs to root or
-//!   to that user, and is not writable by group or others unless it is sticky, like `/tmp`.
+//! - It belongs to the effective user, and neither its group nor others may write to it. Each folder above it
+//!   belongs to root or to that user, and is not writable by group or others unless it is sticky, like
+//!   `/tmp`.
 //! - Links above it are followed if they belong to root or to that user. The folder itself may not be a link.
-//! - File systems that lose their content or that other hosts see too are refused, unless the caller
+//! - File systems that lose their content or that other hosts can access are refused, unless the caller
 //!   [accepts](StorageCheck::Accept) them.
 //!
-//! Files are opened, made and removed relative to the handle. A folder that is moved or replaced meanwhile redirects nothing.
+//! Files are opened, made and removed relative to the handle. If the folder is moved or replaced meanwhile,
+//! nothing is redirected.
 
 mod path;
 mod storage;
@@ -39,18 +41,18 @@ pub struct StateFolder(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     folder: OwnedFd,
-    /// For messages; nothing is opened by it.
+    /// For messages only; it is never opened.
     path: PathBuf,
     user: u32,
 }
 
-/// What to do with a file system that is not known to keep state on this host.
+/// What to do with a file system that may not keep state on this host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StorageCheck {
     /// Refuse it.
     #[default]
     Refuse,
-    /// Use it: the caller knows what it is worth.
+    /// Use it: the caller accepts the risk.
     Accept,
 }
 
@@ -64,7 +66,7 @@ pub enum StorageCheck {
 )]
 #[non_exhaustive]
 pub enum FolderError {
-    /// It can be changed by another user.
+    /// Another user can change the folder, a part of its path, or a file.
     #[error(
         "{path} belongs to user {owner}, and this process runs as user {user}: that user could change the state of guests. \
          Choose a folder of user {user}, or change the owner"
@@ -77,7 +79,7 @@ pub enum FolderError {
         /// The effective user of this process.
         user: u32,
     },
-    /// It can be changed by a group, or by any user.
+    /// A group, or any user, can change the folder, a part of its path, or a file.
     #[error(
         "{path} is writable by other users (mode {mode:04o}): they could change the state of guests. \
          Take that permission away (chmod go-w), or choose another folder"
@@ -88,26 +90,26 @@ pub enum FolderError {
         /// Its permissions.
         mode: u32,
     },
-    /// The folder itself, or a file in it, is a link.
+    /// The folder itself, or a file in it, is a symbolic link.
     #[error("{0} is a symbolic link: name what it points to, so that another target cannot take its place")]
     Link(PathBuf),
-    /// Something else has the name.
+    /// The path names something other than a folder.
     #[error("{0} is not a folder: choose another, or move it away")]
     NotAFolder(PathBuf),
-    /// Something else has the name of a state file.
+    /// The name of a state file belongs to something other than a regular file.
     #[error("{0} is not a regular file: find out what made it, then move it away")]
     NotAFile(PathBuf),
-    /// State would be lost, or another host would take it for its own.
+    /// The file system would lose the state, or another host would take it for its own.
     #[error("{path} is on {kind}: {danger}. Choose a folder on a disk of this host")]
     Storage {
         /// The folder.
         path: PathBuf,
         /// The kind of file system.
         kind: &'static str,
-        /// What it does to state.
+        /// The danger to the state.
         danger: &'static str,
     },
-    /// Space for a file could not be had beforehand.
+    /// The space for a file could not be reserved.
     #[error(
         "cannot reserve {len} bytes for {path}: {error}. Free some space, or choose a folder on another disk"
     )]
@@ -116,20 +118,20 @@ pub enum FolderError {
         path: PathBuf,
         /// Its length.
         len: u64,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// A name that leads out of the folder.
+    /// The name leads out of the folder.
     #[error("`{0}` cannot be the name of a file")]
     Name(String),
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("cannot {what} {path}: {error}. The state of guests needs a folder that this user may write to")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
 }
@@ -137,8 +139,8 @@ pub enum FolderError {
 coded!(FolderError, FolderErrorKind, "state-folder");
 
 impl StateFolder {
-    /// Opens the folder; makes it, and the missing folders above it, with mode 0700. An entry that was made is durable when this
-    /// returns.
+    /// Opens the folder; makes it, and the missing folders above it, with mode 0700. A folder that was made
+    /// is durable when this returns.
     ///
     /// # Errors
     /// [`FolderError`]. Nothing is made on a file system that is refused.
@@ -151,18 +153,18 @@ impl StateFolder {
         Ok(Self(Arc::new(Inner { folder, path, user })))
     }
 
-    /// Where it was when it was opened.
+    /// The path at which the folder was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
-    /// Opens a file for reading, or for reading and writing; `None` if there is none. It must be a regular file of this user that
-    /// others may not write to.
+    /// Opens a file for reading, or for reading and writing; `None` if it does not exist. It must be a
+    /// regular file of this user that others may not write to.
     pub(crate) fn open_file(&self, name: &str, write: bool) -> Result<Option<File>, FolderError> {
         let path = self.named(name)?;
         let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        // What is no regular file must not make this process wait, nor may it be reached through a link.
+        // Opening something other than a regular file must not block, and links are not followed.
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = match rustix::fs::openat(&self.0.folder, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -179,15 +181,17 @@ impl StateFolder {
         Ok(Some(file))
     }
 
-    /// Makes a file of `len` bytes: `content`, then zeros. Under its name it exists whole and durable, or not at all. A file that
-    /// has the name already stays as it is: another process was quicker.
+    /// Makes a file of `len` bytes: `content`, then zeros. Under its name the file exists whole and durable,
+    /// or not at all. An existing file of that name stays unchanged: another process was faster.
     ///
-    /// All of it is reserved and written beforehand, so that a later write within its length needs no space:
+    /// All of its space is reserved and written beforehand, so that a later write within its length needs no
+    /// more space:
     ///
-    /// - File systems that overwrite in place (ext4, XFS and most others) keep that promise, with or without `fallocate`.
-    /// - On btrfs the file is exempt from copy-on-write, so the promise holds until a snapshot is taken of it.
-    /// - ZFS and other file systems that copy each block on write promise nothing: a later write fails if the disk is full. That
-    ///   it could be written once is all that this checks for them.
+    /// - File systems that overwrite in place (ext4, XFS and most others) keep that promise, with or without
+    ///   `fallocate`.
+    /// - On btrfs the file is exempt from copy-on-write, so the promise holds until a snapshot is taken.
+    /// - ZFS and other file systems that copy each block on write promise nothing: a later write fails if the
+    ///   disk is full. On them this only proves that the file could be written once.
     pub(crate) fn make_file(&self, name: &str, len: u64, content: &[u8]) -> Result<(), FolderError> {
         let path = self.named(name)?;
         let (file, temporary) = self.make_temporary(name, &path)?;
@@ -198,7 +202,7 @@ impl StateFolder {
             })
     }
 
-    /// Removes a file. Whether that is durable is up to what comes after.
+    /// Removes a file. A later sync makes the removal durable.
     pub(crate) fn remove_file(&self, name: &str) -> io::Result<()> {
         if !is_plain(name) {
             return Err(ErrorKind::InvalidInput.into());
@@ -206,7 +210,8 @@ impl StateFolder {
         Ok(rustix::fs::unlinkat(&self.0.folder, name, AtFlags::empty())?)
     }
 
-    /// The names in the folder, without those that begin with a dot and those that are not UTF-8: no state file has such a name.
+    /// The names in the folder, without those that begin with a dot or are not UTF-8: no state file has such
+    /// a name.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.0.folder)? {
@@ -217,7 +222,7 @@ impl StateFolder {
         Ok(names)
     }
 
-    /// Whether an open file is still the one of this name.
+    /// Whether `name` still refers to this open file.
     pub(crate) fn is_at(&self, file: &File, name: &str) -> bool {
         let place = |found: Stat| (found.st_dev, found.st_ino);
         let named = rustix::fs::statat(&self.0.folder, name, AtFlags::SYMLINK_NOFOLLOW).map(place);
@@ -232,14 +237,14 @@ impl StateFolder {
         }
     }
 
-    /// A new empty file under a name of its own.
+    /// Makes an empty file under a temporary name.
     fn make_temporary(&self, name: &str, path: &Path) -> Result<(File, String), FolderError> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         for number in 0..TEMPORARIES_MAX {
             let temporary = temporary_name(name, number);
             match rustix::fs::openat(&self.0.folder, &temporary, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => return Ok((file.into(), temporary)),
-                // Left by a process that was killed, or in use by another: leave it alone.
+                // A killed process left it, or another process uses it: leave it alone.
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(failed("make", path)(error)),
             }
@@ -250,7 +255,8 @@ impl StateFolder {
     fn fill(&self, file: &File, path: &Path, len: u64, content: &[u8]) -> Result<(), FolderError> {
         let room = |error| FolderError::Room { path: path.to_owned(), len, error };
         if Storage::of(file).is_ok_and(|storage| storage == Storage::CopyOnWrite) {
-            // Only while it is empty. Not all kinds can, and then the writes below are all there is.
+            // This works only while the file is empty. Some file systems do not support it; then only the
+            // writes below reserve space.
             let _ = rustix::fs::ioctl_getflags(file)
                 .and_then(|flags| rustix::fs::ioctl_setflags(file, flags | IFlags::NOCOW));
         }
@@ -259,8 +265,8 @@ impl StateFolder {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(room(error.into())),
         }
-        // Also where the reservation holds: to write into reserved blocks for the first time takes a change of the file's metadata,
-        // and so longer than a later record does.
+        // Written even where the reservation holds: the first write into reserved blocks changes the file's
+        // metadata, and so takes longer than later records.
         let zeros = [0; 4096];
         let mut at = 0;
         while at < len {
@@ -287,7 +293,7 @@ impl StateFolder {
     }
 }
 
-/// Only the user may be able to change it.
+/// Checks that only the user can change it.
 fn check_access(found: &Stat, path: &Path, user: u32) -> Result<(), FolderError> {
     if found.st_uid != user {
         return Err(FolderError::Owner { path: path.to_owned(), owner: found.st_uid, user });
@@ -298,7 +304,7 @@ fn check_access(found: &Stat, path: &Path, user: u32) -> Result<(), FolderError>
     Ok(())
 }
 
-/// Makes the entries of an open folder durable. Some file systems do not sync folders, and say so.
+/// Makes the entries of an open folder durable. Some file systems do not sync folders, and report that.
 fn sync(folder: &OwnedFd) -> Result<(), Errno> {
     match rustix::fs::fsync(folder) {
         Err(Errno::INVAL) => Ok(()),
@@ -311,7 +317,7 @@ fn failed(what: &'static str, path: &Path) -> impl Fn(Errno) -> FolderError {
     move |error| FolderError::Io { what, path: path.clone(), error: error.into() }
 }
 
-/// A name in the folder, and not a way out of it.
+/// Whether this is the name of an entry in the folder, and not a path out of it.
 fn is_plain(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
@@ -320,8 +326,8 @@ fn temporary_name(name: &str, number: u32) -> String {
     format!(".{name}.{}.{number}.new", process::id())
 }
 
-/// Write permission of the group and of all others. An access list shows as the group's.
+/// Write permission of the group and of all others. An access list shows as the group's permission.
 const OTHERS_WRITE: u32 = 0o022;
 
-/// How many temporary files of one process and name may be there at a time.
+/// The most temporary files for one process and name at a time.
 const TEMPORARIES_MAX: u32 = 256;

@@ -1,16 +1,18 @@
-//! What a host must not forget of its guests: a state file for each, `NAME.state`, in a folder of this host alone.
+//! The persistent state of a host's guests: a state file for each, `NAME.state`, in a folder of this host
+//! alone.
 //!
-//! The file holds the guest's [sequence of records](crate::handover::Journal), whichever role the host plays in an attempt. A
-//! process that runs a guest, brings one to this host or moves one away has the file locked (`flock(2)`) until it ends, however
-//! it ends. So the lock and the last record answer, and nothing else does:
+//! The file holds the guest's [sequence of records](crate::handover::Journal), whichever role the host plays
+//! in an attempt. A process that runs a guest, brings one to this host or moves one away holds a lock on the
+//! file (`flock(2)`) until it ends, however it ends. So the lock and the last record alone answer these
+//! questions:
 //!
 //! * Does a process of this host have the guest? Only if the file is locked.
 //! * Is the name free? Only if no process has the file locked: two starts cannot both win.
 //! * May the guest be started anew? See [`Standing`].
 //!
-//! All of the file's space is reserved and its head durable before anything depends on it. A file without a record is removed
-//! when it is released, so that attempts which fail early leave nothing behind. One with a record stays, because another host may ask
-//! for it: 136 KiB for each name.
+//! All of the file's space is reserved and its head durable before anything depends on it. A file without a
+//! record is removed when it is released, so that attempts which fail early leave nothing behind. A file with
+//! a record stays, because another host may ask for that record: 136 KiB for each name.
 
 mod claim;
 mod error;
@@ -49,35 +51,36 @@ struct Kept {
     claimed: bool,
 }
 
-/// What is seen of a guest's state from outside.
+/// A guest's state as seen without a claim.
 #[derive(Clone, Debug)]
 pub struct Sighting {
     /// Its records.
     pub journal: Journal,
-    /// The process that has the guest now, if one has.
+    /// The process that has the guest now, if any.
     pub holder: Option<LockHolder>,
 }
 
 impl HostState {
-    /// The state in this folder, which is made if it is missing. The folder must be on a disk of this host alone and outlive a
-    /// restart.
+    /// Keeps the state in this folder, which is made if it is missing. The folder must be on a disk of this
+    /// host alone and outlive a restart.
     ///
     /// # Errors
-    /// [`FolderError`] if the folder cannot be trusted with that, or not be written to.
+    /// [`FolderError`] if the folder is not safe for state, or cannot be written to.
     pub fn in_folder(path: &Path, check: StorageCheck) -> Result<Self, FolderError> {
         Ok(Self(Place::Folder(StateFolder::open(path, check)?)))
     }
 
-    /// No files: the records last as long as this value and its clones, and so no longer than the process. A process or host that
-    /// dies at the wrong moment then leaves a doubt that only an operator can settle, and nothing keeps a second process from
-    /// starting the same guest.
+    /// Keeps the state without files: the records last as long as this value and its clones, and so no longer
+    /// than the process. A process or host that dies at the wrong moment then leaves a doubt that only the
+    /// operator can settle, and a second process can start the same guest.
     #[must_use]
     pub fn lost_with_this_process() -> Self {
         Self(Place::Memory(Memory::default()))
     }
 
-    /// Claims the name of a guest, for as long as the claim and its clones live: no other process of this host can. An attempt
-    /// that a dead process left ready to run is recorded as refused: it never ran, and now never will.
+    /// Claims the name of a guest for as long as the claim and its clones live: no other process of this host
+    /// can claim it meanwhile. An attempt that a dead process left ready to run is recorded as refused: it
+    /// never ran, and now never will.
     ///
     /// # Errors
     /// [`StateError`]; nothing may be run or handed over then.
@@ -103,8 +106,9 @@ impl HostState {
         Ok(claim)
     }
 
-    /// Claims the name for a guest that is about to be started on this host, and records that. If the last record says that a guest
-    /// of this name may be elsewhere, only a guest that is `another` may be started.
+    /// Claims the name for a guest that is about to be started on this host, and records the start. If the
+    /// last record says that a guest of this name may be elsewhere, only a guest that is `another` may be
+    /// started.
     ///
     /// # Errors
     /// [`StartError`]; the guest must not be started.
@@ -132,7 +136,7 @@ impl HostState {
         Ok(claim)
     }
 
-    /// Looks at the state of a guest, also while a process has it claimed; `None` if there is none.
+    /// Reads the state of a guest, even while a process has it claimed; `None` if it has none.
     ///
     /// # Errors
     /// [`StateError`].
@@ -146,8 +150,8 @@ impl HostState {
         }
     }
 
-    /// The guest that has a record of this attempt with the host in this role, and the last such record. Files that cannot be read
-    /// are passed over with a warning.
+    /// The guest that has a record of this attempt with the host in this role, and the last such record.
+    /// Files that cannot be read are skipped with a warning.
     #[must_use]
     pub fn find(&self, attempt_id: AttemptId, side: Side) -> Option<(String, Record)> {
         self.names().into_iter().find_map(|name| {

@@ -9,7 +9,7 @@ use crate::handover::JOURNAL_LEN;
 
 const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
 
-/// A folder of its own, whatever the file system of the machine's temporary files.
+/// A private folder, whatever the file system of the host's temporary files.
 fn folder() -> (tempfile::TempDir, HostState) {
     let private = fs::Permissions::from_mode(0o700);
     let folder = tempfile::Builder::new().permissions(private).tempdir().unwrap();
@@ -103,7 +103,7 @@ fn of_many_that_start_one_name_at_once_one_wins_also_while_others_look() {
             for _ in 0..20 {
                 let _ = state.look(&name).unwrap();
             }
-            // All claims are kept until the last has been tried.
+            // Hold all claims until the last attempt is done.
             let claims: Vec<_> = starts.into_iter().map(|start| start.join().unwrap()).collect();
             claims.iter().filter(|claim| claim.is_ok()).count()
         });
@@ -143,7 +143,7 @@ fn a_guest_that_may_be_elsewhere_is_started_only_as_another_one() {
         drop(state.start("tern", true).unwrap());
         let journal = state.look("tern").unwrap().unwrap().journal;
         assert_eq!(journal.last().unwrap().mark, RecordKind::Started, "now it is another guest's name");
-        // Once that was ended on purpose, the other one is still elsewhere.
+        // After that guest was ended on purpose, the other one is still elsewhere.
         state.start("tern", false).unwrap().retire();
         assert!(matches!(state.start("tern", false), Err(StartError::Elsewhere { .. })));
     }
@@ -183,7 +183,7 @@ fn a_state_that_says_nothing_goes_with_its_claim_and_one_with_a_record_stays() {
         drop(state.claim("tern").unwrap());
         assert!(state.look("tern").unwrap().is_none());
         assert!(!path("tern").exists());
-        // A guest that was ended on purpose, and was never to move.
+        // A guest that was ended on purpose and never migrated.
         state.start("tern", false).unwrap().retire();
         assert!(state.look("tern").unwrap().is_none());
         let claim = state.start("gull", false).unwrap();
@@ -196,7 +196,7 @@ fn a_state_that_says_nothing_goes_with_its_claim_and_one_with_a_record_stays() {
     assert!(failing.append(record(RecordKind::Started, Side::Source, ATTEMPT_ID)).is_err());
     failing.retire();
     assert!(failing.journal().last().is_none());
-    // Only the file that it made: it was moved away, and there is another of that name.
+    // It removes only the file that it made: that file was moved away, and another has its name.
     let state = HostState::in_folder(&folder.path().join("state"), StorageCheck::Accept).unwrap();
     let claim = state.claim("tern").unwrap();
     fs::remove_file(path("tern")).unwrap();
@@ -236,7 +236,7 @@ fn a_state_says_how_the_process_that_has_the_guest_can_be_reached() {
     assert_eq!(holder(), LockHolder { process: Some(std::process::id()), contact: None });
     claim.announce("/run/sterna/tern.sock");
     assert_eq!(holder().contact.as_deref(), Some("/run/sterna/tern.sock"));
-    // It is a hint, and no record: what does not fit is left out.
+    // The contact is a hint and not a record: one that does not fit is left out.
     claim.announce(&"x".repeat(5000));
     assert_eq!(holder().contact, None);
     claim.append(committed()).unwrap();

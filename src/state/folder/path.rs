@@ -1,4 +1,4 @@
-//! The way to a folder, component by component, each opened relative to the one before and checked.
+//! The walk to a folder, component by component, each opened relative to the one before and checked.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::storage::Storage;
 use super::{FolderError, OTHERS_WRITE, StorageCheck, check_access, failed, sync};
 
-/// Opens a folder, and makes it if it is missing; its handle, and its path from the root.
+/// Opens a folder, and makes it if it is missing; returns its handle and its path from the root.
 pub(super) fn open(path: &Path, check: StorageCheck, user: u32) -> Result<(OwnedFd, PathBuf), FolderError> {
     let whole = std::path::absolute(path).map_err(|error| FolderError::Io {
         what: "find",
@@ -24,7 +24,7 @@ pub(super) fn open(path: &Path, check: StorageCheck, user: u32) -> Result<(Owned
     }
     let found = rustix::fs::fstat(&walk.at).map_err(failed("look at", &whole))?;
     check_access(&found, &whole, user)?;
-    // The way needed search permission only; to sync and to list a folder takes more.
+    // The walk needs search permission only; to sync and to list a folder takes more.
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat(&walk.at, ".", flags, Mode::empty()).map_err(failed("open", &whole))?;
     if check == StorageCheck::Refuse {
@@ -36,7 +36,7 @@ pub(super) fn open(path: &Path, check: StorageCheck, user: u32) -> Result<(Owned
 struct Walk {
     at: OwnedFd,
     path: PathBuf,
-    /// What is still to come, the next last.
+    /// The components still to be entered, the next one last.
     rest: Vec<OsString>,
     links: u32,
     user: u32,
@@ -57,7 +57,7 @@ impl Walk {
         self.rest.extend(names.rev().map(|part| part.as_os_str().to_owned()));
     }
 
-    /// Goes one step on: into a folder, which may have to be made, or along a link.
+    /// Enters the next component: a folder, which may have to be made, or a link.
     fn enter(&mut self, name: OsString, check: StorageCheck) -> Result<(), FolderError> {
         self.check_above()?;
         let path = if name == ".." {
@@ -67,7 +67,7 @@ impl Walk {
         };
         match rustix::fs::openat(&self.at, &name, ON_THE_WAY, Mode::empty()) {
             Ok(folder) => {
-                // A process that made it may have been killed before it made that durable.
+                // The process that made it may have been killed before it made the entry durable.
                 if self.rest.is_empty() {
                     let _ = self.sync();
                 }
@@ -85,7 +85,7 @@ impl Walk {
             Storage::of(&self.at).map_err(failed("look at the file system of", path))?.check(path)?;
         }
         match rustix::fs::mkdirat(&self.at, &name, Mode::RWXU) {
-            // Another process was quicker, and may not have synced it yet.
+            // Another process was faster, and may not have synced the entry yet.
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(failed("make", path)(error)),
         }
@@ -95,7 +95,7 @@ impl Walk {
     }
 
     fn follow(&mut self, name: &OsString, path: PathBuf) -> Result<(), FolderError> {
-        // Opened once, so that its owner and its target are those of one link.
+        // One handle, so that the owner and the target belong to the same link.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let link = rustix::fs::openat(&self.at, name, flags, Mode::empty()).map_err(failed("open", &path))?;
         let found = rustix::fs::fstat(&link).map_err(failed("look at", &path))?;
@@ -121,7 +121,7 @@ impl Walk {
         Ok(())
     }
 
-    /// The folder that is searched next must be one in which other users cannot put something else in the next one's place.
+    /// Checks that other users cannot replace the entry that is looked up next in the current folder.
     fn check_above(&self) -> Result<(), FolderError> {
         let found = rustix::fs::fstat(&self.at).map_err(failed("look at", &self.path))?;
         self.check_owner(&found, &self.path)?;
@@ -140,18 +140,18 @@ impl Walk {
     }
 
     fn sync(&self) -> Result<(), Errno> {
-        // The handle on the way is not one that can be synced.
+        // The walk's handle cannot be synced.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         sync(&rustix::fs::openat(&self.at, ".", flags, Mode::empty())?)
     }
 }
 
-/// Search permission is enough to pass through a folder.
+/// Search permission suffices to pass through a folder.
 const ON_THE_WAY: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Only the owner of an entry, or of the folder, may remove or rename it.
 const STICKY: u32 = 0o1000;
 
-/// As many as the kernel follows.
+/// The kernel's own limit.
 const LINKS_MAX: u32 = 40;

@@ -1,4 +1,4 @@
-//! What kind of file system a folder is on, and what that means for state.
+//! The kind of file system that a folder is on, and what it means for state.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -9,28 +9,28 @@ use super::FolderError;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
-    /// On a disk, or of a kind that is not known here.
+    /// A disk, or an unknown kind.
     Plain,
-    /// Writes each block to a new place, so that to have reserved one is worth nothing.
+    /// Writes each block to a new place, so that reserving a block gains nothing.
     CopyOnWrite,
-    /// Its content ends with the host's uptime.
+    /// Its content is lost when the host restarts.
     Memory(&'static str),
-    /// Its content may go with the container that it was made for.
+    /// Its content may be removed with its container.
     Layers(&'static str),
-    /// Other hosts may see the same files.
+    /// Other hosts may access the same files.
     Shared(&'static str),
-    /// A process keeps the files, and only that process knows where.
+    /// A process keeps the files, in a place that only it knows.
     Process(&'static str),
 }
 
 impl Storage {
     pub(super) fn of(file: impl AsFd) -> Result<Self, Errno> {
-        // The kernel's word is wider than any of these numbers.
+        // The kernel's field is wider than any of these numbers.
         let magic = u32::try_from(rustix::fs::fstatfs(file)?.f_type & 0xffff_ffff);
         Ok(magic.map_or(Self::Plain, Self::of_magic))
     }
 
-    /// By the number that `statfs(2)` gives; most of them are in `linux/magic.h`.
+    /// By the number that `statfs(2)` returns; most of them are in `linux/magic.h`.
     pub(super) fn of_magic(magic: u32) -> Self {
         match magic {
             // btrfs, ZFS, bcachefs, NILFS2
@@ -59,7 +59,7 @@ impl Storage {
         }
     }
 
-    /// Whether it keeps state for this host alone.
+    /// Checks that it keeps state for this host alone.
     pub(super) fn check(self, path: &Path) -> Result<(), FolderError> {
         let (kind, danger) = match self {
             Self::Plain | Self::CopyOnWrite => return Ok(()),

@@ -169,7 +169,7 @@ fn a_folder_that_others_can_change_is_refused_and_so_is_one_below_it() {
         set_mode(&above, mode);
         assert!(matches!(open(&below), Err(FolderError::Writable { path, .. }) if path == above), "{mode:o}");
         fs::create_dir_all(&path).unwrap();
-        // Sticky helps what is in it, and not the folder itself.
+        // The sticky bit protects a folder's entries, and not the folder itself.
         for mode in [mode, mode | STICKY] {
             set_mode(&path, mode);
             assert!(matches!(open(&path), Err(FolderError::Writable { path: at, .. }) if at == path));
@@ -184,7 +184,7 @@ fn a_folder_of_another_user_is_refused_also_if_that_is_root() {
     let (place, path) = place();
     open(&path).unwrap();
     let other = user() + 1;
-    // Root's folders above are good enough for any user, a user's only for that user.
+    // Folders of root above it are safe for any user, those of a user only for that user.
     let refused = if user() == 0 { path.clone() } else { place.path().to_owned() };
     set_mode(place.path(), 0o755);
     let error = StateFolder::open_as(&path, StorageCheck::Accept, other).unwrap_err();
@@ -264,7 +264,7 @@ fn file_systems_that_lose_state_or_share_it_are_known_and_disks_are_not_among_th
         let text = refused(magic).unwrap_err();
         assert!(text.contains(name), "{text}");
     }
-    // ext4, XFS, F2FS; btrfs, ZFS; one that is not known.
+    // ext4, XFS, F2FS; btrfs, ZFS; an unknown one.
     for magic in [0xef53, 0x5846_5342, 0xf2f5_2010, 0x9123_683e, 0x2fc1_2fc1, 0x1234_5678] {
         refused(magic).unwrap();
     }
