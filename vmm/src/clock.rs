@@ -1,4 +1,4 @@
-//! The clock in which heartbeats are stamped.
+//! The clock of the heartbeats' time stamps.
 #![expect(unsafe_code, reason = "clock_gettime: std::time::Instant does not give its nanoseconds away")]
 
 /// The host's `CLOCK_MONOTONIC`, in nanoseconds.

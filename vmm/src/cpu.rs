@@ -7,25 +7,27 @@ pub const MAX_CPUID_ENTRIES: usize = 256;
 /// The most model specific registers that a description may hold.
 pub const MAX_MSRS: usize = 1024;
 
-/// A guest tolerates a TSC that is off by this much, in millionths: what a clock discipline corrects anyway.
+/// The difference of TSC rates that a guest tolerates, in parts per million: a clock discipline corrects as
+/// much.
 const TSC_TOLERANCE_PPM: u64 = 250;
 
-/// A processor: the one a guest was given, or the one a host can give.
+/// A processor: what a guest sees, or what a host can offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuDescription {
-    /// CPUID leaf 0's name of the maker, such as `GenuineIntel`; `synthetic` for a machine without a processor.
+    /// CPUID leaf 0's name of the maker, such as `GenuineIntel`; `synthetic` for a machine without a
+    /// processor.
     pub vendor: String,
-    /// CPUID as KVM supports it, without what differs from vCPU to vCPU.
+    /// CPUID as KVM supports it, without the parts that differ between vCPUs.
     pub cpuid: Vec<CpuidEntry>,
     /// The bits of XCR0 that may be set (CPUID leaf 0xD).
     pub xcr0: u64,
-    /// The size of the area that XSAVE state is saved in, in bytes.
+    /// The size of the XSAVE area, in bytes.
     pub xsave_bytes: u32,
     /// The model specific registers that belong to a vCPU's state.
     pub msrs: Vec<u32>,
     /// The rate of the time stamp counter, in kHz.
     pub tsc_khz: u32,
-    /// Whether the host can run a guest at another TSC rate than its own (`KVM_CAP_TSC_CONTROL`).
+    /// Whether the host can run a guest at a TSC rate other than its own (`KVM_CAP_TSC_CONTROL`).
     pub tsc_control: bool,
 }
 
@@ -46,8 +48,8 @@ const ECX: usize = 2;
 const EDX: usize = 3;
 const REGISTER_NAMES: [&str; 4] = ["EAX", "EBX", "ECX", "EDX"];
 
-/// The registers that are sets of features, by leaf and subleaf: the host must have every bit that the guest has
-/// (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst).
+/// The registers that are sets of features, by leaf and subleaf: the host must have every bit that the guest
+/// has (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E; Linux Documentation/virt/kvm/x86/cpuid.rst).
 const FEATURES: [(u32, u32, &[usize]); 11] = [
     (0x1, 0, &[ECX, EDX]),
     (0x7, 0, &[EBX, ECX, EDX]),
@@ -62,7 +64,7 @@ const FEATURES: [(u32, u32, &[usize]); 11] = [
     (0x8000_0021, 0, &[EAX]),
 ];
 
-/// What people call the bits that hosts differ in most often.
+/// The common names of the bits in which hosts differ most often.
 const NAMES: [(u32, u32, usize, u32, &str); 18] = [
     (0x1, 0, ECX, 12, "fma"),
     (0x1, 0, ECX, 20, "sse4.2"),
@@ -91,7 +93,8 @@ impl CpuDescription {
         Self { vendor: "synthetic".to_owned(), ..Self::default() }
     }
 
-    /// What a guest with this processor would miss on `host`, one line each; nothing means that it can go there.
+    /// What a guest with this processor would miss on `host`, one line each; empty if `host` can run the
+    /// guest.
     #[must_use]
     pub fn missing_on(&self, host: &Self) -> Vec<String> {
         if self.vendor != host.vendor {
@@ -140,7 +143,7 @@ impl CpuDescription {
         missing
     }
 
-    /// Whether the description keeps within its bounds; to be asked before one from a peer is used.
+    /// Whether the description is within its bounds; check it before using a peer's description.
     #[must_use]
     pub fn is_within_bounds(&self) -> bool {
         self.vendor.len() <= 12 && self.cpuid.len() <= MAX_CPUID_ENTRIES && self.msrs.len() <= MAX_MSRS
@@ -152,7 +155,7 @@ impl CpuDescription {
     }
 }
 
-/// Whether a guest takes one TSC rate for the other.
+/// Whether a guest tolerates the difference between two TSC rates.
 pub(crate) fn same_rate(one_khz: u32, other_khz: u32) -> bool {
     u64::from(one_khz.abs_diff(other_khz)) * 1_000_000 <= u64::from(one_khz) * TSC_TOLERANCE_PPM
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-/// Why a machine could not be made or did not do what was asked.
+/// Why a machine could not be made or did not do what the caller asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MachineError {
@@ -18,7 +18,7 @@ pub enum MachineError {
     )]
     KvmMissing,
 
-    /// /dev/kvm belongs to others.
+    /// This user may not open /dev/kvm.
     #[error(
         "no permission to open /dev/kvm: add yourself to its group (`sudo usermod -aG kvm $USER`, then log in \
          again) or run as root"
@@ -32,28 +32,28 @@ pub enum MachineError {
         what: String,
     },
 
-    /// KVM has no dirty rings, or none so long.
+    /// KVM has no dirty rings, or only shorter ones.
     #[error(
         "KVM of this host has dirty rings of {most} entries at most, and {entries} were asked for: ask for fewer, or for \
          the dirty bitmap; Linux 6.1 or newer has rings"
     )]
     NoDirtyRing {
-        /// What was asked for.
+        /// The length asked for.
         entries: u32,
-        /// The most that a ring here may have; 0 where there are none.
+        /// The longest ring on this host; 0 without dirty rings.
         most: usize,
     },
 
     /// KVM refused a call.
     #[error("KVM refused to {doing}: {source}")]
     Kvm {
-        /// What was being done.
+        /// The action that needed the call.
         doing: String,
-        /// What the kernel answered.
+        /// The kernel's answer.
         source: io::Error,
     },
 
-    /// A model specific register of the state does not exist here or refuses its value.
+    /// This host does not have a model specific register of the state, or refuses its value.
     #[error(
         "model specific register {index:#x} of vCPU {vcpu} cannot be set to {value:#x} on this host: its KVM or \
          processor is older than the source's"
@@ -67,81 +67,81 @@ pub enum MachineError {
         value: u64,
     },
 
-    /// RAM could not be had.
+    /// The host could not provide RAM.
     #[error("cannot get {len_bytes} bytes of guest RAM ({doing}): {source}{remedy}")]
     Memory {
-        /// How much was asked for.
+        /// The size asked for.
         len_bytes: u64,
-        /// Which step failed.
+        /// The step that failed.
         doing: &'static str,
-        /// What the kernel answered.
+        /// The kernel's answer.
         source: io::Error,
-        /// What to do about it, empty if nothing is known.
+        /// The remedy, empty if unknown.
         remedy: &'static str,
     },
 
-    /// Guest RAM was addressed outside of its bounds.
+    /// An access to guest RAM was out of bounds.
     #[error("guest address {guest_address:#x} cannot be reached: {source}")]
     GuestAddress {
         /// The address.
         guest_address: u64,
-        /// What vm-memory says.
+        /// The error of vm-memory.
         source: vm_memory::GuestMemoryError,
     },
 
-    /// A thread could not be made.
+    /// A thread could not be started.
     #[error("cannot start the thread {name}: {source}")]
     Thread {
         /// Its name.
         name: String,
-        /// What the kernel answered.
+        /// The kernel's answer.
         source: io::Error,
     },
 
-    /// The machine is in no phase for this.
+    /// The machine is in the wrong phase for the call.
     #[error("cannot {doing}: the machine is {phase}, and must be {wanted}")]
     WrongPhase {
-        /// What was asked.
+        /// The action asked for.
         doing: &'static str,
-        /// Where the machine is.
+        /// The machine's phase.
         phase: &'static str,
-        /// Where it would have to be.
+        /// The phase that the action needs.
         wanted: &'static str,
     },
 
-    /// The guest broke.
+    /// The guest failed.
     #[error("the guest has failed: {reason}")]
     GuestFailed {
-        /// How.
+        /// Why.
         reason: String,
     },
 
     /// The guest did not answer in time.
     #[error("the guest did not finish to {doing} within {timeout:?}: {missing} of its vCPUs are silent")]
     Timeout {
-        /// What it was asked to do.
+        /// The action asked for.
         doing: &'static str,
-        /// How long it was given.
+        /// The time that it had.
         timeout: Duration,
         /// How many vCPUs did not answer.
         missing: usize,
     },
 
-    /// Bytes that are no machine state of this version.
+    /// The bytes are not a machine state of this version.
     #[error("this is no machine state that can be loaded: {reason}")]
     State {
-        /// What is wrong with it.
+        /// What is wrong with them.
         reason: String,
     },
 
-    /// The state of another machine.
+    /// The state belongs to another machine.
     #[error("the state is of another machine: {what} is {in_state} there and {in_machine} here")]
     StateMismatch {
-        /// What differs.
+        /// The property that differs.
         what: &'static str,
-        /// In the state.
+        /// Its value in the state.
         in_state: String,
-        /// In this machine.
+        /// Its value in this machine.
         in_machine: String,
     },
 }

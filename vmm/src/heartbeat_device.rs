@@ -1,4 +1,4 @@
-//! The device that the guest beats on: it stamps each beat, checks the count, and keeps the journal.
+//! The device that receives the guest's beats: it stamps each beat, checks the count, and keeps the journal.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,8 +20,8 @@ impl HeartbeatDevice {
         Self { vcpus: (0..vcpus).map(|_| Mutex::default()).collect() }
     }
 
-    /// A vCPU beats; `count_low` is the lower half of its count. For vCPU 0 the beat goes into the journal before
-    /// the vCPU runs on.
+    /// Receives a beat of a vCPU; `count_low` is the lower half of its count. A beat of vCPU 0 goes into the
+    /// journal before the vCPU runs on.
     pub(crate) fn beat(&self, memory: &GuestRam, vcpu: u8, count_low: u32) -> Result<(), MachineError> {
         let count = {
             let mut heartbeat_device = self.of(vcpu);
@@ -54,12 +54,12 @@ impl HeartbeatDevice {
         *self.of(vcpu)
     }
 
-    /// The count of each vCPU, to go on from on another host.
+    /// The count of each vCPU, for continuing on another host.
     pub(crate) fn counts(&self) -> Vec<u64> {
         (0u8..).take(self.vcpus.len()).map(|vcpu| self.of(vcpu).count).collect()
     }
 
-    /// Goes on from these counts.
+    /// Continues from these counts.
     pub(crate) fn adopt(&self, counts: &[u64]) {
         for (vcpu, &count) in (0u8..).zip(counts) {
             *self.of(vcpu) = Heartbeat { count, ..Heartbeat::default() };

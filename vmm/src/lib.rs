@@ -1,7 +1,7 @@
 //! A small KVM machine with a built-in guest that proves its own memory.
 //!
-//! It exists so that live migration can be shown and tested anywhere: it needs no kernel image and no disk. It knows
-//! nothing of migration beyond pausing, resuming, throttling, saving and loading.
+//! It demonstrates and tests live migration on any host, because it needs no kernel image and no disk. It
+//! knows nothing of migration beyond pausing, resuming, throttling, saving and loading.
 //!
 //! ```
 //! use std::time::Duration;
@@ -22,18 +22,20 @@
 //!
 //! # The guest
 //!
-//! Its vCPUs share a working set. Pass after pass they write a pattern into it that tells which page it belongs to
-//! and which pass it is of, at the rate that the [`Workload`] asks for. Between their turns they sleep until the
-//! local APIC's timer wakes them. Each vCPU beats: it counts on and tells the VMM, which stamps the beat with the
-//! time. With every beat of vCPU 0 the VMM writes into guest RAM itself, as a device would. So the guest stops
-//! beating when a timer is lost, miscounts when it runs twice or from old memory, and finds pages that are lost,
-//! old, torn or misplaced when it is asked to look, whoever should have carried them: KVM's dirty log or the VMM's
-//! own bitmap.
+//! The vCPUs share a working set. In each pass they write a pattern into it that encodes the page and the
+//! pass, at the rate that the [`Workload`] asks for. Between their turns they sleep until the local APIC's
+//! timer wakes them. Each vCPU beats: it increments a count and sends it to the VMM, which stamps the beat
+//! with the time. With every beat of vCPU 0 the VMM itself writes into guest RAM, as a device would.
+//!
+//! So the guest detects its own damage. It stops beating when a timer is lost. It miscounts when it runs
+//! twice or from old memory. When asked to check, it finds pages that are lost, old, torn or misplaced,
+//! whether KVM's dirty log or the VMM's own bitmap should have listed them.
 //!
 //! # A machine's life
 //!
-//! A fresh machine has not touched its RAM. It either [starts](Machine::start) its guest, or, once a guest's memory
-//! has been put into its RAM, [loads](Machine::load) that guest's state. Dropping a machine ends its guest.
+//! A fresh machine has not touched its RAM. It either [starts](Machine::start) its guest, or
+//! [loads](Machine::load) another guest's state after that guest's memory has been copied into its RAM.
+//! Dropping a machine ends its guest.
 //!
 //! # What it does to the process
 //!

@@ -1,4 +1,4 @@
-//! What a machine is to its caller: the trait, and what goes into and comes out of it.
+//! The interface of a machine: the trait, its configuration, and what it reports.
 
 use std::fmt::Debug;
 use std::os::fd::BorrowedFd;
@@ -13,20 +13,22 @@ use crate::cpu::CpuDescription;
 use crate::error::MachineError;
 use crate::kvm::DirtyRings;
 
-/// The guest RAM of every machine here: a region on each side of the hole below 4 GiB, shared mappings of one memfd.
+/// The guest RAM of every machine: a region on each side of the hole below 4 GiB, shared mappings of one
+/// memfd.
 ///
-/// The bitmap tells what the VMM itself wrote since the bitmap was last read; what the vCPUs of a KVM machine
-/// write is in KVM's own log and comes here only where dirty rings are [collected](DirtyRings::collect).
+/// The bitmap lists the pages that the VMM itself wrote since the last read of the bitmap. Pages that the
+/// vCPUs of a KVM machine wrote are in KVM's own log, and enter the bitmap only when dirty rings are
+/// [collected](DirtyRings::collect).
 pub type GuestRam = GuestMemoryMmap<SoftwareBitmap>;
 
-/// The size of the pages in which memory is counted everywhere in this crate, in bytes.
+/// The page size of this crate, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// What a machine is made of. Two machines between which state moves must be made from equal configurations,
-/// save for `hugepages`, which is each host's own affair.
+/// The parts of a machine. State moves only between machines of equal configurations; `hugepages` alone may
+/// differ between hosts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineConfig {
-    /// RAM in bytes: a multiple of 4 KiB, from 16 MiB to 511 GiB. What does not fit below 3 GiB lies above 4 GiB.
+    /// RAM in bytes: a multiple of 4 KiB, from 16 MiB to 511 GiB. RAM beyond 3 GiB lies above 4 GiB.
     pub memory_bytes: u64,
     /// Virtual processors, 1 to 64.
     pub vcpus: u8,
@@ -56,18 +58,18 @@ impl HugePageSize {
     }
 }
 
-/// What the built-in guest does: it sweeps over its working set, again and again, at a steady rate.
+/// The built-in guest's work: it sweeps over its working set, again and again, at a steady rate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {
     /// How much memory the guest writes in one pass, in bytes; rounded down to whole pages. At most
     /// [`Workload::largest_bytes`].
     pub working_set_bytes: u64,
-    /// How fast it writes, in 10^6 bytes a second counted as whole pages, all vCPUs together. 0: each page is
-    /// touched once, then the guest is idle (it still beats).
+    /// The guest's write rate in 10^6 bytes a second, counted as whole pages, all vCPUs together. At 0 the
+    /// guest writes each page once and is then idle, but still beats.
     pub rate_mb_per_s: u64,
-    /// The VMM writes the first generation of the pattern before the guest starts, and the guest begins with the
-    /// second. Then a large working set is there at once, also where a guest runs slowly. With rate 0 it leaves
-    /// the guest nothing to write.
+    /// Whether the VMM writes the first generation of the pattern before the guest starts, so that the guest
+    /// begins with the second. This fills a large working set at once, even where a guest runs slowly. With
+    /// rate 0 it leaves the guest nothing to write.
     pub prefill: bool,
 }
 
@@ -99,46 +101,47 @@ pub enum MachineKind {
     Synthetic,
 }
 
-/// How a caller learns which pages changed. The software bitmap of [`Machine::memory`] counts in both cases.
+/// How a caller learns which pages changed. The software bitmap of [`Machine::memory`] counts in every case.
 #[derive(Clone, Debug)]
 pub enum DirtyTracking<'machine> {
-    /// KVM's dirty log, for what the vCPUs write, and the software bitmap, for what the VMM writes. The slots are
-    /// set without flags; whoever wants the log sets `KVM_MEM_LOG_DIRTY_PAGES` on them.
+    /// KVM's dirty log for the vCPUs' writes, and the software bitmap for the VMM's. The slots are set
+    /// without flags; a caller that wants the log sets `KVM_MEM_LOG_DIRTY_PAGES` on them.
     Kvm {
         /// The VM file descriptor.
         vm: BorrowedFd<'machine>,
-        /// The slots of RAM, by ascending guest address: each region of [`Machine::memory`] in parts of 64 GiB.
+        /// The slots of RAM, by ascending guest address: each region of [`Machine::memory`] in parts of 64
+        /// GiB.
         slots: Vec<MemorySlot>,
     },
-    /// KVM's dirty rings, for what the vCPUs write. Collecting them adds that to the software bitmap.
+    /// KVM's dirty rings for the vCPUs' writes. Collecting them marks these pages in the software bitmap.
     Rings(Arc<DirtyRings>),
     /// The software bitmap alone.
     SoftwareOnly,
 }
 
-/// One slot of RAM as KVM knows it (`struct kvm_userspace_memory_region`).
+/// One slot of RAM as KVM has it (`struct kvm_userspace_memory_region`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemorySlot {
     /// KVM's number for the slot.
     pub slot: u32,
-    /// Where the guest sees it.
+    /// Its guest address.
     pub guest_address: u64,
     /// Its length in bytes, a multiple of 4 KiB.
     pub len_bytes: u64,
-    /// Where this process has it mapped.
+    /// Its address in this process.
     pub host_address: u64,
 }
 
-/// Where a machine is in its life.
+/// A machine's phase of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Made, its RAM untouched: [`Machine::start`] or [`Machine::load`] comes next.
+    /// Created, its RAM untouched: [`Machine::start`] or [`Machine::load`] comes next.
     Fresh,
     /// The guest runs.
     Running,
-    /// Every vCPU is quiet and the memory stands still.
+    /// Every vCPU is quiet and the memory does not change.
     Paused,
-    /// The guest cannot go on; the text says why. Its memory can still be read.
+    /// The guest cannot continue; the text says why. Its memory can still be read.
     Failed(String),
     /// [`Machine::stop`] was called.
     Stopped,
@@ -147,23 +150,24 @@ pub enum Phase {
 /// The guest's sign of life, as the VMM saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// How often the guest has beaten, counted by the guest. It goes on from host to host.
+    /// The number of beats, counted by the guest. It continues from host to host.
     pub count: u64,
-    /// When this machine saw the latest beat, in nanoseconds of this host's `CLOCK_MONOTONIC`; 0 before the first.
+    /// When this machine received the latest beat, in nanoseconds of this host's `CLOCK_MONOTONIC`; 0 before
+    /// the first.
     pub at_ns: u64,
-    /// When this machine saw its own first beat; 0 before it. After [`Machine::load`] that is the end of the
-    /// guest's downtime, as `at_ns` on the source is its beginning.
+    /// When this machine received its own first beat; 0 before it. After [`Machine::load`] that is the end of
+    /// the guest's downtime, as `at_ns` on the source is its beginning.
     pub first_at_ns: u64,
-    /// The longest time between two beats that this machine saw, in nanoseconds.
+    /// The longest time between two beats on this machine, in nanoseconds.
     pub longest_gap_ns: u64,
-    /// How often the count was not the last one plus one: a guest that lost memory or ran twice.
+    /// How often a count was not the previous count plus one: the guest lost memory or ran twice.
     pub regressions: u64,
 }
 
-/// How a machine is doing.
+/// A machine's condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineStatus {
-    /// Where it is in its life.
+    /// Its phase of life.
     pub phase: Phase,
     /// Whole passes over the working set that every vCPU has finished, a prefilled one included.
     pub passes: u64,
@@ -173,35 +177,35 @@ pub struct MachineStatus {
     pub vcpus: Vec<VcpuStatus>,
 }
 
-/// How one vCPU is doing. A vCPU that hangs shows by a heartbeat that does not advance.
+/// A vCPU's condition. The heartbeat of a vCPU that hangs does not advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuStatus {
     /// Its own heartbeat; vCPU 0's is [`Machine::heartbeat`].
     pub heartbeat: Heartbeat,
-    /// Pages it has written, prefilled ones included.
+    /// Pages that it has written, prefilled ones included.
     pub pages_written: u64,
-    /// Pages of the working set that are its own.
+    /// Its own pages of the working set.
     pub pages: u64,
-    /// Interrupts that it took from its local APIC timer (0 on a synthetic machine).
+    /// Interrupts taken from its local APIC timer (0 on a synthetic machine).
     pub timer_interrupts: u64,
-    /// Interrupts that it took from the PIT by way of the PIC: vCPU 0 only (0 on a synthetic machine).
+    /// Interrupts taken from the PIT through the PIC: vCPU 0 only (0 on a synthetic machine).
     pub pit_interrupts: u64,
 }
 
-/// What a look at the whole working set and at the journal that the VMM keeps in guest RAM found.
+/// The findings of a check of the whole working set and of the journal that the VMM keeps in guest RAM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GuestCheck {
-    /// Pages looked at.
+    /// Pages checked.
     pub pages: u64,
-    /// Pages that do not hold what they must hold.
+    /// Pages with a wrong content.
     pub wrong: u64,
-    /// The guest address of a wrong page, for a human to begin with.
+    /// The guest address of a wrong page, as a start for debugging.
     pub first_wrong: Option<u64>,
 }
 
 /// A machine with a guest in it.
 ///
-/// All methods may be called from any thread. None of them panics because of the guest.
+/// Any thread may call any method. No method panics because of the guest.
 ///
 /// ```text
 ///            start              pause
@@ -210,19 +214,19 @@ pub struct GuestCheck {
 ///     └────────────── load ───────────────┘
 /// ```
 pub trait Machine: Send + Sync + Debug {
-    /// Whether this is a real guest.
+    /// Whether the machine runs a real guest.
     fn kind(&self) -> MachineKind;
 
-    /// What it was made from.
+    /// The configuration that it was made from.
     fn config(&self) -> &MachineConfig;
 
-    /// The processor that the guest sees, and what a host must offer to take the guest over.
+    /// The processor that the guest sees, which a host must offer to take the guest over.
     fn cpu(&self) -> &CpuDescription;
 
-    /// The guest's RAM. Cloning it is cheap and keeps the mapping alive after the machine is gone.
+    /// The guest's RAM. A clone is cheap and keeps the mapping alive after the machine is dropped.
     fn memory(&self) -> &GuestRam;
 
-    /// How to learn which pages changed.
+    /// How the caller learns which pages changed.
     fn dirty_tracking(&self) -> DirtyTracking<'_>;
 
     /// Writes guest and working set into RAM and runs a fresh machine.
@@ -232,20 +236,20 @@ pub trait Machine: Send + Sync + Debug {
     /// [`MachineError::Thread`] when the host refuses.
     fn start(&self) -> Result<(), MachineError>;
 
-    /// Stops every vCPU and returns when all are out of the guest. A paused machine stays paused.
+    /// Stops every vCPU and returns when all have left the guest. A paused machine stays paused.
     ///
     /// # Errors
     /// [`MachineError::WrongPhase`] before the first run or after `stop`; [`MachineError::GuestFailed`].
     fn pause(&self) -> Result<(), MachineError>;
 
-    /// Lets every vCPU go on. A running machine goes on running.
+    /// Lets every vCPU continue. A running machine stays running.
     ///
     /// # Errors
     /// As for [`pause`](Self::pause), and [`MachineError::Thread`] at the first run after `load`.
     fn resume(&self) -> Result<(), MachineError>;
 
-    /// Makes every vCPU sleep this share of the time, 0 to 99; 0 ends it at once. A guest that sleeps much of its own
-    /// accord is slowed less than that: it works in the time that is left.
+    /// Makes every vCPU sleep this share of the time, 0 to 99; 0 ends the throttle at once. It slows a guest
+    /// that already sleeps much by less than that, because the guest works in the remaining time.
     ///
     /// # Errors
     /// [`MachineError::Config`] for 100 and more; [`MachineError::Thread`].
@@ -257,39 +261,40 @@ pub trait Machine: Send + Sync + Debug {
     /// [`MachineError::WrongPhase`] unless paused; [`MachineError::Kvm`].
     fn save(&self) -> Result<Vec<u8>, MachineError>;
 
-    /// Takes over a saved state into a fresh machine whose RAM already holds the guest's memory, and leaves it
-    /// paused. Everything that can be checked is checked before anything is changed. After an error the machine is
-    /// still fresh and may be loaded again.
+    /// Loads a saved state into a fresh machine whose RAM already holds the guest's memory, and leaves the
+    /// machine paused. All possible checks precede the first change. After an error the machine is still
+    /// fresh and may be loaded again.
     ///
     /// # Errors
-    /// [`MachineError::State`] for bytes that are no state, [`MachineError::StateMismatch`] for another machine's,
-    /// [`MachineError::Msr`] and [`MachineError::Kvm`] when this host cannot take it over.
+    /// [`MachineError::State`] for bytes that are no state, [`MachineError::StateMismatch`] for another
+    /// machine's, [`MachineError::Msr`] and [`MachineError::Kvm`] when this host cannot take it over.
     fn load(&self, state: &[u8]) -> Result<(), MachineError>;
 
     /// The heartbeat of vCPU 0.
     fn heartbeat(&self) -> Heartbeat;
 
-    /// How the machine is doing.
+    /// The machine's condition.
     fn status(&self) -> MachineStatus;
 
-    /// What the guest wrote to its serial console, as far back as the VMM keeps it (the last 64 KiB).
+    /// The guest's output to its serial console, as far back as the VMM keeps it (the last 64 KiB).
     fn console(&self) -> Vec<u8>;
 
-    /// Asks the running guest to check its own memory: the words of the latest generation in every page of the
-    /// working set, and the journal. Each vCPU stops sweeping for its check and sweeps on afterwards; it beats all
-    /// the while.
+    /// Asks the running guest to check its own memory: the words of the latest generation in every page of
+    /// the working set, and the journal. Each vCPU interrupts its sweep for the check, and beats all the
+    /// while.
     ///
     /// # Errors
     /// [`MachineError::WrongPhase`] unless running; [`MachineError::Timeout`]; [`MachineError::GuestFailed`].
     fn check_from_inside(&self, timeout: Duration) -> Result<GuestCheck, MachineError>;
 
-    /// Reads every word of the working set and of the journal of a paused machine, and judges it by the pattern.
+    /// Reads every word of the working set and of the journal of a paused machine, and compares it with the
+    /// pattern.
     ///
     /// # Errors
     /// [`MachineError::WrongPhase`] unless the machine is paused.
     fn check_from_outside(&self) -> Result<GuestCheck, MachineError>;
 
-    /// Ends the guest: its vCPU threads are gone on return. RAM stays until the machine is dropped.
+    /// Ends the guest: its vCPU threads have ended on return. RAM stays until the machine is dropped.
     fn stop(&self);
 }
 

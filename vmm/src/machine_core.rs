@@ -1,4 +1,4 @@
-//! A machine of either kind: its life from fresh to stopped. What differs between the kinds is behind [`Engine`].
+//! A machine of either kind: its life from fresh to stopped. [`Engine`] holds what differs between the kinds.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::platform::Platform;
 use crate::snapshot::{self, Snapshot};
 use crate::vcpu_threads::VcpuThreads;
 
-/// What makes a machine a real one or a synthetic one.
+/// The part in which a real and a synthetic machine differ.
 pub(crate) trait Engine: Debug + Send + Sync {
     /// The state of vCPUs and devices.
     type State: Serialize + DeserializeOwned;
@@ -28,18 +28,18 @@ pub(crate) trait Engine: Debug + Send + Sync {
     fn cpu(&self) -> &CpuDescription;
     fn dirty_tracking(&self) -> DirtyTracking<'_>;
     fn console(&self) -> Vec<u8>;
-    /// Writes what this kind needs in RAM and sets the vCPUs to their beginning.
+    /// Writes what this kind needs in RAM and initialises the vCPUs.
     fn prepare(&self, platform: &Platform) -> Result<(), MachineError>;
-    /// What the thread of a vCPU does until it is told to leave; an error is the guest's failure.
+    /// The work of a vCPU's thread until an order ends it; an error is the guest's failure.
     fn work(
         &self,
         vcpu: u8,
         platform: Arc<Platform>,
         vcpu_threads: Arc<VcpuThreads>,
     ) -> Box<dyn FnOnce() -> Result<(), String> + Send>;
-    /// Reads the state of vCPUs that stand still.
+    /// Reads the state of paused vCPUs.
     fn save(&self) -> Result<Self::State, MachineError>;
-    /// Refuses a state that cannot be this machine's, before anything is changed.
+    /// Refuses another machine's state before anything is changed.
     fn check(&self, state: &Self::State, platform: &Platform) -> Result<(), MachineError>;
     fn load(&self, state: &Self::State, platform: &Platform) -> Result<(), MachineError>;
 }
@@ -56,7 +56,7 @@ pub(crate) struct MachineCore<E: Engine> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
     Fresh,
-    /// Paused, and its threads are yet to be started.
+    /// Paused; its threads have not started yet.
     Loaded,
     Running,
     Paused,
@@ -117,7 +117,7 @@ impl<E: Engine> Machine for MachineCore<E> {
             return wrong_phase("start", *life, "fresh");
         }
         self.engine.prepare(&self.platform)?;
-        // What was written so far is the guest's beginning and no change.
+        // The writes so far are the guest's initial memory, not changes.
         clear_bitmaps(&self.platform.memory);
         self.go(&mut life)
     }
@@ -217,7 +217,7 @@ impl<E: Engine> Machine for MachineCore<E> {
     }
 
     fn check_from_outside(&self) -> Result<GuestCheck, MachineError> {
-        // Held to the end, so that nobody resumes the machine meanwhile.
+        // Held to the end, so that no other thread resumes the machine meanwhile.
         let life = self.life();
         if !matches!(*life, Life::Paused | Life::Loaded) {
             return wrong_phase("check the guest from outside", *life, "paused");

@@ -13,14 +13,14 @@ use crate::guest::layout::{PageRun, ram_parts};
 use crate::guest::pattern::{PAGE_WORDS, PageContent};
 use crate::machine::{GuestRam, HugePageSize, MachineConfig, PAGE_BYTES};
 
-/// Reserves the RAM of a machine. No page of it is touched.
+/// Reserves the RAM of a machine and touches none of its pages.
 pub(crate) fn guest_ram(config: &MachineConfig) -> Result<GuestRam, MachineError> {
     let len_bytes = config.memory_bytes;
     let failed = |doing, source| MachineError::Memory { len_bytes, doing, source, remedy: remedy(config) };
     let file = memfd(config.hugepages).map_err(|error| failed("memfd_create", error))?;
     file.set_len(len_bytes).map_err(|error| failed("ftruncate", error))?;
 
-    // Huge pages are reserved by mmap: without that, a page too few would be a SIGBUS in the middle of a run.
+    // mmap reserves huge pages: without the reservation, one page too few would be a SIGBUS during a run.
     let flags = libc::MAP_SHARED | if config.hugepages.is_some() { 0 } else { libc::MAP_NORESERVE };
     let mut regions = Vec::new();
     let mut file_start = 0;
@@ -43,16 +43,18 @@ pub(crate) fn guest_ram(config: &MachineConfig) -> Result<GuestRam, MachineError
     GuestRam::from_regions(regions).map_err(|error| failed("mmap", io::Error::other(error)))
 }
 
-/// Makes the pages of a run at once, where the kernel can (Linux 5.14), so that writing them takes no fault each.
+/// Allocates the pages of a run at once, where the kernel can (Linux 5.14), so that writes to them do not
+/// fault.
 pub(crate) fn populate(memory: &GuestRam, run: PageRun) {
     let Ok(len_bytes) = usize::try_from(run.pages.saturating_mul(PAGE_BYTES)) else { return };
     let Ok(pages) = memory.get_slice(GuestAddress(run.address()), len_bytes) else { return };
-    // SAFETY: the slice is mapped, writable and so long; making its pages changes none of their bytes.
+    // SAFETY: the slice is mapped, writable and of this length; allocating its pages changes none of their
+    // bytes.
     let _ =
         unsafe { libc::madvise(pages.ptr_guard_mut().as_ptr().cast(), len_bytes, libc::MADV_POPULATE_WRITE) };
 }
 
-/// Forgets what the VMM wrote so far.
+/// Clears the marks of the VMM's writes so far.
 pub(crate) fn clear_bitmaps(memory: &GuestRam) {
     for region in memory.iter() {
         region.get_mmap().bitmap().reset();
@@ -88,7 +90,7 @@ fn memfd(hugepages: Option<HugePageSize>) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just returned this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just returned this descriptor, and no other code has it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 

@@ -1,4 +1,5 @@
-//! What both kinds of machine have in common: RAM with a guest's layout in it, the heartbeat device, and the two checks.
+//! The parts that both kinds of machine share: RAM with a guest's layout, the heartbeat device, and the two
+//! checks.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -14,14 +15,14 @@ use crate::heartbeat_device::HeartbeatDevice;
 use crate::machine::{GuestCheck, GuestRam, MachineConfig, PAGE_BYTES, VcpuStatus, Workload};
 use crate::memory::{guest_ram, populate, read_page};
 
-/// RAM, and what the VMM knows of the guest in it.
+/// RAM and the guest's layout in it.
 #[derive(Debug)]
 pub(crate) struct Platform {
     pub(crate) config: MachineConfig,
     pub(crate) memory: GuestRam,
     pub(crate) heartbeat_device: HeartbeatDevice,
     working_set: WorkingSet,
-    /// One check from inside at a time: their requests are numbered in guest RAM.
+    /// One check from inside at a time, because guest RAM holds the numbers of their requests.
     checking: Mutex<()>,
 }
 
@@ -82,7 +83,7 @@ impl Platform {
         }
     }
 
-    /// Reads every page of the working set, the journal and the control pages. Nothing may be running.
+    /// Reads every page of the working set, the journal and the control pages. No vCPU may be running.
     pub(crate) fn check_from_outside(&self) -> Result<GuestCheck, MachineError> {
         let mut check = GuestCheck::default();
         for vcpu in self.vcpus() {
@@ -112,8 +113,8 @@ impl Platform {
         Ok(check)
     }
 
-    /// Whether the guest's count of beats is the VMM's, and the share of pages the one that it was given. The guest
-    /// may have counted a beat that the VMM has yet to see.
+    /// Whether the guest's count of beats and its share of pages equal the VMM's. The guest may have counted
+    /// a beat that the VMM has not received yet.
     fn control_is_right(&self, vcpu: u8) -> Result<bool, MachineError> {
         let control = self.control(vcpu);
         let [first, second] = self.working_set.share(vcpu);
@@ -126,14 +127,15 @@ impl Platform {
             && control.get(control::SECOND_PAGES)? == second.pages)
     }
 
-    /// Has every vCPU check its pages and waits for their findings. `alive` says why waiting is no use, if so.
+    /// Makes every vCPU check its pages and waits for the findings. `alive` returns an error once waiting is
+    /// in vain.
     pub(crate) fn check_from_inside(
         &self,
         timeout: Duration,
         alive: impl Fn() -> Result<(), MachineError>,
     ) -> Result<GuestCheck, MachineError> {
         let _one_at_a_time = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
-        // A timeout too long for the clock is none.
+        // A timeout too long for the clock counts as none.
         let deadline = Instant::now().checked_add(timeout);
         let mut waiting = Vec::new();
         for vcpu in self.vcpus() {

@@ -22,7 +22,7 @@ const MAGIC: [u8; 8] = *b"STERNAVM";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
 
-/// What is saved of every machine, with the part of its kind.
+/// The saved state of every machine, with the part of its kind.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Snapshot<S> {
     pub(crate) memory_bytes: u64,

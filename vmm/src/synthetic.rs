@@ -1,8 +1,8 @@
-//! A machine without KVM: threads that do to the RAM what the guest would do.
+//! A machine without KVM: threads that write to the RAM as the guest would.
 //!
-//! They follow the same control pages and write the same pattern as the payload, and beat on the same heartbeat device. All
-//! they know stands in guest RAM, so RAM is nearly the whole of their state. Their writes go through vm-memory and
-//! so into the software bitmap.
+//! They follow the same control pages, write the same pattern as the payload, and beat on the same heartbeat
+//! device. They keep all their state in guest RAM, so RAM is nearly the whole of the machine's state. Their
+//! writes go through vm-memory and so into the software bitmap.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -29,8 +29,8 @@ const TSC_KHZ: u32 = 1_000_000;
 /// Makes a synthetic machine. Its RAM is untouched.
 ///
 /// # Errors
-/// [`MachineError::Config`] for a configuration that no machine can have, [`MachineError::Memory`] when the host has
-/// not that much RAM to give.
+/// [`MachineError::Config`] for a configuration that no machine can have, [`MachineError::Memory`] when the
+/// host has not that much RAM to give.
 pub fn new_synthetic(config: MachineConfig) -> Result<SharedMachine, MachineError> {
     let engine = Synthetic { cpu: CpuDescription::synthetic() };
     Ok(Arc::new(MachineCore::new(Platform::new(config)?, VcpuThreads::new(None), engine)))
@@ -41,7 +41,7 @@ struct Synthetic {
     cpu: CpuDescription,
 }
 
-/// Nothing: the control pages hold it all.
+/// Empty: the control pages hold all of the state.
 #[derive(Debug, Serialize, Deserialize)]
 struct SyntheticState;
 
@@ -99,7 +99,7 @@ impl Engine for Synthetic {
     }
 }
 
-/// One vCPU that is none.
+/// The thread of one synthetic vCPU.
 struct Worker<'a> {
     vcpu: u8,
     platform: &'a Platform,
@@ -107,11 +107,12 @@ struct Worker<'a> {
     control: ControlPage<'a>,
 }
 
-/// Breaks off when the thread has to leave.
+/// Breaks when the thread has to leave.
 type Flow = Result<ControlFlow<()>, MachineError>;
 
 impl Worker<'_> {
-    /// Ticks, as the payload does: check if asked to, beat, write what the rate allows, sleep till the next.
+    /// Ticks, as the payload does: check on request, beat, write what the rate allows, sleep until the next
+    /// tick.
     fn run(&self) -> Flow {
         let mut tick_start = monotonic_ns();
         let mut credit = 0;
@@ -136,7 +137,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Sleeps till `due`, or not at all when late; returns when the next tick begins.
+    /// Sleeps until `due`, or not at all when late; returns when the next tick begins.
     fn sleep_till(&self, due: u64, tick: u64) -> u64 {
         let now = self.vcpu_threads.sleep_till(due);
         if now.saturating_sub(due) > tick.saturating_mul(4) { now } else { due }
@@ -165,7 +166,7 @@ impl Worker<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Between two pages: stand still if told to, check if asked to.
+    /// Between two pages: stand still when ordered, check on request.
     fn answer(&self) -> Flow {
         if self.vcpu_threads.wanted() && self.vcpu_threads.wait() == Then::Leave {
             return Ok(ControlFlow::Break(()));
@@ -200,7 +201,7 @@ impl Worker<'_> {
         self.platform.heartbeat_device.beat(&self.platform.memory, self.vcpu, count_low)
     }
 
-    /// What the payload checks: the words of the latest generation in each page, and on vCPU 0 the journal.
+    /// The payload's check: the words of the latest generation in each page, and on vCPU 0 the journal.
     fn check(&self, request: u64) -> Flow {
         let mut findings = Findings { pages: 0, wrong: 0, first_wrong: control::NO_PAGE };
         let share = self.share()?;

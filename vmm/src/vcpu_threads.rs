@@ -1,7 +1,8 @@
-//! The threads that are a machine's vCPUs: how they are stopped, slowed down and sent on.
+//! A machine's vCPU threads: pausing, throttling and resuming them.
 //!
-//! A thread asks [`VcpuThreads::wanted`] before every entry into the guest and, when it is wanted, comes to [`VcpuThreads::wait`],
-//! where it stands until it may go on. A thread inside the guest is brought out by a signal.
+//! A thread asks [`VcpuThreads::wanted`] before every entry into the guest. When it is wanted, it calls
+//! [`VcpuThreads::wait`], which returns when the thread may continue. A signal brings a thread inside the
+//! guest out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,7 @@ pub(crate) enum Then {
 /// The vCPU threads of one machine.
 #[derive(Debug)]
 pub(crate) struct VcpuThreads {
-    /// Whether any of `Orders` wants the threads at the gate. Read without the lock.
+    /// Whether any of `Orders` wants the threads in `wait`. Read without the lock.
     wanted: AtomicBool,
     orders: Mutex<Orders>,
     changed: Condvar,
@@ -41,7 +42,7 @@ struct Orders {
     leave: bool,
     throttle_percent: u8,
     throttler: bool,
-    /// Threads that were started, that stand still because of `pause`, and that have ended.
+    /// How many threads have started, stand still because of `pause`, and have ended.
     started: usize,
     quiet: usize,
     ended: usize,
@@ -65,7 +66,7 @@ impl VcpuThreads {
         })
     }
 
-    /// Starts a vCPU thread. When `work` returns an error, or panics, the machine has failed.
+    /// Starts a vCPU thread. An error or a panic of `work` is the machine's failure.
     pub(crate) fn spawn(
         self: &Arc<Self>,
         name: String,
@@ -88,7 +89,8 @@ impl VcpuThreads {
         self.wanted.load(Ordering::SeqCst)
     }
 
-    /// Where the threads stand while the machine is paused or throttled. Nothing of the guest may be in flight.
+    /// Blocks the thread while the machine is paused or throttled. The caller must have finished all work of
+    /// the guest.
     pub(crate) fn wait(&self) -> Then {
         let mut orders = self.orders();
         let mut quiet = false;
@@ -112,7 +114,7 @@ impl VcpuThreads {
         }
     }
 
-    /// Sleeps till this time, or until the calling thread is wanted. Returns the time then.
+    /// Sleeps until this time, or until the calling thread is wanted. Returns the time then.
     pub(crate) fn sleep_till(&self, due_ns: u64) -> u64 {
         let mut orders = self.orders();
         loop {
@@ -132,7 +134,7 @@ impl VcpuThreads {
         while orders.quiet + orders.ended < orders.started {
             drop(orders);
             self.kick_all();
-            // Once is enough; again costs nothing and spares an argument about every kernel's signals.
+            // One signal is enough; repeating it is free and depends on no kernel's signal semantics.
             let again = Duration::from_millis(20);
             orders =
                 self.wait_while(self.orders(), again, |orders| orders.quiet + orders.ended < orders.started);
@@ -141,7 +143,7 @@ impl VcpuThreads {
         self.alive()
     }
 
-    /// Makes threads that are yet to be started stand still at once.
+    /// Makes threads stand still as soon as they start.
     pub(crate) fn hold(&self) {
         self.order(|orders| orders.pause = true);
     }
@@ -150,7 +152,7 @@ impl VcpuThreads {
         self.order(|orders| orders.pause = orders.failed.is_some());
     }
 
-    /// Why the guest cannot go on, if so.
+    /// Why the guest cannot continue, if so.
     pub(crate) fn alive(&self) -> Result<(), MachineError> {
         match &self.orders().failed {
             None => Ok(()),
@@ -162,7 +164,7 @@ impl VcpuThreads {
         self.orders().throttle_percent
     }
 
-    /// Makes the threads rest this share of the time. A thread of its own beats the time, once it is first needed.
+    /// Makes the threads rest this share of the time. The first call with a share starts a timer thread.
     pub(crate) fn throttle(self: &Arc<Self>, percent: u8) -> Result<(), MachineError> {
         let start = {
             let mut orders = self.orders();
@@ -192,7 +194,7 @@ impl VcpuThreads {
                 self.kick(&handle);
                 thread::sleep(Duration::from_micros(200));
             }
-            // A panic has been turned into the machine's failure already.
+            // A panic has already become the machine's failure.
             let _ = handle.join();
         }
     }
@@ -231,7 +233,7 @@ impl VcpuThreads {
         Ok(())
     }
 
-    /// Changes the orders and lets everyone see.
+    /// Changes the orders and wakes all threads.
     fn order(&self, change: impl FnOnce(&mut Orders)) {
         let mut orders = self.orders();
         change(&mut orders);
@@ -268,7 +270,7 @@ impl VcpuThreads {
     }
 }
 
-/// Tells the vCPU threads that a thread has ended, however it came to that.
+/// Reports the end of a thread, however it ended.
 struct EndOfThread<'a> {
     vcpu_threads: &'a VcpuThreads,
     failure: Option<String>,
@@ -288,7 +290,8 @@ impl Drop for EndOfThread<'_> {
     }
 }
 
-/// How long to run and how long to rest: windows of 10 ms, longer where running would come to less than 1 ms.
+/// How long to run and how long to rest: windows of 10 ms, longer where the running part would fall below 1
+/// ms.
 fn throttle_window(percent: u8) -> (Duration, Duration) {
     let run_percent = u64::from(100 - percent.min(99));
     let window_us = (100_000 / run_percent).max(10_000);

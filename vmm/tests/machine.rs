@@ -1,4 +1,4 @@
-//! Machines of both kinds: they run, stand still, slow down, and find out what is wrong with their memory.
+//! Machines of both kinds run, stand still, slow down, and detect damage to their memory.
 
 #[expect(dead_code, reason = "each test program uses its part")]
 mod common;
@@ -90,7 +90,7 @@ fn a_guest_finds_its_own_memory_right_while_it_sweeps() {
     }
 }
 
-/// Changes the memory of a paused idle guest, and has it found out from outside and from inside.
+/// Changes the memory of a paused idle guest; both the outside and the inside check must find it.
 fn assert_found(machine: &SharedMachine, pages: &[u64], change: impl FnOnce()) {
     machine.pause().unwrap();
     let before: Vec<_> = pages.iter().map(|&page| read(machine.memory(), page)).collect();
@@ -224,7 +224,7 @@ fn a_broken_guest_is_a_failed_machine_and_no_panic() {
     for page in 0x100..0x103 {
         write(machine.memory(), page, &[0; 4096]);
     }
-    // A processor may live on what it remembers of them, but not for long without code.
+    // A processor may continue on cached translations, but not for long without code.
     write(machine.memory(), 8, &[0x0f; 4096]);
     machine.resume().unwrap();
     until("the guest fails", || matches!(machine.status().phase, Phase::Failed(_)));
@@ -239,7 +239,7 @@ fn a_silent_guest_is_reported() {
         let machine = new(config(32 * MIB, 1, idle())).unwrap();
         machine.start().unwrap();
         run_on(&*machine);
-        // It may be that it answers in no time, but not again and again.
+        // A single check may finish in no time, but not check after check.
         until("no answer in time", || {
             let result = machine.check_from_inside(Duration::ZERO);
             matches!(result, Err(MachineError::Timeout { missing: 1, .. }))

@@ -1,4 +1,4 @@
-//! A guest's state is saved, taken over by another machine, and found whole; and what is no such state is refused.
+//! A guest's state is saved, loaded by another machine, and found whole; anything else is refused.
 
 #![expect(unsafe_code, reason = "the dirty log is read by KVM's own calls on the machine's file descriptor")]
 
@@ -49,8 +49,8 @@ fn a_guest_with_memory_above_the_hole_moves() {
     }
 }
 
-/// The timers' state is in the local APIC, in model specific registers, in PIC and PIT. A vCPU whose timer is lost
-/// sleeps for ever.
+/// The timers' state is in the local APIC, in model specific registers, in PIC and PIT. A vCPU whose timer is
+/// lost sleeps for ever.
 #[test]
 fn timers_go_on_after_the_move() {
     let Some(new) = kvm() else { return };
@@ -84,7 +84,7 @@ fn a_machine_that_was_loaded_can_be_saved_before_it_runs() {
         between.load(&source.save().unwrap()).unwrap();
         between.pause().unwrap();
         drop(move_guest(&*between, new));
-        // The source is as it was and can run again.
+        // The source is unchanged and can run again.
         source.resume().unwrap();
         run_on(&*source);
         assert_eq!(source.check_from_inside(PATIENCE).unwrap().wrong, 0);
@@ -110,7 +110,7 @@ fn a_page_lost_on_the_way_is_found_from_inside() {
     }
 }
 
-/// What the VMM writes is in its own bitmap and not in KVM's log. Without it the copy is wrong, and the guest
+/// The VMM's own writes are in its bitmap and not in KVM's log. Without them the copy is wrong, and the guest
 /// notices.
 #[test]
 fn a_copy_without_what_the_vmm_wrote_is_found_out() {
@@ -200,7 +200,7 @@ fn what_is_no_state_of_this_machine_is_refused_and_harmless() {
     }
 }
 
-/// KVM's dirty log of a machine, by the descriptor and the slots that the machine names.
+/// KVM's dirty log of a machine, through the machine's descriptor and slots.
 struct DirtyLog {
     vm: VmFd,
     slots: Vec<sterna_vmm::MemorySlot>,
@@ -212,7 +212,7 @@ impl DirtyLog {
             panic!("a real machine has KVM's log");
         };
         let vm = vm.try_clone_to_owned().unwrap().into_raw_fd();
-        // SAFETY: the clone is a VM's descriptor, and nobody else has it.
+        // SAFETY: the clone is a VM's descriptor, and no other code has it.
         let vm = unsafe { Kvm::new().unwrap().create_vmfd_from_rawfd(vm) }.unwrap();
         for slot in &slots {
             let region = kvm_userspace_memory_region {

@@ -1,4 +1,4 @@
-//! A running guest is copied by what its dirty rings list, as a migration would, and the copy is whole.
+//! A running guest is copied from its dirty rings, as a migration would, and the copy is whole.
 
 #[expect(dead_code, reason = "not all of it is for rings")]
 mod common;
@@ -39,7 +39,7 @@ fn machine(vcpus: u8, workload: Workload, entries: u32) -> Option<SharedMachine>
     }
 }
 
-/// Copies the pages that were written since the last time.
+/// Copies the pages written since the last call.
 fn follow(from: &dyn Machine, to: &dyn Machine, rings: &DirtyRings) -> usize {
     rings.collect().unwrap();
     let pages = take_software_dirty(from.memory());
@@ -55,7 +55,7 @@ fn a_running_guest_is_followed_however_often_its_rings_are_full() {
         let Some(source) = machine(vcpus, sweeping(), entries) else { return };
         let rings = rings_of(&*source);
         source.start().unwrap();
-        // Twice: a migration that failed leaves nothing behind that is in the way of the next.
+        // Twice: a failed migration must not disturb the next one.
         for _ in 0..2 {
             let target = machine(vcpus, sweeping(), entries).unwrap();
             rings.watch().unwrap();

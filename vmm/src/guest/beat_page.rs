@@ -1,8 +1,9 @@
 //! The journal: pages of guest RAM that only the VMM writes.
 //!
-//! With every beat of vCPU 0 the VMM writes one word, in turn over all the journal. KVM's dirty log does not see
-//! this; only the VMM's own bitmap does. The guest checks the whole journal, so a copy of its memory made without
-//! that bitmap gives itself away for as long as it takes to go round: 16,384 beats, half a minute or more.
+//! With every beat of vCPU 0 the VMM writes one word, in turn over the whole journal. KVM's dirty log does
+//! not list these writes; only the VMM's own bitmap does. The guest checks the whole journal, so a copy of
+//! its memory made without that bitmap stays detectable for one round of the journal: 16,384 beats, half a
+//! minute or more.
 
 use std::sync::atomic::Ordering;
 
@@ -20,7 +21,7 @@ pub(crate) fn write(memory: &GuestRam, beat: u64) -> Result<(), GuestMemoryError
     memory.store(word(beat), GuestAddress(JOURNAL + beat % WORDS * 8), Ordering::Release)
 }
 
-/// Whether page `index` of the journal is as it must be after `beats` beats.
+/// Whether page `index` of the journal has the right content after `beats` beats.
 pub(crate) fn is_right(content: &PageContent, index: u64, beats: u64) -> bool {
     content.iter().zip(index * PAGE_WORDS as u64..).all(|(&found, position)| {
         let age = beats.wrapping_sub(position) % WORDS;

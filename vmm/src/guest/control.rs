@@ -1,4 +1,4 @@
-//! The control page of a vCPU: what the VMM tells the guest, and what the guest tells the VMM.
+//! The control page of a vCPU: the VMM's orders to the guest, and the guest's reports to the VMM.
 //!
 //! One page of guest RAM for each vCPU, made of 64-bit words at the offsets below. The payload uses the same
 //! constants.
@@ -12,7 +12,7 @@ use crate::guest::layout::{PageRun, control_page, pages_of};
 use crate::machine::{GuestRam, PAGE_BYTES, Workload};
 
 // Written by the VMM, read by the guest.
-/// Which vCPU this is.
+/// The vCPU's number.
 pub(crate) const INDEX: u64 = 0x00;
 /// The vCPU's pages: address and number of pages of the two runs.
 pub(crate) const FIRST_ADDRESS: u64 = 0x08;
@@ -24,17 +24,18 @@ pub(crate) const TICK_TSC: u64 = 0x28;
 /// Pages to write in a tick, 32.32 fixed point; 0: write until `PROGRESS` is `TARGET`.
 pub(crate) const PAGES_PER_TICK: u64 = 0x30;
 pub(crate) const TARGET: u64 = 0x38;
-/// The generation to begin with.
+/// The first generation to write.
 pub(crate) const FIRST_GENERATION: u64 = 0x40;
-/// The number of the latest check that was asked for.
+/// The number of the latest requested check.
 pub(crate) const CHECK_REQUEST: u64 = 0x48;
 
 // Written by the guest, read by the VMM.
-/// Pages written so far, over all passes: one store a page, after the page. Pass and place follow from it.
+/// Pages written so far, over all passes. The guest stores it once a page, after the page. Pass and position
+/// follow from it.
 pub(crate) const PROGRESS: u64 = 0x80;
 /// Beats so far.
 pub(crate) const BEATS: u64 = 0x88;
-/// The number of the latest check that was finished, and its findings.
+/// The number of the latest finished check, and its findings.
 pub(crate) const CHECK_DONE: u64 = 0x90;
 pub(crate) const CHECK_PAGES: u64 = 0x98;
 pub(crate) const CHECK_WRONG: u64 = 0xa0;
@@ -44,7 +45,7 @@ pub(crate) const CHECK_FIRST_WRONG: u64 = 0xa8;
 pub(crate) const TIMER_INTERRUPTS: u64 = 0xb0;
 pub(crate) const PIT_INTERRUPTS: u64 = 0xb8;
 
-// The guest's own.
+// The guest's own words.
 /// Whether the timer has fired since it was set.
 pub(crate) const TIMER_FIRED: u64 = 0xc0;
 /// The part of a page that the rate still owes, 0.32 fixed point.
@@ -55,8 +56,9 @@ pub(crate) const NEXT_BEAT: u64 = 0xd8;
 
 pub(crate) const NO_PAGE: u64 = u64::MAX;
 
-/// How long a tick is: that of vCPU 0 of a guest that writes at a rate, whose beats tell how much it is slowed and how long it
-/// stood still, and that of all others, which only show that they live: an idle guest is to cost its host next to nothing.
+/// The length of a tick. The first is for vCPU 0 of a guest that writes at a rate: its beats show how much
+/// the guest is slowed and how long it stood still. The second is for all other vCPUs, whose beats only show
+/// that they live: an idle guest should cost its host next to nothing.
 const TICK_US: u64 = 2_000;
 const QUIET_TICK_US: u64 = 10_000;
 /// More pages a tick than any host can write; keeps the fixed-point arithmetic in range.
@@ -88,7 +90,7 @@ impl<'a> ControlPage<'a> {
             .map_err(|source| MachineError::GuestAddress { guest_address, source })
     }
 
-    /// Tells the vCPU of a fresh machine what to do. The rate is split evenly over `vcpus`.
+    /// Writes the orders for a vCPU of a fresh machine. The rate is split evenly over `vcpus`.
     pub(crate) fn prepare(
         &self,
         share: &[PageRun; 2],
@@ -117,7 +119,7 @@ impl<'a> ControlPage<'a> {
         Ok(())
     }
 
-    /// Tells a vCPU that came from another host how fast the time stamp counter runs here.
+    /// Sets this host's TSC rate for a vCPU that arrived from another host.
     pub(crate) fn adopt_tsc(&self, tsc_khz: u32) -> Result<(), MachineError> {
         let tick_tsc = tick_tsc(self.tick_us(self.get(PAGES_PER_TICK)? == 0), tsc_khz);
         if self.get(TICK_TSC)? == tick_tsc { Ok(()) } else { self.set(TICK_TSC, tick_tsc) }

@@ -1,4 +1,4 @@
-//! Where things lie in guest RAM.
+//! The layout of guest RAM.
 //!
 //! ```text
 //!   0x00_1000  GDT                     0x10_0000  page tables: one PML4, one PDPT, a directory for each GiB
@@ -9,8 +9,9 @@
 //!   0x09_0000  journal, 32 pages
 //! ```
 //!
-//! The working set is two runs of pages. One begins right behind the page tables, the other ends at the end of RAM,
-//! so that the edges of RAM are always in it; each is in proportion to the RAM on its side of the hole.
+//! The working set is two runs of pages. One begins right behind the page tables, the other ends at the end
+//! of RAM, so that it always includes the edges of RAM. The size of each run is in proportion to the RAM on
+//! its side of the hole.
 
 use crate::machine::{MachineConfig, PAGE_BYTES, Workload};
 
@@ -58,14 +59,13 @@ pub(crate) fn ram_end(memory_bytes: u64) -> u64 {
     if memory_bytes > HOLE_START { memory_bytes - HOLE_START + HOLE_END } else { memory_bytes }
 }
 
-/// Behind the page tables: the first address that the working set may have.
+/// The first address behind the page tables, where the working set may begin.
 fn working_set_start(memory_bytes: u64) -> u64 {
     PAGE_TABLES + (2 + ram_end(memory_bytes).div_ceil(GIB)) * PAGE_BYTES
 }
 
 impl Workload {
-    /// The largest working set that a machine with this much RAM has room for: all of it but the first MiB and a
-    /// page table.
+    /// The largest working set for a machine with this much RAM: all but the first MiB and the page tables.
     #[must_use]
     pub fn largest_bytes(memory_bytes: u64) -> u64 {
         memory_bytes.saturating_sub(working_set_start(memory_bytes)) / PAGE_BYTES * PAGE_BYTES
@@ -124,7 +124,8 @@ impl WorkingSet {
         self.runs[0].pages + self.runs[1].pages
     }
 
-    /// The pages of one vCPU, in the order in which it writes them. If the second run has pages, so has the first.
+    /// The pages of one vCPU, in the order in which it writes them. The second run has pages only if the
+    /// first has.
     pub(crate) fn share(&self, vcpu: u8) -> [PageRun; 2] {
         let part = |index: u64| {
             let share = u128::from(self.pages()) * u128::from(index) / u128::from(self.vcpus);
@@ -161,7 +162,7 @@ mod tests {
         MachineConfig { memory_bytes, vcpus, hugepages: None, workload }
     }
 
-    /// For every size: each page is in RAM, above the page tables, and belongs to exactly one vCPU.
+    /// For every size, each page is in RAM, above the page tables, and belongs to exactly one vCPU.
     #[test]
     fn every_page_of_the_working_set_is_ram_and_has_one_owner() {
         for memory_bytes in
@@ -169,7 +170,7 @@ mod tests {
         {
             let largest = Workload::largest_bytes(memory_bytes);
             for bytes in [0, 4096, 5 * 4096, 1 << 20, largest / 2 / 4096 * 4096, largest] {
-                // Counting millions of pages one by one is for the small machines only.
+                // Counting single pages is too slow for machines with millions of them.
                 if bytes > 64 << 20 {
                     continue;
                 }

@@ -1,16 +1,17 @@
-//! What the guest writes into a page, and how a page is judged.
+//! The content of the guest's pages, and its check.
 //!
-//! A page is eight blocks of 512 bytes, and each generation writes one word into each block. Word and place depend
-//! on the page's number and on the generation, so a page that is lost, old, torn or in the wrong place cannot pass
-//! for a right one:
+//! A page is eight blocks of 512 bytes, and each generation writes one word into each block. Word and
+//! position depend on the page's number and on the generation, so a page that is lost, old, torn or in the
+//! wrong place cannot pass for a right one:
 //!
 //! ```text
 //!   word(page, generation, block) = page × PAGE_FACTOR + generation × GENERATION_FACTOR + block × WORD_STEP
 //!   slot(page, generation)        = (page + generation) mod 64, in words from the beginning of the block
 //! ```
 //!
-//! Blocks are written in ascending order. The slot moves on by one with each generation, so the other words of a
-//! block are those of the 63 generations before, and every one of the 512 words of a page has one right value.
+//! Blocks are written in ascending order. The slot advances by one with each generation, so the other words
+//! of a block are those of the 63 generations before, and every one of the 512 words of a page has one right
+//! value.
 
 use crate::machine::PAGE_BYTES;
 
@@ -37,18 +38,18 @@ pub(crate) fn word(page: u64, generation: u64, block: u64) -> u64 {
         .wrapping_add(block.wrapping_mul(WORD_STEP))
 }
 
-/// Where in a page a generation writes its word of a block, in bytes.
+/// The position in a page of a generation's word of a block, in bytes.
 pub(crate) fn offset_bytes(page: u64, generation: u64, block: u64) -> u64 {
     block * BLOCK_BYTES + (page.wrapping_add(generation) % BLOCK_WORDS) * 8
 }
 
-/// Whether a page holds what it must after `generation`, written to the end.
+/// Whether a page has the right content after a complete `generation`.
 pub(crate) fn is_whole(content: &PageContent, page: u64, generation: u64) -> bool {
     (0..BLOCKS).all(|block| block_is_at(content, page, generation, block))
 }
 
-/// Whether a page holds what it must while `generation` is being written into it: the first blocks have it
-/// already, the rest have the generation before.
+/// Whether a page has the right content during `generation`: its first blocks have that generation, the rest
+/// the one before.
 pub(crate) fn is_part_way(content: &PageContent, page: u64, generation: u64) -> bool {
     let written =
         (0..BLOCKS).take_while(|&block| block_is_at(content, page, generation, block)).count() as u64;

@@ -73,7 +73,7 @@ global_asm!(
     "or rax, rdx",
     "mov [r15 + {TICK_START}], rax",
     "sti",
-    // A tick: check if asked to, beat, write what the rate allows, sleep till the next.
+    // A tick: check on request, beat, write what the rate allows, sleep until the next.
     ".Lguest_tick:",
     "mov rax, [r15 + {CHECK_REQUEST}]",
     "cmp rax, [r15 + {CHECK_DONE}]",
@@ -146,8 +146,8 @@ global_asm!(
     "je .Lguest_sweep",
     "call .Lguest_check",
     "jmp .Lguest_sweep",
-    // Sleep until the tick is over, by the local APIC's timer. A guest that is late goes on at once, but does
-    // not make up for more than four ticks.
+    // Sleep until the tick is over, by the local APIC's timer. A guest that is late continues at once, but
+    // does not make up for more than four ticks.
     ".Lguest_idle:",
     "rdtsc",
     "shl rdx, 32",
@@ -163,7 +163,7 @@ global_asm!(
     "mov ecx, {MSR_TSC_DEADLINE}",
     "wrmsr",
     ".Lguest_wait:",
-    "cli", // or the timer could fire between the look at the flag and the hlt
+    "cli", // or the timer could fire between the test of the flag and the hlt
     "cmp qword ptr [r15 + {TIMER_FIRED}], 0",
     "jne .Lguest_awake",
     "sti",
@@ -209,7 +209,7 @@ global_asm!(
     "imul rax, r14",
     "add rsi, rax",
     "ret",
-    // Beat if a tick has gone by since the last beat. Changes rax and rdx.
+    // Beat if a tick has passed since the last beat. Changes rax and rdx.
     ".Lguest_beat_if_due:",
     "rdtsc",
     "shl rdx, 32",
@@ -339,7 +339,7 @@ global_asm!(
     "jnz .Lguest_check_page",
     ".Lguest_check_run_done:",
     "ret",
-    // The page at r12 is wrong.
+    // Record the page at r12 as wrong.
     ".Lguest_note_wrong:",
     "inc qword ptr [r15 + {CHECK_WRONG}]",
     "cmp qword ptr [r15 + {CHECK_FIRST_WRONG}], -1",
@@ -360,7 +360,7 @@ global_asm!(
     "sub rax, r11",
     "and eax, {JOURNAL_WORDS} - 1",
     "mov rcx, r9",
-    "sub rcx, rax", // the latest beat that wrote here; none if it is not positive
+    "sub rcx, rax", // the latest beat that wrote this word; none if it is not positive
     "jle .Lguest_journal_unwritten",
     "imul rcx, r8",
     "add rcx, r10",
@@ -386,7 +386,7 @@ global_asm!(
     "dec ebp",
     "jnz .Lguest_journal_page",
     "ret",
-    // vCPU 0 sets up what the platform has: the PIC, its way into the local APIC, the PIT; and says hello.
+    // vCPU 0 sets up the platform: the PIC, its route to the local APIC, the PIT; and prints a greeting.
     ".Lguest_board:",
     "mov ecx, {MSR_X2APIC_LVT_LINT0}",
     "mov eax, 0x700", // ExtINT, not masked
@@ -517,8 +517,8 @@ unsafe extern "C" {
 /// The guest's code. It begins with its entry point.
 pub(crate) fn code() -> &'static [u8] {
     let len_bytes = offset(&raw const sterna_guest_end);
-    // SAFETY: the assembly above lays start and end down in this order in one read-only section that is part of
-    // the program, so all bytes between them are initialised and never change.
+    // SAFETY: the assembly above places start and end in this order in one read-only section of the program,
+    // so all bytes between them are initialised and never change.
     unsafe { slice::from_raw_parts(&raw const sterna_guest_start, len_bytes) }
 }
 

@@ -1,4 +1,4 @@
-//! The guest's beginning: its code and tables in RAM, and every vCPU set to start in 64-bit mode.
+//! The guest's first state: its code and tables in RAM, and every vCPU set to start in 64-bit mode.
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
@@ -15,7 +15,7 @@ use crate::machine::{GuestRam, PAGE_BYTES};
 const SELECTOR_CODE: u16 = 8;
 const SELECTOR_DATA: u16 = 16;
 
-/// Null, 64-bit code, data. The accessed bits are set, so the processor has nothing to write there.
+/// Null, 64-bit code, data. The accessed bits are set, so the processor has no need to write to the table.
 const GDT_ENTRIES: [u64; 3] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const IDT_BYTES: u16 = 4096;
 /// Present, ring 0, 64-bit interrupt gate.
@@ -58,7 +58,7 @@ fn write_page_tables(memory: &GuestRam, memory_bytes: u64) -> Result<(), Machine
     Ok(())
 }
 
-/// Sets a vCPU to the beginning of the payload.
+/// Sets a vCPU to the entry of the payload.
 pub(crate) fn set_registers(fd: &VcpuFd, vcpu: u8) -> Result<(), MachineError> {
     let mut sregs = fd.get_sregs().map_err(refused("read the segment registers"))?;
     let code = kvm_segment {

@@ -1,4 +1,4 @@
-//! What this host's KVM offers: opening it, making a VM, and the processor that a guest is given.
+//! This host's KVM: opening it, making a VM, and the processor that a guest gets.
 #![expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes an address of this process")]
 
 use std::io;
@@ -16,7 +16,7 @@ use crate::machine::MemorySlot;
 /// The version of the KVM interface, unchanged since 2007.
 const KVM_API_VERSION: i32 = 12;
 
-/// What the machine is built on; all of it is in Linux 4.20.
+/// The capabilities that the machine needs; Linux 4.20 has all of them.
 const NEEDED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Pit2, "KVM_CAP_PIT2"),
@@ -35,7 +35,7 @@ pub(crate) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// The processor that a guest gets on this host, without making a machine.
 ///
 /// # Errors
-/// As for [`new_kvm`](crate::new_kvm), but nothing about memory.
+/// As for [`new_kvm`](crate::new_kvm), except for memory.
 pub fn host_cpu() -> Result<CpuDescription, MachineError> {
     let kvm = open()?;
     let vm = create_vm(&kvm)?;
@@ -46,7 +46,7 @@ pub fn host_cpu() -> Result<CpuDescription, MachineError> {
     describe(&kvm, &vm, &vcpu, &cpuid)
 }
 
-/// Opens /dev/kvm and makes sure that it can carry this machine.
+/// Opens /dev/kvm and checks that it can run this machine.
 pub(crate) fn open() -> Result<Kvm, MachineError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
         libc::ENOENT | libc::ENODEV | libc::ENXIO => MachineError::KvmMissing,
@@ -63,7 +63,7 @@ pub(crate) fn open() -> Result<Kvm, MachineError> {
     }
 }
 
-/// Makes a VM; a signal that comes meanwhile is no reason not to.
+/// Makes a VM; retries after a signal.
 pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
     loop {
         match kvm.create_vm() {
@@ -81,13 +81,14 @@ pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> Result<(), MachineError>
         memory_size: slot.len_bytes,
         userspace_addr: slot.host_address,
     };
-    // SAFETY: the range is a mapping of the platform's RAM, shared and not owned by any Rust reference. Should the VM
-    // outlive the mapping, KVM finds no memory there and the vCPU gets an error: KVM looks addresses up in the
-    // process's page tables.
+    // SAFETY: the range is a mapping of the platform's RAM, shared and not owned by any Rust reference.
+    // Should the VM outlive the mapping, the vCPU gets an error: KVM resolves addresses through the process's
+    // page tables and finds no memory.
     unsafe { vm.set_user_memory_region(region) }.map_err(refused("add a slot of RAM"))
 }
 
-/// CPUID for the guest: all that KVM supports, plus what the in-kernel local APIC adds, minus what is not saved.
+/// CPUID for the guest: all that KVM supports, plus the features of the in-kernel local APIC, minus features
+/// whose state is not saved.
 pub(crate) fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, MachineError> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE: u32 = 1 << 24;
@@ -100,12 +101,12 @@ pub(crate) fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, MachineError> {
     for entry in cpuid.as_mut_slice() {
         match (entry.function, entry.index) {
             (1, _) => {
-                // KVM leaves it to us whether the deadline timer is there (Documentation/virt/kvm/api.rst,
+                // KVM leaves the choice of the deadline timer to the VMM (Documentation/virt/kvm/api.rst,
                 // KVM_GET_SUPPORTED_CPUID).
                 entry.ecx |= X2APIC | TSC_DEADLINE | HYPERVISOR;
             }
             (7, 0) => {
-                // The shadow stack pointer is no part of the state that kvm-ioctls can save.
+                // kvm-ioctls cannot save the shadow stack pointer.
                 entry.ecx &= !SHADOW_STACK;
                 entry.edx &= !INDIRECT_BRANCH_TRACKING;
             }
@@ -175,8 +176,8 @@ pub(crate) fn xsave_bytes(vm: &VmFd) -> u32 {
     u32::try_from(vm.check_extension_int(Cap::Xsave2)).unwrap_or(0).max(4096)
 }
 
-/// The model specific registers that are state: of those that KVM lists, the ones that can be read and set back.
-/// Some hosts list registers that they then refuse.
+/// The model specific registers that are state: those of KVM's list that can be read and written back. Some
+/// hosts list registers and then refuse them.
 fn state_msrs(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Vec<u32>, MachineError> {
     let list = kvm.get_msr_index_list().map_err(refused("list the model specific registers"))?;
     let mut state = Vec::new();
@@ -201,7 +202,7 @@ fn round_trips(vcpu: &VcpuFd, index: u32) -> bool {
     readable && (matches!(index, MSR_TSC | MSR_TSC_DEADLINE) || matches!(vcpu.set_msrs(&msr), Ok(1)))
 }
 
-/// An error without a number from the kernel.
+/// An error without an errno from the kernel.
 pub(crate) fn no_room(doing: &str) -> MachineError {
     MachineError::Kvm { doing: doing.to_owned(), source: io::ErrorKind::InvalidInput.into() }
 }

@@ -29,12 +29,13 @@ pub use ring::{DirtyRings, RING_ENTRIES_MAX, RING_ENTRIES_MIN};
 use state::KvmState;
 use vcpu::VcpuThread;
 
-/// Where KVM may put its own three pages and an identity map, if the processor needs them: in the hole below 4 GiB.
+/// The address in the hole below 4 GiB for KVM's own three pages and an identity map, if the processor needs
+/// them.
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 const TSS_ADDRESS: usize = 0xfffb_d000;
 
-/// The largest slot of RAM, in bytes. KVM's dirty log is read a slot at a time, under a lock of the whole VM; of 64 GiB it has
-/// 2 MiB of bits, which a processor's cache still holds.
+/// The largest slot of RAM, in bytes. KVM's dirty log is read one slot at a time, under a lock of the whole
+/// VM; 64 GiB have 2 MiB of bits, which still fit a processor's cache.
 const SLOT_BYTES_MAX: usize = 64 << 30;
 
 /// Makes a machine on /dev/kvm. Its RAM is untouched.
@@ -42,18 +43,20 @@ const SLOT_BYTES_MAX: usize = 64 << 30;
 /// # Errors
 /// [`MachineError::Config`] for a configuration that no machine can have; [`MachineError::KvmMissing`],
 /// [`MachineError::KvmPermission`] and [`MachineError::KvmTooOld`] for a host without usable KVM;
-/// [`MachineError::Memory`] when the host has not that much RAM to give; [`MachineError::Kvm`] when KVM refuses.
+/// [`MachineError::Memory`] when the host has not that much RAM to give; [`MachineError::Kvm`] when KVM
+/// refuses.
 pub fn new_kvm(config: MachineConfig) -> Result<SharedMachine, MachineError> {
     new(config, None)
 }
 
-/// The same with dirty rings of so many entries, one for each vCPU, in the place of KVM's dirty bitmap.
+/// Like [`new_kvm`], with a dirty ring of `entries` entries for each vCPU in place of KVM's dirty bitmap.
 ///
-/// What they cost hangs on how much is written and not on how much RAM there is: they pay where a large guest is mostly idle.
+/// The cost of rings depends on how much the guest writes, not on its RAM: they pay where a large guest is
+/// mostly idle.
 ///
 /// # Errors
-/// As for [`new_kvm`]; [`MachineError::Config`] unless `entries` is a power of two from [`RING_ENTRIES_MIN`] to
-/// [`RING_ENTRIES_MAX`], and [`MachineError::NoDirtyRing`] where KVM has no such rings.
+/// As for [`new_kvm`]; [`MachineError::Config`] unless `entries` is a power of two from [`RING_ENTRIES_MIN`]
+/// to [`RING_ENTRIES_MAX`], and [`MachineError::NoDirtyRing`] where KVM has no such rings.
 pub fn new_kvm_with_rings(config: MachineConfig, entries: u32) -> Result<SharedMachine, MachineError> {
     new(config, Some(entries))
 }
@@ -77,7 +80,7 @@ fn new(config: MachineConfig, ring_entries: Option<u32>) -> Result<SharedMachine
 #[derive(Debug)]
 pub(crate) struct KvmEngine {
     vm: VmFd,
-    /// In order. A running vCPU's thread holds the lock; whoever else wants it waits until the vCPU stands still.
+    /// In order. A running vCPU's thread holds the lock; any other thread waits until the vCPU stands still.
     vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     cpu: CpuDescription,
     slots: Vec<MemorySlot>,
@@ -203,7 +206,7 @@ fn memory_slots(regions: &[(u64, u64, u64)]) -> Vec<MemorySlot> {
     (0..).zip(parts).map(slot_of).collect()
 }
 
-/// Says of a refused call what it was for.
+/// Makes an error that names the purpose of a refused call.
 fn refused(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
     move |error| MachineError::Kvm { doing: doing.to_owned(), source: error.into() }
 }

@@ -17,7 +17,7 @@ const IRQ_SERIAL: u32 = 4;
 /// How much of the guest's output is kept.
 const OUTPUT_BYTES_MAX: usize = 64 << 10;
 
-/// A 16550A on IRQ 4, and what the guest wrote to it.
+/// A 16550A on IRQ 4, and the guest's output to it.
 #[derive(Debug)]
 pub(crate) struct Console {
     serial: Mutex<Serial<Interrupt, NoEvents, Output>>,
@@ -117,7 +117,7 @@ impl Trigger for Interrupt {
     }
 }
 
-/// The end of what the guest wrote.
+/// The end of the guest's output.
 #[derive(Clone, Debug, Default)]
 struct Output(Arc<Mutex<VecDeque<u8>>>);
 

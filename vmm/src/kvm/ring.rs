@@ -1,11 +1,11 @@
 //! KVM's dirty rings: each vCPU lists the pages that it writes.
 //!
-//! Linux, Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL. An entry goes from *dirty*, by the kernel, to *to be
-//! reset*, by us, and with `KVM_RESET_DIRTY_RINGS` back to the kernel, which watches the page again. A ring that is nearly full brings
-//! its vCPU out of the guest until somebody has made room.
+//! Linux, Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL. The kernel makes an entry *dirty*,
+//! the VMM makes it *to be reset*, and `KVM_RESET_DIRTY_RINGS` returns it to the kernel, which then tracks
+//! the page again. A vCPU whose ring is nearly full leaves the guest until the VMM has made room.
 //!
-//! A kernel that runs guests by interpreting them may look too late, and write over entries that nobody has taken. That is noticed,
-//! and then all pages count as written.
+//! A kernel that interprets guests may check too late and overwrite entries that the VMM has not taken.
+//! `collect` detects this, and then all pages count as written.
 #![expect(unsafe_code, reason = "the rings are mappings of the vCPUs' descriptors, shared with the kernel")]
 
 use std::io;
@@ -31,16 +31,17 @@ use crate::machine::{GuestRam, MemorySlot, PAGE_BYTES};
 ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 
-/// The fewest entries of a ring: the kernel keeps 64, and 512 for processors that log pages themselves, as its reserve.
+/// The fewest entries of a ring: the kernel keeps 64 as its reserve, and 512 for processors that log pages
+/// themselves.
 pub const RING_ENTRIES_MIN: u32 = 1024;
-/// The most entries of a ring that any kernel has.
+/// The most entries of a ring on any kernel.
 pub const RING_ENTRIES_MAX: u32 = 65_536;
 
 // `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET`.
 const DIRTY: u32 = 1;
 const TO_BE_RESET: u32 = 2;
 
-/// Turns the rings on, before the first vCPU is made.
+/// Enables the rings; must precede the first vCPU.
 pub(super) fn enable(vm: &VmFd, entries: u32) -> Result<(), MachineError> {
     if !entries.is_power_of_two() || !(RING_ENTRIES_MIN..=RING_ENTRIES_MAX).contains(&entries) {
         return Err(MachineError::Config(format!(
@@ -60,11 +61,12 @@ pub(super) fn enable(vm: &VmFd, entries: u32) -> Result<(), MachineError> {
     vm.enable_cap(&capability).map_err(refused("keep dirty rings"))
 }
 
-/// The dirty rings of a machine: what its vCPUs write, moved over to the bitmap of its RAM.
+/// The dirty rings of a machine, and the transfer of their entries to the bitmap of its RAM.
 ///
-/// Pages are watched from [`watch`](Self::watch) to [`forget`](Self::forget). [`collect`](Self::collect) marks those written so far in
-/// the software bitmap of [`Machine::memory`](crate::Machine::memory), and they are watched anew when it returns; a vCPU whose
-/// ring is full does the same by itself. So whoever empties the software bitmap after `collect` may read the pages at once.
+/// KVM tracks pages from [`watch`](Self::watch) to [`forget`](Self::forget). [`collect`](Self::collect) marks
+/// the pages written so far in the software bitmap of [`Machine::memory`](crate::Machine::memory), and KVM
+/// tracks them again when it returns. A vCPU whose ring is full does the same by itself. So a caller that
+/// empties the software bitmap after `collect` may read the pages at once.
 #[derive(Debug)]
 pub struct DirtyRings {
     vm: OwnedFd,
@@ -79,7 +81,7 @@ pub struct DirtyRings {
 #[derive(Debug)]
 struct Rings {
     rings: Vec<Ring>,
-    /// What was collected and is not marked yet: no more than one ring has entries.
+    /// Entries that were collected and not marked yet: at most the entries of one ring.
     collected: Vec<(u32, u64)>,
 }
 
@@ -105,10 +107,10 @@ impl DirtyRings {
         })
     }
 
-    /// Has KVM list what the vCPUs write from here on.
+    /// Makes KVM list the vCPUs' writes from now on.
     ///
     /// # Errors
-    /// What the kernel answered; nothing is watched then.
+    /// The kernel's answer; KVM then tracks nothing.
     pub fn watch(&self) -> io::Result<()> {
         let rings = self.lock();
         self.watched.store(true, Ordering::Relaxed);
@@ -120,25 +122,26 @@ impl DirtyRings {
         })
     }
 
-    /// Has KVM list nothing.
+    /// Makes KVM stop listing writes.
     ///
     /// # Errors
-    /// What the kernel answered; the guest is slower than it need be, and nothing worse.
+    /// The kernel's answer; the only consequence is a slower guest.
     pub fn forget(&self) -> io::Result<()> {
         let rings = self.lock();
         self.watched.store(false, Ordering::Relaxed);
         let told = self.set_flags(0);
         drop(rings);
-        // Else what is left in a ring would be in its way the next time.
+        // Entries left in a ring would disturb the next watch.
         told.and(self.collect().map(drop))
     }
 
-    /// Marks in the software bitmap the pages listed so far and has KVM watch them again; returns how many entries there were.
+    /// Marks the pages listed so far in the software bitmap and makes KVM track them again; returns the
+    /// number of entries.
     ///
-    /// The rings are looked through once, so it comes to an end however fast the guest writes.
+    /// One call reads each ring once, so it ends however fast the guest writes.
     ///
     /// # Errors
-    /// What the kernel answered; then all pages count as written.
+    /// The kernel's answer; then all pages count as written.
     pub fn collect(&self) -> io::Result<u64> {
         let mut all = self.lock();
         let mut count = 0;
@@ -154,19 +157,21 @@ impl DirtyRings {
         self.times_full.load(Ordering::Relaxed)
     }
 
-    /// The same of one vCPU, whose ring is full.
+    /// Collects the ring of one vCPU, which is full.
     pub(super) fn make_room(&self, vcpu: u8) -> io::Result<u64> {
         self.times_full.fetch_add(1, Ordering::Relaxed);
         self.collect_from(&mut self.lock(), vcpu.into())
     }
 
-    /// How often a ring was written over before it could be emptied, so that all pages had to count as written.
+    /// How often a ring was overwritten before it could be emptied, so that all pages had to count as
+    /// written.
     #[must_use]
     pub fn times_overrun(&self) -> u64 {
         self.times_overrun.load(Ordering::Relaxed)
     }
 
-    /// Under the lock until all is marked: who waits for it finds marked whatever has left a ring.
+    /// Holds the lock until all pages are marked: a thread that waited for the lock finds every page marked
+    /// whose entry has left a ring.
     fn collect_from(&self, all: &mut Rings, index: usize) -> io::Result<u64> {
         let Rings { rings, collected } = all;
         let ring = &mut rings[index];
@@ -177,25 +182,26 @@ impl DirtyRings {
             let reset = self.reset()?;
             ring.gave_back(reset);
             left -= reset.min(left);
-            // A signal may have come in between.
+            // A signal may have interrupted the call.
             tries = if reset == 0 { tries + 1 } else { 0 };
         }
-        // What the kernel does not take back, it has written over.
+        // The kernel has overwritten the entries that it does not take back.
         ring.overran |= left > 0;
         if std::mem::take(&mut ring.overran) {
             ring.gaps = true;
             self.times_overrun.fetch_add(1, Ordering::Relaxed);
             self.count_all_as_written()?;
         } else {
-            // Marked only now: who finds the mark reads the page, and what is written after that must be listed again.
+            // Marked after the reset: a reader of the mark then reads the page, and KVM must list any later
+            // write again.
             collected.iter().for_each(|&(slot, page)| self.mark(slot, page));
         }
         Ok(taken as u64)
     }
 
-    /// Has the kernel watch again what was taken; returns how many entries it has back.
+    /// Makes the kernel track the taken pages again; returns how many entries it took back.
     fn reset(&self) -> io::Result<usize> {
-        // SAFETY: the call takes no argument, and changes nothing but the rings and what the kernel watches.
+        // SAFETY: the call takes no argument, and changes nothing but the rings and the kernel's tracking.
         let reset = unsafe { ioctl(&self.vm, KVM_RESET_DIRTY_RINGS()) };
         usize::try_from(reset).or_else(|_| match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
@@ -203,7 +209,7 @@ impl DirtyRings {
         })
     }
 
-    /// Pages whose entries are lost are not watched any more, and nobody knows which they are.
+    /// Pages whose entries are lost are not tracked any more, and their numbers are unknown.
     fn count_all_as_written(&self) -> io::Result<()> {
         if self.watched.load(Ordering::Relaxed) {
             self.set_flags(0)?;
@@ -238,10 +244,10 @@ impl DirtyRings {
                 memory_size: slot.len_bytes,
                 userspace_addr: slot.host_address,
             };
-            // SAFETY: the structure is as the kernel wants it; it names the slot as it was set, so the flags alone change, and
-            // `self.memory` keeps mapped what it names.
+            // SAFETY: the structure is valid. It names the slot as it was set, so only the flags change, and
+            // `self.memory` keeps the slot's memory mapped.
             let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
-            // On to the others all the same: as many as possible shall have the flags asked for.
+            // Continue with the other slots: as many as possible should have the new flags.
             if answer < 0 && result.is_ok() {
                 result = Err(io::Error::last_os_error());
             }
@@ -254,10 +260,10 @@ impl DirtyRings {
     }
 }
 
-/// How often the kernel may take nothing back before it is given up: signals come one after the other.
+/// How many resets in a row may return no entry before `collect` gives up: a signal may interrupt each.
 const RESET_TRIES: u32 = 10;
 
-/// An entry as the kernel has it, `struct kvm_dirty_gfn`.
+/// The kernel's entry, `struct kvm_dirty_gfn`.
 #[repr(C)]
 #[derive(Debug)]
 struct Entry {
@@ -274,11 +280,13 @@ const _: () = assert!(ENTRY_BYTES == size_of::<kvm_dirty_gfn>());
 struct Ring {
     entries: ptr::NonNull<Entry>,
     len: usize,
-    /// The entry that the kernel will fill next after those that were taken. It goes on from watch to watch, as the kernel's does.
+    /// The entry that the kernel fills next after the taken ones. It continues from watch to watch, as the
+    /// kernel's index does.
     next: usize,
-    /// Entries were lost since this was last asked.
+    /// Whether entries were lost since the last collection.
     overran: bool,
-    /// Entries were lost once: the kernel is ahead by as many, and where they would be, there is nothing.
+    /// Whether entries were ever lost: the kernel's index is then ahead by their number, and their places in
+    /// the ring are empty.
     gaps: bool,
 }
 
@@ -289,7 +297,7 @@ impl Ring {
     fn map(vcpu: &VcpuFd, entries: u32) -> Result<Self, MachineError> {
         let len = entries as usize;
         let offset = libc::off_t::from(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096;
-        // SAFETY: a new mapping of a descriptor that is open; the kernel chooses where it lies.
+        // SAFETY: a new mapping of an open descriptor at an address that the kernel chooses.
         let mapped = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -310,15 +318,16 @@ impl Ring {
     }
 
     fn entries(&self) -> &[Entry] {
-        // SAFETY: the mapping has so many entries and lives as long as `self`; any bits are an entry, and as the kernel writes them
-        // too, each field is atomic.
+        // SAFETY: the mapping has this many entries and lives as long as `self`. Any bits are a valid entry.
+        // The kernel writes entries too, so each field is atomic.
         unsafe { slice::from_raw_parts(self.entries.as_ptr(), self.len) }
     }
 
-    /// Takes the entries that are dirty, all of the ring at most, as slots and pages; returns how many the kernel is to reset.
+    /// Takes the dirty entries, at most the whole ring, as slots and pages; returns how many the kernel is to
+    /// reset.
     fn take(&mut self, into: &mut Vec<(u32, u64)>) -> usize {
         let at = |taken: usize| &self.entries()[(self.next + taken) % self.len];
-        // With what the kernel wrote before it set the flag.
+        // Acquire: sees what the kernel wrote before it set the flag.
         let flags = |taken: usize| at(taken).flags.load(Ordering::Acquire) & (DIRTY | TO_BE_RESET);
         let (mut taken, mut gap) = (0, false);
         while taken < self.len {
@@ -330,19 +339,19 @@ impl Ring {
                 (taken, gap) = (end, true);
             }
             let entry = at(taken);
-            // Else it was taken before, and the kernel was called away before it had reset it.
+            // Otherwise it was taken before, and a signal interrupted the kernel before the reset.
             if flags(taken) == DIRTY {
                 into.push((entry.slot.load(Ordering::Relaxed), entry.page.load(Ordering::Relaxed)));
                 entry.flags.store(TO_BE_RESET, Ordering::Release);
             }
             taken += 1;
         }
-        // The kernel keeps a reserve, so a ring without any left has been written over.
+        // The kernel keeps a reserve, so it has overwritten a ring that is completely full.
         self.overran |= gap || taken == self.len;
         taken
     }
 
-    /// The kernel has so many entries back.
+    /// Records that the kernel took back so many entries.
     fn gave_back(&mut self, entries: usize) {
         self.next = (self.next + entries) % self.len;
     }
@@ -350,7 +359,7 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours alone, so long, and not used any more.
+        // SAFETY: only this value has the mapping, which has this length and is not used any more.
         unsafe { libc::munmap(self.entries.as_ptr().cast(), self.len * ENTRY_BYTES) };
     }
 }
@@ -361,7 +370,7 @@ mod tests {
 
     const LEN: usize = 256;
 
-    /// What the kernel does with a ring.
+    /// The kernel's side of a ring.
     struct Kernel {
         ring: Ring,
         dirty: usize,
@@ -373,7 +382,7 @@ mod tests {
             let bytes = LEN * ENTRY_BYTES;
             let (access, flags) =
                 (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            // SAFETY: new memory, of nobody else; the kernel chooses where it lies.
+            // SAFETY: new memory at an address that the kernel chooses.
             let mapped = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
             assert_ne!(mapped, libc::MAP_FAILED);
             let entries = ptr::NonNull::new(mapped).unwrap().cast();
@@ -434,7 +443,7 @@ mod tests {
             assert!(!kernel.collect().1);
             kernel.lists(0..LEN as u64 + too_many);
             assert!(kernel.collect().1, "{too_many} were lost");
-            // Until the kernel's place is found again, whatever comes must be found or count as lost.
+            // Until the kernel's index is found again, each entry must be found or count as lost.
             for turn in 0..10 {
                 kernel.lists(turn * 100..turn * 100 + 100);
                 let (found, lost) = kernel.collect();

@@ -1,8 +1,8 @@
-//! The state of a KVM machine: taken from a machine that stands still, and given to a fresh one.
+//! The state of a KVM machine: saved from a paused machine, and loaded into a fresh one.
 //!
-//! The order in which a vCPU is restored is no matter of taste: CPUID decides which values the later calls accept,
-//! the APIC base in the segment registers decides how the local APIC's page is read, and the timer's deadline is
-//! dropped unless the local APIC is already in deadline mode and the TSC already set.
+//! The order in which a vCPU is restored matters. CPUID decides which values the later calls accept. The APIC
+//! base in the segment registers decides how the local APIC's page is read. KVM drops the timer's deadline
+//! unless the local APIC is already in deadline mode and the TSC already set.
 #![expect(unsafe_code, reason = "the kernel sizes the XSAVE area")]
 
 use kvm_bindings::{
@@ -66,7 +66,7 @@ pub(crate) fn save(engine: &KvmEngine) -> Result<KvmState, MachineError> {
     })
 }
 
-/// What can be found wrong before anything is set.
+/// Finds what is wrong with a state before anything is set.
 pub(crate) fn check(state: &KvmState, engine: &KvmEngine, platform: &Platform) -> Result<(), MachineError> {
     if state.vcpus.len() != usize::from(platform.config.vcpus) {
         return Err(invalid(format!("it has the registers of {} vCPUs", state.vcpus.len())));
@@ -101,18 +101,20 @@ pub(crate) fn load(state: &KvmState, engine: &KvmEngine) -> Result<(), MachineEr
         load_vcpu(vcpu_state, engine, vcpu)?;
     }
     vm.set_pit2(&state.pit).map_err(refused("set the timer"))?;
-    // Last, so that the clock stands still for as short as can be. Its flags say how it was read, not how to set it.
+    // Last, so that the clock stands still as briefly as possible. Its flags describe the reading, not the
+    // setting.
     let clock = kvm_clock_data { clock: state.clock.clock, ..Default::default() };
     vm.set_clock(&clock).map_err(refused("set the clock"))?;
     for (vcpu, _) in (0..).zip(&state.vcpus) {
-        // Tells a guest with a paravirtual clock that it was away; refused for a guest without one.
+        // Reports the pause to a guest with a paravirtual clock; KVM refuses the call for a guest without
+        // one.
         let _ = engine.vcpu(vcpu).kvmclock_ctrl();
     }
     Ok(())
 }
 
 fn save_vcpu(engine: &KvmEngine, fd: &VcpuFd) -> Result<VcpuState, MachineError> {
-    // The run state first: reading it lets KVM settle events that the rest must then show. The events last.
+    // The run state first: reading it makes KVM settle events that the rest must then show. The events last.
     let mp_state = fd.get_mp_state().map_err(refused("read the run state"))?;
     Ok(VcpuState {
         mp_state,
@@ -148,8 +150,9 @@ fn load_vcpu(state: &VcpuState, engine: &KvmEngine, vcpu: u8) -> Result<(), Mach
     fd.set_vcpu_events(&state.events).map_err(refused("set pending events"))
 }
 
-/// The registers in KVM's order, but for the timer's deadline, which comes last. Where it has passed, the timer may
-/// have fired and its interrupt not be in the local APIC yet; a deadline of now lets it fire again.
+/// The registers in KVM's order, except that the timer's deadline comes last. Where the deadline has passed,
+/// the timer may have fired before its interrupt reached the local APIC; a deadline of now makes it fire
+/// again.
 fn save_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>, MachineError> {
     let mut msrs = Vec::new();
     for chunk in indices.chunks(KVM_MAX_MSR_ENTRIES) {
@@ -203,7 +206,7 @@ fn empty_xsave(vm: &VmFd) -> Result<Xsave, MachineError> {
 fn save_xsave(vm: &VmFd, fd: &VcpuFd) -> Result<Vec<u32>, MachineError> {
     let mut area = empty_xsave(vm)?;
     if vm.check_extension(Cap::Xsave2) {
-        // SAFETY: the area has the size that KVM_CAP_XSAVE2 names, and nothing enables more features afterwards.
+        // SAFETY: the area has the size that KVM_CAP_XSAVE2 names, and no later call enables more features.
         unsafe { fd.get_xsave2(&mut area) }.map_err(refused("read XSAVE"))?;
         let mut words = area.as_fam_struct_ref().xsave.region.to_vec();
         words.extend(area.as_slice());
@@ -216,10 +219,10 @@ fn save_xsave(vm: &VmFd, fd: &VcpuFd) -> Result<Vec<u32>, MachineError> {
 fn load_xsave(vm: &VmFd, fd: &VcpuFd, words: &[u32]) -> Result<(), MachineError> {
     let mut area = empty_xsave(vm)?;
     let mut words = words.iter().copied();
-    // SAFETY: only fields are written, and the length of the array behind them stays as it was allocated.
+    // SAFETY: only fields are written; the length of the array behind them stays as it was allocated.
     let fixed = unsafe { area.as_mut_fam_struct() };
     fixed.xsave.region.iter_mut().zip(&mut words).for_each(|(to, from)| *to = from);
     area.as_mut_slice().iter_mut().zip(words).for_each(|(to, from)| *to = from);
-    // SAFETY: the area is as large as KVM reads: KVM_CAP_XSAVE2, or 4096 bytes where that is not known.
+    // SAFETY: the area is as large as KVM reads: KVM_CAP_XSAVE2, or 4096 bytes on older kernels.
     unsafe { fd.set_xsave2(&area) }.map_err(refused("set XSAVE"))
 }

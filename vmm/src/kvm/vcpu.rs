@@ -1,4 +1,4 @@
-//! The thread of a vCPU: into the guest and out of it again.
+//! The thread of a vCPU: entering and leaving the guest.
 #![expect(unsafe_code, reason = "the signal handler writes a field of the vCPU's kvm_run")]
 
 use std::cell::Cell;
@@ -24,10 +24,11 @@ thread_local! {
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
 }
 
-/// The signal that brings a vCPU thread out of the guest, with its handler in place.
+/// The signal that brings a vCPU thread out of the guest, with its handler installed.
 ///
-/// Between the thread's last look at its orders and its entry into the guest a signal would go unnoticed. So the
-/// handler sets `immediate_exit`, and the entry returns at once (Documentation/virt/kvm/api.rst, KVM_RUN).
+/// A signal between the thread's last look at its orders and its entry into the guest would go unnoticed. So
+/// the handler sets `immediate_exit`, and the entry returns at once (Documentation/virt/kvm/api.rst,
+/// KVM_RUN).
 pub(crate) fn kick_signal() -> Result<c_int, MachineError> {
     let signal = SIGRTMIN();
     register_signal_handler(signal, on_kick).map_err(|error| MachineError::Kvm {
@@ -40,13 +41,14 @@ pub(crate) fn kick_signal() -> Result<c_int, MachineError> {
 extern "C" fn on_kick(_signal: c_int, _info: *mut siginfo_t, _context: *mut c_void) {
     let immediate_exit = IMMEDIATE_EXIT.get();
     if !immediate_exit.is_null() {
-        // SAFETY: the pointer is into the mapping that this thread's vCPU keeps for as long as `run` lasts, and it is
-        // null before and after. The handler runs on the same thread, so nothing else is writing there.
+        // SAFETY: the pointer is into the mapping that this thread's vCPU keeps as long as `run` lasts, and
+        // it is null before and after. The handler runs on the same thread, so no other code is writing to
+        // it.
         unsafe { immediate_exit.write_volatile(1) };
     }
 }
 
-/// Runs a vCPU until its thread is told to leave. An error is the guest's end, in words.
+/// Runs a vCPU until an order ends its thread. An error describes the guest's end.
 pub(crate) fn run(
     fd: &Mutex<VcpuFd>,
     mut thread: VcpuThread<'_>,
@@ -71,7 +73,7 @@ pub(crate) fn run(
     }
 }
 
-/// While it lives, the kick signal reaches the vCPU of this thread.
+/// While this value lives, the kick signal reaches the vCPU of this thread.
 struct Kicks;
 
 impl Kicks {
@@ -87,9 +89,9 @@ impl Drop for Kicks {
     }
 }
 
-/// Why KVM came back.
+/// Why KVM returned.
 enum Back {
-    /// It came of itself, and the guest may go on.
+    /// The exit is served, and the guest may continue.
     Served,
     Interrupted,
 }
@@ -99,11 +101,11 @@ pub(crate) struct VcpuThread<'a> {
     platform: &'a Platform,
     console: &'a Console,
     rings: Option<&'a DirtyRings>,
-    /// How often in a row KVM said that the ring is full although there was nothing in it.
+    /// How often in a row KVM reported a full ring that was empty.
     full_in_vain: u32,
 }
 
-/// Another thread may have made room meanwhile, so once says nothing.
+/// Another thread may have made room meanwhile, so a single report means nothing.
 const FULL_IN_VAIN_MAX: u32 = 1000;
 
 impl<'a> VcpuThread<'a> {
@@ -116,7 +118,7 @@ impl<'a> VcpuThread<'a> {
         Self { vcpu, platform, console, rings, full_in_vain: 0 }
     }
 
-    /// Lets KVM finish the port access that it came back with: the guest's registers are whole only then.
+    /// Lets KVM finish the port access of its last exit: the guest's registers are complete only then.
     fn finish_io(&mut self, fd: &mut VcpuFd) -> Result<(), String> {
         loop {
             fd.set_kvm_immediate_exit(1);
@@ -207,8 +209,8 @@ mod tests {
     use crate::machine::{MachineConfig, Workload};
     use crate::machine_core::Engine;
 
-    /// KVM moves past a port access only when it is entered again. State saved before that would have the guest do
-    /// it twice.
+    /// KVM moves past a port access only at the next entry. A state saved before that would make the guest
+    /// repeat the access.
     #[test]
     fn a_port_access_is_finished_before_the_vcpu_stands_still() {
         let kvm = match host::open() {

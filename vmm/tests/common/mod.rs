@@ -1,4 +1,4 @@
-//! What the tests share: machines of both kinds, waiting, and copying RAM as a migration would.
+//! Shared by the tests: machines of both kinds, waiting, and copying RAM as a migration would.
 
 use std::os::unix::fs::FileExt;
 use std::thread;
@@ -15,7 +15,7 @@ pub(crate) const GIB: u64 = 1 << 30;
 const PAGE_LEN: usize = 4096;
 const CHUNK_LEN: usize = 1 << 20;
 
-/// Long enough for a loaded host that interprets guests; a test never waits for it unless it fails.
+/// Long enough for a loaded host that interprets guests; only a failing test waits this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) type Constructor = fn(MachineConfig) -> Result<SharedMachine, MachineError>;
@@ -59,7 +59,7 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits till every vCPU has beaten some more and, if the guest sweeps, has gone over its pages once more.
+/// Waits until every vCPU has beaten some more and a sweeping guest has finished one more pass.
 pub(crate) fn run_on(machine: &dyn Machine) {
     let before = machine.status();
     until("the guest runs on", || {
@@ -114,7 +114,7 @@ pub(crate) fn copy_ram(from: &dyn Machine, to: &dyn Machine) {
     }
 }
 
-/// Takes up the software bitmap: the pages that the VMM wrote since the last time.
+/// Empties the software bitmap: returns the pages that the VMM wrote since the last call.
 pub(crate) fn take_software_dirty(memory: &GuestRam) -> Vec<u64> {
     let mut pages = Vec::new();
     for region in memory.iter() {
