@@ -4,13 +4,13 @@
 //! In every scene the guest ends up at one host, whole, and it gets to another in the end: whatever an attempt that failed
 //! has consumed of the dirty log, no page is forgotten.
 
+mod answers;
 mod ends;
 mod guest;
 mod lanes;
 mod panics;
 mod plugging;
 mod statuses;
-mod unsure;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
