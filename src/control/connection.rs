@@ -1,5 +1,5 @@
-//! One connection and the thread that listens on it and sends keepalives: so that a peer that hangs, was stopped or has lost its host is
-//! noticed whatever this side is busy with.
+//! One connection, and the thread that reads it and sends keepalives. So a peer that hangs, was stopped or
+//! has lost its host is noticed whatever this side is doing.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -17,26 +17,27 @@ use super::{ControlError, KEEPALIVES_MISSED_MAX};
 use crate::panics::{Panicked, caught};
 use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, STATE_FRAME_MAX, WireError};
 
-/// How many bytes of messages wait to be received before no more are read from the connection.
+/// Bytes of messages in the inbox at which the connection is no longer read.
 const INBOX_BYTES_MAX: usize = 8 << 20;
 
-/// The longest body of a frame of state, bytes and offset.
+/// The longest body of a frame of saved state: bytes and offset.
 const STATE_BODY_MAX: usize = STATE_FRAME_MAX + size_of::<u64>();
 
-/// What a message in the inbox counts for besides its body.
+/// What a message in the inbox counts for in addition to its body.
 const MESSAGE_BYTES: usize = 256;
 
-/// A connection, what has arrived on it, and what ends with it.
+/// A connection, the messages that arrived on it, and the lanes that end with it.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
     keepalive: Duration,
-    /// `Err` once part of a frame was written and the rest could not be: nothing behind it would be understood.
+    /// `Err` once part of a frame was written and the rest could not be: the peer could not parse what
+    /// follows.
     writing: Mutex<Result<(), ()>>,
     inbox: Mutex<Inbox>,
-    /// Nothing more comes: so that lanes, which ask before each stripe, need not lock the inbox.
+    /// No more messages arrive. Lanes, which check before each stripe, need not lock the inbox.
     ended: AtomicBool,
-    /// Memory for frames of state that may come.
+    /// Buffers for frames of saved state still to come.
     state_buffers: Mutex<Vec<Vec<u8>>>,
     changed: Condvar,
 }
@@ -45,13 +46,13 @@ pub(super) struct Connection {
 struct Inbox {
     arrived: VecDeque<(Arrived, usize)>,
     bytes: usize,
-    /// Why nothing more comes.
+    /// Why no more messages arrive.
     end: Option<End>,
-    /// Nobody here is to wait for the peer any more.
+    /// This side no longer waits for the peer.
     interrupted: bool,
-    /// The channel was dropped, then.
+    /// When the channel was dropped.
     left: Option<Instant>,
-    /// Connections that are of no use without this one.
+    /// Connections that are useless without this one.
     lanes: Vec<TcpStream>,
 }
 
@@ -59,7 +60,8 @@ struct Inbox {
 #[derive(Debug)]
 enum Arrived {
     Message(Message),
-    /// A frame of saved state, which the thread that receives it checks: so this thread reads the next frame meanwhile.
+    /// A frame of saved state. The receiving thread checks its digest, while this thread reads the next
+    /// frame.
     State(FrameHead, Vec<u8>),
 }
 
@@ -83,7 +85,7 @@ impl Inbox {
     }
 }
 
-/// Why nothing more comes from a peer.
+/// Why no more messages arrive from a peer.
 #[derive(Clone, Debug)]
 enum End {
     Closed,
@@ -106,9 +108,9 @@ impl End {
 }
 
 impl Connection {
-    /// Listens and sends keepalives on a connection whose preambles have been exchanged.
+    /// Reads and sends keepalives on a connection after the exchange of preambles.
     pub(super) fn start(stream: TcpStream, keepalive: Duration) -> io::Result<Arc<Self>> {
-        // Short, so that keepalives are punctual.
+        // A short timeout keeps keepalives punctual.
         stream.set_read_timeout(Some(keepalive / 4))?;
         stream.set_write_timeout(Some(keepalive / 20))?;
         let (inbox, ended, state_buffers, changed) = Default::default();
@@ -126,7 +128,7 @@ impl Connection {
             return Err(ControlError::Io(io::ErrorKind::BrokenPipe.into()));
         }
         let interrupted = self.inbox().interrupted;
-        // Who is silent may wake up, so it is tried, but not waited for.
+        // A silent peer may recover, so the write is tried, but only briefly.
         let hurry = interrupted || self.check().is_err();
         let limit = if hurry { self.keepalive / 4 } else { self.keepalive * KEEPALIVES_MISSED_MAX };
         self.write(frame, limit, || !interrupted && self.inbox().interrupted).map_err(|error| {
@@ -139,8 +141,8 @@ impl Connection {
         })
     }
 
-    /// Writes all of it, as long as some of it is taken within each `limit` and nobody wants to `leave`, which is an error of the
-    /// kind `Interrupted`.
+    /// Writes all bytes, as long as the peer takes some within each `limit` and `leave` stays false; else the
+    /// error is of the kind `Interrupted`.
     fn write(&self, mut bytes: &[u8], limit: Duration, leave: impl Fn() -> bool) -> io::Result<()> {
         let mut taken = Instant::now();
         while !bytes.is_empty() {
@@ -159,7 +161,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes a keepalive, unless something else is being written or there is no room: then the peer has more to hear already.
+    /// Writes a keepalive, unless another frame is being written or the socket buffer is full: then the peer
+    /// has data to read already.
     fn keepalive(&self) {
         let Ok(mut whole) = self.writing.try_lock() else { return };
         if whole.is_err() {
@@ -167,14 +170,14 @@ impl Connection {
         }
         let Ok(frame) = FrameHead::new(Message::Beat.kind(), &[]) else { return };
         let frame = frame.as_bytes();
-        // An error of the connection is the reader's to tell.
+        // The reader reports errors of the connection.
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         if let Ok(sent) = SockRef::from(&self.stream).send_with_flags(frame, flags) {
             *whole = self.write(&frame[sent..], self.keepalive, || false).map_err(drop);
         }
     }
 
-    /// Takes the next message, waiting for it until `deadline`; `None` if none came.
+    /// Takes the next message, waiting until `deadline`; `None` if none arrived.
     pub(super) fn receive(
         &self,
         awaited: &'static str,
@@ -204,7 +207,7 @@ impl Connection {
         }
     }
 
-    /// Nothing behind what is wrong is believed.
+    /// Discards all that follows a damaged or malformed message.
     fn end_with(&self, error: WireError) -> ControlError {
         let mut inbox = self.inbox();
         inbox.arrived.clear();
@@ -215,12 +218,12 @@ impl Connection {
         error.into()
     }
 
-    /// Whether anybody here may wait for the peer.
+    /// Whether this side may still wait for the peer.
     pub(super) fn check_not_interrupted(&self) -> Result<(), ControlError> {
         if self.inbox().interrupted { Err(ControlError::Interrupted) } else { Ok(()) }
     }
 
-    /// Whether the peer may still say something.
+    /// Whether the peer may still send something.
     pub(super) fn check(&self) -> Result<(), ControlError> {
         if !self.ended.load(Ordering::Acquire) {
             return Ok(());
@@ -228,19 +231,19 @@ impl Connection {
         self.inbox().end.as_ref().map_or(Ok(()), |end| Err(end.error("the end of the transfer")))
     }
 
-    /// How many buffers a state of this length needs that are not there.
+    /// How many more buffers a saved state of this length needs.
     pub(super) fn state_buffers_missing(&self, len_bytes: u64) -> u64 {
         len_bytes.div_ceil(STATE_FRAME_MAX as u64).saturating_sub(self.state_buffers().len() as u64)
     }
 
-    /// Adds a buffer; false if nothing more comes that would need it.
+    /// Adds a buffer; false if no more messages will need it.
     pub(super) fn add_state_buffer(&self) -> bool {
         let is_over = {
             let inbox = self.inbox();
             inbox.end.is_some() || inbox.left.is_some()
         };
         if !is_over {
-            // Not zeros, so that it is touched.
+            // Not zeros, so that the pages are touched.
             let buffer = vec![1; STATE_BODY_MAX];
             self.state_buffers().push(buffer);
         }
@@ -251,7 +254,7 @@ impl Connection {
         self.state_buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a connection shut down when this one ends, so that nobody waits there for a peer that is gone.
+    /// Shuts a connection down when this one ends, so that no thread waits on it for a peer that is gone.
     pub(super) fn shut_with(&self, lane: TcpStream) {
         let mut inbox = self.inbox();
         if inbox.end.is_some() || inbox.interrupted {
@@ -261,7 +264,7 @@ impl Connection {
         }
     }
 
-    /// Ends every wait for the peer, here and on the lanes. Something short can be said to it still.
+    /// Ends every wait for the peer, on this connection and on the lanes. Short messages can still be sent.
     pub(super) fn interrupt(&self) {
         let mut inbox = self.inbox();
         inbox.interrupted = true;
@@ -269,14 +272,14 @@ impl Connection {
         self.changed.notify_all();
     }
 
-    /// Nobody here will send or receive any more. What was sent still arrives.
+    /// Stops sending and receiving on this side. Data already sent still arrives.
     pub(super) fn leave(&self) {
         let mut inbox = self.inbox();
         inbox.left = Some(Instant::now());
         inbox.arrived.clear();
         inbox.lanes.clear();
         self.changed.notify_all();
-        // An error means that the peer was faster.
+        // An error means that the peer closed first.
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -285,18 +288,18 @@ impl Connection {
     }
 }
 
-/// Reads all that comes, and sends keepalives in between. Silence is counted in keepalives of its own: a host that stood still itself, so that
-/// it heard nothing, has not beaten either.
+/// Reads all messages, and sends keepalives in between. Silence is measured in this side's own keepalives: a
+/// host that was suspended heard nothing, but sent no keepalives either.
 struct Listener {
     connection: Arc<Connection>,
     kept_alive: Instant,
-    /// How often it has beaten since anything came.
+    /// Keepalives sent since anything arrived.
     unanswered: u32,
 }
 
 impl Listener {
     fn run(mut self) {
-        // Nobody else listens: without this whoever waits here would wait for ever.
+        // No other thread reads the connection: without this, waiting threads would wait for ever.
         let end = match caught(|| self.listen()) {
             Ok(Err(end)) => end,
             Err(Panicked(text)) => {
@@ -349,7 +352,7 @@ impl Listener {
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
-                    // By a peer that closed it before it had read all.
+                    // The peer closed the connection with unread data.
                     io::ErrorKind::ConnectionReset => return Err(End::Closed),
                     _ => return Err(End::Broken(error.raw_os_error())),
                 },
@@ -359,7 +362,7 @@ impl Listener {
         Ok(())
     }
 
-    /// Puts a message where it is received, once there is room.
+    /// Puts a message into the inbox once it has room.
     fn deliver(&mut self, arrived: Arrived, bytes: usize) -> Result<(), End> {
         let connection = self.connection.clone();
         let mut inbox = connection.inbox();
@@ -370,7 +373,7 @@ impl Listener {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
             drop(inbox);
-            // The peer is not silent: nobody listens.
+            // The peer is not silent: this side does not take its messages.
             self.unanswered = 0;
             self.tick()?;
             inbox = connection.inbox();
@@ -383,13 +386,14 @@ impl Listener {
         Ok(())
     }
 
-    /// Beats if it is time to, and ends what has been silent or left for too long.
+    /// Sends a keepalive when one is due, and ends a connection that has been silent or left for too long.
     fn tick(&mut self) -> Result<(), End> {
         if self.kept_alive.elapsed() < self.connection.keepalive {
             return Ok(());
         }
         if let Some(left) = self.connection.inbox().left {
-            // To close a connection with something unread would take back what was sent and has not arrived.
+            // Closing a connection with unread data would reset it, and lose sent data that has not arrived
+            // yet.
             return if left.elapsed() < self.connection.keepalive { Ok(()) } else { Err(End::Closed) };
         }
         self.kept_alive = Instant::now();

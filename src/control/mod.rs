@@ -1,9 +1,10 @@
 //! The control channel: [`wire`](crate::wire) messages over one TCP connection.
 //!
-//! Nothing here waits without end for a peer that has gone. Both ends send a keepalive every [`KEEPALIVE_INTERVAL`], whatever else they do, and count as lost
-//! when nothing at all was heard of them for [`KEEPALIVES_MISSED_MAX`] keepalives: so a process that hangs or was stopped is noticed, whose
-//! kernel answers for it, and to whose memory RDMA would go on writing. Each awaited answer has its own time limit besides.
-//! `TCP_USER_TIMEOUT` and keepalive say the same of connections without keepalives, the lanes.
+//! No wait for a lost peer is without end. Both ends send a keepalive every [`KEEPALIVE_INTERVAL`], whatever
+//! else they do. A peer counts as lost when nothing at all arrived from it for [`KEEPALIVES_MISSED_MAX`]
+//! keepalives. So a process that hangs or was stopped is noticed, although its kernel still answers and RDMA
+//! would go on writing to its memory. Each awaited answer has its own time limit as well. `TCP_USER_TIMEOUT`
+//! and TCP keepalive do the same for the lanes, which carry no keepalives.
 
 mod connection;
 
@@ -22,17 +23,17 @@ use self::connection::Connection;
 use crate::error_code::coded;
 use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
 
-/// How often either end of a control channel says that it is alive.
+/// How often either end of a control channel sends a keepalive.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After how many of this side's own keepalives without any sign of the other side it counts as lost. Many, because a process on an
-/// overloaded host may not come to run for seconds.
+/// The other side counts as lost after this many of this side's own keepalives without any message from it.
+/// Many, because a process on an overloaded host may not be scheduled for seconds.
 pub const KEEPALIVES_MISSED_MAX: u32 = 10;
 
-/// How long a peer's kernel may leave data or keepalives unanswered before a connection breaks.
+/// How long a peer's kernel may leave data or TCP keepalives unanswered before a connection breaks.
 pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 
-/// How long one step of the conversation may take where nothing bigger than a message is worked on.
+/// The time limit of one step of the protocol that processes nothing larger than a message.
 pub const STEP_MAX: Duration = Duration::from_secs(20);
 
 /// How long to try to connect.
@@ -51,17 +52,17 @@ pub enum ControlError {
     /// The host's name has no address.
     #[error("cannot find the host {host}: {error}; is the name right?")]
     Resolve {
-        /// What was to be resolved.
+        /// The name.
         host: String,
-        /// The resolver's answer.
+        /// The resolver's error.
         error: io::Error,
     },
-    /// Nobody answered at any of the host's addresses.
+    /// No process answered at any of the host's addresses.
     #[error("cannot connect to {address}: {error}")]
     Connect {
         /// The last address tried.
         address: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
     /// The peer closed the connection.
@@ -72,41 +73,41 @@ pub enum ControlError {
     Timeout {
         /// What was awaited.
         awaited: &'static str,
-        /// For how long.
+        /// The time limit.
         limit: Duration,
     },
-    /// Nothing at all came from the peer, which sends keepalives if it lives.
+    /// Nothing arrived from the peer, not even the keepalives that a live peer sends.
     #[error(
         "nothing was heard from the other side for {} s: its process hangs or was stopped, its host is down, or the link is cut",
         silence.as_secs()
     )]
     Silent {
-        /// For how long.
+        /// How long nothing arrived.
         silence: Duration,
     },
-    /// The peer lives and does not read.
+    /// The peer is alive but does not read.
     #[error("the other side has not taken {message} within {} s", limit.as_secs())]
     NotTaken {
-        /// What was to be sent.
+        /// The message to be sent.
         message: &'static str,
-        /// For how long.
+        /// The time limit.
         limit: Duration,
     },
-    /// This side waits no more.
+    /// This side has stopped waiting for the peer.
     #[error("this side has ended its wait for the other side")]
     Interrupted,
     /// The connection broke.
     #[error("the control connection broke: {0}")]
     Io(#[source] io::Error),
-    /// The peer sent what this version does not understand.
+    /// The peer sent bytes that this version does not understand.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The peer sent a message out of turn.
     #[error("the other side sent {got} where {expected} was due")]
     Unexpected {
-        /// What was due.
+        /// The message that was due.
         expected: &'static str,
-        /// What came.
+        /// The message that arrived.
         got: &'static str,
     },
 }
@@ -122,20 +123,20 @@ pub struct ControlChannel {
     round_trip: Duration,
 }
 
-/// Asks after the other end of a control channel, from anywhere.
+/// Checks from any thread whether the other end of a control channel is alive.
 #[derive(Clone, Debug)]
 pub(crate) struct PeerLiveness(Arc<Connection>);
 
 impl PeerLiveness {
-    /// Whether the other end was heard of lately.
+    /// Whether the other end can still send messages.
     ///
     /// # Errors
-    /// [`ControlError`] if nothing more will come from it, and why.
+    /// [`ControlError`] with the reason why it cannot.
     pub(crate) fn check(&self) -> Result<(), ControlError> {
         self.0.check()
     }
 
-    /// The same, where it fell silent.
+    /// As [`check`](Self::check), but only for a peer that fell silent.
     ///
     /// # Errors
     /// [`ControlError::Silent`].
@@ -146,13 +147,13 @@ impl PeerLiveness {
         }
     }
 
-    /// Ends every wait for the other end, of whoever receives and of the lanes that are [shut with](Self::shut_with) it. What is short
-    /// can be sent still.
+    /// Ends every wait for the other end, by receivers and on the lanes that are [shut with](Self::shut_with)
+    /// the channel. Short messages can still be sent.
     pub(crate) fn interrupt(&self) {
         self.0.interrupt();
     }
 
-    /// Whether that has happened: for who waits on neither.
+    /// Whether the channel was interrupted, for threads that wait on neither.
     ///
     /// # Errors
     /// [`ControlError::Interrupted`].
@@ -160,7 +161,7 @@ impl PeerLiveness {
         self.0.check_not_interrupted()
     }
 
-    /// Has a lane shut down when nothing more comes from the other end, so that nobody waits there.
+    /// Shuts a lane down when the other end can send no more, so that no thread waits on it.
     ///
     /// # Errors
     /// Those of `dup(2)`.
@@ -175,12 +176,12 @@ impl PeerLiveness {
 pub(crate) struct FrameSender(Arc<Connection>);
 
 impl FrameSender {
-    /// Sends a whole frame. `name` names it for the error.
+    /// Sends a whole frame. `name` names the frame in the error.
     ///
     /// # Errors
     /// As for [`ControlChannel::send`].
     pub(crate) fn send(&self, frame: &[u8], name: &'static str) -> Result<(), ControlError> {
-        // What is short may be said after an interrupt; a frame is not.
+        // Short messages may be sent after an interrupt; frames may not.
         self.0.check_not_interrupted()?;
         self.0.send(frame, name)
     }
@@ -190,12 +191,13 @@ impl ControlChannel {
     /// Connects to a destination at `HOST:PORT`, trying each of its addresses.
     ///
     /// # Errors
-    /// [`ControlError`]: the host is unknown, nobody listens, or the listener is not a peer of this version.
+    /// [`ControlError`]: the host is unknown, no process listens, or the listener is not a peer of this
+    /// version.
     pub fn connect(address: &str) -> Result<Self, ControlError> {
         Self::connect_within(address, CONNECT_MAX, STEP_MAX)
     }
 
-    /// The same, with as much time for each address, and for the greeting.
+    /// As [`connect`](Self::connect), with this time limit for each address and for the greeting.
     pub(crate) fn connect_within(
         address: &str,
         connect_max: Duration,
@@ -225,7 +227,7 @@ impl ControlChannel {
         Ok(channel)
     }
 
-    /// Takes the destination's end of a connection whose preamble has been read, and answers it.
+    /// Takes the destination's end of a connection after its preamble was read, and answers it.
     pub(crate) fn answer(stream: TcpStream) -> Result<Self, ControlError> {
         tune(&stream).map_err(ControlError::Io)?;
         greet(&stream)?;
@@ -239,13 +241,14 @@ impl ControlChannel {
         Ok(Self { connection, peer, local, round_trip: Duration::ZERO })
     }
 
-    /// Asks after the other end, from anywhere.
+    /// A handle to check from any thread whether the other end is alive.
     pub(crate) fn liveness(&self) -> PeerLiveness {
         PeerLiveness(self.connection.clone())
     }
 
-    /// Makes memory ready for so many bytes of saved state, beside everything else: while the state arrives the guest stands still,
-    /// and to have memory for it takes longer than a fast link does. Without a thread for that it is made as the state arrives.
+    /// Allocates memory for this much saved state in a thread of its own: the guest is paused while the state
+    /// arrives, and a fast link delivers it faster than memory is allocated. If the thread cannot be started,
+    /// memory is allocated as the state arrives.
     pub(crate) fn expect_state(&self, len_bytes: u64) {
         let (connection, missing) =
             (Arc::downgrade(&self.connection), self.connection.state_buffers_missing(len_bytes));
@@ -258,7 +261,7 @@ impl ControlChannel {
         }
     }
 
-    /// Sends frames beside this channel's own.
+    /// A handle that sends frames between this channel's messages.
     pub(crate) fn frame_sender(&self) -> FrameSender {
         FrameSender(self.connection.clone())
     }
@@ -278,7 +281,7 @@ impl ControlChannel {
         }
     }
 
-    /// How long the other side took to answer the greeting; zero at the side that was greeted.
+    /// How long the other side took to answer the greeting; zero at the destination.
     #[must_use]
     pub fn round_trip(&self) -> Duration {
         self.round_trip
@@ -287,8 +290,8 @@ impl ControlChannel {
     /// Sends a message.
     ///
     /// # Errors
-    /// [`ControlError::Io`] if the connection is broken, [`ControlError::NotTaken`] if the peer does not read. The message may
-    /// have arrived all the same.
+    /// [`ControlError::Io`] if the connection is broken, [`ControlError::NotTaken`] if the peer does not
+    /// read. The message may still have arrived.
     pub fn send(&mut self, message: &Message) -> Result<(), ControlError> {
         let body = message.encode()?;
         let mut frame = FrameHead::new(message.kind(), &body)?.as_bytes().to_vec();
@@ -296,10 +299,11 @@ impl ControlChannel {
         self.connection.send(&frame, message.name())
     }
 
-    /// Waits for the next message, for `limit`, or for as long as the peer lives. `awaited` names it for the error.
+    /// Waits for the next message, for `limit`, or for as long as the peer lives. `awaited` names the message
+    /// in the error.
     ///
     /// # Errors
-    /// [`ControlError`]; after [`ControlError::Timeout`] the message may still come.
+    /// [`ControlError`]; after [`ControlError::Timeout`] the message may still arrive.
     pub fn receive(
         &mut self,
         awaited: &'static str,
@@ -323,7 +327,7 @@ pub(crate) fn greet(mut stream: &TcpStream) -> Result<(), ControlError> {
     stream.write_all(&preamble.encode()).map_err(ControlError::Io)
 }
 
-/// Reads the preamble of a connection that was opened to us.
+/// Reads the preamble of a connection that the peer opened.
 pub(crate) fn read_preamble(stream: &mut TcpStream, limit: Duration) -> Result<Preamble, ControlError> {
     let awaited = "greeting";
     stream.set_read_timeout(Some(limit)).map_err(ControlError::Io)?;
@@ -336,7 +340,7 @@ pub(crate) fn read_preamble(stream: &mut TcpStream, limit: Duration) -> Result<P
     Ok(Preamble::decode(bytes)?)
 }
 
-/// Sets a connection up so that a dead peer is noticed and small messages leave at once.
+/// Configures a connection so that a dead peer is noticed and small messages are sent at once.
 pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
     let keepalive =
         TcpKeepalive::new().with_time(SILENCE_MAX / 4).with_interval(SILENCE_MAX / 4).with_retries(3);
@@ -353,7 +357,7 @@ mod tests {
     use super::*;
     use crate::wire::{AttemptId, PROTOCOL_VERSION};
 
-    /// A peer that answers whoever connects with `reply`, and then closes.
+    /// A peer that answers each connection with `reply`, and then closes it.
     fn peer(reply: Vec<u8>) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();

@@ -35,8 +35,8 @@ const ADDRESS_MAX: usize = 72;
 /// Each copy of a record has a disk block of its own.
 const COPY_LEN: usize = 4096;
 const SLOT_LEN: usize = 2 * COPY_LEN;
-/// The records of about the last eight attempts: a source that is still in doubt about one of them finds its
-/// answer.
+/// The records of about the last eight attempts: a source that is still in doubt about such an attempt finds
+/// its answer.
 const SLOTS: usize = 16;
 const MAGIC: [u8; 8] = *b"STERNA-J";
 /// Version 1 had one file for each role.
@@ -137,7 +137,7 @@ impl Journal {
 
     /// Reads a journal.
     ///
-    /// A record whose write was interrupted counts as never begun. It can only be the next record.
+    /// A record with an interrupted write counts as never begun. It can only be the next record.
     ///
     /// # Errors
     /// [`JournalError`], except [`JournalError::Peer`].

@@ -45,7 +45,7 @@
 //! would run the guest on that GO.
 //!
 //! A write that failed may still be on the disk. After a crash a COMMITTED record leads to a question, and to
-//! GO for a destination that is still ready. So a guest whose COMMITTED is unsure resumes only once REFUSED
+//! GO for a destination that is still ready. So a guest with an unsure COMMITTED resumes only once REFUSED
 //! is durable at the source or at the destination.
 //!
 //! # The destination
@@ -86,7 +86,7 @@
 //! which is durable before it is sent. So a sequence without PREPARED is another one: lost, wiped, from
 //! another host, or wrapped around since.
 //!
-//! [`Standing`] is what the last record states about a guest whose process has ended: whether it may be
+//! [`Standing`] is what the last record states about a guest after its process ended: whether it may be
 //! started anew.
 
 mod destination;

@@ -1,6 +1,6 @@
 use super::{Journal, Record, RecordKind, Side};
 
-/// Where a guest is whose process on this host has ended, by the last record of the host. Valid only while no
+/// Where a guest is after its process on this host has ended, by the host's last record. Valid only while no
 /// process has the guest's state file locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing<'journal> {

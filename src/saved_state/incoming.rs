@@ -22,34 +22,34 @@ use crate::wire::{STATE_FRAME_MAX, StateFrame};
 )]
 #[non_exhaustive]
 pub enum SavedStateError {
-    /// More than this side takes.
+    /// The source sent more saved state than this side accepts.
     #[error(
         "the source sent more than the {} MiB of saved state that this side takes",
         max_bytes >> 20
     )]
     TooLong {
-        /// What this side takes.
+        /// The limit of this side.
         max_bytes: u64,
     },
-    /// A part that does not go on where the last one ended.
+    /// A part of the saved state does not continue where the last one ended.
     #[error("the source sent the saved state from byte {got} on where byte {expected} was due")]
     OutOfOrder {
         /// Where the last part ended.
         expected: u64,
-        /// Where this one begins.
+        /// Where this part begins.
         got: u64,
     },
-    /// A part behind one that was not full, which only the last may be.
+    /// A part follows one that was not full, although only the last part may be short.
     #[error("the source sent more of the saved state after its last part")]
     AfterTheLast,
-    /// Less or more than the source says there is.
+    /// The saved state is shorter or longer than the source announced.
     #[error(
         "{arrived_bytes} bytes of saved state have arrived of the {announced_bytes} that the source sent"
     )]
     Incomplete {
-        /// What has arrived.
+        /// The bytes that arrived.
         arrived_bytes: u64,
-        /// What there is.
+        /// The bytes that the source announced.
         announced_bytes: u64,
     },
 }
@@ -65,7 +65,7 @@ pub(crate) struct IncomingState {
 }
 
 impl IncomingState {
-    /// Nothing yet, and never more than this.
+    /// An empty state that accepts at most this many bytes.
     pub(crate) fn new(max_bytes: u64) -> Self {
         Self { frames: VecDeque::new(), len_bytes: 0, max_bytes }
     }
@@ -73,7 +73,7 @@ impl IncomingState {
     /// Takes the next part.
     ///
     /// # Errors
-    /// [`SavedStateError`] if it is not the next one, or too much. The state is of no use then.
+    /// [`SavedStateError`] if it is out of order or exceeds the limit. The state is unusable then.
     pub(crate) fn push(&mut self, frame: StateFrame) -> Result<(), SavedStateError> {
         if frame.offset != self.len_bytes {
             return Err(SavedStateError::OutOfOrder { expected: self.len_bytes, got: frame.offset });
@@ -91,7 +91,7 @@ impl IncomingState {
         Ok(())
     }
 
-    /// All of it, if this is as long as the source says.
+    /// The whole state, if it is as long as the source announced.
     ///
     /// # Errors
     /// [`SavedStateError::Incomplete`].
@@ -106,20 +106,21 @@ impl IncomingState {
     }
 }
 
-/// A whole state. What has been read is freed, so that it is not there twice.
+/// A complete state. Frames are freed once read, so that the state is not in memory twice.
 #[derive(Debug)]
 pub(crate) struct ArrivedState {
     frames: VecDeque<Vec<u8>>,
-    /// How much of the first was read.
+    /// How much of the first frame was read.
     read: usize,
-    /// Where what was read goes, to be freed.
+    /// Where frames go that were read, to be freed.
     used: Option<Sender<Vec<u8>>>,
 }
 
-/// How many frames are freed by whoever reads them. To give memory back takes about as long as to read it, and the guest waits.
+/// Up to this many frames, the reader frees them itself. A thread frees more: freeing memory takes about
+/// as long as reading it, and the guest waits.
 const FREED_AT_ONCE: usize = 16;
 
-/// A thread that frees what it is given; without one it is freed at once.
+/// A thread that frees the frames it gets; without one, frames are freed at once.
 fn free_beside() -> Option<Sender<Vec<u8>>> {
     let (used, to_free) = mpsc::channel();
     let free = move || to_free.into_iter().for_each(drop);
@@ -139,7 +140,7 @@ impl BufRead for ArrivedState {
             let read = self.frames.pop_front();
             self.read = 0;
             if let (Some(used), Some(frame)) = (&self.used, read) {
-                // It is freed here if the thread is gone.
+                // Freed at once if the thread is gone.
                 let _ = used.send(frame);
             }
         }

@@ -1,11 +1,13 @@
-//! The saved state of vCPUs and devices on its way: in frames of bounded length, hashed at both ends as they go.
+//! The saved state of vCPUs and devices in transit: in frames of bounded length, hashed at both ends as they
+//! pass.
 //!
-//! Neither end needs it as a whole. At the source the VMM writes into a few buffers; one thread hashes them, another sends them, and
-//! what is sent is written to again ([`StateSender`]). So the state travels while the VMM still saves, and beside the last pages.
-//! The destination holds what has arrived, because it may load it only once remote access to guest RAM is revoked:
-//! [`IncomingState`] takes the frames, in their order and up to a limit of its own.
+//! Neither end needs the state in one piece. At the source the VMM writes into a few buffers; one thread
+//! hashes them, another sends them and returns them for reuse ([`StateSender`]). So the state travels while
+//! the VMM still saves, and beside the last pages. The destination holds what has arrived, because it may
+//! load the state only once remote access to guest RAM is revoked: [`IncomingState`] takes the frames, in
+//! order and up to its own limit.
 //!
-//! What the VMM writes and reads are named [sections](StateWriter) within that stream.
+//! The VMM writes and reads named [sections](StateWriter) within that stream.
 
 mod incoming;
 mod sections;
@@ -16,5 +18,5 @@ pub(crate) use incoming::{ArrivedState, IncomingState};
 pub use sections::{SECTION_NAME_MAX, SectionError, SectionReader, SectionWriter, StateReader, StateWriter};
 pub(crate) use sender::{SentState, StateSender};
 
-/// The longest saved state that either end carries unless told otherwise, in bytes: 1 GiB.
+/// Default limit of the saved state at either end, in bytes: 1 GiB.
 pub const STATE_MAX_DEFAULT: u64 = 1 << 30;

@@ -13,39 +13,39 @@ use crate::control::{ControlError, FrameSender};
 use crate::convergence::STATE_HELD_MAX;
 use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, STATE_FRAME_MAX};
 
-/// How many frames are on their way between the VMM and the connection.
+/// The number of frames between the VMM and the connection.
 const FRAMES: usize = STATE_HELD_MAX / STATE_FRAME_MAX;
 
-/// Where the bytes of a frame end.
+/// The offset at which the bytes of a frame end.
 const BYTES_END: usize = FRAME_HEAD_LEN + STATE_FRAME_MAX;
 
-/// Takes a state as the VMM writes it. A write waits while all buffers are on their way.
+/// Takes a state as the VMM writes it. A write waits while all buffers are in use.
 #[derive(Debug)]
 pub(crate) struct StateSender {
     max_bytes: u64,
     written: u64,
-    /// What the VMM wanted to write altogether, if that was too much.
+    /// How much the VMM has written in total, if that exceeds the limit.
     too_long: Option<u64>,
-    /// Whether the connection failed meanwhile.
+    /// Whether the connection has failed.
     cut: bool,
-    /// The frame that is being filled; without a buffer before the first byte and after a full frame.
+    /// The frame being filled; without a buffer before the first byte and after a full frame.
     frame: Vec<u8>,
     spare: Receiver<Vec<u8>>,
     full: Sender<Vec<u8>>,
     sending: Sending,
 }
 
-/// The threads, which go on until nothing more comes or the attempt is over.
+/// The threads, which run until the sender is closed or the attempt is over.
 #[derive(Debug)]
 struct Sending {
-    /// `None` once it was waited for.
+    /// `None` once it was joined.
     thread: Option<JoinHandle<Result<(), ControlError>>>,
     over: Arc<AtomicBool>,
 }
 
 impl StateSender {
-    /// Starts the threads, with all buffers in memory: so that nothing of that is left to do once the guest is paused. `pace` waits
-    /// until so many bytes may be sent.
+    /// Starts the threads, with all buffers allocated, so that no allocation remains once the guest is
+    /// paused. `pace` waits until this many bytes may be sent.
     ///
     /// # Errors
     /// The system has no threads left.
@@ -58,7 +58,7 @@ impl StateSender {
         let (to_send, hashed) = mpsc::channel::<Vec<u8>>();
         let (give_back, spare) = mpsc::channel();
         for _ in 0..FRAMES {
-            // It is touched here, and the length is what a full frame has.
+            // Touched now, with the length of a full frame.
             let _ = give_back.send(vec![1; BYTES_END + size_of::<u64>()]);
         }
         let over = Arc::new(AtomicBool::new(false));
@@ -77,7 +77,7 @@ impl StateSender {
                 }
                 pace(frame.len() as u64)?;
                 to.send(&frame, "State")?;
-                // The VMM may have written all.
+                // Fails if the VMM has written everything.
                 let _ = give_back.send(frame);
             }
             Ok(())
@@ -95,15 +95,15 @@ impl StateSender {
         })
     }
 
-    /// What the VMM wanted to write at least, if that is more than may be sent.
+    /// The least that the VMM wanted to write, if that exceeds the limit.
     pub(crate) fn too_long(&self) -> Option<u64> {
         self.too_long
     }
 
-    /// The VMM has written all: sends the rest, without a wait for it.
+    /// Ends the state once the VMM has written everything: sends the rest, without waiting for it.
     ///
     /// # Errors
-    /// [`ControlError`] if the connection failed meanwhile.
+    /// [`ControlError`] if the connection has failed.
     pub(crate) fn close(mut self) -> Result<SentState, ControlError> {
         if self.cut || !self.frame.is_empty() && self.pass_on().is_err() {
             return Err(self.sending.join().err().unwrap_or(ControlError::Interrupted));
@@ -153,13 +153,13 @@ impl Write for StateSender {
         Ok(count)
     }
 
-    /// Frames are sent as they are full, and the last when all is written.
+    /// Does nothing: frames are sent when full, and the last one at the end.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// A state of which the last frames may be on their way.
+/// A state of which the last frames may still be on their way.
 #[derive(Debug)]
 pub(crate) struct SentState {
     len_bytes: u64,
@@ -167,7 +167,7 @@ pub(crate) struct SentState {
 }
 
 impl SentState {
-    /// Waits until the connection has taken all of it; its length.
+    /// Waits until the connection has taken the whole state; returns its length.
     ///
     /// # Errors
     /// [`ControlError`] if it has not.
@@ -181,7 +181,7 @@ impl Sending {
         let joined = self.thread.take().map(JoinHandle::join);
         match joined {
             Some(Ok(sent)) => sent,
-            // A panic of it, or it was waited for already: nothing more is sent in either case.
+            // The thread panicked, or was joined already: nothing more is sent in either case.
             Some(Err(_)) | None => Err(ControlError::Interrupted),
         }
     }
@@ -189,12 +189,12 @@ impl Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        // Without a wait: a guest may be about to be resumed. The frame that is being sent is sent whole.
+        // No wait: a guest may be about to resume. The frame being sent is sent whole.
         self.over.store(true, Ordering::Relaxed);
     }
 }
 
-/// Writes the head of a frame whose body is complete.
+/// Writes the head of a frame with a complete body.
 fn finish(frame: &mut [u8]) -> Result<(), crate::wire::WireError> {
     let (head, body) = frame.split_at_mut(FRAME_HEAD_LEN);
     head.copy_from_slice(FrameHead::new(Message::STATE_KIND, body)?.as_bytes());
@@ -226,7 +226,7 @@ mod tests {
         StateSender::start(source.frame_sender(), max_bytes, |_| Ok(())).unwrap()
     }
 
-    /// Takes so many bytes in, and says FINAL.
+    /// Takes this many bytes in, and sends FINAL.
     fn arrive(destination: &mut ControlChannel, len_bytes: u64) -> Result<Vec<u8>, SavedStateError> {
         let mut arriving = IncomingState::new(len_bytes);
         let mut left = len_bytes;

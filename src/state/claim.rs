@@ -33,7 +33,7 @@ impl GuestClaim {
         Self(Arc::new(Claimed { name: name.to_owned(), records }))
     }
 
-    /// A claim whose disk fails to write these kinds of records.
+    /// A claim on a disk that fails to write these kinds of records.
     #[cfg(test)]
     pub(crate) fn failing(marks: &[RecordKind]) -> Self {
         Self::new("tern", Journal::empty(), Keeper::Failing(marks.to_owned()))

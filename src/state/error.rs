@@ -79,7 +79,7 @@ pub enum StartError {
     /// The guest's state cannot be claimed, kept or read.
     #[error(transparent)]
     State(#[from] StateError),
-    /// A guest of that name was handed over, and may run at the other side.
+    /// A guest with that name was handed over, and may run at the other side.
     #[error("a guest named {name} was given to {peer} and may run there")]
     InDoubt {
         /// The guest.
@@ -87,7 +87,7 @@ pub enum StartError {
         /// The other side.
         peer: String,
     },
-    /// A guest of that name is at the other side.
+    /// A guest with that name is at the other side.
     #[error("the guest {name} is at {peer}: a second one must not run under its name")]
     Elsewhere {
         /// The guest.

@@ -182,7 +182,7 @@ impl StateFolder {
     }
 
     /// Makes a file of `len` bytes: `content`, then zeros. Under its name the file exists whole and durable,
-    /// or not at all. An existing file of that name stays unchanged: another process was faster.
+    /// or not at all. An existing file with that name stays unchanged: another process was faster.
     ///
     /// All of its space is reserved and written beforehand, so that a later write within its length needs no
     /// more space:

@@ -4,16 +4,16 @@ use crate::digest::{self, Digest};
 use crate::memory::{GuestRam, MemoryError, PageRun};
 use crate::wire::BlockDigest;
 
-/// What the destination knows of the source's digests. Until the first comes it holds nothing, as without
-/// comparing: a switch costs no walk over all blocks then, and a large guest no memory.
+/// The source's digests at the destination. It holds nothing until the first digest arrives: without
+/// comparing, a switch does not walk over all blocks, and a large guest takes no memory.
 #[derive(Debug)]
 pub(crate) struct DestinationDigests {
     ram: GuestRam,
     blocks: Vec<PageRun>,
     theirs: Vec<Option<Digest>>,
-    /// How many are known.
+    /// How many blocks have a digest.
     known: usize,
-    /// The latest digest of the source was found equal.
+    /// Whether the block's latest digest compared equal.
     equal: Vec<bool>,
 }
 
@@ -35,7 +35,7 @@ impl DestinationDigests {
         Self { ram: ram.clone(), blocks: Vec::new(), theirs: Vec::new(), known: 0, equal: Vec::new() }
     }
 
-    /// Takes note of digests, to be compared at the end. The last of a block counts.
+    /// Stores digests, to be compared at the end. The last one of a block counts.
     pub(crate) fn note(&mut self, digests: &[BlockDigest]) -> Result<(), CheckError> {
         if self.blocks.is_empty() {
             self.blocks = digest::blocks(&self.ram.layout());
@@ -50,8 +50,8 @@ impl DestinationDigests {
         Ok(())
     }
 
-    /// Compares digests that were noted with RAM as it is now; returns how many are equal. That others are not is no error: what
-    /// makes them equal may be on its way.
+    /// Compares stored digests with RAM as it is now; returns how many are equal. A difference is no error:
+    /// the pages that resolve it may be on their way.
     pub(crate) fn compare_now(&mut self, digests: &[BlockDigest]) -> Result<u32, CheckError> {
         let indices: Vec<_> = digests.iter().map(|digest| digest.block as usize).collect();
         self.compare(&indices)?;
@@ -59,8 +59,9 @@ impl DestinationDigests {
         Ok(u32::try_from(equal).unwrap_or(u32::MAX))
     }
 
-    /// Compares all that was not found equal yet; returns how many pages the digests are of. To be asked when nobody can write to
-    /// RAM any more. `blocks` is how many the source says it has digests of: all or none.
+    /// Compares all blocks that were not found equal yet; returns how many pages the digests cover. Call it
+    /// when nothing can write to RAM any more. `blocks` is how many digests the source claims to have sent:
+    /// all or none.
     pub(crate) fn conclude(&mut self, blocks: u64) -> Result<u64, CheckError> {
         if blocks == 0 && self.known == 0 {
             return Ok(0);
@@ -99,7 +100,7 @@ mod tests {
     use crate::dirty::{DirtyBitmap, DirtyLog, SoftwareBitmap, SoftwareLog};
     use crate::verify::{SourceDigests, Verify};
 
-    /// A region of two blocks and a short one, and one of a single page.
+    /// A region of two full blocks and a short one, and a region of a single page.
     const PAGES: [u64; 2] = [1100, 1];
 
     fn memory() -> GuestMemoryMmap<SoftwareBitmap> {
@@ -109,13 +110,13 @@ mod tests {
         GuestMemoryMmap::from_ranges(&[region(0), region(1)]).unwrap()
     }
 
-    /// A page counted through both regions.
+    /// The address of a page, counted through both regions.
     fn address(page: u64) -> GuestAddress {
         let page = page % (PAGES[0] + PAGES[1]);
         if page < PAGES[0] { GuestAddress(page * 4096) } else { GuestAddress(1 << 32) }
     }
 
-    /// Both ends of a migration of which only what matters here is there.
+    /// Both ends of a migration, reduced to what these tests need.
     struct Ends {
         source: GuestMemoryMmap<SoftwareBitmap>,
         destination: GuestMemoryMmap<SoftwareBitmap>,
@@ -144,7 +145,7 @@ mod tests {
             self.source.write_obj(self.writes, address(page)).unwrap();
         }
 
-        /// The log forgets what was written since the last harvest.
+        /// Makes the log forget what was written since the last harvest.
         fn forget(&mut self) {
             DirtyBitmap::new(&self.ram.layout()).harvest(&*self.log).unwrap();
         }
@@ -214,7 +215,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(ends.switch().unwrap(), PAGES[0] + PAGES[1]);
-            // Each digest that the destination went by is that of the block as it is at the end.
+            // Each digest that the destination accepted is that of the block as it is at the end.
             for (block, theirs) in ends.checks.blocks.iter().zip(&ends.checks.theirs) {
                 prop_assert_eq!(&digest::digests(&ends.ram, &[*block]).unwrap()[0], theirs.as_ref().unwrap());
             }
@@ -231,7 +232,7 @@ mod tests {
             }
             for step in later {
                 match step {
-                    // Writing to the page again would mend it.
+                    // Writing to the page again would repair it.
                     Step::Write(other) if address(other) != address(page) => ends.write(other),
                     Step::Round => ends.round(),
                     _ => {}

@@ -6,19 +6,21 @@ use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout};
 use crate::wire::BlockDigest;
 
-/// How often blocks are hashed while the guest runs, at most: each time costs another round.
+/// How often blocks are hashed while the guest runs, at most: each pass costs another round.
 const PASSES_MAX: u32 = 3;
 
-/// Which blocks the destination has digests of, and nothing was written to them since, as far as the dirty log tells.
+/// The blocks of which the destination has a current digest: according to the dirty log, they were not
+/// written to since they were hashed.
 ///
-/// Without comparing it has no blocks, and nothing costs anything.
+/// Without comparing it has no blocks, and costs nothing.
 #[derive(Debug)]
 pub(crate) struct SourceDigests {
     blocks: Vec<PageRun>,
-    /// For each region, where its blocks begin and a byte for each stripe, with a bit for each of its blocks.
+    /// For each region, the index of its first block and a byte for each stripe, with a bit for each block of
+    /// the stripe.
     settled: Vec<(usize, Vec<u8>)>,
     passes: u32,
-    /// Of passes so far.
+    /// Sum of all passes so far.
     hashed_bytes: u64,
     hashing: Duration,
 }
@@ -42,15 +44,15 @@ impl SourceDigests {
         Self { blocks, settled, passes: 0, hashed_bytes: 0, hashing: Duration::ZERO }
     }
 
-    /// How many blocks there are.
+    /// The number of blocks.
     pub(crate) fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// What is worth hashing while the guest runs: blocks that are not settled and have no page among those that are `dirty`.
-    /// All pages of such a block are watched, so what is written from here on is in the next harvest.
+    /// The blocks worth hashing while the guest runs: blocks that are not settled and have no `dirty` page.
+    /// All pages of such a block are watched, so a later write is in the next harvest.
     ///
-    /// None if that was done often enough: again only if it at least halves what would be left for the pause.
+    /// Empty after enough passes: a further pass must at least halve what would be left for the pause.
     pub(crate) fn worth_hashing(&self, dirty: &DirtyBitmap) -> Vec<usize> {
         let unsettled = self.unsettled();
         let unsettled_count = unsettled.len();
@@ -72,7 +74,8 @@ impl SourceDigests {
             .collect())
     }
 
-    /// The destination has the digests of these blocks, which were hashed after the last harvest.
+    /// Marks blocks as settled: they were hashed after the last harvest, and the destination has their
+    /// digests.
     pub(crate) fn settle(&mut self, indices: &[usize], took: Duration) {
         self.passes += 1;
         self.hashing += took;
@@ -84,8 +87,8 @@ impl SourceDigests {
         }
     }
 
-    /// Takes note of a harvest, at the cost of a word for each stripe of RAM; of none if there is nothing to
-    /// lose.
+    /// Unsettles the blocks that a harvest found written to, at the cost of a word for each stripe of RAM;
+    /// free before the first pass.
     pub(crate) fn harvested(&mut self, dirty: &DirtyBitmap) {
         if self.passes == 0 {
             return;
@@ -115,17 +118,18 @@ impl SourceDigests {
         unsettled
     }
 
-    /// How long hashing what remains would take, at one end after the other; nothing as long as no pass has shown how fast that is.
+    /// How long hashing the remaining blocks would take, at one end after the other; zero until a pass has
+    /// measured the speed.
     pub(crate) fn rest_takes(&self) -> Duration {
         let rest = self.unsettled().iter().map(|&index| self.blocks[index].pages * PAGE_BYTES).sum::<u64>();
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let share = if self.hashed_bytes == 0 { 0.0 } else { rest as f64 / self.hashed_bytes as f64 };
-        // A pass hashes at both ends at the same time.
+        // In a pass both ends hash at the same time.
         Duration::try_from_secs_f64(2.0 * share * self.hashing.as_secs_f64()).unwrap_or(Duration::MAX)
     }
 }
 
-/// The stripe of a block, and its bit there.
+/// The stripe of a block, and its bit in the stripe.
 fn place_of(block: PageRun) -> (usize, u8) {
     let stripe = usize::try_from(block.first_page / STRIPE_PAGES).unwrap_or(usize::MAX);
     (stripe, 1 << (block.first_page / BLOCK_PAGES % STRIPE_BLOCKS))
@@ -139,7 +143,7 @@ fn is_dirty(dirty: &DirtyBitmap, block: PageRun) -> bool {
         .is_some_and(|&nonzero| dirty_blocks(nonzero) & bit != 0)
 }
 
-/// Which of a stripe's blocks have something dirty in them, given which of its words have.
+/// Which of a stripe's blocks have a dirty page, given which of its words are not zero.
 fn dirty_blocks(nonzero: u64) -> u8 {
     (0..).zip(nonzero.to_le_bytes()).fold(0, |blocks, (block, words)| blocks | u8::from(words != 0) << block)
 }
@@ -160,7 +164,7 @@ mod tests {
     }
 
     proptest! {
-        /// What remains to be hashed is what was never settled, or written to since.
+        /// The blocks left to hash are those that were never settled, or were written to since.
         #[test]
         fn a_block_stays_settled_until_one_of_its_pages_is_written(
             pages in prop::collection::vec(1..3 * STRIPE_PAGES, 1..4),

@@ -6,9 +6,9 @@
 //! chunk   = length (4 bytes, little-endian, 1 to 1 MiB), bytes
 //! ```
 //!
-//! A section's length is not known before its end, so that a VMM need not have its state in one piece. Neither side copies
-//! what is longer than a buffer of 16 KiB. A state comes from a peer: every length is checked, and of what a peer sent only
-//! a name is held.
+//! A section's length is not known before its end, so the VMM need not have its state in one piece. Neither
+//! side copies anything longer than a buffer of 16 KiB. A state comes from a peer: every length is checked,
+//! and only a name is kept in memory.
 
 mod reader;
 mod writer;
@@ -38,7 +38,7 @@ const CHUNK_MAX: usize = 1 << 20;
 )]
 #[non_exhaustive]
 pub enum SectionError {
-    /// A section of another name is next, or none.
+    /// The next section has another name, or the state ends.
     #[error(
         "the saved state has {} where section {wanted:?} was due: do both hosts run the same version of the VMM?",
         got.as_ref().map_or("its end".to_owned(), |got| format!("section {got:?}"))
@@ -49,12 +49,12 @@ pub enum SectionError {
         /// The section that is next; `None` at the end of the state.
         got: Option<String>,
     },
-    /// A section that its reader does not know.
+    /// The reader does not know this section.
     #[error(
         "the saved state has section {0:?}, which this VMM does not know: do both hosts run the same version of it?"
     )]
     Unknown(String),
-    /// A section that its reader left before its end, or did not ask for.
+    /// The reader left a section before its end, or did not ask for it.
     #[error(
         "section {0:?} of the saved state was not read to its end: do both hosts run the same version of the VMM?"
     )]
@@ -62,7 +62,7 @@ pub enum SectionError {
     /// The state ends within a section, or without its end mark.
     #[error("the saved state is cut short")]
     CutShort,
-    /// The bytes are no sections.
+    /// The bytes do not form sections.
     #[error("the saved state is not made of sections: {0}")]
     Malformed(&'static str),
     /// The stream of the saved state failed.

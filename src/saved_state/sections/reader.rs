@@ -3,10 +3,10 @@ use std::io::{self, BufRead, ErrorKind, Read};
 
 use super::{CHUNK_MAX, SECTION_NAME_MAX, SectionError};
 
-/// Gives the sections of a saved state, in the order in which they were written.
+/// Reads the sections of a saved state in the order in which they were written.
 ///
-/// A section must be read to its end, or [skipped](SectionReader::skip), before the next is asked for: bytes that are left
-/// are a sign of another version.
+/// A section must be read to its end, or [skipped](SectionReader::skip), before the next one is asked for:
+/// unread bytes are a sign of another version.
 pub struct StateReader<'state> {
     from: &'state mut dyn BufRead,
     read: u64,
@@ -19,7 +19,7 @@ pub struct StateReader<'state> {
 #[derive(Debug)]
 struct Section {
     name: String,
-    /// What is left of its current chunk.
+    /// Unread bytes of its current chunk.
     chunk_left: usize,
     /// Whether its last chunk was read.
     over: bool,
@@ -60,7 +60,7 @@ impl<'state> StateReader<'state> {
     /// The next section, which must have this name.
     ///
     /// # Errors
-    /// [`SectionError`]; [`SectionError::Missing`] names what is there instead.
+    /// [`SectionError`]; [`SectionError::Missing`] names the section found instead.
     pub fn section(&mut self, wanted: &str) -> Result<SectionReader<'_, 'state>, SectionError> {
         let missing = |got: Option<&str>| SectionError::Missing {
             wanted: wanted.to_owned(),
@@ -73,7 +73,8 @@ impl<'state> StateReader<'state> {
         }
     }
 
-    /// Checks that nothing is left. The engine does that after [`load`](crate::guest::DestinationGuest::load).
+    /// Checks that nothing is left. The engine does that after
+    /// [`load`](crate::guest::DestinationGuest::load).
     ///
     /// # Errors
     /// [`SectionError`]; [`SectionError::Unread`] names the first section that is left.
@@ -87,13 +88,13 @@ impl<'state> StateReader<'state> {
         Err(SectionError::Malformed("bytes follow its end"))
     }
 
-    /// How many bytes were read from the stream, with the names and lengths of sections.
+    /// How many bytes were read from the stream, including the names and lengths of sections.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {
         self.read
     }
 
-    /// The section before must have been read to its end.
+    /// Checks that the section before was read to its end.
     fn leave_section(&mut self) -> Result<(), SectionError> {
         if !self.at_chunk()? {
             self.section = None;
@@ -104,7 +105,7 @@ impl<'state> StateReader<'state> {
         }
     }
 
-    /// Goes to the next chunk if the current one is read; whether the section has bytes left.
+    /// Goes to the next chunk if the current one is read; returns whether the section has bytes left.
     fn at_chunk(&mut self) -> Result<bool, SectionError> {
         let Some(Section { chunk_left, over, .. }) = &self.section else { return Ok(false) };
         if *over || *chunk_left > 0 {
@@ -155,7 +156,7 @@ impl SectionReader<'_, '_> {
         self.0.section.as_ref().map_or("", |section| &section.name)
     }
 
-    /// Reads on to its end, and forgets what it has.
+    /// Skips the rest of the section.
     ///
     /// # Errors
     /// [`SectionError`].

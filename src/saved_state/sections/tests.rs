@@ -39,7 +39,7 @@ fn sections_are_read_as_they_were_written_in_whatever_pieces() {
     let sections: [(&str, &[u8]); 4] = [("cpu", b"abc"), ("empty", b""), ("gpu", &long), ("cpu", b"again")];
     for piece in [7777, 16 << 10, 64 << 10, long.len()] {
         let state = written(&sections, piece);
-        // The lengths cost little: whoever writes in small pieces has them collected.
+        // The lengths cost little: small writes are collected.
         assert!(state.len() < long.len() + long.len() / 1000 + 100, "{} bytes", state.len());
         for buffer in [1, 4096, 256 << 10] {
             let read = read_all(&state, buffer).unwrap();

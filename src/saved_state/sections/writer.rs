@@ -3,7 +3,7 @@ use std::io::{self, ErrorKind, Write};
 
 use super::{CHUNK_MAX, SECTION_NAME_MAX};
 
-/// What is written in pieces is collected up to so many bytes.
+/// Small writes are collected up to this many bytes.
 const BUFFER_BYTES: usize = 16 << 10;
 
 /// The length in front of a chunk.
@@ -13,21 +13,22 @@ const HEAD_BYTES: usize = size_of::<u32>();
 pub struct StateWriter<'state> {
     to: &'state mut dyn Write,
     written: u64,
-    /// Whether a section was begun, which the next ends.
+    /// Whether a section is open; the next one ends it.
     in_section: bool,
-    /// A chunk that grows, behind the room for its length.
+    /// The chunk being collected, after the space for its length.
     chunk: Vec<u8>,
 }
 
 impl<'state> StateWriter<'state> {
-    /// Writes to a stream, as a file or a buffer. The engine makes the writer of a migration.
+    /// Writes to a stream, such as a file or a buffer. The engine makes the writer of a migration.
     pub fn new(to: &'state mut dyn Write) -> Self {
         let mut chunk = Vec::with_capacity(HEAD_BYTES + BUFFER_BYTES);
         chunk.extend([0; HEAD_BYTES]);
         Self { to, written: 0, in_section: false, chunk }
     }
 
-    /// Ends the section before, and begins one of this name: 1 to [`SECTION_NAME_MAX`] bytes. Names may repeat.
+    /// Ends the section before, and begins one with this name: 1 to [`SECTION_NAME_MAX`] bytes. Names may
+    /// repeat.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a name that is empty or too long; that of the stream.
@@ -45,13 +46,14 @@ impl<'state> StateWriter<'state> {
         Ok(SectionWriter(self))
     }
 
-    /// How many bytes went to the stream, with the names and lengths of sections. What is not yet a chunk is left out.
+    /// How many bytes went to the stream, including the names and lengths of sections. Bytes not yet sent as
+    /// a chunk are left out.
     #[must_use]
     pub fn bytes_written(&self) -> u64 {
         self.written
     }
 
-    /// Ends the last section and the state; returns how many bytes it has. The engine does that after
+    /// Ends the last section and the state; returns the state's length in bytes. The engine does that after
     /// [`save`](crate::guest::SourceGuest::save).
     ///
     /// # Errors
@@ -89,7 +91,7 @@ impl<'state> StateWriter<'state> {
         Ok(bytes.len())
     }
 
-    /// Sends what was collected.
+    /// Sends the collected bytes as a chunk.
     fn send_chunk(&mut self) -> io::Result<()> {
         let len = self.chunk.len() - HEAD_BYTES;
         if len > 0 {
@@ -119,7 +121,7 @@ impl fmt::Debug for StateWriter<'_> {
     }
 }
 
-/// Takes the bytes of one section. It ends when the next begins, or with the state.
+/// Takes the bytes of one section, which ends when the next begins, or with the state.
 #[derive(Debug)]
 pub struct SectionWriter<'writer, 'state>(&'writer mut StateWriter<'state>);
 
