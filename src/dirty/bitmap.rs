@@ -11,7 +11,7 @@ use super::words::Words;
 use super::{DirtyError, DirtyLog};
 use crate::memory::RamLayout;
 
-/// Which pages of guest RAM are dirty, region by region: the only bitmap there is.
+/// Which pages of guest RAM are dirty, region by region: the engine's only bitmap.
 ///
 /// It is made once for a migration and reused every round.
 #[derive(Clone, Debug)]
@@ -37,8 +37,8 @@ impl DirtyBitmap {
         &mut self.regions
     }
 
-    /// Adds the pages written since the last harvest; returns how many are dirty then. Of large RAM the
-    /// workers of the current pool do this together.
+    /// Adds the pages written since the last harvest; returns how many are dirty then. For large RAM the
+    /// workers of the current pool share the work.
     ///
     /// # Errors
     /// As for [`DirtyLog::harvest`].
@@ -52,8 +52,8 @@ impl DirtyBitmap {
         Ok(self.count())
     }
 
-    /// Does something with the bitmap by the workers of a pool if it is large. Otherwise they would take
-    /// longer to wake up.
+    /// Runs `work` on the bitmap by the workers of a pool if it is large. For a small one, the workers would
+    /// take longer to wake up.
     pub(crate) fn by<T: Send>(&mut self, pool: &ThreadPool, work: impl FnOnce(&mut Self) -> T + Send) -> T {
         if self.is_large() { pool.install(|| work(self)) } else { work(self) }
     }
@@ -62,7 +62,7 @@ impl DirtyBitmap {
         self.regions.iter().map(|region| region.nonzero.len()).sum::<usize>() > PART_STRIPES
     }
 
-    /// Marks every page dirty: the first round.
+    /// Marks every page dirty, for the first round.
     pub fn fill(&mut self) {
         for region in &mut self.regions {
             region.mark(0..region.pages);
@@ -81,10 +81,11 @@ impl DirtyBitmap {
     }
 }
 
-/// One bit a page of a region, in the layout of `KVM_GET_DIRTY_LOG`, and above it a bit a word.
+/// One bit for each page of a region, in the layout of `KVM_GET_DIRTY_LOG`, and above it one bit for each
+/// word.
 ///
-/// The upper level is what makes a round cheap in which little is dirty: neither scanning nor clearing looks at a word that is
-/// zero, which is most of what either would do. It is a 64th of the words.
+/// The upper level makes a round with few dirty pages cheap: neither scanning nor clearing reads words that
+/// are zero, which are most of the words. It takes a 64th of their size.
 #[derive(Clone, Debug)]
 pub struct DirtyRegion {
     pages: u64,
@@ -124,7 +125,7 @@ impl DirtyRegion {
         self.count
     }
 
-    /// Marks pages dirty. What lies past the region's end is left out.
+    /// Marks pages dirty. Pages past the region's end are ignored.
     pub fn mark(&mut self, pages: Range<u64>) {
         self.whole(|all| all.edit(pages, |word, bits| word | bits));
     }
@@ -134,21 +135,24 @@ impl DirtyRegion {
         self.whole(|all| all.edit(pages, |word, bits| word & !bits));
     }
 
-    /// Marks the pages dirty that are set in `bits`, the region's word `word`. What lies past the region's end is left out.
+    /// Marks the pages dirty that are set in `bits`, the region's word `word`. Pages past the region's end
+    /// are ignored.
     pub fn mark_word(&mut self, word: usize, bits: u64) {
         self.whole(|all| all.mark_word(word, bits));
     }
 
-    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word `first_word`.
+    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word
+    /// `first_word`.
     pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
         self.whole(|all| all.mark_words(first_word, words));
     }
 
-    /// Has the workers of the current pool mark the region's parts, of so many [stripes](super::Stripe) each;
-    /// what is left after the last is part of it. A region of a single part is left to the caller's thread.
+    /// Has the workers of the current pool mark the region's parts, each of this many
+    /// [stripes](super::Stripe); the last part takes the remainder too. The caller's thread marks a region of
+    /// a single part.
     ///
     /// # Errors
-    /// That of the first part that fails. What was marked stays so.
+    /// That of the first part that fails. Marks made before stay.
     pub fn mark_parts<E: Send>(
         &mut self,
         stripes: impl IntoIterator<Item = usize>,
@@ -219,7 +223,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done to it, a region has the bits and the count of a list of pages to which the same is done.
+        /// After any operations, a region has the bits and the count of a list of pages after the same
+        /// operations.
         #[test]
         fn bits_and_count_are_those_of_a_list_of_pages(
             pages in 1..5000u64,

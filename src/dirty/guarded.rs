@@ -1,25 +1,25 @@
-//! A buffer for a kernel that decides itself how much it writes.
+//! A buffer for kernel calls that choose the length they write.
 #![expect(unsafe_code, reason = "a mapping with inaccessible pages behind it, which no safe wrapper makes")]
 
 use std::ptr::NonNull;
 use std::{io, ptr, slice};
 
-/// The longest bitmap that `KVM_GET_DIRTY_LOG` writes: of 2^31 pages, one more than a memory slot may have
+/// The longest bitmap that `KVM_GET_DIRTY_LOG` writes: for 2^31 pages, one more than a memory slot may have
 /// (`KVM_MEM_MAX_NR_PAGES`).
 const BITMAP_BYTES_MAX: usize = (1 << 31) / 8;
 
 /// A multiple of the page size of any host.
 const PAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Words that end where inaccessible pages begin: whatever the kernel writes too much gives `EFAULT`, and
-/// nothing is overwritten.
+/// Words that end where inaccessible pages begin: if the kernel writes past the end, the call fails with
+/// `EFAULT`, and nothing is overwritten.
 ///
-/// Behind the words lies as much as the longest bitmap takes, so this holds in whatever order the kernel
+/// The inaccessible pages are as long as the longest bitmap, so this holds in whatever order the kernel
 /// copies.
 #[derive(Debug)]
 pub(super) struct GuardedWords {
     mapping: NonNull<u8>,
-    /// Accessible, from the mapping's start on.
+    /// The length of the accessible part, from the mapping's start.
     open_bytes: usize,
 }
 
@@ -27,39 +27,39 @@ pub(super) struct GuardedWords {
 unsafe impl Send for GuardedWords {}
 
 impl GuardedWords {
-    /// Room for at most so many words, zero at first.
+    /// Space for at most this many words, zero at first.
     pub(super) fn new(words: usize) -> io::Result<Self> {
         let too_many = || io::Error::from(io::ErrorKind::OutOfMemory);
         let bytes = words.checked_mul(size_of::<u64>()).ok_or_else(too_many)?;
         let open_bytes = bytes.max(1).checked_next_multiple_of(PAGE_BYTES_MAX).ok_or_else(too_many)?;
         let mapped_bytes = open_bytes.checked_add(BITMAP_BYTES_MAX).ok_or_else(too_many)?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a new mapping; the kernel chooses where it lies.
+        // SAFETY: a new mapping; the kernel chooses its address.
         let mapped = unsafe { libc::mmap(ptr::null_mut(), mapped_bytes, libc::PROT_NONE, flags, -1, 0) };
         let mapping = NonNull::new(mapped).filter(|_| mapped != libc::MAP_FAILED);
         let mapping = mapping.ok_or_else(io::Error::last_os_error)?.cast();
         let guarded = Self { mapping, open_bytes };
-        // SAFETY: the first part of the mapping just made, which nothing refers to yet.
+        // SAFETY: the first part of the mapping just made, to which no reference exists yet.
         let opened =
             unsafe { libc::mprotect(mapped, guarded.open_bytes, libc::PROT_READ | libc::PROT_WRITE) };
         if opened == 0 { Ok(guarded) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// So many words, or as many as there are: those right before the inaccessible pages.
+    /// The last `len` words before the inaccessible pages, or all if there are fewer.
     pub(super) fn last(&mut self, len: usize) -> &mut [u64] {
         let len = len.min(self.open_bytes / size_of::<u64>());
         let offset = self.open_bytes - len * size_of::<u64>();
         // SAFETY: `offset` is at most the accessible length.
         let first = unsafe { self.mapping.add(offset) };
-        // SAFETY: the range is accessible memory of this mapping alone, borrowed with `self`; it is aligned,
-        // as its end is at a page's end and its length in words, and any bits are a word.
+        // SAFETY: the range is accessible memory of this mapping alone, borrowed with `self`. It is aligned,
+        // because its end is a page's end and its length is in words, and any bits are a valid word.
         unsafe { slice::from_raw_parts_mut(first.cast().as_ptr(), len) }
     }
 }
 
 impl Drop for GuardedWords {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's alone, so long, and not used any more.
+        // SAFETY: the mapping is this value's alone, of this length, and not used any more.
         unsafe { libc::munmap(self.mapping.as_ptr().cast(), self.open_bytes + BITMAP_BYTES_MAX) };
     }
 }
@@ -71,10 +71,10 @@ mod tests {
 
     use super::*;
 
-    /// Has the kernel write so many bytes to the place of these words.
+    /// Has the kernel write this many bytes from the first of these words on.
     fn read_zeros(words: &mut [u64], bytes: usize) -> io::Result<usize> {
         let zeros = File::open("/dev/zero")?;
-        // SAFETY: what lies behind the words is accessible, or the kernel finds out that it is not.
+        // SAFETY: the memory after the words is accessible, or the kernel finds that it is not.
         let read = unsafe { libc::read(zeros.as_raw_fd(), words.as_mut_ptr().cast(), bytes) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }

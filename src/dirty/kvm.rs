@@ -39,43 +39,44 @@ pub struct KvmSlot {
     pub host_address: u64,
 }
 
-/// KVM's dirty log: what the vCPUs write.
+/// KVM's dirty log: the pages that the vCPUs write.
 ///
-/// With manual protection, `KVM_GET_DIRTY_LOG` only reads and `KVM_CLEAR_DIRTY_LOG` write-protects, in parts,
-/// just before the pages are read; "initially set" spares the kernel a walk over all of RAM at the start.
-/// Both ioctls take one lock per VM in the kernel, so calling them from several threads overlaps them with
-/// sending, and with what is done with the bits, and speeds up nothing else.
+/// With manual protection, `KVM_GET_DIRTY_LOG` only reads, and `KVM_CLEAR_DIRTY_LOG` write-protects, in
+/// parts, just before the pages are read; "initially set" spares the kernel a walk over all of RAM at the
+/// start. Both ioctls take one lock per VM in the kernel, so calls from several threads only overlap with
+/// sending and with the work on the bits.
 ///
-/// `KVM_GET_DIRTY_LOG` copies the bitmap of a whole slot. A VMM with much RAM therefore does well to have slots of some tens
-/// of GiB, of which a bitmap is a few MiB: the copy is still in the processor's cache when it is OR-ed into the guest's
-/// bits, clean words of which are not even looked at, and others who want the lock wait less.
+/// `KVM_GET_DIRTY_LOG` copies the bitmap of a whole slot. A VMM with much RAM should therefore use slots of
+/// some tens of GiB, each with a bitmap of a few MiB: the copy is still in the processor's cache when it is
+/// OR-ed into the guest's bits, the clean words of the guest's bits are not read, and other users of the lock
+/// wait less.
 #[derive(Debug)]
 pub struct KvmLog {
     slots: Slots,
-    /// What the kernel fills before it is OR-ed into the caller's bits: for each worker that harvests, from
-    /// round to round.
+    /// Buffers that the kernel fills before they are OR-ed into the caller's bits: one for each worker that
+    /// harvests, kept from round to round.
     scratch: Scratch,
 }
 
 impl KvmLog {
-    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor), whose slots are those of the guest's RAM: in the
-    /// order of its regions, one or several for each, of a multiple of 64 pages save for a region's last.
+    /// The log of the VM behind `vm` (a duplicate of the VMM's descriptor). Its slots are the guest's RAM: in
+    /// the order of the regions, one or several for each, of a multiple of 64 pages save for a region's last.
     ///
     /// # Safety
-    /// Each of `slots` is a memory slot of `vm`, set with exactly these arguments and without flags. Until the log is
-    /// dropped, the VMM neither sets nor deletes any of them.
+    /// Each of `slots` is a memory slot of `vm`, set with exactly these arguments and without flags. Until
+    /// the log is dropped, the VMM neither sets nor deletes any slot.
     ///
     /// The reason is that [`start`](DirtyLog::start) and [`stop`](DirtyLog::stop) set the slots again, with
-    /// other flags. KVM has no call that says beforehand whether a slot exists, and makes one that does not:
-    /// the guest could then write to these addresses of this process after its RAM is unmapped.
+    /// other flags. KVM has no call that checks beforehand whether a slot exists, and creates one that does
+    /// not: the guest could then write to these addresses of this process after its RAM is unmapped.
     ///
-    /// A VMM that replaces a slot all the same, to plug memory during a migration, gets
+    /// A VMM that replaces a slot nevertheless, to plug memory during a migration, gets
     /// [`DirtyError::SlotChanged`] or [`DirtyError::Ioctl`] from the next harvest. The kernel never writes
-    /// outside of the buffer for its bitmap, whatever the slot's size has become.
+    /// outside of the buffer for its bitmap, whatever the slot's new size.
     ///
     /// # Errors
-    /// [`DirtyError::Slot`] if a slot is not where it should be; [`DirtyError::NoMemory`] if there is none for a copy
-    /// of the bitmap.
+    /// [`DirtyError::Slot`] if a slot does not match a region; [`DirtyError::NoMemory`] if the bitmap's copy
+    /// cannot be allocated.
     pub unsafe fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let slots = Slots::new(vm, slots, ram)?;
         let scratch = Scratch::new(slots.regions.iter().flatten().map(RegionSlot::words).max().unwrap_or(0));
@@ -99,9 +100,9 @@ impl KvmLog {
     ) -> Result<&'log [u64], DirtyError> {
         let log = scratch.last(slot.words());
         let Some(last) = log.len().checked_sub(1) else { return Ok(log) };
-        // The kernel writes as many words as its slot has, however long the VMM said that it is. More run
-        // into the buffer's guard, and fewer leave the last word as it was: which the kernel may have written
-        // by chance, though not both times.
+        // The kernel writes as many words as its slot has, whatever length the VMM claimed. A longer bitmap
+        // runs into the buffer's guard. A shorter one leaves the last word unchanged; the kernel may have
+        // written that value by chance, but not both values in two calls.
         for unwritten in [UNWRITTEN, !UNWRITTEN] {
             log[last] = unwritten;
             self.get_into(slot, log)?;
@@ -129,27 +130,27 @@ impl KvmLog {
         })
     }
 
-    /// Write-protects the pages of a slot that are set in `bits`; `first_page` is counted from the slot's start.
+    /// Write-protects the pages of a slot that are set in `bits`; `first_page` is counted from the slot's
+    /// start.
     fn clear(&self, slot: &RegionSlot, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
         // A multiple of 64, except where the range ends with the slot.
         let pages = (bits.len() as u64 * 64).min(slot.pages - first_page);
         let request = kvm_clear_dirty_log {
             slot: slot.kvm.slot,
-            // More than 16 TiB at once the kernel refuses.
+            // The kernel refuses more than 16 TiB at once.
             num_pages: u32::try_from(pages).unwrap_or(u32::MAX),
             first_page,
             __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 {
                 dirty_bitmap: bits.as_ptr().cast_mut().cast(),
             },
         };
-        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads it, and no more of
-        // it.
+        // SAFETY: `bits` has a bit for each of `num_pages` pages; the kernel only reads these bits.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
         check(result, "KVM_CLEAR_DIRTY_LOG", &slot.kvm)
     }
 }
 
-/// What the last word of a bitmap is before the kernel writes it.
+/// The content of a bitmap's last word before the kernel writes it.
 const UNWRITTEN: u64 = 0x5a5a_5a5a_5a5a_5a5a;
 
 impl DirtyLog for KvmLog {
@@ -159,13 +160,13 @@ impl DirtyLog for KvmLog {
             args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
             ..Default::default()
         };
-        // SAFETY: the structure is as the kernel wants it, and it is only read.
+        // SAFETY: the structure has the kernel's layout, and the kernel only reads it.
         let result = unsafe { ioctl_with_ref(&self.slots.vm, KVM_ENABLE_CAP(), &capability) };
         if result < 0 {
             return Err(DirtyError::NoManualProtect(io::Error::last_os_error()));
         }
         self.slots.watch().inspect_err(|_| {
-            // The error being returned matters more than one of the clean-up.
+            // The error being returned matters more than an error of the clean-up.
             let _ = self.stop();
         })
     }
@@ -175,7 +176,7 @@ impl DirtyLog for KvmLog {
         let groups: Vec<_> = slots.chunk_by(|slot, _| !slot.ends_with_a_stripe()).collect();
         let stripes = groups.iter().map(|slots| slots.iter().map(|slot| slot.pages).sum::<u64>());
         let stripes = stripes.map(|pages| word_of(pages).div_ceil(STRIPE_WORDS));
-        // While the kernel, one at a time, copies the bitmap of one slot, others are OR-ed.
+        // While the kernel copies the bitmap of one slot (one at a time), workers OR those of other slots.
         dirty.mark_parts(stripes, |index, part| {
             self.scratch.with(|scratch| {
                 groups[index].iter().try_for_each(|slot| {
@@ -211,12 +212,12 @@ struct Scratch {
 }
 
 impl Scratch {
-    /// Of so many words each.
+    /// Makes buffers of this many words each.
     fn new(words: usize) -> Self {
         Self { words, free: Mutex::default() }
     }
 
-    /// Does something with a buffer, made if all are in use.
+    /// Calls `work` with a buffer, making one if all are in use.
     fn with<T>(&self, work: impl FnOnce(&mut GuardedWords) -> T) -> Result<T, DirtyError> {
         let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let last = free().pop();
@@ -236,7 +237,7 @@ pub(super) struct Slots {
     pub(super) vm: OwnedFd,
     /// The slots of each region, ascending and without gaps.
     pub(super) regions: Vec<Vec<RegionSlot>>,
-    /// Keeps mapped what the slots name.
+    /// Keeps the memory of the slots mapped.
     #[expect(dead_code, reason = "held for its ownership")]
     ram: GuestRam,
 }
@@ -262,7 +263,7 @@ impl RegionSlot {
 }
 
 impl Slots {
-    /// As for [`KvmLog::new`], which is unsafe because of what these slots are used for.
+    /// As for [`KvmLog::new`], which is unsafe because of its use of these slots.
     pub(super) fn new(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<Self, DirtyError> {
         let mut slots = slots.into_iter();
         let regions = ram.regions().iter().map(|region| slots_of(region, &mut slots));
@@ -273,21 +274,21 @@ impl Slots {
         }
     }
 
-    /// Has KVM record what is written to them.
+    /// Has KVM record writes to them.
     pub(super) fn watch(&self) -> Result<(), DirtyError> {
         self.set_flags(KVM_MEM_LOG_DIRTY_PAGES)
     }
 
-    /// Has KVM record nothing.
+    /// Stops KVM's record.
     pub(super) fn forget(&self) -> Result<(), DirtyError> {
         self.set_flags(0)
     }
 
-    /// Whether KVM records what is written to a slot, or may.
+    /// Whether KVM records writes to a slot, or may.
     fn is_watched(&self, slot: &KvmSlot) -> bool {
-        // For no pages at all the kernel clears nothing, but says whether it has the slot and a bitmap of it.
+        // For zero pages the kernel clears nothing, but fails if it has no such slot or no bitmap for it.
         let request = kvm_clear_dirty_log { slot: slot.slot, ..Default::default() };
-        // SAFETY: of no pages, the kernel reads no bits.
+        // SAFETY: for zero pages, the kernel reads no bits.
         let result = unsafe { ioctl_with_ref(&self.vm, KVM_CLEAR_DIRTY_LOG(), &request) };
         result >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOENT)
     }
@@ -295,7 +296,7 @@ impl Slots {
     fn set_flags(&self, flags: u32) -> Result<(), DirtyError> {
         let mut result = Ok(());
         for RegionSlot { kvm: slot, .. } in self.regions.iter().flatten() {
-            // A slot that was deleted meanwhile must not be made again.
+            // A slot that was deleted meanwhile must not be created again.
             if flags == 0 && !self.is_watched(slot) {
                 continue;
             }
@@ -306,17 +307,17 @@ impl Slots {
                 memory_size: slot.len_bytes,
                 userspace_addr: slot.host_address,
             };
-            // SAFETY: the structure is as the kernel wants it. The VMM set the slot with the same addresses
-            // and size, as the caller of `new` promised, so the kernel changes the flags alone.
+            // SAFETY: the structure has the kernel's layout. The VMM set the slot with the same addresses and
+            // size, as the caller of `new` promised, so the kernel changes the flags alone.
             let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
-            // On to the others all the same: as many as possible shall have the flags asked for.
+            // Continue after an error: as many slots as possible should get the flags.
             result = result.and(check(answer, "KVM_SET_USER_MEMORY_REGION", slot));
         }
         result
     }
 }
 
-/// Takes the slots of a region from the front of those that are left.
+/// Takes the slots of a region from the front of the remaining slots.
 fn slots_of(
     region: &RamRegion,
     slots: &mut impl Iterator<Item = KvmSlot>,

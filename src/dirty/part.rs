@@ -1,4 +1,4 @@
-//! Marking dirty pages: of a whole region, or of its parts by several workers at once.
+//! Marking dirty pages: in a whole region, or in its parts by several workers at once.
 
 use std::convert::Infallible;
 use std::iter::repeat;
@@ -8,16 +8,16 @@ use rayon::prelude::*;
 
 use super::stripes::STRIPE_WORDS;
 
-/// Stripes of RAM whose bits are worth a worker of their own: 64 GiB, of which a bitmap has 2 MiB.
+/// Stripes of RAM that justify a worker of their own: 64 GiB, with a bitmap of 2 MiB.
 pub(super) const PART_STRIPES: usize = 4096;
 
 /// The bits of consecutive stripes of a region, for one worker to mark.
 ///
-/// Words are counted from the region's start. What lies outside of the part is left out.
+/// Words are counted from the region's start. Pages outside of the part are ignored.
 #[derive(Debug)]
 pub struct DirtyPart<'region> {
     first_word: usize,
-    /// Of the region.
+    /// The pages of the region.
     pages: u64,
     words: &'region mut [u64],
     nonzero: &'region mut [u64],
@@ -26,12 +26,12 @@ pub struct DirtyPart<'region> {
 }
 
 impl<'region> DirtyPart<'region> {
-    /// All of a region of so many pages.
+    /// All of a region with this many pages.
     pub(super) fn whole(pages: u64, words: &'region mut [u64], nonzero: &'region mut [u64]) -> Self {
         Self { first_word: 0, pages, words, nonzero, added: 0 }
     }
 
-    /// Which words of the region these are.
+    /// The range of the region's words in this part.
     #[must_use]
     pub fn words(&self) -> Range<usize> {
         self.first_word..self.first_word + self.words.len()
@@ -51,7 +51,7 @@ impl<'region> DirtyPart<'region> {
     pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
         let (blocks, rest) = words.as_chunks::<16>();
         for (index, block) in blocks.iter().enumerate() {
-            // One test for 16 words, of which a processor reads several at once, and most are zero.
+            // One test for 16 words: the processor reads several at once, and most are zero.
             if block.iter().fold(0, |any, word| any | word) != 0 {
                 self.mark_some(first_word + index * 16, block);
             }
@@ -59,7 +59,7 @@ impl<'region> DirtyPart<'region> {
         self.mark_some(first_word + blocks.len() * 16, rest);
     }
 
-    /// The same of so many words that the workers of the current pool share them.
+    /// The same for so many words that the workers of the current pool share them.
     pub fn mark_many_words(&mut self, first_word: usize, words: &[u64]) {
         let mine = DirtyPart {
             first_word: self.first_word,
@@ -79,8 +79,7 @@ impl<'region> DirtyPart<'region> {
         self.added = self.added.wrapping_add(added);
     }
 
-    /// Changes the bits of pages of a part that is the whole region. What lies past the region's end is left
-    /// out.
+    /// Changes the bits of pages of a part that is the whole region. Pages past the region's end are ignored.
     pub(super) fn edit(&mut self, pages: Range<u64>, change: impl Fn(u64, u64) -> u64) {
         let (mut first, end) = (pages.start, pages.end.min(self.pages));
         while first < end {
@@ -95,7 +94,7 @@ impl<'region> DirtyPart<'region> {
     /// Marks all pages clean.
     pub(super) fn clear(&mut self) {
         for (words, nonzero) in self.words.chunks_mut(STRIPE_WORDS).zip(&mut *self.nonzero) {
-            // Most stripes are clean, and most others have a few dirty words in them.
+            // Most stripes are clean, and most others have few dirty words.
             if nonzero.count_ones() > SPARSE_WORDS {
                 words.fill(0);
                 *nonzero = 0;
@@ -128,7 +127,7 @@ impl<'region> DirtyPart<'region> {
         self.added = self.added.wrapping_add(added);
     }
 
-    /// Cuts a region into parts of so many stripes each; the last has whatever is left.
+    /// Cuts a region into parts of this many stripes each; the last takes the remainder.
     fn split(self, stripes: impl IntoIterator<Item = usize>) -> Vec<Self> {
         let mut parts = Vec::new();
         let mut rest = self;
@@ -153,8 +152,8 @@ impl<'region> DirtyPart<'region> {
         parts
     }
 
-    /// Has the workers of the current pool do something with the parts of a region; a single part is done by
-    /// the caller. Returns how many more pages are dirty then, modulo 2^64, also after an error.
+    /// Has the workers of the current pool process the parts of a region; the caller processes a single part
+    /// itself. Returns how many more pages are dirty then, modulo 2^64, even after an error.
     pub(super) fn each<E: Send>(
         self,
         stripes: impl IntoIterator<Item = usize>,
@@ -179,7 +178,7 @@ impl<'region> DirtyPart<'region> {
     }
 }
 
-/// With more dirty words in a stripe than this, it is faster to clear all of them.
+/// With more dirty words in a stripe than this, it is faster to clear all words.
 const SPARSE_WORDS: u32 = 8;
 
 #[cfg(test)]
@@ -199,8 +198,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
 
-        /// Marked in parts by several workers, of whatever sizes, a region is as if it had been marked at
-        /// once.
+        /// Marked in parts by several workers, whatever the sizes, a region equals one marked at once.
         #[test]
         fn parts_together_are_the_region(
             pages in 1..40 * STRIPE_PAGES,
@@ -212,7 +210,7 @@ mod tests {
             let [mut whole, mut parts] = [bitmap(pages), bitmap(pages)];
             whole.regions_mut()[0].mark_words(0, &words);
             let result = parts.regions_mut()[0].mark_parts(stripes, |index, part| {
-                // What is not in the part is left out.
+                // Pages outside of the part are ignored.
                 part.mark_words(0, &words);
                 part.mark_word(usize::MAX, 1);
                 if index == 1 { Err("the second") } else { Ok(()) }

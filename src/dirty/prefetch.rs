@@ -1,19 +1,19 @@
-//! Words of a bitmap on their way into the cache before they are wanted.
+//! Prefetching the words of a bitmap into the cache.
 #![expect(unsafe_code, reason = "the processor's prefetch instruction has no safe name in stable Rust")]
 
 use super::stripes::STRIPE_WORDS;
 
-/// Words in a line of the cache.
+/// Words in a cache line.
 const LINE_WORDS: usize = 8;
 
-/// Has the processor fetch these words, and does not wait for them.
+/// Has the processor fetch these words, without waiting for them.
 pub(super) fn prefetch(words: &[u64]) {
     for line in words.chunks(LINE_WORDS) {
         prefetch_line(&line[0]);
     }
 }
 
-/// The same with those lines of a whole stripe in which a word is set in `nonzero`, of which there is one at least.
+/// The same for those lines of a whole stripe that have a word set in `nonzero`, which is not zero.
 pub(super) fn prefetch_nonzero(words: &[u64], nonzero: u64) {
     let Some(words) = words.first_chunk::<STRIPE_WORDS>() else { return };
     for line in lines_of(nonzero) {
@@ -21,13 +21,15 @@ pub(super) fn prefetch_nonzero(words: &[u64], nonzero: u64) {
     }
 }
 
-/// The lines that have something in them, each in its place among eight; in the places of the others the first that has.
+/// The lines that are not zero, each in its place among eight; the other places have the first such line.
 ///
-/// Eight in any case: how many there are, and which, no processor foresees, and a wrong guess takes longer than eight prefetches.
+/// Always eight: the processor can predict neither their number nor which they are, and a mispredicted branch
+/// takes longer than eight prefetches.
 fn lines_of(nonzero: u64) -> [u8; 8] {
     const ONES: u64 = u64::MAX / 255;
     const LOW: u64 = 127 * ONES;
-    // The highest bit of each byte that is not zero, then all its bits: adding 127 to what is not zero reaches the highest.
+    // The highest bit of each byte that is not zero, then all its bits: adding 127 to what is not zero
+    // reaches the highest.
     let highest = (((nonzero & LOW) + LOW) | nonzero) & !LOW;
     let some = highest << 1;
     let some = some.wrapping_sub(highest >> 7);
@@ -38,11 +40,12 @@ fn lines_of(nonzero: u64) -> [u8; 8] {
 #[cfg(target_arch = "x86_64")]
 fn prefetch_line(word: &u64) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: a prefetch changes nothing that a program can see, and faults at no address; this one is that of a live reference.
+    // SAFETY: a prefetch changes nothing that a program can see, and faults at no address; this address is
+    // that of a live reference.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(word).cast()) };
 }
 
-/// Elsewhere a load does it, for which the processor may come to wait.
+/// On other architectures a load does it, which may stall the processor.
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch_line(word: &u64) {
     std::hint::black_box(*word);

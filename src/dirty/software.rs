@@ -9,18 +9,18 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 use super::part::PART_STRIPES;
 use super::{DirtyError, DirtyLog, DirtyRegion};
 
-/// What the VMM's own threads write through `vm-memory`, whose bitmap marks each page they touch.
+/// The log of the VMM's own threads, which write through `vm-memory`: its bitmap marks each page they touch.
 ///
-/// That bitmap is always on; starting only forgets what it has so far.
+/// That bitmap is always on; starting only clears its marks.
 #[derive(Clone, Debug)]
 pub struct SoftwareLog<B> {
     memory: GuestMemoryMmap<B>,
 }
 
-/// A bitmap of `vm-memory` that a [`SoftwareLog`] can empty while others mark.
+/// A bitmap of `vm-memory` that a [`SoftwareLog`] can empty while other threads mark pages.
 ///
-/// [`SoftwareBitmap`] does that for next to nothing while it is clean. `AtomicBitmap` can only by allocating as much again
-/// and exchanging every word: 1 ms for 64 GiB of RAM, every round and in the downtime.
+/// [`SoftwareBitmap`] does that at almost no cost while it is clean. `AtomicBitmap` must allocate a second
+/// bitmap and exchange every word: 1 ms for 64 GiB of RAM, every round and in the downtime.
 pub trait WrittenPages: Bitmap {
     /// Moves the marks over to `dirty`, the bits of the same region.
     fn take(&self, dirty: &mut DirtyRegion);
@@ -54,7 +54,8 @@ impl WrittenPages for AtomicBitmap {
 }
 
 impl<B: WrittenPages> SoftwareLog<B> {
-    /// The log of a guest whose regions are those of its [`GuestRam`](crate::memory::GuestRam), in the same order.
+    /// The log of a guest with the regions of its [`GuestRam`](crate::memory::GuestRam), in the same
+    /// order.
     #[must_use]
     pub fn new(memory: &GuestMemoryMmap<B>) -> Self {
         Self { memory: memory.clone() }
@@ -72,7 +73,8 @@ impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
         let out_of_range = DirtyError::OutOfRange { region, first_page: 0, words: dirty.words().len() };
         let region = self.memory.iter().nth(region).ok_or(out_of_range)?;
-        // Consumed here and not at `clear`: this comes before any page is read, which is all that the discipline asks.
+        // Consumed now and not at `clear`: this is before any page is read, which is all that the discipline
+        // asks.
         (**region).bitmap().take(dirty);
         Ok(())
     }
@@ -86,7 +88,7 @@ impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
     }
 }
 
-/// Two logs of the same guest: a page is dirty if either says so.
+/// Two logs of the same guest: a page is dirty if either log reports it.
 #[derive(Debug)]
 pub struct EitherLog<A, B>(pub A, pub B);
 

@@ -2,16 +2,16 @@ use super::prefetch::{prefetch, prefetch_nonzero};
 use super::{DirtyBitmap, DirtyRegion};
 use crate::memory::{RunEdges, Runs};
 
-/// Pages in a stripe: 16 MiB of guest RAM, whose bitmap has 64 words.
+/// Pages in a stripe: 16 MiB of guest RAM, with 64 words of bitmap.
 ///
-/// Small enough that the lanes of a small guest have about as much to do each; large enough that most stripes have
-/// something in them where dirty pages are scattered, which makes it foreseeable.
+/// Small enough that the lanes of a small guest share the work evenly; large enough that, with scattered
+/// dirty pages, most stripes have dirty pages, which the branch predictor can foresee.
 pub const STRIPE_PAGES: u64 = STRIPE_WORDS as u64 * 64;
 
 /// Words in the bitmap of a stripe.
 pub(super) const STRIPE_WORDS: usize = 64;
 
-/// The most words of a stripe that are cleared at once if there is much to send: 4 MiB of guest RAM.
+/// The most words of a stripe that are cleared at once if much is dirty: 4 MiB of guest RAM.
 const PART_WORDS: usize = 16;
 
 /// A piece of guest RAM that always travels on the same lane, and its dirty pages.
@@ -19,9 +19,10 @@ const PART_WORDS: usize = 16;
 pub struct Stripe<'bitmap> {
     /// Index of the region.
     pub region: usize,
-    /// First page, counted from the region's start. A multiple of 4,096, or of 1,024 in a [part](Self::parts).
+    /// First page, counted from the region's start. A multiple of 4,096, or of 1,024 in a
+    /// [part](Self::parts).
     pub first_page: u64,
-    /// A bit for each of its pages: [`STRIPE_PAGES`] of them, or fewer at the region's end.
+    /// A bit for each of its pages: [`STRIPE_PAGES`], or fewer at the region's end.
     pub words: &'bitmap [u64],
     /// Which of the words are not zero.
     nonzero: u64,
@@ -47,9 +48,10 @@ impl<'bitmap> Stripe<'bitmap> {
         pages
     }
 
-    /// The parts of it that should be cleared at once: all of it, or, where more than 4 MiB are dirty, what is dirty of each
-    /// 4 MiB. So a page is read soon after it is cleared, and few are written again in between; and where little is dirty,
-    /// `KVM_CLEAR_DIRTY_LOG`, for which processors that log pages themselves must stop all vCPUs, is called rarely.
+    /// The parts that should be cleared at once: the whole stripe, or, where more than 4 MiB are dirty, the
+    /// dirty pages of each 4 MiB. So a page is read soon after it is cleared, and few are written again in
+    /// between. Where little is dirty, `KVM_CLEAR_DIRTY_LOG` is called rarely: on processors that log pages
+    /// themselves, it stops all vCPUs.
     pub fn parts(self) -> impl Iterator<Item = Stripe<'bitmap>> {
         let words = if self.dirty_pages() > PART_WORDS as u64 * 64 { PART_WORDS } else { STRIPE_WORDS };
         let part = move |(index, part)| Stripe {
@@ -62,10 +64,10 @@ impl<'bitmap> Stripe<'bitmap> {
     }
 }
 
-/// The stripes of all of guest RAM, dealt out to the lanes in turn.
+/// The stripes of all of guest RAM, assigned to the lanes in turn.
 ///
-/// Shard = lane: the worker that scans a stripe's bits is the one that sends its pages. A page therefore always travels on
-/// one lane, whose order makes the latest write win.
+/// A shard is a lane: the worker that scans a stripe's bits also sends its pages. So a page always travels on
+/// the same lane, and the order of the lane makes the latest write win.
 #[derive(Clone, Copy, Debug)]
 pub struct Stripes {
     lanes: usize,
@@ -85,7 +87,7 @@ impl Stripes {
         dirty: &'bitmap DirtyBitmap,
     ) -> impl Iterator<Item = Stripe<'bitmap>> {
         let lanes = self.lanes;
-        // How far the turn has gone before a region: its first stripe is the turn of that lane.
+        // The lane of the next region's first stripe.
         let mut turn = 0;
         dirty.regions().iter().enumerate().flat_map(move |(region, dirty)| {
             let first = (lane + lanes - turn) % lanes;
@@ -105,10 +107,11 @@ fn words_of(dirty: &DirtyRegion, stripe: usize) -> &[u64] {
     &words[..words.len().min(STRIPE_WORDS)]
 }
 
-/// How many stripes of its own a lane looks ahead: longer than memory takes, and not so long that the cache forgets.
+/// How many of its own stripes a lane prefetches ahead: enough to cover the latency of memory, and few enough
+/// to stay in the cache.
 const AHEAD: usize = 16;
 
-/// The indices of a lane's dirty stripes in one region, and which words of each are not zero.
+/// The indices of a lane's dirty stripes in one region, with the words of each that are not zero.
 struct DirtyStripes<'bitmap> {
     dirty: &'bitmap DirtyRegion,
     next: usize,
@@ -116,11 +119,12 @@ struct DirtyStripes<'bitmap> {
 }
 
 impl DirtyStripes<'_> {
-    /// Has a stripe that will be wanted soon fetched into the cache.
+    /// Prefetches a stripe that will be scanned soon into the cache.
     ///
-    /// Dirty words lie too irregularly for a processor to foresee, and a wait for memory at each of them costs three times
-    /// what the scan does. The stripes of a single lane follow each other, and all of their words in order keep going what a processor
-    /// fetches by itself. Of several lanes each would so have the stripes of the others fetched, too: they have only what they need.
+    /// Dirty words are too irregular for the hardware prefetcher, and waiting for memory at each costs three
+    /// times as much as the scan. The stripes of a single lane are adjacent, and reading all of their words
+    /// in order keeps the hardware prefetcher going. With several lanes that would fetch the stripes of other
+    /// lanes too, so each lane prefetches only the lines that it needs.
     fn prefetch(&self, stripe: usize) {
         let Some(&nonzero) = self.dirty.nonzero().get(stripe).filter(|&&nonzero| nonzero != 0) else {
             return;

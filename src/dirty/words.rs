@@ -6,15 +6,16 @@ use zerocopy::FromBytes;
 
 /// The words of a bitmap, zero at first.
 ///
-/// Many of them lie in huge pages where the kernel has some: the bitmap of 1 TiB of RAM takes 8,192 pages, and a scan that comes to
-/// each for a few words waits for the page's translation longer than for the words. And their pages are made at once: the first
-/// round marks all of them, and a fault for each takes longer than that.
+/// A large bitmap lies in huge pages where the kernel has some. The bitmap of 1 TiB of RAM takes 8,192 pages,
+/// and a scan that reads a few words of each page waits longer for address translation than for the words.
+/// Its pages are allocated at once: the first round marks all of them, and a page fault for each takes
+/// longer.
 pub(super) enum Words {
     Few(Vec<u64>),
     Many(MmapMut),
 }
 
-/// As many as fill 16 pages.
+/// The number of words that fill 16 pages.
 const MANY: usize = (64 << 10) / size_of::<u64>();
 
 impl Words {
@@ -22,10 +23,10 @@ impl Words {
         if len < MANY {
             return Self::Few(vec![0; len]);
         }
-        // The kernel puts what is that long where huge pages begin.
+        // The kernel aligns a mapping of this length to huge pages.
         let bytes = len * size_of::<u64>();
         let mapping = MmapOptions::new().len(bytes).map_anon().inspect(|mapping| {
-            // Without, it is slower and nothing worse; the second is of Linux 5.14.
+            // Without these, the bitmap is only slower; the second needs Linux 5.14.
             let _ = mapping.advise(Advice::HugePage);
             let _ = mapping.advise(Advice::PopulateWrite);
         });

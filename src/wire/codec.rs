@@ -1,4 +1,5 @@
-//! Messages to bytes and back. Whatever a peer sends is measured against its bounds before it is believed.
+//! Encoding and decoding of messages. Everything from a peer is checked against its bounds before it is
+//! believed.
 
 use serde::de::DeserializeOwned;
 
@@ -13,7 +14,7 @@ use crate::memory::PAGE_BYTES;
 const LANES_MAX: usize = 64;
 /// The longest opaque description of a machine, in bytes.
 const DETAILS_MAX: usize = 256 << 10;
-/// The longest text that explains something, in bytes.
+/// The longest text of a reason, in bytes.
 const TEXT_MAX: usize = 4 << 10;
 
 impl Message {
@@ -105,7 +106,7 @@ impl Message {
         Ok(body)
     }
 
-    /// The same as [`decode`](Self::decode), without a copy of what is long.
+    /// As [`decode`](Self::decode), without copying long content.
     ///
     /// # Errors
     /// The same.
@@ -116,7 +117,8 @@ impl Message {
         }
     }
 
-    /// Reads a message of a kind from its body, and checks every bound that the body's length does not imply.
+    /// Reads a message of this kind from its body, and checks every bound that the body's length does not
+    /// imply.
     ///
     /// # Errors
     /// [`WireError`] for anything that this version would not send.
@@ -179,7 +181,7 @@ impl Message {
 }
 
 impl StateFrame {
-    /// The length of the offset behind the bytes.
+    /// The length of the offset after the bytes.
     const OFFSET_LEN: usize = size_of::<u64>();
 
     fn decode(mut body: Vec<u8>) -> Result<Self, WireError> {
@@ -299,7 +301,7 @@ mod tests {
         }
     }
 
-    /// An offer with as many parts as there may be, of a file that ends within its last page.
+    /// An offer with the most parts allowed, for a file that ends within its last page.
     fn image() -> ImageOffer {
         let part = |index: u64| RegionLayout { guest_address: index << 33, len_bytes: 8192 };
         let parts = RamLayout { regions: (0..1024).map(part).collect() };
@@ -368,7 +370,7 @@ mod tests {
 
     #[test]
     fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
-        // A part of the state is as long as the head of its frame says, whose digest covers that.
+        // A part of the state is as long as its frame's head says, and the digest covers the head.
         let fixed = one_of_each().into_iter().filter(|message| !matches!(message, Message::State(_)));
         for message in fixed {
             let mut body = message.encode().unwrap();
@@ -407,7 +409,7 @@ mod tests {
         let body = postcard::to_stdvec(&BlockDigests { digests: Vec::new(), ..more.clone() }).unwrap();
         assert!(Message::decode(22, &body).is_ok());
         assert!(matches!(Message::BlockDigests(more).encode(), Err(WireError::TooLong { .. })));
-        // Short in bytes, and too many all the same.
+        // Short in bytes, but too many.
         let small = vec![BlockDigest { block: 0, digest: [0; 32] }; DIGESTS_MAX + 1];
         let body = postcard::to_stdvec(&BlockDigests { now: false, digests: small }).unwrap();
         assert!(matches!(Message::decode(22, &body), Err(WireError::TooLong { .. })));

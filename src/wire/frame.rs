@@ -8,8 +8,8 @@ pub const FRAME_HEAD_LEN: usize = size_of::<FrameHead>();
 
 /// The head of a frame on the control channel; the message's body follows.
 ///
-/// TCP's own checksum has 16 bits and is made anew by every device on the way that rewrites headers; saved state that was damaged so
-/// would be loaded. This is no protection against who means harm.
+/// TCP's own checksum has 16 bits, and every device that rewrites headers on the way computes it anew; saved
+/// state damaged in such a device would be loaded. The digest does not protect against an attacker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct FrameHead {
@@ -18,7 +18,7 @@ pub struct FrameHead {
     reserved: U16,
     /// Length of the body in bytes.
     pub body_len: U32,
-    /// The first bytes of BLAKE3 of what is before it, and of the body.
+    /// The first bytes of BLAKE3 of the fields before it and of the body.
     pub digest: [u8; 8],
 }
 
@@ -35,7 +35,7 @@ impl FrameHead {
         Ok(head)
     }
 
-    /// Checks that this head and this body are those that were sent.
+    /// Checks that this head and this body are those that the peer sent.
     ///
     /// # Errors
     /// [`WireError::Damaged`].

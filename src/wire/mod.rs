@@ -1,9 +1,10 @@
-//! What two hosts say to each other, as data: no socket is touched here and no clock is read.
+//! The protocol between two hosts, as data: this module uses no socket and no clock.
 //!
-//! Every connection opens with a [`Preamble`] of fixed form, which no version will change, so that a peer of another
-//! version, or something that is not Sterna at all, is told apart before anything else is believed. The control connection
-//! then carries [`Message`]s, each in a frame with its kind, length and digest; the length is checked against the bound of that
-//! kind before anything is allocated, the digest before anything is decoded. Data lanes over TCP carry [frames of pages](PageFrame) instead.
+//! Every connection opens with a [`Preamble`] of fixed form, which no version will change. So a peer of
+//! another version, or one that is not Sterna at all, is recognised before anything else is believed. The
+//! control connection then carries [`Message`]s, each in a frame with its kind, length and digest. The length
+//! is checked against the bound of the kind before anything is allocated, and the digest before anything is
+//! decoded. Data lanes over TCP carry [frames of pages](PageFrame) instead.
 
 mod codec;
 mod frame;
@@ -34,29 +35,29 @@ pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 )]
 #[non_exhaustive]
 pub enum WireError {
-    /// Not a Sterna peer.
+    /// The peer does not speak Sterna's protocol.
     #[error("the peer does not speak Sterna's protocol")]
     NotSterna,
-    /// A Sterna peer of another protocol version.
+    /// The peer speaks another version of Sterna's protocol.
     #[error("the peer speaks protocol version {theirs}, this side version {ours}")]
     Version {
         /// This side's version.
         ours: u16,
-        /// The peer's.
+        /// The peer's version.
         theirs: u16,
     },
-    /// A preamble with a role that does not exist.
+    /// The peer opened a connection with an unknown role.
     #[error("the peer opened a connection of unknown role {0}")]
     Role(u8),
-    /// A message that is not what was sent.
+    /// A message was damaged on its way.
     #[error(
         "a message was damaged on its way, which neither the network nor TCP noticed: is a network card or a memory bank failing?"
     )]
     Damaged,
-    /// A message of unknown kind.
+    /// The peer sent a message of unknown kind.
     #[error("the peer sent a message of unknown kind {0}")]
     Kind(u16),
-    /// A message, or a list in one, that is longer than its kind may be.
+    /// The peer sent a message, or a list in one, that is longer than its kind allows.
     #[error("the peer sent {what} of {len}, more than the {max} allowed")]
     TooLong {
         /// What was too long.
@@ -66,7 +67,7 @@ pub enum WireError {
         /// The bound.
         max: usize,
     },
-    /// A message whose bytes do not decode to what its kind says.
+    /// The peer sent a message with a body that does not decode as its kind.
     #[error("the peer sent a malformed {0}")]
     Malformed(&'static str),
 }

@@ -13,8 +13,8 @@ pub const FRAME_BYTES_MAX: u64 = 4 << 20;
 /// Length of a run in a frame, in bytes.
 pub const RUN_LEN: usize = size_of::<WireRun>();
 
-/// The head of a frame on a TCP data lane. `runs` [`WireRun`]s follow, and then the bytes of their pages in that order;
-/// no runs at all is the fence that closes a round.
+/// The head of a frame on a TCP data lane. `runs` [`WireRun`]s follow, and then the bytes of their pages in
+/// that order; a frame without runs is the fence that closes a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct PageFrame {
@@ -29,7 +29,7 @@ impl PageFrame {
     /// The head of a frame of `runs` runs.
     ///
     /// # Panics
-    /// If there are none or more than [`RUNS_MAX`]: a mistake of the sender.
+    /// If `runs` is zero or more than [`RUNS_MAX`]: a mistake of the sender.
     #[must_use]
     pub fn pages(runs: usize) -> Self {
         assert!((1..=RUNS_MAX).contains(&runs), "a frame of {runs} runs");
@@ -42,7 +42,7 @@ impl PageFrame {
         Self { runs: 0.into(), round: round.into() }
     }
 
-    /// The round this fences, if it is a fence.
+    /// The round that this closes, if it is a fence.
     #[must_use]
     pub fn fenced_round(&self) -> Option<u32> {
         (self.runs.get() == 0).then(|| self.round.get())
@@ -72,7 +72,7 @@ pub struct WireRun {
 }
 
 impl WireRun {
-    /// The run as it travels; `None` if it is too long for a frame.
+    /// The run as sent; `None` if it is too long for a frame.
     #[must_use]
     pub fn encode(run: PageRun) -> Option<Self> {
         Some(Self {

@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::WireError;
 
-/// The version of everything that follows the preamble. A peer of another version is refused by name.
+/// The version of everything that follows the preamble. A peer of another version is refused with both
+/// versions named.
 pub const PROTOCOL_VERSION: u16 = 5;
 
 /// Length of a preamble in bytes, in every version.
@@ -14,12 +15,12 @@ pub const PREAMBLE_LEN: usize = size_of::<Raw>();
 
 const MAGIC: [u8; 8] = *b"STERNA\r\n";
 
-/// A secret of one migration attempt: a data connection shows it to prove that it belongs.
+/// A secret of one migration attempt: a data connection shows it to prove that it belongs to the attempt.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token(pub [u8; 16]);
 
 impl Token {
-    /// Of a control connection, which has none yet.
+    /// The token of a control connection, which has none yet.
     pub const NONE: Self = Self([0; 16]);
 }
 
@@ -38,12 +39,13 @@ pub enum Role {
     Lane(u8),
 }
 
-/// The first bytes on every connection, from the side that opened it; on a control connection the other side answers in kind.
+/// The first bytes on every connection, from the side that opened it; on a control connection the other side
+/// answers with its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preamble {
     /// What the connection is for.
     pub role: Role,
-    /// To which migration it belongs.
+    /// The migration that it belongs to.
     pub token: Token,
 }
 
