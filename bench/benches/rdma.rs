@@ -1,6 +1,7 @@
 //! One-sided writes of pages, guest RAM to guest RAM, beside long writes of as many bytes.
 //!
-//! Both ends are in this process, on one device: with soft-RoCE the same processors do the device's work at either end.
+//! Both ends are in this process, on one device: with soft-RoCE the same processors do the device's work at
+//! either end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,24 +61,24 @@ fn first_active() -> Result<Arc<Device>, Error> {
     Err(Error::NoDevice)
 }
 
-/// How the bytes of a pass are cut into writes.
+/// The division of a pass into writes.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     write_bytes: usize,
-    /// Whether as many bytes are left out after each write.
+    /// Whether each write is followed by a gap of its own length.
     apart: bool,
-    /// A doorbell a list.
+    /// One doorbell per list.
     writes_per_list: usize,
-    /// A multiple of that.
+    /// A multiple of `writes_per_list`.
     writes_per_signal: usize,
 }
 
-/// What a lane lets be on its way.
+/// The bytes that a lane keeps in flight.
 const WINDOW_BYTES: usize = 16 << 20;
 
 /// A source and a destination, connected to each other.
 struct Ends {
-    // Queue pairs go before the regions that they use.
+    // Queue pairs drop before the regions that they use.
     source: QueuePair,
     _destination: QueuePair,
     completions: Arc<CompletionQueue>,
@@ -106,7 +107,7 @@ impl Ends {
         Ok(Self { source, _destination: destination, completions, from, to, bytes })
     }
 
-    /// One pass, posted as a lane does it: returns once all of it is acknowledged.
+    /// One pass, posted as a lane does it: returns once all writes are acknowledged.
     fn write(&mut self, shape: Shape) -> u64 {
         let writes = self.bytes / shape.write_bytes;
         let signal_bytes = shape.write_bytes * shape.writes_per_signal;
@@ -142,7 +143,7 @@ impl Ends {
         writes as u64
     }
 
-    /// Waits for signals; returns how many came.
+    /// Waits for completions; returns their number.
     fn reap(&self) -> usize {
         let mut done = [Completion::BLANK; 16];
         let count = self.completions.wait(&mut done, Duration::from_secs(30)).expect("the queue works");

@@ -12,7 +12,7 @@ use vm_memory::bitmap::AtomicBitmap;
 
 const GIB: u64 = 1 << 30;
 
-/// Past this the loops over single bits take seconds.
+/// Above this size the loops over single bits take seconds.
 const BIT_BY_BIT_MAX: u64 = 64 * GIB;
 
 fn main() {
@@ -26,7 +26,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// By default a bitmap of 2 MiB, which a cache holds, and one of 128 MiB, which none does.
+/// By default a bitmap of 2 MiB, which fits a cache, and one of 128 MiB, which does not.
 fn sizes() -> Vec<u64> {
     match (measuring(), all_sizes()) {
         (false, _) => vec![GIB],
@@ -71,7 +71,7 @@ fn scan(criterion: &mut Criterion, ram_bytes: u64, pattern: Pattern) {
     );
 }
 
-/// What the worker of the first lane does with the bitmap in a round.
+/// The scan that the worker of the first lane makes of the bitmap in a round.
 fn lane(stripes: &Stripes, bitmap: &DirtyBitmap) -> u64 {
     let (mut sum, mut edges) = (0, RunEdges::default());
     for stripe in stripes.of_lane(0, bitmap) {
@@ -80,7 +80,7 @@ fn lane(stripes: &Stripes, bitmap: &DirtyBitmap) -> u64 {
     sum
 }
 
-/// The same runs, found by asking for each page.
+/// The same runs, found by testing each page.
 fn bit_by_bit(words: &[u64]) -> u64 {
     let (mut sum, mut first, mut count) = (0, 0, 0);
     for (index, word) in (0..).zip(words) {
@@ -116,7 +116,7 @@ fn atomic(words: &[u64]) -> AtomicBitmap {
     bitmap
 }
 
-/// What every harvest pays for the pages that the VMM itself wrote, when it wrote none.
+/// The cost that every harvest pays for the VMM's own writes when the VMM wrote nothing.
 fn software_log(criterion: &mut Criterion) {
     let ram_bytes = if measuring() { 64 * GIB } else { GIB };
     let memory = ram::untouched::<SoftwareBitmap>(usize::try_from(ram_bytes).expect("a 64-bit machine"));

@@ -1,6 +1,7 @@
 //! Guest RAM to guest RAM through a TCP stream over loopback, beside a plain stream of as many bytes.
 //!
-//! The frames are those of a TCP lane, and so are the calls that move them: `writev(2)` out of guest RAM, `readv(2)` into it.
+//! The frames are those of a TCP lane, and so are the calls that move them: `writev(2)` out of guest RAM,
+//! `readv(2)` into it.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +16,7 @@ use zerocopy::IntoBytes;
 
 fn main() {
     let mut criterion = criterion();
-    // More than caches hold, in RAM of twice that.
+    // Larger than caches, in RAM of twice that.
     let bytes = if measuring() { 64 << 20 } else { 4 << 20 };
     let (source, destination) = (touched(2 * bytes, 1), touched(2 * bytes, 0));
     let pages = (bytes / PAGE_LEN) as u64;
@@ -101,7 +102,8 @@ fn slices<'ram>(ram: &'ram GuestRam, runs: &[PageRun]) -> Vec<sterna::memory::Gu
     runs.iter().map(|&run| ram.slice(run).expect("the run is in RAM")).collect()
 }
 
-/// What `writev(2)` saves: the pages are copied together first. At the other end they are left in one piece.
+/// The alternative to `writev(2)`: the sender first copies the pages into one buffer. The receiver leaves
+/// them in one piece.
 struct Copied {
     stream: Stream,
     ram: GuestRam,
@@ -145,10 +147,10 @@ impl Plain {
     }
 }
 
-/// A frame's worth.
+/// The length of a frame.
 const PIECE: usize = 4 << 20;
 
-/// A stream whose far end reads `bytes` bytes into memory of that size.
+/// A stream whose far end reads `bytes` bytes into a buffer as large.
 fn reading(bytes: usize) -> Stream {
     let mut into = vec![1; bytes];
     Stream::new(move |socket| into.chunks_mut(PIECE).try_for_each(|piece| socket.read_exact(piece)))
@@ -170,7 +172,7 @@ impl Stream {
         Self { near: Some(near), far: Some(far) }
     }
 
-    /// Sends one pass, and waits until the far end has it all.
+    /// Sends one pass, and waits until the far end has received it.
     fn pass(&mut self, send: impl FnOnce(&mut TcpStream) -> io::Result<()>) -> u64 {
         let near = self.near.as_mut().expect("it is closed on drop only");
         let mut answer = [0];

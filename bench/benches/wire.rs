@@ -21,7 +21,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// The smallest, and those that grow with the guest.
+/// The smallest message, and those that grow with the guest.
 fn messages() -> Vec<(&'static str, Message)> {
     let attempt_id = AttemptId([7; 16]);
     let regions = vec![
@@ -64,7 +64,7 @@ fn message(criterion: &mut Criterion, what: &str, message: &Message) {
     });
 }
 
-/// The head of a frame with as many runs as it may have, and the pages it announces, one a run.
+/// The head of a frame with the maximum of runs, and the pages it announces, one a run.
 fn page_frame(criterion: &mut Criterion) {
     let runs: Vec<_> = (0..RUNS_MAX as u64).map(|n| run(2 * n, 1)).collect();
     let mut head = Vec::with_capacity(PageFrame::LEN + RUNS_MAX * RUN_LEN);
@@ -108,7 +108,7 @@ fn page_frame(criterion: &mut Criterion) {
         .beside("decode", &mut decode);
 }
 
-/// Something of the bytes, once they are all there.
+/// A value computed from the bytes, once all have arrived.
 fn kept(bytes: &[u8]) -> u64 {
     black_box(bytes).len() as u64
 }

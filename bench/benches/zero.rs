@@ -7,7 +7,7 @@ use sterna::memory::{GuestSlice, PAGE_LEN};
 use sterna_bench::ram::{run, touched};
 use sterna_bench::{Stage, all_sizes, criterion, measuring, plain_read};
 
-/// What is read from memory for one word of it.
+/// The bytes that memory delivers for one word.
 const LINE_LEN: usize = 64;
 
 /// Words in a page.
@@ -22,7 +22,8 @@ fn main() {
     criterion.final_summary();
 }
 
-/// By default only what no cache holds, as guest RAM; `STERNA_BENCH_ALL=1` adds what the caches hold.
+/// By default only a size that fits no cache, as guest RAM; `STERNA_BENCH_ALL=1` adds sizes that fit the
+/// caches.
 fn sizes() -> Vec<usize> {
     match (measuring(), all_sizes()) {
         (false, _) => vec![1],
@@ -31,7 +32,7 @@ fn sizes() -> Vec<usize> {
     }
 }
 
-/// Every byte of a zero page has to be read.
+/// The test must read every byte of a zero page.
 fn zero_pages(criterion: &mut Criterion, mib: usize) {
     let bytes = mib << 20;
     let plain = vec![u64::MAX; bytes / 8];
@@ -40,7 +41,8 @@ fn zero_pages(criterion: &mut Criterion, mib: usize) {
     test_pages(&mut stage, bytes, 0);
 }
 
-/// Of a page that begins with something else, one cache line: the limit reads a word of each page.
+/// The test reads one cache line of a page that begins with another value: the limit reads a word of each
+/// page.
 fn other_pages(criterion: &mut Criterion, mib: usize) {
     let bytes = mib << 20;
     let plain = vec![u64::MAX; bytes / 8];
@@ -54,7 +56,7 @@ fn other_pages(criterion: &mut Criterion, mib: usize) {
     test_pages(&mut stage, bytes, 1);
 }
 
-/// As the first round does it with a run.
+/// The first round's test of a run.
 fn test_pages(stage: &mut Stage<'_>, bytes: usize, word: u64) {
     let ram = touched(bytes, word);
     let slice = ram.slice(run(0, (bytes / PAGE_LEN) as u64)).expect("the run is in RAM");

@@ -1,11 +1,11 @@
-//! Dirty bitmaps made up for the benchmarks: the same in every run.
+//! Generated dirty bitmaps for the benchmarks: the same in every run.
 
 use std::fmt;
 
 use sterna::dirty::{DirtyBitmap, DirtyRegion};
 use sterna::memory::{RamLayout, RegionLayout};
 
-/// How many pages are dirty, and how they lie.
+/// The number of dirty pages and their distribution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pattern {
     /// Dirty pages in a thousand.
@@ -32,7 +32,7 @@ impl Pattern {
     pub fn bitmap(self, ram_bytes: u64) -> DirtyBitmap {
         let regions = vec![RegionLayout { guest_address: 0, len_bytes: ram_bytes }];
         let mut bitmap = DirtyBitmap::new(&RamLayout { regions });
-        // Written in any case: memory that never was is one page of zeros, which any cache holds.
+        // Written in any case: untouched memory is one page of zeros, which fits any cache.
         bitmap.fill();
         if self.per_mille < 1000 {
             bitmap.clear();
@@ -44,8 +44,8 @@ impl Pattern {
         bitmap
     }
 
-    /// Walks through the pages, from clean to dirty and back with the chances that make the density and the mean length
-    /// of a run what they should be.
+    /// Walks through the pages and changes between clean and dirty with the probabilities that give the
+    /// density and the mean length of a run.
     fn fill(self, region: &mut DirtyRegion) {
         const ONE: u64 = 1 << 32;
         let begins = if self.clustered {

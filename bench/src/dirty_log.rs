@@ -1,7 +1,9 @@
-//! `sterna-bench dirty-log`: KVM's dirty bitmap beside its dirty rings, for guests that write little and much.
+//! `sterna-bench dirty-log`: KVM's dirty bitmap beside its dirty rings, for guests that write little and
+//! much.
 //!
-//! Both logs of a guest are measured in turn. A round costs the harvest and, with the bitmap, the clearing of what was harvested: what
-//! an engine does besides sending. What the guest pays shows in how fast it goes over its working set.
+//! Both logs of a guest are measured in turn. The cost of a round is the harvest and, with the bitmap, the
+//! clearing of the harvested pages: the engine's work besides sending. The guest's cost shows in the speed at
+//! which it sweeps its working set.
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -30,7 +32,7 @@ const ROUNDS_BEFORE: usize = 3;
 
 #[derive(Debug, Args)]
 pub(crate) struct DirtyLogArgs {
-    /// RAM of the guests, in GiB; what they do not write is never there
+    /// RAM of the guests, in GiB; pages that they do not write take no memory
     #[arg(long, default_values_t = [1, 64, 256], value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=500), value_name = "GIB,…")]
     memory: Vec<u64>,
     /// How many rounds of 50 ms
@@ -84,13 +86,13 @@ fn cell(spread: Spread) -> String {
     format!("{:.3} ({:.3}–{:.3})", spread.median, spread.min, spread.max)
 }
 
-/// What it was like to watch a guest.
+/// The figures of a guest under a log.
 struct Watched {
     /// Dirty pages, on average.
     pages: f64,
-    /// What a round cost.
+    /// The cost of a round.
     ms: Spread,
-    /// How fast the guest wrote, as a share of how fast before; `None` if it writes nothing.
+    /// The guest's write speed, as a share of its speed before; `None` if it writes nothing.
     speed: Option<f64>,
 }
 
@@ -126,7 +128,7 @@ fn watch(machine: &SharedMachine, rounds: u16) -> Result<Watched, Failure> {
     Ok(Watched { pages: pages as f64 / f64::from(rounds), ms, speed })
 }
 
-/// Pages a second that the guest writes while something is done.
+/// The guest's write speed in pages a second while `during` runs.
 fn speed(machine: &SharedMachine, during: impl FnOnce() -> Result<(), Failure>) -> Result<f64, Failure> {
     let written = || machine.status().vcpus.iter().map(|vcpu| vcpu.pages_written).sum::<u64>();
     let (before, began) = (written(), Instant::now());
@@ -176,7 +178,8 @@ impl Log {
         }
     }
 
-    /// All that a round does with the log: harvests, and watches again what will be sent. Returns how many pages that is.
+    /// A round's work with the log: harvests, and clears the pages that the round will send. Returns the
+    /// number of pages.
     fn round(&self, dirty: &mut DirtyBitmap) -> Result<u64, Failure> {
         dirty.clear();
         match self {
@@ -197,7 +200,7 @@ impl Log {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, DirtyError> {
-    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and
-    // deletes none as long as it exists.
+    // SAFETY: the machine set these slots, without flags, before it ran; it sets and deletes no other slot as
+    // long as it exists.
     unsafe { KvmLog::new(vm, slots, ram) }
 }

@@ -1,7 +1,9 @@
-//! `sterna-bench downtime`: what journals and comparing memory add to the time in which nobody runs the guest.
+//! `sterna-bench downtime`: what journals and comparing memory add to the time in which no host runs the
+//! guest.
 //!
-//! Whole migrations by the `sterna` command, each way once in every repetition, and in the other order every second time. What a
-//! journal's record costs at least is measured beside them: a write of as many bytes and `fdatasync`, in the same folder.
+//! Whole migrations by the `sterna` command, each variant once in every repetition, and in reverse order in
+//! every second one. The minimal cost of a journal's record is measured beside them: a write of as many bytes
+//! and `fdatasync`, in the same folder.
 
 use std::fmt::Write;
 use std::fs::{self, File};
@@ -30,22 +32,22 @@ pub(crate) struct DowntimeArgs {
     /// How fast the guest writes, in MB/s
     #[arg(long, default_value_t = 5, value_name = "MB/S")]
     dirty_rate: u64,
-    /// What runs the guest: kvm or synthetic
+    /// The guest's machine: kvm or synthetic
     #[arg(long, default_value = "synthetic")]
     machine: String,
-    /// How pages travel: tcp or rdma
+    /// The transport of pages: tcp or rdma
     #[arg(long, default_value = "tcp")]
     transport: String,
     /// A folder in memory, for journals that cost nothing
     #[arg(long, default_value = "/dev/shm", value_name = "DIR")]
     in_memory: PathBuf,
-    /// A folder on the disk on which journals are to be measured
+    /// A folder on the disk whose journals are measured
     #[arg(long, default_value = ".", value_name = "DIR")]
     on_disk: PathBuf,
     /// The `sterna` command [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     sterna: Option<PathBuf>,
-    /// Write the table to this file as JSON, too
+    /// Also write the table to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -57,7 +59,7 @@ const RECORD_BYTES: usize = 2 * 4096;
 
 const VERIFY: [&str; 3] = ["off", "final", "full"];
 
-/// Where the time goes, and of which it is made.
+/// A part of the downtime: its name and its value.
 type Part = (&'static str, fn(&DowntimeReport) -> f64);
 const PARTS: [Part; 10] = [
     ("pause", |parts| parts.pause_ms),
@@ -82,11 +84,11 @@ pub(crate) fn run(args: &DowntimeArgs) -> ExitCode {
     }
 }
 
-/// Journals in one place.
+/// Journals in one folder.
 struct Place {
     name: &'static str,
     folder: TempDir,
-    /// What a record costs at least, in milliseconds.
+    /// The minimal cost of a record, in milliseconds.
     sync_ms: Vec<f64>,
     /// The migrations, by [`VERIFY`].
     migrations: [Vec<Migration>; 3],
@@ -156,9 +158,9 @@ fn measure(args: &DowntimeArgs) -> Result<(), Failure> {
 struct Row {
     journals: &'static str,
     verify: &'static str,
-    /// All of it, as the source measures it; that of comparing included.
+    /// All of the downtime, as the source measures it, including the comparison.
     downtime: Option<Spread>,
-    /// As the guest's own heartbeat tells.
+    /// The downtime by the guest's own heartbeat.
     heartbeat: Option<Spread>,
     parts: Vec<(&'static str, Option<Spread>)>,
 }

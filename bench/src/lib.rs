@@ -1,9 +1,10 @@
-//! What each stage of a migration costs, beside its limit.
+//! The cost of each stage of a migration, beside its limit.
 //!
-//! A benchmark here is a [`Stage`]: the plainest thing that touches the same bytes, which is the limit, and next to it what
-//! the engine does and what it is held against. Each stage ends with a table of their speeds as shares of the limit's. This
-//! library has what the benchmarks share: the stage, [dirty bitmaps](dirty) and [RAM](ram) made up for them, and
-//! [`plain_read`]. What takes whole migrations, or a table of its own, is the program `sterna-bench`.
+//! A benchmark is a [`Stage`]. Its limit is the plainest routine that touches the same bytes; beside it run
+//! the engine's routine and the alternatives. Each stage ends with a table of their speeds as shares of the
+//! limit's. This library holds the parts that the benchmarks share: the stage, generated [dirty
+//! bitmaps](dirty) and [RAM](ram), and [`plain_read`]. Benchmarks that take whole migrations, or print a
+//! table of their own, are in the program `sterna-bench`.
 
 pub mod dirty;
 pub mod ram;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use criterion::Criterion;
 pub use stage::Stage;
 
-/// Criterion with times short enough that all of the benchmarks end within minutes. Its command line overrules them.
+/// Criterion with times short enough that all benchmarks end within minutes. Its command line overrides them.
 #[must_use]
 pub fn criterion() -> Criterion {
     Criterion::default()
@@ -25,25 +26,25 @@ pub fn criterion() -> Criterion {
         .configure_from_args()
 }
 
-/// Whether this is a measurement, and not the single pass of `cargo test --benches`, which only asks whether a benchmark
-/// runs and is spared the large sizes.
+/// Whether this run measures. The single pass of `cargo test --benches` does not: it checks only that a
+/// benchmark runs, and skips the large sizes.
 #[must_use]
 pub fn measuring() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }
 
-/// Whether all sizes were asked for, by `STERNA_BENCH_ALL=1`.
+/// Whether `STERNA_BENCH_ALL=1` asks for all sizes.
 #[must_use]
 pub fn all_sizes() -> bool {
     measuring() && std::env::var_os("STERNA_BENCH_ALL").is_some_and(|value| value == "1")
 }
 
-/// Reads all of the words and does next to nothing with them: the limit of whatever has to look at each.
+/// Reads all words and does next to nothing with them: the limit of any routine that reads each word.
 #[must_use]
 pub fn plain_read(words: &[u64]) -> u64 {
-    // Else the compiler may see that every pass has the same result, and do one.
+    // Otherwise the compiler may see that every pass has the same result, and run only one.
     let words = black_box(words);
-    // Eight sums that do not wait for each other: one is not as fast as a cache can be read.
+    // Eight sums that do not wait for each other: a single sum is slower than a cache.
     let (lines, rest) = words.as_chunks::<8>();
     let mut bits = [0; 8];
     for line in lines {

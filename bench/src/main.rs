@@ -1,4 +1,4 @@
-//! Sterna beside its limits and beside others: figures that take a program of their own.
+//! Sterna beside its limits and beside other programs: figures that need a program of their own.
 
 mod blackout;
 mod convergence;
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Measures Sterna beside its limit and beside others.
+/// Measures Sterna beside its limit and beside other programs.
 #[derive(Debug, Parser)]
 #[command(name = "sterna-bench", version, max_term_width = 110)]
 struct SternaBench {
@@ -22,19 +22,19 @@ struct SternaBench {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Hold Sterna against ib_write_bw, iperf3 and QEMU, interleaved in one run on this machine
+    /// Compare Sterna with ib_write_bw, iperf3 and QEMU, interleaved in one run on this machine
     Peers(peers::PeersArgs),
-    /// Find the dirty pages of 1 GiB to 4 TiB of RAM, beside a plain read and beside plainer ways
+    /// Find the dirty pages of 1 GiB to 4 TiB of RAM, beside a plain read and plainer ways
     Scan(scan::ScanArgs),
-    /// Hold KVM's dirty rings against its dirty bitmap, for guests that write little and much
+    /// Compare KVM's dirty rings with its dirty bitmap, for guests that write little and much
     DirtyLog(dirty_log::DirtyLogArgs),
-    /// See whether migrations converge, and whether what they predict comes true
+    /// Check whether migrations converge, and whether their predictions come true
     Convergence(convergence::ConvergenceArgs),
-    /// See what the blackout is made of, and whether it grows with the guest's RAM
+    /// Show the parts of the blackout, and whether it grows with the guest's RAM
     Blackout(blackout::BlackoutArgs),
-    /// See what journals and comparing memory add to the downtime, and where its milliseconds go
+    /// Show what journals and comparing memory add to the downtime, by its parts
     Downtime(downtime::DowntimeArgs),
-    /// See what a long saved state adds to the downtime, beside what the link needs for it
+    /// Show what a large saved state adds to the downtime, beside the link's time for it
     State(state::StateArgs),
 }
 

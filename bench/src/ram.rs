@@ -1,24 +1,24 @@
-//! Guest RAM made up for the benchmarks: anonymous memory of one region.
+//! Generated guest RAM for the benchmarks: anonymous memory of one region.
 
 use sterna::memory::{GuestRam, PAGE_LEN, PageRun};
 use vm_memory::bitmap::NewBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// RAM of which no page was ever touched.
+/// RAM whose pages were never touched.
 ///
 /// # Panics
-/// If there is not as much.
+/// If the host lacks the memory.
 #[must_use]
 pub fn untouched<B: NewBitmap>(len_bytes: usize) -> GuestMemoryMmap<B> {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len_bytes)]).expect("the memory can be reserved")
 }
 
-/// RAM whose pages are all there, `word` being the first of each and the rest zero.
+/// RAM whose pages are all allocated: each begins with `word`, the rest is zero.
 ///
-/// Pages that were only reserved would all be read from one page of zeros, which is no measure of anything.
+/// Pages that are only reserved would all be read from one page of zeros, which measures nothing.
 ///
 /// # Panics
-/// If there is not as much.
+/// If the host lacks the memory.
 #[must_use]
 pub fn touched(len_bytes: usize, word: u64) -> GuestRam {
     let memory = untouched::<()>(len_bytes);

@@ -1,7 +1,8 @@
-//! `sterna-bench scan`: the bitmaps' part of a round, from 1 GiB to 4 TiB of RAM, beside its limit and beside plainer ways.
+//! `sterna-bench scan`: the bitmaps' part of a round, from 1 GiB to 4 TiB of RAM, beside its limit and
+//! plainer ways.
 //!
-//! Everything of a row is measured in turn, again and again, so that whatever else the machine does meets all of it alike; a ratio is
-//! made of times of the same turn.
+//! All routines of a row are measured in turn, again and again, so that other load on the machine affects
+//! all alike; a ratio is made of times of the same turn.
 
 use std::fmt::Write;
 use std::fs;
@@ -28,7 +29,7 @@ const GIB: u64 = 1 << 30;
 /// The words of a memory slot of 64 GiB: as much as `KVM_GET_DIRTY_LOG` copies at once.
 const SLOT_WORDS: usize = 1 << 18;
 
-/// A shorter sample says more about the clock than about the routine.
+/// A shorter sample measures the clock rather than the routine.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Args)]
@@ -45,12 +46,12 @@ pub(crate) struct ScanArgs {
     /// Only patterns with this in their name, such as `0.1 % random`
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     dirty: String,
-    /// Write the figures to this file as JSON, too
+    /// Also write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// The routines of a row, by their place in a turn.
+/// The routines of a row, by their position in a turn.
 #[derive(Clone, Copy)]
 enum Routine {
     Read,
@@ -86,12 +87,13 @@ const ROUTINES: [Routine; 10] = {
 struct Row {
     ram_gib: u64,
     dirty: String,
-    /// Of the plain read, GiB of bitmap a second.
+    /// The speed of the plain read, in GiB of bitmap a second.
     read_gib_per_s: Figure,
     scan_to_read: Figure,
     round_to_read: Figure,
     two_to_one: Figure,
-    /// Of a loop that needs no memory: as much as the machine gains by a second processor just then.
+    /// The speedup of a loop without memory accesses: what a second processor of the machine gains at that
+    /// moment.
     two_to_one_in_registers: Figure,
     two_to_two_reads: Figure,
     scan_to_bit_by_bit: Figure,
@@ -187,7 +189,7 @@ impl Row {
     }
 }
 
-/// What a round costs in which nothing is dirty, if that was measured.
+/// The cost of a round without dirty pages, if it was measured.
 fn fixed_cost(rows: &[Row]) -> Option<String> {
     let mut lines = rows.iter().filter(|row| row.dirty == Pattern::random(0).to_string()).peekable();
     lines.peek()?;
@@ -205,12 +207,12 @@ const FIXED_COST_HEAD: &str = "\
 |---|---|---|---|
 ";
 
-/// A bitmap, the kernel's record that it is made from, and who works on them.
+/// A bitmap, the kernel's log that it is made from, and the pool that works on them.
 struct Bench<'pool> {
     pattern: Pattern,
     pool: &'pool ThreadPool,
     bitmap: DirtyBitmap,
-    /// As the kernel has it, and where it puts what it copies.
+    /// The kernel's log, and the buffer for its copies.
     log: Vec<u64>,
     scratch: Vec<u64>,
     atomic: AtomicBitmap,
@@ -226,8 +228,9 @@ impl<'pool> Bench<'pool> {
     }
 
     fn row(&mut self, ram_gib: u64, repeat: u8) -> Row {
-        // Before the first turn it is found out how many passes make a sample: of a short one by a second pass, as what is in no cache
-        // yet takes several times as long. Of two workers one may begin a little later.
+        // Before the first turn, the number of passes per sample is determined. A short routine is timed by a
+        // second pass, because a pass with cold caches takes several times as long. Of two workers one may
+        // begin a little later.
         let passes = ROUTINES.map(|routine| {
             let first = self.time(routine, 1);
             let one = if first < SAMPLE_MIN { self.time(routine, 1) } else { first };
@@ -282,8 +285,8 @@ impl<'pool> Bench<'pool> {
         taken
     }
 
-    /// Both workers are awake when the time begins, and go through all passes without waiting for each other: a virtual processor
-    /// that sleeps can take longer to wake up than a pass does.
+    /// Both workers are awake when the time begins, and go through all passes without waiting for each other:
+    /// a virtual processor that sleeps can take longer to wake up than a pass does.
     fn time_of_two(&self, passes: u32, worker: impl Fn(usize) -> u64 + Sync) -> Duration {
         let start = Barrier::new(2);
         let times = self.pool.broadcast(|context| {
@@ -297,7 +300,7 @@ impl<'pool> Bench<'pool> {
         times.into_iter().max().unwrap_or_default()
     }
 
-    /// What each of two workers does in a pass, if it is for two.
+    /// The work of each of two workers in a pass, if the routine is for two.
     fn worker(&self, routine: Routine) -> Option<Box<dyn Fn(usize) -> u64 + Sync + '_>> {
         let half = self.log.len().div_ceil(2);
         match routine {
@@ -332,14 +335,15 @@ impl<'pool> Bench<'pool> {
         }
     }
 
-    /// What a round does with bitmaps: forgets what was sent, takes over the kernel's record slot by slot, and finds the runs.
+    /// A round's work with bitmaps: clears what was sent, copies the kernel's log slot by slot, and finds the
+    /// runs.
     fn round(&mut self) -> u64 {
         self.bitmap.clear();
         self.copy(|bitmap, first_word, words| bitmap.regions_mut()[0].mark_words(first_word, words));
         scan(&self.bitmap, 1, 0)
     }
 
-    /// Copies the record slot by slot, as the kernel does, and passes each on with the place of its first word.
+    /// Copies the log slot by slot, as the kernel does, and passes each on with the index of its first word.
     fn copy(&mut self, mut take: impl FnMut(&mut DirtyBitmap, usize, &[u64])) {
         for (index, slot) in self.log.chunks(SLOT_WORDS).enumerate() {
             let copy = &mut self.scratch[..slot.len()];
@@ -359,8 +363,8 @@ impl<'pool> Bench<'pool> {
 /// Rounds of a pass of [`in_registers`]: some tenths of a millisecond.
 const REGISTERS_ROUNDS: u64 = 1 << 17;
 
-/// Work that waits for nothing, neither memory nor a guess that was wrong. Two virtual processors that are one core of the host do no
-/// more of it than one.
+/// Work that waits for nothing: neither memory nor a mispredicted branch. Two virtual processors on one core
+/// of the host do no more of this work than one.
 fn in_registers(rounds: u64) -> u64 {
     let mut values = [1u64, 2, 3, 4, 5, 6];
     for round in 0..black_box(rounds) {
@@ -369,7 +373,7 @@ fn in_registers(rounds: u64) -> u64 {
     values.into_iter().fold(0, u64::wrapping_add)
 }
 
-/// What the worker of a lane does with the bitmap.
+/// The scan that the worker of a lane makes of the bitmap.
 fn scan(bitmap: &DirtyBitmap, lanes: usize, lane: usize) -> u64 {
     let (mut sum, mut edges) = (0, RunEdges::default());
     for stripe in Stripes::new(lanes).of_lane(lane, black_box(bitmap)) {
@@ -378,7 +382,7 @@ fn scan(bitmap: &DirtyBitmap, lanes: usize, lane: usize) -> u64 {
     sum
 }
 
-/// The same runs, found by asking for each page.
+/// The same runs, found by testing each page.
 fn bit_by_bit(words: &[u64]) -> u64 {
     let (mut sum, mut first, mut count) = (0, 0, 0);
     for (index, word) in (0..).zip(words) {
@@ -416,7 +420,7 @@ mod tests {
             let expected = bench.pass(Routine::BitByBit);
             bench.fill_atomic();
             assert_eq!(bench.pass(Routine::Atomic), expected, "{pattern}");
-            // A run ends with its stripe, whoever finds it.
+            // A run ends with its stripe, for every routine.
             let by_stripe = bench.pass(Routine::Scan);
             assert_eq!(bench.pass(Routine::Round), by_stripe, "{pattern}");
             assert_eq!(bench.pass(Routine::Scan2), by_stripe, "{pattern}");

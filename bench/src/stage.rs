@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput};
 
-/// A shorter sample says more about the clock than about the routine.
+/// A shorter sample measures the clock rather than the routine.
 const SAMPLE_MIN: Duration = Duration::from_micros(50);
 
-/// A limit, and what is measured beside it in the same run.
+/// A limit, and the routines measured beside it in the same run.
 ///
-/// Criterion reports every routine as ever. When the stage is dropped it adds what the reader came for: the speed of each
-/// as a share of the limit's, between their fastest samples. What else the machine did only ever makes a sample slower.
+/// Criterion reports every routine as usual. When the stage is dropped, it adds the ratios: the speed of each
+/// routine as a share of the limit's, between their fastest samples. Other load on the machine can only make
+/// a sample slower.
 pub struct Stage<'criterion> {
     name: String,
     group: BenchmarkGroup<'criterion, WallTime>,
@@ -36,7 +37,7 @@ impl<'criterion> Stage<'criterion> {
         stage
     }
 
-    /// Measures a routine that does the limit's work, or the engine's way of it.
+    /// Measures a routine that does the limit's work, or does it in the engine's way.
     pub fn beside(&mut self, name: &'static str, mut routine: impl FnMut() -> u64) -> &mut Self {
         self.measure(name, |passes| {
             let began = Instant::now();
@@ -47,7 +48,7 @@ impl<'criterion> Stage<'criterion> {
         })
     }
 
-    /// Measures a routine that uses up what `prepare` makes, without the making.
+    /// Measures a routine that consumes the result of `prepare`, without the time of `prepare`.
     pub fn beside_prepared<T>(
         &mut self,
         name: &'static str,
@@ -85,7 +86,7 @@ impl<'criterion> Stage<'criterion> {
 impl Drop for Stage<'_> {
     fn drop(&mut self) {
         let Some(&(limit_name, limit)) = self.fastest.first() else { return };
-        // A filter on the command line leaves routines out, and a stage without its limit has no ratios.
+        // A filter on the command line skips routines; a stage without its limit has no ratios.
         let measured: Vec<_> = self.fastest[1..].iter().filter(|(_, seconds)| seconds.is_finite()).collect();
         if !crate::measuring() || !limit.is_finite() || measured.is_empty() {
             return;

@@ -1,7 +1,7 @@
-//! `sterna-bench state`: what a long saved state adds to the downtime, beside what the link needs for it.
+//! `sterna-bench state`: what a large saved state adds to the downtime, beside the link's time for it.
 //!
-//! Whole migrations by the `sterna` command, of a guest without and with so much state, in turns with plain TCP streams of as many bytes.
-//! With a bandwidth limit the link is the slower of the two.
+//! Whole migrations by the `sterna` command, of a guest without and with this state, in turns with plain TCP
+//! streams of as many bytes. With a bandwidth limit the link is the slower of the two.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,7 +26,7 @@ pub(crate) struct StateArgs {
     /// RAM of the guest
     #[arg(long, default_value = "64M", value_name = "SIZE")]
     memory: String,
-    /// How pages travel: tcp or rdma
+    /// The transport of pages: tcp or rdma
     #[arg(long, default_value = "tcp")]
     transport: String,
     /// Have both ends at this address of this machine
@@ -55,19 +55,19 @@ pub(crate) fn run(args: &StateArgs) -> ExitCode {
     }
 }
 
-/// What was measured, in milliseconds unless a name says otherwise.
+/// The measurements, in milliseconds unless a name says otherwise.
 #[derive(Default)]
 struct Measured {
     plain_mbps: Vec<f64>,
     without: Vec<Migration>,
     with: Vec<Migration>,
     added: Vec<f64>,
-    /// What the link needs for the state.
+    /// The link's time for the state.
     link: Vec<f64>,
 }
 
 fn measure(args: &StateArgs) -> Result<Measured, Failure> {
-    // Journals cost nothing there.
+    // Journals cost nothing in this folder.
     let private = fs::Permissions::from_mode(0o700);
     let folder =
         tempfile::Builder::new().prefix("sterna-bench-").permissions(private).tempdir_in("/dev/shm")?;
@@ -82,7 +82,7 @@ fn measure(args: &StateArgs) -> Result<Measured, Failure> {
             "--dirty-rate=5".into(),
             "--machine=synthetic".into(),
             "--verify=off".into(),
-            // What is measured is not to depend on what was predicted.
+            // The measurement must not depend on the prediction.
             "--downtime-limit=600000".into(),
         ],
         temporary: Some(folder.path().to_owned()),
@@ -144,7 +144,7 @@ impl Measured {
     }
 }
 
-/// The sum of what was predicted, but for comparing.
+/// The sum of the predicted parts, except for comparing.
 fn predicted_ms(migration: &Migration) -> f64 {
     let parts = &migration.downtime_predicted;
     [

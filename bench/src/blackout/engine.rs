@@ -1,4 +1,5 @@
-//! Whole migrations of sparse RAM within this process, over TCP: the state, FINAL and GO as well, by the engine's own report.
+//! Whole migrations of sparse RAM within this process, over TCP: the figures, including the state, FINAL and
+//! GO, are from the engine's own report.
 
 use serde_json::Value;
 use sterna::progress::Report;

@@ -1,4 +1,4 @@
-//! A dirty log as KVM's: slots of 64 GiB, whose bitmaps are copied one at a time.
+//! A dirty log like KVM's: slots of 64 GiB, whose bitmaps are copied one at a time.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ const SLOT_WORDS: usize = 1 << 18;
 const SLOT_STRIPES: usize = 4096;
 const _: () = assert!(SLOT_STRIPES as u64 * STRIPE_PAGES == SLOT_WORDS as u64 * 64);
 
-/// In the place of the kernel's record of one region.
+/// Stands for the kernel's log of one region.
 #[derive(Debug)]
 pub(super) struct SlotLog {
     words: Vec<u64>,
@@ -21,9 +21,9 @@ pub(super) struct SlotLog {
 }
 
 impl SlotLog {
-    /// With so many of 10,000 pages dirty, in runs of so many pages.
+    /// A log with `dirty` of 10,000 pages dirty, in runs of `run_pages` pages.
     pub(super) fn new(pages: u64, dirty: u64, run_pages: u64) -> Self {
-        // Written in any case: memory that never was is one page of zeros, which any cache holds.
+        // Written in any case: untouched memory is one page of zeros, which fits any cache.
         let mut words = vec![1; usize::try_from(pages / 64).expect("it fits a 64-bit machine")];
         words.fill(0);
         let mut random = Random::default();
@@ -41,7 +41,7 @@ impl SlotLog {
         &self.words
     }
 
-    /// Copies all slots, one after the other, to the same place.
+    /// Copies all slots, one after the other, to the same buffer.
     pub(super) fn copy(&self) {
         self.with_scratch(|scratch| {
             for slot in 0..self.words.len().div_ceil(SLOT_WORDS) {

@@ -1,4 +1,5 @@
-//! `sterna-bench blackout`: the parts of the time in which no host runs the guest, and how they grow with the guest's RAM.
+//! `sterna-bench blackout`: the parts of the time in which no host runs the guest, and their growth with the
+//! guest's RAM.
 //!
 //! | table | |
 //! |---|---|
@@ -42,7 +43,7 @@ pub(crate) struct BlackoutArgs {
     /// Dirty pages in 10,000 at the pause
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=5000), value_name = "N")]
     dirty: u64,
-    /// How many lanes, and so workers
+    /// The number of lanes, and so of workers
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
     lanes: u8,
     /// Move guests with all of their RAM touched between real processes, in place of synthetic RAM
@@ -51,13 +52,13 @@ pub(crate) struct BlackoutArgs {
     /// RAM of the real guests, in MiB [default: 256,1024,2048,4096]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(16..=65_536), value_name = "MIB,…")]
     memory: Vec<u64>,
-    /// How pages of real guests travel: rdma or tcp
+    /// The transport of real guests' pages: rdma or tcp
     #[arg(long, default_value = "rdma", value_parser = ["rdma", "tcp"])]
     transport: String,
     /// The `sterna` command [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     sterna: Option<PathBuf>,
-    /// Write the figures to this file as JSON, too
+    /// Also write the figures to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -102,7 +103,7 @@ impl BlackoutArgs {
     }
 }
 
-/// A table's rows: what a column is of each repetition.
+/// A column of a table: its name and its value for a repetition.
 type Column<T> = (&'static str, fn(&T) -> f64);
 
 fn head(first: &[&'static str], columns: impl IntoIterator<Item = &'static str>) -> String {
@@ -110,7 +111,7 @@ fn head(first: &[&'static str], columns: impl IntoIterator<Item = &'static str>)
     format!("| {} |\n|{}", names.join(" | "), "---|".repeat(names.len()))
 }
 
-/// A row of a table, and the same for programs.
+/// A row of a table, and the same as JSON.
 fn row<T>(first: &[String], columns: &[Column<T>], turns: &[T]) -> (String, Value) {
     let mut line = format!("| {} |", first.join(" | "));
     let mut object = serde_json::Map::new();

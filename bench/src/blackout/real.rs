@@ -44,7 +44,8 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Value, Failure> {
     };
     let repeat = args.repeat.unwrap_or(if args.quick { 1 } else { 3 });
     let mut migrations: Vec<Vec<Migration>> = sizes_mib.iter().map(|_| Vec::new()).collect();
-    // In turn, so that whatever else the machine does meets all sizes alike; and the first of each finds things cold.
+    // In turn, so that other load on the machine affects all sizes alike. The first migration of each size
+    // finds caches cold and does not count.
     for turn in 0..=repeat {
         for (&mib, of_size) in sizes_mib.iter().zip(&mut migrations) {
             let migration = migrate(args, mib)?;
@@ -76,14 +77,14 @@ fn migrate(args: &BlackoutArgs, mib: u64) -> Result<Migration, Failure> {
         "--machine=synthetic".into(),
         "--dirty-rate=0".into(),
         "--verify=off".into(),
-        // No guest is too large for the switch here: what is predicted is measured all the same.
+        // A limit that every guest meets, so each switches; the prediction is measured all the same.
         "--downtime-limit=10000".into(),
     ];
     let demo = Demo { program, common, temporary: None };
     Ok(demo.migrate(&[])?.ok_or("an idle guest did not converge")?)
 }
 
-/// Of the largest guest and the smallest, turn by turn.
+/// The ratios of the largest guest to the smallest, turn by turn.
 fn ratios(sizes_mib: &[u64], migrations: &[Vec<Migration>]) -> Value {
     let of_size = |mib: Option<&u64>| {
         let index = sizes_mib.iter().position(|size| Some(size) == mib)?;
@@ -121,7 +122,7 @@ fn ratios(sizes_mib: &[u64], migrations: &[Vec<Migration>]) -> Value {
     Value::Object(object)
 }
 
-/// The nearest rank: so many of a hundred are at most this.
+/// The nearest rank: `percent` of a hundred values are at most this.
 fn percentile(mut values: Vec<f64>, percent: usize) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     values.get((values.len() * percent).div_ceil(100).max(1) - 1).copied()

@@ -1,7 +1,7 @@
-//! Each step of the engine's switch over synthetic RAM, from the pause to FINAL, without a page being sent.
+//! Each step of the engine's switch over synthetic RAM, from the pause to FINAL, without sending a page.
 //!
-//! Every turn has all steps, the copy that a kernel makes of its bitmap, and a plain read of the bitmap by one thread: what any walk
-//! over all of it takes at least.
+//! Every turn has all steps, the copy that a kernel makes of its bitmap, and a plain read of the bitmap by
+//! one thread, the least that a walk over the whole bitmap takes.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -17,7 +17,7 @@ use super::{BlackoutArgs, Column, Failure, head, row};
 
 const GIB: u64 = 1 << 30;
 
-/// Milliseconds.
+/// The times of a turn, in milliseconds.
 #[derive(Debug, Default)]
 struct Turn {
     read: f64,
@@ -60,7 +60,7 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Vec<Value>, Failure> {
     for &gib in args.sizes_gib() {
         for (kind, run_pages) in [("scattered", 1), ("in runs of 64", 64)] {
             let mut bench = Steps::new(gib * GIB, args, run_pages)?;
-            // The first finds the caches cold and buffers not made.
+            // The first turn finds the caches cold and no buffers allocated.
             bench.turn()?;
             let turns = (0..args.turns()).map(|_| bench.turn()).collect::<Result<Vec<_>, _>>()?;
             let first = [gib.to_string(), format!("{} {kind}", bench.pages), bench.chunks.to_string()];
@@ -75,10 +75,10 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Vec<Value>, Failure> {
 struct Steps {
     log: SlotLog,
     off: Blackout,
-    /// With digests, all of which stand before each turn.
+    /// With digests of all pages, which are computed before each turn.
     compared: Blackout,
     chunks: usize,
-    /// Dirty in a turn.
+    /// Dirty pages in a turn.
     pages: u64,
 }
 
@@ -119,7 +119,7 @@ impl Steps {
     }
 }
 
-/// And how long it took, in milliseconds.
+/// The result of `work`, and its duration in milliseconds.
 fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     let began = Instant::now();
     let done = work();

@@ -3,7 +3,8 @@
 use super::BenchError;
 use super::migration::Demo;
 
-/// How well a bandwidth limit is kept: at the link's, at a fourth and at four times of it, beside no limit.
+/// The accuracy of a bandwidth limit: at the link's rate, at a fourth and at four times that, beside no
+/// limit.
 pub(super) fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("bandwidth limit kept: an idle guest, pages a second over the limit");
     let mut limits = vec![0, link_mbps / 4, link_mbps, link_mbps * 4];
@@ -21,9 +22,10 @@ pub(super) fn pace(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Guests at 0.5, 0.7 and 0.85 of the link, with 50 ms of downtime allowed and nothing done to help them.
+/// Guests at 0.5, 0.7 and 0.85 of the link, with 50 ms of downtime allowed and no throttling.
 ///
-/// The ideal is all of RAM, and of what is sent the share that is written anew, and of that again: RAM ÷ (1 − rate ÷ link).
+/// The ideal sends all of RAM, then the share that was written meanwhile, then the share written in that
+/// time, and so on: RAM ÷ (1 − rate ÷ link).
 pub(super) fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("guests at shares of the link, 50 ms allowed, no throttling");
     println!("  asked  wrote  rounds   total s  downtime ms  bytes sent / ideal");
@@ -54,7 +56,7 @@ pub(super) fn shares(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// How often the guest beats in each round, as a share of how often before.
+/// The guest's beats in each round, as a share of its rate before.
 pub(super) fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("the guest's heartbeat in each round, that before as 1 (a guest at 0.5 of the link)");
     let how = [
@@ -73,7 +75,8 @@ pub(super) fn slowdown(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     Ok(())
 }
 
-/// Predicted against measured downtime of thirty migrations: ten rates from none to 1.2 of the link, three limits.
+/// Predicted against measured downtime of thirty migrations: ten rates from none to 1.2 of the link, three
+/// limits.
 pub(super) fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> {
     println!("predicted and measured downtime, ms");
     println!(
@@ -110,7 +113,7 @@ pub(super) fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> 
         }
     }
     errors.sort_by(f64::total_cmp);
-    // The nearest rank: so many of a hundred are at most this.
+    // The nearest rank: `percent` of a hundred values are at most this.
     let percentile = |percent: usize| errors.get((errors.len() * percent).div_ceil(100).max(1) - 1);
     if let (Some(half), Some(nine_tenths), Some(largest)) = (percentile(50), percentile(90), errors.last()) {
         println!(

@@ -10,13 +10,13 @@ use super::BenchError;
 #[derive(Debug)]
 pub(crate) struct Demo {
     pub(crate) program: PathBuf,
-    /// What all migrations have in common.
+    /// The options that all migrations share.
     pub(crate) common: Vec<String>,
-    /// Where it makes the folder of its sockets and journals, if that is not to be the usual place.
+    /// The folder for its sockets and journals, if not the default.
     pub(crate) temporary: Option<PathBuf>,
 }
 
-/// What the figures need of a migration's report.
+/// The parts of a migration's report that the figures need.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Migration {
     pub(crate) total_ms: f64,
@@ -66,12 +66,12 @@ impl Migration {
         self.bytes_sent as f64 / 1e3 / ms
     }
 
-    /// The rounds while the guest ran.
+    /// The rounds during which the guest ran.
     pub(crate) fn running(&self) -> &[RoundReport] {
         self.per_round.split_last().map_or(&[], |(_, running)| running)
     }
 
-    /// How fast the guest wrote new pages over all rounds in which it ran, in MB/s.
+    /// The guest's rate of new dirty pages over all rounds in which it ran, in MB/s.
     pub(crate) fn dirty_rate_mbps(&self) -> f64 {
         let (bytes, ms) = self.running().iter().fold((0.0, 0.0), |(bytes, ms), round| {
             let time = round.ms + round.harvest_ms;

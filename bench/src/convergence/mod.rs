@@ -1,11 +1,12 @@
-//! Whether migrations converge, and whether what they predict comes true: whole migrations by the `sterna` command, over a
-//! link that a bandwidth limit makes. The limit of each figure is the link, in the same run.
+//! Whether migrations converge, and whether their predictions come true: whole migrations by the `sterna`
+//! command, over a link that a bandwidth limit simulates. The limit of each figure is the link, in the same
+//! run.
 //!
-//! | figure | held against |
+//! | figure | compared with |
 //! |---|---|
 //! | [`pace`](figures::pace) | pages a second against the bandwidth limit, and against no limit |
 //! | [`prediction`](figures::prediction) | predicted against measured downtime, over guests of many rates |
-//! | [`shares`](figures::shares) | guests at 0.5, 0.7 and 0.85 of the link: do they converge by themselves, and at what cost against the ideal |
+//! | [`shares`](figures::shares) | guests at 0.5, 0.7 and 0.85 of the link: whether they converge unaided, and their cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
 
 mod figures;
@@ -20,7 +21,7 @@ use thiserror::Error;
 
 pub(crate) use self::migration::{Demo, Migration};
 
-/// What to measure, and with what.
+/// The figures to measure, and their parameters.
 #[derive(Debug, Args)]
 pub(crate) struct ConvergenceArgs {
     /// The figures to take [default: all]
@@ -29,16 +30,16 @@ pub(crate) struct ConvergenceArgs {
     /// The `sterna` command [default: the one beside this program]
     #[arg(long)]
     sterna: Option<PathBuf>,
-    /// What the link carries, in MB/s
+    /// The link's rate, in MB/s
     #[arg(long, default_value_t = 100)]
     link: u64,
     /// RAM of the guests, all of which they write
     #[arg(long, default_value = "64M")]
     memory: String,
-    /// What runs the guests: kvm or synthetic
+    /// The guests' machine: kvm or synthetic
     #[arg(long, default_value = "auto")]
     machine: String,
-    /// How pages travel: tcp or rdma
+    /// The transport of pages: tcp or rdma
     #[arg(long, default_value = "tcp")]
     transport: String,
 }
@@ -46,7 +47,7 @@ pub(crate) struct ConvergenceArgs {
 /// One figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Figure {
-    /// How well a bandwidth limit is kept
+    /// The accuracy of a bandwidth limit
     RateLimiter,
     /// Predicted against measured downtime
     Prediction,
@@ -56,10 +57,10 @@ pub(crate) enum Figure {
     Slowdown,
 }
 
-/// Why nothing was measured.
+/// Why a figure could not be measured.
 #[derive(Debug, Error)]
 pub(crate) enum BenchError {
-    /// The command is not there.
+    /// The command could not be started.
     #[error("cannot run {program}: {error}; `cargo build --release` makes it, or name it with --sterna")]
     Start {
         /// The command.
@@ -70,14 +71,14 @@ pub(crate) enum BenchError {
     /// A migration failed that should have succeeded.
     #[error("`sterna {arguments}` ended with {status}: {said}")]
     Failed {
-        /// What it was asked for.
+        /// Its arguments.
         arguments: String,
-        /// How it ended.
+        /// Its exit status.
         status: ExitStatus,
-        /// What it said last.
+        /// The end of its output.
         said: String,
     },
-    /// The report was not what this program knows.
+    /// The report has an unexpected form.
     #[error("`sterna` reported something else than was expected: {0}")]
     Report(#[from] serde_json::Error),
 }
@@ -92,7 +93,7 @@ pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
     }
 }
 
-/// Takes the figures and prints them, up to the first migration that fails where it should not.
+/// Takes the figures and prints them, up to the first migration that fails unexpectedly.
 fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
     let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
     let demo = Demo {

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt;
 
 use super::failure::Failure;
 
-/// How much is read at once.
+/// The bytes of one read.
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Fails unless two files, the RAM of a guest at both ends, are equal byte by byte.

@@ -13,27 +13,27 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(crate) struct CpuTime {
     /// In the programs themselves.
     pub(crate) user_s: f64,
-    /// In the kernel, soft-RoCE's work included where it is done on behalf of a program.
+    /// In the kernel, including soft-RoCE's work where the kernel does it on behalf of a program.
     pub(crate) system_s: f64,
 }
 
 impl CpuTime {
-    /// What the whole machine spent since it started, interrupts included.
+    /// The CPU time of the whole machine since its start, interrupts included.
     pub(crate) fn of_machine() -> Result<Self, Failure> {
         read("/proc/stat", machine)
     }
 
-    /// What a process that still exists spent, all of its threads.
+    /// The CPU time of a process that still exists, all threads included.
     pub(crate) fn of_process(id: u32) -> Result<Self, Failure> {
         read(&format!("/proc/{id}/stat"), |text| process_ticks(text, 11))
     }
 
-    /// What this process spent.
+    /// The CPU time of this process.
     pub(crate) fn of_this_process() -> Result<Self, Failure> {
         Self::of_process(process::id())
     }
 
-    /// What those children of this process spent that have ended and were waited for.
+    /// The CPU time of the children of this process that have ended and were waited for.
     pub(crate) fn of_ended_children() -> Result<Self, Failure> {
         read("/proc/self/stat", |text| process_ticks(text, 13))
     }
@@ -56,8 +56,8 @@ fn read(path: &str, parse: impl Fn(&str) -> Option<CpuTime>) -> Result<CpuTime, 
     parse(&text).ok_or_else(|| Failure::Words { what: path.into(), said: text.chars().take(100).collect() })
 }
 
-/// proc(5): `cpu` and the ticks in user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice. The last two
-/// are in the first two already; what a hypervisor stole was not spent here.
+/// proc(5): `cpu` and the ticks in user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice.
+/// The first two include the last two; time that a hypervisor stole was not spent on this machine.
 fn machine(text: &str) -> Option<CpuTime> {
     let mut words = text.lines().next()?.split_ascii_whitespace();
     (words.next()? == "cpu").then_some(())?;
@@ -66,7 +66,7 @@ fn machine(text: &str) -> Option<CpuTime> {
     Some(seconds(user + nice, system + irq + softirq))
 }
 
-/// proc(5): field 2, the program's name in brackets, may have anything in it. `index` counts from field 3.
+/// proc(5): field 2, the program's name in brackets, may contain anything. `index` counts from field 3.
 fn process_ticks(text: &str, index: usize) -> Option<CpuTime> {
     let (_, rest) = text.rsplit_once(')')?;
     let mut words = rest.split_ascii_whitespace().skip(index);

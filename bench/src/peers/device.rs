@@ -1,4 +1,4 @@
-//! The RDMA device that is measured, and what its counters say.
+//! The RDMA device under test, and its counters.
 
 use std::fs;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use sterna_rdma::{Device, GidChoice, Library, Port};
 
 use super::failure::Failure;
 
-/// An RDMA device of this machine with a usable address: both ends are on it.
+/// An RDMA device of this machine with a usable address; it is the device of both ends.
 #[derive(Clone, Debug)]
 pub(crate) struct RdmaDevice {
     pub(crate) name: String,
@@ -19,7 +19,7 @@ pub(crate) struct RdmaDevice {
 }
 
 impl RdmaDevice {
-    /// The device of that name, or the first with an active port.
+    /// The named device, or the first with an active port.
     pub(crate) fn find(wanted: Option<&str>) -> Result<Self, Failure> {
         let none = |error: &dyn std::fmt::Display| Failure::NoDevice(error.to_string());
         let library = Library::load().map_err(|error| none(&error))?;
@@ -44,10 +44,10 @@ impl RdmaDevice {
         }))
     }
 
-    /// At most so many bytes left this machine's interfaces and this device so far.
+    /// An upper bound of the bytes that have left this machine's interfaces and this device so far.
     ///
-    /// Hardware counts the words it sends. Soft-RoCE counts packets, and those from the device to itself pass no interface:
-    /// each is taken for as long as a packet can be.
+    /// Hardware counts the words it sends. Soft-RoCE counts packets, and its packets to the device itself
+    /// pass no interface: each counts with the maximal length of a packet.
     pub(crate) fn sent_bytes_max(&self) -> Result<u64, Failure> {
         let port = PathBuf::from(format!("/sys/class/infiniband/{}/ports/{}", self.name, self.port));
         let words = number(port.join("counters/port_xmit_data"));
@@ -60,7 +60,7 @@ impl RdmaDevice {
             fs::read_dir("/sys/class/net").map_err(Failure::system("look into /sys/class/net"))?;
         let mut by_interfaces = 0;
         for interface in interfaces.flatten() {
-            // One may vanish meanwhile.
+            // An interface may vanish meanwhile.
             by_interfaces += number(interface.path().join("statistics/tx_bytes")).unwrap_or(0);
         }
         Ok(by_device + by_interfaces)

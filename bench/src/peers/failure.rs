@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::qemu::QmpError;
 
-/// Why there is no number.
+/// Why a figure could not be measured.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
     #[error("{program} is not installed: `apt install {package}`")]

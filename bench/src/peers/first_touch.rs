@@ -1,7 +1,8 @@
-//! Memory that no program has had yet.
+//! Memory that the machine has not yet received from its host.
 //!
-//! A virtual machine, and User-mode Linux most of all, gets its memory from the host page by page, as it is touched for the first
-//! time, which costs several times what is measured here. Without this, whatever is measured first would pay for what follows.
+//! A virtual machine, and User-mode Linux most of all, gets each page of its memory from the host at the
+//! first touch. That costs several times what this comparison measures. Without this step, the first
+//! measurement would pay for the later ones.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,17 +11,18 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::failure::Failure;
 
-/// What is left to the rest of the machine meanwhile: at least so much, and an eighth of what is free.
+/// The memory left to the rest of the machine meanwhile: at least this, and an eighth of the free memory.
 const LEFT_BYTES_MIN: u64 = 256 << 20;
 
-/// A machine with more has had what this takes of it long since.
+/// A larger machine has already received this much memory from its host.
 const TOUCHED_BYTES_MAX: u64 = 32 << 30;
 
 const CHUNK_LEN: usize = 1 << 20;
 
-/// Touches what is free of this machine's memory, and frees it again; returns how many bytes.
+/// Touches this machine's free memory and frees it again; returns the number of bytes.
 ///
-/// By writing a file in memory: the kernel does that without mapping a page, each of which takes User-mode Linux a system call.
+/// It writes a file in memory: the kernel does that without mapping pages, each of which costs User-mode
+/// Linux a system call.
 pub(crate) fn touch_free_memory() -> Result<u64, Failure> {
     const MEMINFO: &str = "/proc/meminfo";
     let text = fs::read_to_string(MEMINFO).map_err(Failure::system(format!("read {MEMINFO}")))?;
@@ -36,7 +38,7 @@ pub(crate) fn touch_free_memory() -> Result<u64, Failure> {
     Ok(chunks * CHUNK_LEN as u64)
 }
 
-/// proc(5): `MemFree: 123 kB`. Page cache does not count: it was touched.
+/// proc(5): `MemFree: 123 kB`. Page cache does not count, because it has been touched.
 fn free_bytes(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemFree:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)

@@ -1,10 +1,11 @@
 //! The limit: `ib_write_bw` of perftest, which writes from one buffer into another as fast as the device can.
 //!
-//! Where the processor's clock cannot be read, as in User-mode Linux, it prints no bandwidth, and most of a short run is its
-//! preparation. So it runs twice, with few and with many writes, and what the many took longer is the time of the difference.
+//! Where the processor's clock cannot be read, as in User-mode Linux, it prints no bandwidth, and most of a
+//! short run is its preparation. So it runs twice, with few and with many writes, and the difference of the
+//! times belongs to the difference of the writes.
 //!
-//! It writes the same few MiB again and again, which a processor's cache holds, while guests have memory that none does. So there
-//! is a second limit: its speed with buffers too large for that.
+//! It writes the same few MiB again and again, which fit a processor's cache; the memory of guests does not.
+//! So a second limit is its speed with buffers too large for a cache.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ pub(crate) struct Shape {
     pub(crate) write_bytes: u64,
     pub(crate) queue_pairs: u64,
     pub(crate) depth: u64,
-    /// Writes posted with one doorbell, which ask for one completion.
+    /// Writes posted with one doorbell, which request one completion.
     pub(crate) list: u64,
 }
 
@@ -38,12 +39,12 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// Long writes: no list helps them.
+/// Long writes, which a list does not speed up.
 const fn long(write_bytes: u64, queue_pairs: u64, depth: u64) -> Shape {
     Shape { write_bytes, queue_pairs, depth, list: 1 }
 }
 
-/// What is tried for the best.
+/// The candidates for the best shape.
 const SHAPES: [Shape; 12] = [
     long(64 << 10, 1, 128),
     long(64 << 10, 2, 128),
@@ -59,14 +60,14 @@ const SHAPES: [Shape; 12] = [
     Shape { write_bytes: 16 << 10, queue_pairs: 4, depth: 256, list: 32 },
 ];
 
-/// Enough of them for a first impression.
+/// Enough candidates for a first impression.
 const SHAPES_QUICK: [Shape; 4] =
     [long(64 << 10, 2, 128), long(1 << 20, 1, 16), long(1 << 20, 2, 16), long(1 << 20, 4, 16)];
 
 /// Buffers of 64 MiB at each end, through which all writes go in turn.
 const SHAPES_UNCACHED: [Shape; 3] = [long(16 << 20, 4, 2), long(32 << 20, 2, 2), long(64 << 20, 1, 2)];
 
-/// Single pages, in the lists and with as many on their way as a lane has.
+/// Single pages, in lists and with as many in flight as a lane has.
 pub(crate) fn pages(queue_pairs: u64) -> Shape {
     let RdmaTuning { window_writes, list_writes, .. } = RdmaTuning::default();
     Shape { write_bytes: 4096, queue_pairs, depth: window_writes.into(), list: list_writes.into() }
@@ -77,7 +78,7 @@ pub(crate) fn best(device: &RdmaDevice, quick: bool) -> Result<Shape, Failure> {
     fastest(device, if quick { &SHAPES_QUICK } else { &SHAPES }, 512 << 20)
 }
 
-/// The fastest of those that no cache helps.
+/// The fastest shape with buffers that fit no cache.
 pub(crate) fn best_uncached(device: &RdmaDevice) -> Result<Shape, Failure> {
     fastest(device, &SHAPES_UNCACHED, 1 << 30)
 }
@@ -104,9 +105,9 @@ pub(crate) fn speed(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64
 
 /// The speed of a shape in MB/s, measured once.
 pub(crate) fn once(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64, Failure> {
-    // As many on each queue pair, and whole lists.
+    // The same number on each queue pair, and whole lists.
     let writes = |bytes: u64| (bytes / shape.write_bytes / shape.queue_pairs).next_multiple_of(shape.list);
-    // The buffer, and what is on its way, are faulted in and warm in both.
+    // Both runs fault in the buffer and warm the writes in flight.
     let few = writes(bytes / 16).max(WRITES_MIN.next_multiple_of(shape.list));
     let more = writes(bytes);
     let difference = run(device, shape, few + more)?.saturating_sub(run(device, shape, few)?);
@@ -117,10 +118,10 @@ pub(crate) fn once(device: &RdmaDevice, shape: Shape, bytes: u64) -> Result<f64,
     Ok(bytes as f64 / 1e6 / difference.as_secs_f64())
 }
 
-/// What `ib_write_bw` accepts.
+/// The fewest writes that `ib_write_bw` accepts.
 const WRITES_MIN: u64 = 5;
 
-/// How long `ib_write_bw` takes for so many writes on each queue pair.
+/// The time that `ib_write_bw` takes for `writes` writes on each queue pair.
 fn run(device: &RdmaDevice, shape: Shape, writes: u64) -> Result<Duration, Failure> {
     let port = free_port(device.address)?;
     let command = || {
@@ -145,7 +146,7 @@ fn run(device: &RdmaDevice, shape: Shape, writes: u64) -> Result<Duration, Failu
     }
     let said = client.said();
     server.succeed(RUN_MAX)?;
-    // It ends well also after some errors. What it prints counts all queue pairs.
+    // It exits with success even after some errors. The printed number counts all queue pairs.
     if said.contains(&(writes * shape.queue_pairs).to_string()) && !said.contains("Completion with error") {
         Ok(took)
     } else {

@@ -14,7 +14,7 @@ pub(crate) struct ZeroTest {
     pub(crate) zero_test: f64,
 }
 
-/// More than caches hold.
+/// Larger than caches.
 const BYTES: usize = 256 << 20;
 
 const PASSES: usize = 8;

@@ -1,18 +1,19 @@
-//! What a migration is asked for and what it came to, whoever did it.
+//! A migration's parameters and results, for every program.
 
 use super::cpu::CpuTime;
 use super::failure::Failure;
 use super::record::Record;
 
-/// How much a busy guest writes over and over.
+/// The bytes that a busy guest writes over and over.
 pub(crate) const LOOP_BYTES: u64 = 100 << 20;
 
-/// What the guest does.
+/// The guest's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// Nothing; all of its RAM is touched.
+    /// None; all of its RAM is touched.
     Idle,
-    /// All of its RAM is touched, and it adds one to a byte of each page of [`LOOP_BYTES`], as fast as it can.
+    /// All of its RAM is touched, and it adds one to a byte of each page of [`LOOP_BYTES`], as fast as it
+    /// can.
     Loop,
 }
 
@@ -25,23 +26,23 @@ impl Load {
     }
 }
 
-/// A migration that ended, its memory found equal.
+/// A migration that ended and whose memory was found equal.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Migration {
-    /// By its own report, set-up included.
+    /// By the program's own report, set-up included.
     pub(crate) total_ms: f64,
-    /// From outside.
+    /// Measured from outside.
     pub(crate) wall_ms: f64,
     pub(crate) setup_ms: Option<f64>,
     pub(crate) downtime_ms: f64,
     pub(crate) moved_mb: f64,
-    /// Of everything on this machine.
+    /// Of all processes on this machine.
     pub(crate) machine_cpu: CpuTime,
     /// Of the processes of both ends.
     pub(crate) own_cpu: CpuTime,
-    /// How fast a busy guest wrote before.
+    /// A busy guest's write speed before the migration.
     pub(crate) guest_mbps: Option<f64>,
-    /// How far the guest was slowed.
+    /// The share by which the guest was throttled.
     pub(crate) throttle_percent: u8,
 }
 
@@ -51,7 +52,7 @@ pub(crate) fn figure(load: Load, by: &str, what: &str) -> String {
 }
 
 impl Record {
-    /// Notes all figures of a migration, or why there are none.
+    /// Records all figures of a migration, or the reason for which they are missing.
     pub(crate) fn migration(&mut self, load: Load, by: &str, outcome: Result<Migration, Failure>) {
         let name = |what| figure(load, by, what);
         match outcome {

@@ -1,16 +1,17 @@
-//! The comparison: everything in one run on one machine, interleaved and repeated, so that its ratios mean something.
+//! The comparison: all measurements in one run on one machine, interleaved and repeated, so that their ratios
+//! are meaningful.
 //!
 //! | file | |
 //! |---|---|
-//! | `limit` | `ib_write_bw`: how fast the device can write |
-//! | `plain`, `tcp` | how fast TCP is: a plain stream under the lanes' conditions, and `iperf3` |
+//! | `limit` | `ib_write_bw`: the device's write speed |
+//! | `plain`, `tcp` | TCP's speed: a plain stream under the lanes' conditions, and `iperf3` |
 //! | `qemu` | QEMU's migrations: the guest as a boot sector, the QMP client, a run |
 //! | `sterna_runs` | the `sterna` command; the engine between two guests in this process |
 //! | `memory` | the zero test beside a plain read |
 //! | `speeds` | lanes beside their limits, in turns |
-//! | `record`, `ratios`, `table` | what was measured; the figures that have an aim; how both are shown |
-//! | `first_touch` | memory that the machine has but never had from its host |
-//! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | what these share |
+//! | `record`, `ratios`, `table` | the measurements; the figures that have an aim; the output of both |
+//! | `first_touch` | memory that the machine has not yet received from its host |
+//! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | shared parts |
 
 mod compare;
 mod cpu;
@@ -73,16 +74,16 @@ pub(crate) struct PeersArgs {
     /// How long a migration may take to converge, in seconds; that of an idle guest may take twice as long
     #[arg(long, default_value_t = 90, value_parser = clap::value_parser!(u64).range(1..=3600), value_name = "S")]
     patience: u64,
-    /// How long a guest may stand still, in ms
+    /// The longest downtime of a guest, in ms
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "MS")]
     downtime_limit: u32,
-    /// How far the limit may drift between its measurements, in percent
+    /// The largest drift of the limit between its measurements, in percent
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(1..=100), value_name = "PERCENT")]
     drift_max: u8,
-    /// Streams, where there are many
+    /// The number of streams in measurements of several streams
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(2..=64), value_name = "N")]
     streams: u8,
-    /// Measure these parts only, beside the limit
+    /// Measure only these parts, beside the limit
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PART,…")]
     only: Vec<Part>,
     /// Leave QEMU out
@@ -94,12 +95,12 @@ pub(crate) struct PeersArgs {
     /// The sterna command to measure [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     sterna: Option<PathBuf>,
-    /// Write the tables to this file as JSON, too
+    /// Also write the tables to this file as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// What can be left out.
+/// The parts that can be left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
     /// Lanes, iperf3, the zero test, own CPU, the guest of zeros
@@ -159,7 +160,7 @@ struct Comparison<'args> {
     record: Record,
     /// Every measurement of the limit, in MB/s.
     limits: Vec<f64>,
-    /// What did not converge: once is enough to know, and takes long.
+    /// Migrations that did not converge: one attempt is enough and takes long.
     diverged: Vec<(Load, By)>,
 }
 
@@ -180,7 +181,7 @@ impl Comparison<'_> {
                 self.speeds(&shapes);
             }
             let mut migrations = self.migrations();
-            // What comes first and what last changes, so that no order favours anyone.
+            // The order alternates, so that it favours no program.
             if repetition % 2 == 1 {
                 migrations.reverse();
             }
@@ -191,7 +192,7 @@ impl Comparison<'_> {
                 self.first_bytes();
             }
             let after = self.limit(&shapes.best)?;
-            // The limit of a repetition is that before and after it.
+            // The limit of a repetition is the mean of those before and after it.
             let around = before.clone().and_then(|before| Ok(f64::midpoint(before, after.clone()?)));
             let fits_mb = around.clone().map(|limit| limit * f64::from(self.args.downtime_limit) / 1e3);
             self.record.note(names::LIMIT, "MB/s", around);
@@ -248,14 +249,14 @@ impl Comparison<'_> {
         self.record.note(name, unit, outcome);
     }
 
-    /// All migrations of a repetition, ours among the others.
+    /// All migrations of a repetition, in their order.
     fn migrations(&self) -> Vec<(Load, By)> {
         let mut all = Vec::new();
         for (load, part) in [(Load::Idle, Part::Idle), (Load::Loop, Part::Loop)] {
             if !self.wants(part) {
                 continue;
             }
-            // Each of ours beside those of QEMU that it is held against.
+            // Each of Sterna's migrations next to QEMU's that it is compared with.
             let all_ways = [
                 By::Qemu(qemu::Way::Tcp),
                 By::Qemu(qemu::Way::Multifd),
@@ -277,7 +278,7 @@ impl Comparison<'_> {
         if self.diverged.contains(&(load, by)) {
             return;
         }
-        // Just before and just after what is held against it.
+        // Just before and just after the migration that is compared with it.
         if (load, by) == (Load::Idle, By::SternaRdma) {
             self.idle_limits(shapes);
             self.migrate_once((load, by));
@@ -316,7 +317,7 @@ impl Comparison<'_> {
     }
 }
 
-/// Who moves a guest.
+/// The program that moves a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     SternaRdma,

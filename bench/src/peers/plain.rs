@@ -1,6 +1,6 @@
-//! A plain TCP stream, or several, under the conditions of the lanes: threads of one program at both ends, and at both ends as much
-//! memory as a guest has, all of it touched before. `iperf3` has a process for each end and one short buffer in each, which a
-//! processor's cache may hold.
+//! One or several plain TCP streams under the conditions of the lanes: threads of one program at both ends,
+//! and at both ends as much memory as a guest has, all touched before. `iperf3` has a process for each end
+//! and one short buffer in each, which may fit a processor's cache.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};
@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use super::failure::Failure;
 
-/// What one `write(2)` or `read(2)` is given: as much as a lane's frame has.
+/// The length of one `write(2)` or `read(2)`: that of a lane's frame.
 const PIECE: usize = 4 << 20;
 
-/// How fast so many streams together carry so many bytes of memory, in MB/s: over so many passes, after one that does not count.
+/// The combined speed of `streams` streams that carry `bytes` bytes of memory, in MB/s: over `passes` passes,
+/// after one that does not count.
 pub(crate) fn speed(address: IpAddr, streams: u8, bytes: u64, passes: usize) -> Result<f64, Failure> {
     measure(address, streams.max(1).into(), bytes, passes).map_err(Failure::system("send by plain TCP"))
 }
@@ -28,7 +29,7 @@ fn measure(address: IpAddr, streams: usize, bytes: u64, passes: usize) -> io::Re
     Ok((streams * each * passes) as f64 / 1e6 / began.elapsed().as_secs_f64())
 }
 
-/// A connection, and the memory at either end of it.
+/// A connection, and the memory at either end.
 struct Ends {
     near: TcpStream,
     far: TcpStream,
@@ -43,12 +44,13 @@ impl Ends {
         let (far, _) = listener.accept()?;
         near.set_nodelay(true)?;
         far.set_nodelay(true)?;
-        // Not zeros, so that all of it is touched.
+        // Not zeros, so that every page is touched.
         Ok(Self { near, far, from: vec![1; bytes], into: vec![2; bytes] })
     }
 }
 
-/// Sends all once, on all streams at the same time, and waits until the far ends have it, as a fence does.
+/// Sends all memory once, on all streams at the same time, and waits until the far ends have received it, as
+/// a fence does.
 fn pass(ends: &mut [Ends]) -> io::Result<()> {
     thread::scope(|scope| {
         let mut threads = Vec::new();

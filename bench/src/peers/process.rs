@@ -1,4 +1,4 @@
-//! Other programs: started, waited for, and gone when they are no longer held.
+//! Other programs: starting them, waiting for them, and ending them on drop.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -13,16 +13,17 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::failure::Failure;
 
-/// How often something is looked at that cannot be waited for. The machine may have one processor, which measures.
+/// The interval for polling a condition without an event. The machine may have one processor, which the
+/// measurement needs.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// How much of what a program printed is read.
+/// How much of a program's output is read.
 const OUTPUT_MAX: u64 = 1 << 20;
 
-/// How much of that is quoted.
+/// How much of the output is quoted.
 const QUOTE_MAX: usize = 300;
 
-/// A program that runs; it is ended when this is dropped.
+/// A running program; dropping this value ends it.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
@@ -32,7 +33,8 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Starts a program of a package. Its standard input stays open as long as this lives; its output is kept.
+    /// Starts a program of a package. Its standard input stays open as long as this value lives; its output
+    /// is kept.
     pub(crate) fn start(
         command: &mut Command,
         program: &'static str,
@@ -58,7 +60,7 @@ impl Running {
         self.child.id()
     }
 
-    /// Waits for its end, which has to be a success; returns what it printed.
+    /// Waits for its end, which has to be a success; returns its output.
     pub(crate) fn succeed(mut self, limit: Duration) -> Result<String, Failure> {
         let status = self.end(limit)?;
         if status.success() { Ok(self.said()) } else { Err(self.ended(status)) }
@@ -77,7 +79,7 @@ impl Running {
         self.child.wait().map_err(failed)
     }
 
-    /// Waits until `is_so` gives something; fails when the program has ended before.
+    /// Polls until `is_so` returns a value; fails if the program ends first.
     pub(crate) fn until<T>(
         &mut self,
         doing: &'static str,
@@ -104,7 +106,7 @@ impl Running {
         self.until("listen", Duration::from_secs(20), |_| Ok(listens(port).then_some(())))
     }
 
-    /// What it printed so far, on both streams.
+    /// Its output so far, on both streams.
     pub(crate) fn said(&mut self) -> String {
         let mut bytes = Vec::new();
         let reading = self.output.seek(SeekFrom::Start(0)).and_then(|_| {
@@ -136,7 +138,7 @@ impl Drop for Running {
     }
 }
 
-/// The end of what a program said, in one line: what went wrong stands there.
+/// The end of a program's output, in one line: an error is usually last.
 pub(crate) fn quote(said: &str) -> String {
     let words: Vec<&str> = said.split_whitespace().collect();
     let line = words.join(" ");
@@ -145,7 +147,7 @@ pub(crate) fn quote(said: &str) -> String {
     if skipped > 0 { format!("… {end}") } else { end }
 }
 
-/// A TCP port of this address that nobody uses.
+/// An unused TCP port of this address.
 pub(crate) fn free_port(address: IpAddr) -> Result<u16, Failure> {
     TcpListener::bind((address, 0))
         .and_then(|listener| listener.local_addr())
@@ -159,7 +161,8 @@ fn listens(port: u16) -> bool {
         .any(|table| fs::read_to_string(table).is_ok_and(|table| has_listener(&table, port)))
 }
 
-/// proc(5): the second word of a line is the local address as hexadecimal ADDRESS:PORT, the fourth the state, 0A for a listener.
+/// proc(5): the second word of a line is the local address as hexadecimal ADDRESS:PORT, the fourth the state,
+/// 0A for a listener.
 fn has_listener(table: &str, port: u16) -> bool {
     let port = format!(":{port:04X}");
     table.lines().any(|line| {

@@ -1,9 +1,10 @@
-//! How much of this process's CPU time is its own, and not the kernel's on its behalf.
+//! The share of this process's CPU time that is its own, and not the kernel's on its behalf.
 //!
-//! Kernels count that, but User-mode Linux counts all of it as the kernel's. So this samples: `ITIMER_PROF` sends a signal for
-//! each tick of CPU time that the process spends. Where the signal finds a thread at the return from a system call, the tick was
-//! the kernel's; anywhere else it was the thread's. The instruction `syscall` leaves its return address in the register `rcx`
-//! (Intel SDM, volume 2, SYSCALL), which so equals the instruction pointer in the one case and hardly ever in the other.
+//! Kernels count that share, but User-mode Linux attributes all time to the kernel. So this module samples:
+//! `ITIMER_PROF` sends a signal for each tick of CPU time that the process spends. Where the signal finds a
+//! thread at the return from a system call, the tick was the kernel's; anywhere else it was the thread's. The
+//! instruction `syscall` leaves its return address in the register `rcx` (Intel SDM, volume 2, SYSCALL). So
+//! `rcx` equals the instruction pointer in the first case, and hardly ever in the second.
 #![expect(
     unsafe_code,
     reason = "sigaction(2), setitimer(2), and the registers that a signal handler is shown"
@@ -19,7 +20,7 @@ use super::failure::Failure;
 static OWN: AtomicU64 = AtomicU64::new(0);
 static KERNELS: AtomicU64 = AtomicU64::new(0);
 
-/// Samples from its making to [`end`](Self::end).
+/// Samples from its creation to [`end`](Self::end).
 #[derive(Debug)]
 pub(crate) struct Profile {
     before: CpuTime,
@@ -48,37 +49,40 @@ impl Profile {
     }
 }
 
-/// The kernel makes a tick of it, if its ticks are longer.
+/// The kernel rounds this up to its own tick.
 const TICK_US: i64 = 1000;
 
 fn set_timer(tick_us: i64) -> io::Result<()> {
     let tick = libc::timeval { tv_sec: 0, tv_usec: tick_us };
     let timer = libc::itimerval { it_interval: tick, it_value: tick };
-    // SAFETY: `timer` is a whole itimerval for the length of the call, and the old one is not asked for.
+    // SAFETY: `timer` is a whole itimerval for the length of the call, and the old value is not requested.
     let result = unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, ptr::null_mut()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The handler stays: a signal that is still on its way when the timer has ended must not end the process.
+/// The handler stays installed: a signal still pending when the timer has ended must not end the process.
 fn handle_ticks() -> io::Result<()> {
-    // SAFETY: sigaction is integers, a set of bits and a pointer that may be null: all zeros is one.
+    // SAFETY: sigaction is integers, a set of bits and a pointer that may be null: all zeros is a valid
+    // value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = on_tick as extern "C" fn(_, _, _) as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-    // SAFETY: `action` is whole for the length of the call; the handler touches two atomics and what it is shown.
+    // SAFETY: `action` is whole for the length of the call; the handler accesses two atomics and its
+    // arguments.
     let result = unsafe { libc::sigaction(libc::SIGPROF, &raw const action, ptr::null_mut()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 extern "C" fn on_tick(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let context = context.cast::<libc::ucontext_t>();
-    // SAFETY: with SA_SIGINFO the kernel passes a pointer to the interrupted thread's context, valid for this call.
+    // SAFETY: with SA_SIGINFO the kernel passes a pointer to the interrupted thread's context, valid for this
+    // call.
     let registers = unsafe { &raw const (*context).uc_mcontext.gregs };
-    // SAFETY: the array is a part of that context; nobody else has it.
+    // SAFETY: the array is part of the context; no other code accesses it.
     let registers = unsafe { registers.read() };
     let [next, returns_to] =
         [libc::REG_RIP, libc::REG_RCX].map(|register| registers[usize::try_from(register).unwrap_or(0)]);
-    // A call that is to be made again is returned to at its own two bytes.
+    // An interrupted call that restarts returns to its own two bytes.
     let in_kernel = next == returns_to || next.wrapping_add(2) == returns_to;
     (if in_kernel { &KERNELS } else { &OWN }).fetch_add(1, Ordering::Relaxed);
 }
@@ -102,13 +106,14 @@ mod tests {
         profile.end().unwrap()
     }
 
-    /// Says that a process has nothing to do but the test.
+    /// Marks a process that runs this test alone.
     const ALONE: &str = "STERNA_BENCH_TEST_ALONE";
 
     #[test]
     fn a_loop_is_our_own_and_a_long_read_is_the_kernels() {
         if env::var_os(ALONE).is_none() {
-            // A profile is of a process, and in this one other tests spend time of either kind meanwhile.
+            // A profile covers a process, and other tests in this process spend time of either kind
+            // meanwhile.
             let name = concat!(module_path!(), "::a_loop_is_our_own_and_a_long_read_is_the_kernels");
             let name = name.split_once("::").unwrap().1;
             let mut alone = Command::new(env::current_exe().unwrap());

@@ -1,11 +1,11 @@
-//! The figures that have an aim, made of what was measured in the same repetition.
+//! The figures that have an aim, computed from measurements of the same repetition.
 
 use super::migration::{Load, figure};
 use super::qemu::Way;
 use super::record::{Figure, Record};
 use super::statistics::Spread;
 
-/// Names of what is measured and taken up here again.
+/// The names of measurements that the ratios use.
 pub(crate) mod names {
     pub(crate) const LIMIT: &str = "limit: ib_write_bw, the best shape";
     pub(crate) const LIMIT_LANES: &str = "limit beside the lanes";
@@ -15,7 +15,7 @@ pub(crate) mod names {
     pub(crate) const FITS: &str = "limit: what fits the downtime asked";
     pub(crate) const LIMIT_PAGES: &str = "limit: ib_write_bw -s 4096";
     pub(crate) const LANES: &str = "RDMA lanes, all pages";
-    /// How many are compared with as many as there are by default.
+    /// The lane counts that are compared with the default count.
     pub(crate) const LANE_COUNTS: [u8; 4] = [1, 2, 4, 8];
     pub(crate) const LANES_PAGES: &str = "RDMA lanes, every second page";
     pub(crate) const TCP_ONE: &str = "iperf3, 1 stream";
@@ -40,7 +40,7 @@ pub(crate) mod names {
     }
 }
 
-/// What a figure should be.
+/// The aim of a figure.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Aim {
     AtLeast(f64),
@@ -70,9 +70,9 @@ impl std::fmt::Display for Aim {
 pub(crate) struct Ratio {
     pub(crate) name: &'static str,
     pub(crate) aim: Aim,
-    /// One for each repetition that had all it takes.
+    /// One value for each repetition that has all measurements.
     pub(crate) values: Vec<f64>,
-    /// Why there is none in some repetition.
+    /// Why a repetition has no value.
     pub(crate) missing: Vec<String>,
 }
 
@@ -81,7 +81,7 @@ impl Ratio {
         Spread::of(&self.values)
     }
 
-    /// Whether the median meets the aim; `None` if there is none.
+    /// Whether the median meets the aim; `None` without a median.
     pub(crate) fn is_met(&self) -> Option<bool> {
         self.spread().map(|spread| self.aim.is_met(spread.median))
     }
@@ -108,7 +108,7 @@ impl Ratio {
     }
 }
 
-/// All of them, in the order of the table.
+/// All ratios, in the order of the table.
 pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<Ratio> {
     let by = |parts: &[f64]| parts[0] / parts[1];
     let total = |load, by: &str| figure(load, by, "total");
@@ -213,7 +213,8 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
     ]
 }
 
-/// The number of lanes that was the fastest over all repetitions: the best of each would be the luckiest, not the best.
+/// The number of lanes that was the fastest over all repetitions: taking the best of each repetition would
+/// reward luck.
 fn best_count(record: &Record) -> String {
     let median = |name: &String| {
         let figure = record.figures().iter().find(|figure| figure.name == *name);

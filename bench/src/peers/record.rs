@@ -1,25 +1,25 @@
-//! What was measured, by the name of the figure.
+//! The measurements, by the name of the figure.
 
 use super::statistics::Spread;
 
-/// Everything measured so far.
+/// All measurements so far.
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     figures: Vec<Figure>,
     repetition: usize,
 }
 
-/// One thing that is measured in each repetition, once or more.
+/// A figure that is measured in each repetition, once or more.
 #[derive(Debug)]
 pub(crate) struct Figure {
     pub(crate) name: String,
     pub(crate) unit: &'static str,
-    /// With the repetition it belongs to: a value, or why there is none.
+    /// The repetition, and a value or the reason for its absence.
     outcomes: Vec<(usize, Result<f64, String>)>,
 }
 
 impl Record {
-    /// What is noted from here on belongs to this repetition.
+    /// Assigns the measurements that follow to this repetition.
     pub(crate) fn begin(&mut self, repetition: usize) {
         self.repetition = repetition;
     }
@@ -38,7 +38,8 @@ impl Record {
         &self.figures
     }
 
-    /// The value of a figure in a repetition, the median if it was measured more than once, or why there is none.
+    /// The value of a figure in a repetition: the median of several measurements, or the reason for its
+    /// absence.
     pub(crate) fn value(&self, name: &str, repetition: usize) -> Result<f64, String> {
         let figure = self.figures.iter().find(|figure| figure.name == name);
         let outcomes = figure.into_iter().flat_map(|figure| &figure.outcomes);
@@ -47,7 +48,7 @@ impl Record {
         Spread::of(&values).map(|spread| spread.median).ok_or_else(|| format!("{name} was not measured"))
     }
 
-    /// How many repetitions were begun.
+    /// The number of repetitions begun.
     pub(crate) fn repetitions(&self) -> usize {
         self.repetition + 1
     }
@@ -62,7 +63,7 @@ impl Figure {
         Spread::of(&self.values())
     }
 
-    /// The reasons for which values are missing, each once, and how often it was so.
+    /// The reasons for missing values, each once, with its count.
     pub(crate) fn failures(&self) -> Vec<(String, usize)> {
         let mut failures: Vec<(String, usize)> = Vec::new();
         for failure in self.outcomes.iter().filter_map(|(_, outcome)| outcome.as_ref().err()) {

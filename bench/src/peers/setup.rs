@@ -7,16 +7,16 @@ use super::PeersArgs;
 use super::device::RdmaDevice;
 use super::failure::Failure;
 
-/// What all measurements share.
+/// The parameters that all measurements share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
     pub(crate) device: RdmaDevice,
-    /// The command whose migrations are measured.
+    /// The measured `sterna` command.
     pub(crate) sterna: PathBuf,
     pub(crate) ram_bytes: u64,
     /// How long a migration may take to converge.
     pub(crate) patience: Duration,
-    /// How long a guest may stand still.
+    /// The longest downtime of a guest.
     pub(crate) downtime_ms: u32,
     /// How long a program may take to start.
     pub(crate) start_max: Duration,
@@ -46,7 +46,7 @@ impl Setup {
         })
     }
 
-    /// A folder in memory, gone when dropped.
+    /// A folder in memory, removed on drop.
     pub(crate) fn folder(&self, what: &str) -> Result<TempDir, Failure> {
         let memory = Path::new("/dev/shm");
         tempfile::Builder::new()

@@ -1,5 +1,5 @@
-//! What is measured beside its limit: in turns so short that the machine is much the same for all of a turn, and with the order
-//! changed from turn to turn, so that no place in it favours anyone.
+//! Measurements beside their limits. A turn is so short that the machine hardly changes during it, and the
+//! order changes from turn to turn, so that no position favours a routine.
 
 use sterna::transport::TransportChoice;
 
@@ -8,19 +8,19 @@ use super::limit::{self, Shape};
 use super::ratios::names;
 use super::{Comparison, memory, plain, sterna_runs, tcp};
 
-/// The fastest shapes of the limit on this device, or why there is none.
+/// The fastest shapes of the limit on this device, or the reason for their absence.
 #[derive(Clone, Debug)]
 pub(super) struct Shapes {
-    /// Of all.
+    /// Of all shapes.
     pub(super) best: Result<Shape, String>,
-    /// Of those with buffers that no cache holds.
+    /// Of the shapes with buffers that fit no cache.
     pub(super) uncached: Result<Shape, String>,
 }
 
-/// What of RDMA is measured in a turn.
+/// The RDMA measurements of a turn.
 #[derive(Clone, Copy, Debug)]
 enum Rdma {
-    /// Lanes: as many as there are by default, or so many.
+    /// Lanes: the default number, or this one.
     Lanes(Option<u8>),
     Limit,
     LimitUncached,
@@ -28,7 +28,7 @@ enum Rdma {
 }
 
 impl Comparison<'_> {
-    /// What is no migration.
+    /// The measurements that are not migrations.
     pub(super) fn speeds(&mut self, shapes: &Shapes) {
         self.rdma_lanes(shapes);
         for (streams, names) in [
@@ -49,7 +49,7 @@ impl Comparison<'_> {
     fn rdma_lanes(&mut self, shapes: &Shapes) {
         let mut all = vec![Rdma::Lanes(None), Rdma::Limit, Rdma::LimitUncached, Rdma::LimitPages];
         all.extend(names::LANE_COUNTS.map(|count| Rdma::Lanes(Some(count))));
-        // Known once lanes were there.
+        // Set once lanes have run.
         let mut queue_pairs = 1;
         for _ in 0..self.turns() {
             for &what in &all {
@@ -73,7 +73,7 @@ impl Comparison<'_> {
         }
     }
 
-    /// Measures a limit once, beside what is held against it.
+    /// Measures a limit once, beside the figures that are compared with it.
     pub(super) fn note_limit(&mut self, name: &str, shape: &Result<Shape, String>) {
         let speed = shape.clone().and_then(|shape| {
             limit::once(&self.setup.device, shape, self.limit_bytes() / 2)

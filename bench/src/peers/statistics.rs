@@ -1,6 +1,6 @@
-//! What is made of repeated measurements.
+//! Statistics of repeated measurements.
 
-/// Where the values of repetitions lie.
+/// The distribution of repeated values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -9,7 +9,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// `None` without values, or with one that is no number.
+    /// `None` without values, or if one is not a number.
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
             return None;
@@ -24,7 +24,7 @@ impl Spread {
         Some(Self { median, min: sorted[0], max: sorted[sorted.len() - 1] })
     }
 
-    /// From the least to the greatest, as a share of the median.
+    /// The difference between the greatest and the least, as a share of the median.
     pub(crate) fn drift(self) -> f64 {
         (self.max - self.min) / self.median
     }

@@ -35,7 +35,7 @@ pub(crate) fn markdown(ratios: &[Ratio], record: &Record) -> String {
     text
 }
 
-/// The same as JSON.
+/// Both tables as JSON.
 pub(crate) fn json(ratios: &[Ratio], record: &Record) -> Value {
     let spread = |spread: Option<Spread>| match spread {
         Some(Spread { median, min, max }) => json!({ "median": median, "min": min, "max": max }),
@@ -84,7 +84,7 @@ fn spread(spread: Option<Spread>) -> (String, String) {
     }
 }
 
-/// Three figures that count, and no more.
+/// Three significant figures.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         100.0.. => 0,
@@ -97,7 +97,7 @@ fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// Text that breaks no table, whoever said it.
+/// Text with the characters escaped that would break a table.
 fn cell(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }

@@ -1,4 +1,4 @@
-//! A plain TCP stream, or several: `iperf3`.
+//! One or several plain TCP streams: `iperf3`.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::failure::Failure;
 use super::process::{Running, free_port, quote};
 
-/// The lengths of a read and write that are tried: iperf3's own, and its longest, which saves most of the switching between
-/// programs where both ends share a processor.
+/// The lengths of reads and writes to try: iperf3's default, and its longest, which avoids most of the
+/// switching between programs where both ends share a processor.
 const BLOCKS: [&str; 2] = ["128K", "1M"];
 
-/// How fast so many streams carry so many bytes together, in MB/s: the faster of both blocks.
+/// The combined speed of `streams` streams, in MB/s: the faster of both lengths.
 pub(crate) fn speed(address: IpAddr, streams: u8, bytes: u64) -> Result<f64, Failure> {
     BLOCKS.iter().try_fold(0.0, |fastest: f64, block| Ok(fastest.max(once(address, streams, bytes, block)?)))
 }
@@ -31,7 +31,7 @@ fn once(address: IpAddr, streams: u8, bytes: u64, block: &str) -> Result<f64, Fa
     received(&client.succeed(Duration::from_secs(120))?)
 }
 
-/// What arrived by the report of the client, in MB/s.
+/// The bytes received by the client's report, in MB/s.
 fn received(report: &str) -> Result<f64, Failure> {
     let not_understood = || Failure::Words { what: "iperf3".into(), said: quote(report) };
     let report: Value = serde_json::from_str(report).map_err(|_| not_understood())?;

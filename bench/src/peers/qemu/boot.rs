@@ -1,40 +1,42 @@
 //! The guest that QEMU runs: a boot sector, assembled by hand.
 //!
-//! It touches all of its RAM from 1 MiB on once, so that no page of it is zero or equal to another. Then it either halts for
-//! ever, or adds one to a byte of each page of a part of its RAM, over and over, as fast as it can. It tells how far it is
-//! in two words of its RAM, which QEMU keeps in a file.
+//! It touches all of its RAM from 1 MiB on once, so that no page is zero or equal to another. Then it either
+//! halts for ever, or adds one to a byte of each page of a part of its RAM, over and over, as fast as it can.
+//! It reports its progress in two words of its RAM, which QEMU keeps in a file.
 
-/// Where the sector tells [`TOUCHED`], once it has.
+/// The address where the sector writes [`TOUCHED`] when it has touched its RAM.
 pub(super) const PHASE: u32 = 0x7e00;
 
-/// All of RAM is touched. A word that is there by no accident.
+/// All of RAM is touched. The value is unlikely to appear by accident.
 pub(super) const TOUCHED: u32 = 0x6e72_7473;
 
-/// Where the sector counts its passes over the part that it writes.
+/// The address of the sector's count of passes over the part that it writes.
 pub(super) const PASSES: u32 = 0x7e04;
 
-/// Where the first page lies that is touched: below is the BIOS's, and the sector itself.
+/// The first page that is touched: the memory below belongs to the BIOS and to the sector itself.
 const TOUCH_FROM: u32 = 1 << 20;
 
-/// Where the part lies that is written over and over.
+/// The beginning of the part that is written over and over.
 const LOOP_FROM: u32 = 16 << 20;
 
 const PAGE: u32 = 4096;
 
-/// Where a BIOS loads the sector, and the selectors of the two segments in it.
+/// The address at which a BIOS loads the sector, and the selectors of its two segments.
 const LOADED_AT: u32 = 0x7c00;
 const CODE: u16 = 0x08;
 const DATA: u16 = 0x10;
 
-/// Where in the sector its tables lie.
+/// The offsets of the tables in the sector.
 const GDT: usize = 0x100;
 const GDTR: usize = GDT + 24;
 
-/// The sector for a guest whose RAM ends at `ram_end`, which then writes `loop_bytes` over and over, or halts without any.
+/// The sector for a guest whose RAM ends at `ram_end`. The guest then writes `loop_bytes` over and over;
+/// with `None` it halts.
 pub(super) fn sector(ram_end: u32, loop_bytes: Option<u32>) -> [u8; 512] {
     let mut code = Vec::new();
 
-    // 16 bits: segment 0 for data, the descriptors, protected mode, and on in the segment of 32 bits.
+    // 16 bits: segment 0 for data, load the descriptors, enter protected mode, and jump to the 32-bit
+    // segment.
     code.extend([0xfa]); //                             cli
     code.extend([0x31, 0xc0]); //                       xor ax, ax
     code.extend([0x8e, 0xd8]); //                       mov ds, ax
@@ -47,12 +49,12 @@ pub(super) fn sector(ram_end: u32, loop_bytes: Option<u32>) -> [u8; 512] {
     code.extend(address16(code.len() + 4)); //          (`wide` is what follows the jump)
     code.extend(CODE.to_le_bytes());
 
-    // wide: 32 bits from here on.
+    // wide: 32 bits from this address on.
     code.extend([0x66, 0xb8]); //                       mov ax, DATA
     code.extend(DATA.to_le_bytes());
     code.extend([0x8e, 0xd8]); //                       mov ds, ax
     code.extend([0xe4, 0x92]); //                       in al, 0x92
-    code.extend([0x0c, 0x02]); //                       or al, 2            ; address line 20, else odd MiBs are even ones
+    code.extend([0x0c, 0x02]); //                       or al, 2            ; enable A20
     code.extend([0xe6, 0x92]); //                       out 0x92, al
 
     // The address of each page into its first four bytes.
@@ -89,10 +91,10 @@ pub(super) fn sector(ram_end: u32, loop_bytes: Option<u32>) -> [u8; 512] {
     // Descriptors: the null one; code and data of 32 bits, from 0 to 4 GiB (Intel SDM, volume 3, 3.4.5).
     sector[GDT + 8..GDT + 16].copy_from_slice(&[0xff, 0xff, 0, 0, 0, 0x9a, 0xcf, 0]);
     sector[GDT + 16..GDT + 24].copy_from_slice(&[0xff, 0xff, 0, 0, 0, 0x92, 0xcf, 0]);
-    // What `lgdt` reads: the length less one, and the address.
+    // The operand of `lgdt`: the length less one, and the address.
     sector[GDTR..GDTR + 2].copy_from_slice(&[23, 0]);
     sector[GDTR + 2..GDTR + 4].copy_from_slice(&address16(GDT));
-    // What a BIOS knows a boot sector by.
+    // The mark of a boot sector.
     sector[510..].copy_from_slice(&[0x55, 0xaa]);
     sector
 }
@@ -137,7 +139,7 @@ mod tests {
         }
     }
 
-    /// Follows the jumps: each must land on the instruction that it is meant for.
+    /// Each jump must land on the instruction that it is meant for.
     #[test]
     fn jumps_land_where_they_should() {
         let sector = sector(1 << 30, Some(100 << 20));

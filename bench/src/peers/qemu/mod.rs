@@ -22,15 +22,15 @@ use super::process::{Running, free_port};
 use super::setup::Setup;
 use qmp::Qmp;
 
-/// How QEMU moves a guest.
+/// QEMU's ways to move a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Tcp,
     /// TCP with four channels.
     Multifd,
-    /// Memory registered piece by piece.
+    /// Memory is registered piece by piece.
     Rdma,
-    /// All memory registered before.
+    /// All memory is registered before.
     RdmaPinAll,
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
         Load::Idle => None,
         Load::Loop => Some(source.speed_of_loop(load_bytes(load))?),
     };
-    // It stays paused once the guest has arrived, so that RAM can be compared.
+    // The destination stays paused once the guest has arrived, so that RAM can be compared.
     let mut destination = Machine::start(setup, &folder, "destination", &["-S", "-incoming", "defer"])?;
     let address = setup.device.address;
     let uri = format!("{}:{}:{}", way.scheme(), address, free_port(address)?);
@@ -88,7 +88,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
     let ended = source.until_migrated(began + patience);
     let wall = began.elapsed();
     if let Err(Failure::Qmp(QmpError::Late(_))) = ended {
-        // Whether it heeds this or not, both processes end now.
+        // Both processes end next, whether the source obeys this or not.
         let _ = source.qmp.execute("migrate_cancel", &json!({}));
         return Err(match load {
             Load::Idle => Failure::NotEnded(patience),
@@ -115,7 +115,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
     })
 }
 
-/// Of the whole machine, and of both processes.
+/// The CPU time of the whole machine, and of both processes.
 fn cpu_times(source: &Machine, destination: &Machine) -> Result<(CpuTime, CpuTime), Failure> {
     let of = |machine: &Machine| CpuTime::of_process(machine.running.id());
     Ok((CpuTime::of_machine()?, of(source)?.and(of(destination)?)))
@@ -208,7 +208,7 @@ impl Machine {
         })
     }
 
-    /// How fast the guest writes pages, in MB/s, before anything else happens.
+    /// The guest's write speed before the migration, in MB/s.
     fn speed_of_loop(&self, bytes: u32) -> Result<f64, Failure> {
         let (before, began) = (word(&self.ram, boot::PASSES)?, Instant::now());
         thread::sleep(Duration::from_secs(1));
@@ -247,7 +247,8 @@ impl Machine {
         }
     }
 
-    /// The report of a migration that is complete. QEMU says so a moment before it has added up the times.
+    /// The report of a complete migration. QEMU reports the completion shortly before it has added up the
+    /// times.
     fn report(&mut self) -> Result<Value, Failure> {
         let qmp = &mut self.qmp;
         self.running.until("report", Duration::from_secs(20), |_| {
@@ -256,7 +257,7 @@ impl Machine {
         })
     }
 
-    /// Waits until the guest is there, paused.
+    /// Waits until the guest has arrived, paused.
     fn until_arrived(&mut self) -> Result<(), Failure> {
         let qmp = &mut self.qmp;
         self.running.until("receive the guest", Duration::from_secs(20), |_| {
@@ -269,7 +270,7 @@ impl Machine {
 /// A word of the guest's RAM.
 fn word(ram: &File, address: u32) -> Result<u32, Failure> {
     let mut bytes = [0; 4];
-    // QEMU gives the file its length.
+    // The file may be shorter until QEMU has set its length.
     match ram.read_exact_at(&mut bytes, address.into()) {
         Ok(()) => Ok(u32::from_le_bytes(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(0),

@@ -1,6 +1,6 @@
 //! A client of QEMU's machine protocol: JSON objects, one a line, over a unix socket.
 //!
-//! QEMU is a peer like others: what it says is bounded, and awaited for a time.
+//! QEMU is a peer like others: its messages are bounded, and each wait has a limit.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-/// The longest line that is taken, in bytes. Answers to what is asked here have a few thousand.
+/// The longest accepted line, in bytes. Answers to this client's commands have a few thousand.
 const LINE_MAX: usize = 1 << 18;
 
-/// How many events are kept until they are asked for; older ones are forgotten.
+/// How many events are kept until a caller asks for them; older ones are dropped.
 const EVENTS_MAX: usize = 256;
 
-/// How long an answer may take. `migrate` answers once it is connected, which for RDMA takes its time.
+/// The longest wait for an answer. `migrate` answers once it is connected, which takes longest with RDMA.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 
-/// What can go wrong with QMP.
+/// The errors of QMP.
 #[derive(Debug, Error)]
 pub(crate) enum QmpError {
     #[error("the QMP connection broke: {0}")]
@@ -48,7 +48,7 @@ enum Line {
     Event(Event),
 }
 
-/// Something that happened in QEMU.
+/// An event in QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Event {
     pub(super) name: String,
@@ -58,13 +58,13 @@ pub(super) struct Event {
 #[derive(Debug)]
 pub(super) struct Qmp {
     stream: UnixStream,
-    /// What was read and is not a whole line yet, or not looked at.
+    /// Bytes that were read and not parsed yet, possibly a partial line.
     unread: VecDeque<u8>,
     events: VecDeque<Event>,
 }
 
 impl Qmp {
-    /// Connects, and goes through the greeting.
+    /// Connects, and completes the greeting.
     pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
         let stream = UnixStream::connect(path)?;
         let mut qmp = Self { stream, unread: VecDeque::new(), events: VecDeque::new() };
@@ -76,7 +76,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Has QEMU do something; returns its answer.
+    /// Makes QEMU execute a command; returns its answer.
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         let request = json!({ "execute": command, "arguments": arguments });
         self.stream.set_write_timeout(Some(ANSWER_MAX))?;
@@ -94,7 +94,7 @@ impl Qmp {
         }
     }
 
-    /// The next event of that name.
+    /// The next event with this name.
     pub(super) fn event(&mut self, name: &str, deadline: Instant) -> Result<Event, QmpError> {
         loop {
             while let Some(event) = self.events.pop_front() {
@@ -206,7 +206,7 @@ mod tests {
         assert!(matches!(parse(&vec![b' '; LINE_MAX + 1]), Err(QmpError::TooLong)));
     }
 
-    /// A QEMU that says `bytes` to whoever connects, and then listens until that one hangs up.
+    /// A QEMU that sends `bytes` to its first client, and then reads until that client hangs up.
     fn connect_to(bytes: Vec<u8>) -> Result<Qmp, QmpError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("qmp");
@@ -218,7 +218,7 @@ mod tests {
             let _ = stream.read_to_end(&mut Vec::new());
         });
         let qmp = Qmp::connect(&path);
-        // With a client, it goes on until that is dropped.
+        // A client keeps it open until the client is dropped.
         if qmp.is_err() {
             says.join().unwrap();
         }

@@ -13,8 +13,8 @@ use crate::peers::migration::Migration;
 use crate::peers::process::{Running, quote};
 use crate::peers::setup::Setup;
 
-/// Moves an idle guest, all of its RAM touched, and has both ends compare all of it. The time for that is not counted, its
-/// CPU is.
+/// Moves an idle guest, all of its RAM touched, and has both ends compare it. The comparison's CPU
+/// time counts, its duration does not.
 pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failure> {
     let ends = Ends::start(setup, &format!("--memory={}", setup.ram_bytes), None)?;
     let cpu = || -> Result<_, Failure> {
@@ -50,10 +50,10 @@ pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failu
     })
 }
 
-/// How long it takes from the call to the first write of a page, for a guest of so much RAM of which little is touched.
+/// The time from the call to the first write of a page, for a guest of this much RAM, mostly untouched.
 pub(crate) fn first_byte_ms(setup: &Setup, ram_bytes: u64) -> Result<f64, Failure> {
     let ends = Ends::start(setup, &format!("--memory={ram_bytes}"), Some("--working-set=64M"))?;
-    // What follows the first byte is of no interest here, and to give up a large guest's memory takes its time.
+    // The part after the first byte does not matter, and freeing a large guest's memory takes its time.
     let report = ends.migrate(setup, 10_000, &["--transport", "rdma"])?;
     report["first_byte_ms"].as_f64().ok_or(Failure::NotReported)
 }
@@ -63,7 +63,7 @@ struct Ends {
     source: Running,
     destination: Running,
     address: String,
-    /// Of children that had ended before.
+    /// The CPU time of children that had ended before.
     ended_before: CpuTime,
     runtime: TempDir,
 }
@@ -111,7 +111,7 @@ impl Ends {
             .ok_or_else(|| Failure::Words { what: "sterna migrate".into(), said: quote(&said) })
     }
 
-    /// What both ends and the command that asked them have spent in their lives. The source ends by itself.
+    /// The CPU time of both ends and of the command that drove them. The source ends by itself.
     fn cpu_after(mut self) -> Result<CpuTime, Failure> {
         self.source.end(Duration::from_secs(20))?;
         let ended = CpuTime::of_ended_children()?.since(self.ended_before);
@@ -119,7 +119,7 @@ impl Ends {
     }
 }
 
-/// Beyond what convergence may take: comparing.
+/// Added to the time for convergence: the comparison.
 const MIGRATE_MAX: Duration = Duration::from_secs(60);
 
 /// The first line that is this event.

@@ -20,7 +20,7 @@ use crate::peers::migration::Migration;
 use crate::peers::profile::Profile;
 use crate::peers::setup::Setup;
 
-/// How fast lanes are once all memory is registered, in MB/s.
+/// The lanes' speed once all memory is registered, in MB/s.
 #[derive(Clone, Debug)]
 pub(crate) struct Lanes {
     pub(crate) all_pages: f64,
@@ -31,24 +31,24 @@ pub(crate) struct Lanes {
 /// RAM of the guest whose rounds are timed.
 pub(crate) const LANES_RAM_BYTES: u64 = 256 << 20;
 
-/// How many rounds of each kind are timed, all in memory that is registered and touched.
+/// The number of timed rounds of each kind, all in memory that is registered and touched.
 pub(crate) fn lane_rounds(setup: &Setup) -> usize {
     if setup.quick { 2 } else { 4 }
 }
 
-/// Moves a guest that says it has written all pages in some rounds and every second page in others.
+/// Moves a guest whose log lists all pages in some rounds and every second page in others.
 pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>) -> Result<Lanes, Failure> {
     let rounds = lane_rounds(setup);
     let kinds = [Pages::All, Pages::EverySecond];
     let script = kinds.map(|kind| vec![kind; rounds]).concat();
     let guest = BenchGuest::new(LANES_RAM_BYTES, Content::Addresses)?.with_script(Script(script));
-    // Nothing but a round without pages is short enough to switch.
+    // Only a round without pages is short enough to switch.
     let downtime = Duration::from_millis(25);
     let limits = Limits { downtime, rounds_max: 1000, throttle_max_percent: 0, ..Limits::default() };
     let limits = LimitsHandle::new(limits);
     let heard = Heard::default();
     let moved = migrate(setup, &guest, &Options { transport, lanes, limits, ..Options::default() }, &heard)?;
-    // The first round registers, and first touches the memory there.
+    // The first round registers the memory and touches it at the destination.
     let scripted = moved.report.rounds.get(1..=2 * rounds).unwrap_or_default();
     let mut scripted = scripted.chunks_exact(rounds);
     let mut speed = |bytes: u64| match scripted.next() {
@@ -65,7 +65,8 @@ pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>
     })
 }
 
-/// Moves an idle guest by RDMA, a few times; returns what of this process's CPU time was its own, in seconds a GiB moved.
+/// Moves an idle guest by RDMA, a few times; returns the process's own share of its CPU time, in seconds a
+/// GiB moved.
 pub(crate) fn own_cpu_s_per_gib(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Addresses)?;
     let options = Options { transport: TransportChoice::Rdma, ..Options::default() };
@@ -82,10 +83,11 @@ pub(crate) fn own_cpu_s_per_gib(setup: &Setup) -> Result<f64, Failure> {
     Ok(own_s / (moved_bytes as f64 / f64::from(1 << 30)))
 }
 
-/// A profile is of samples, a hundred a second where the kernel's ticks are that long.
+/// A profile consists of samples, a hundred a second where the kernel's ticks are that long.
 const PROFILED_BYTES_MIN: u64 = 3 << 30;
 
-/// Moves a guest whose RAM is zeros by RDMA; returns at most how many MB left this machine's interfaces meanwhile.
+/// Moves a guest whose RAM is zeros by RDMA; returns an upper bound of the MB that left this machine's
+/// interfaces meanwhile.
 pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Zeros)?;
     let before = setup.device.sent_bytes_max()?;
@@ -94,7 +96,7 @@ pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     Ok((setup.device.sent_bytes_max()? - before) as f64 / 1e6)
 }
 
-/// Moves a guest of this much RAM, of which only some MiB were ever touched, over TCP on this machine.
+/// Moves a guest of this much RAM, only some MiB ever touched, over TCP on this machine.
 pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
     let guest = BenchGuest::new(ram_bytes, Content::Untouched)?.with_script(Script(Vec::new()));
     guest.touch(16 << 20)?;
@@ -106,7 +108,7 @@ pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
     Ok(moved.report)
 }
 
-/// Moves a guest that writes as fast as it can. `throttle` allows to slow it.
+/// Moves a guest that writes as fast as it can. `throttle` allows slowing it.
 pub(crate) fn busy(setup: &Setup, transport: TransportChoice, throttle: bool) -> Result<Migration, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Addresses)?.busy();
     let guest_mbps = guest.speed(Duration::from_secs(1));
@@ -146,7 +148,7 @@ fn migrate(setup: &Setup, guest: &BenchGuest, options: &Options, heard: &Heard) 
     migrate_and(setup, guest, options, heard, |migrate| migrate())
 }
 
-/// Migrates within `around`, then compares the guest's RAM with what has arrived, byte by byte.
+/// Migrates within `around`, then compares the guest's RAM at both ends, byte by byte.
 fn migrate_and(
     setup: &Setup,
     guest: &BenchGuest,
@@ -159,8 +161,8 @@ fn migrate_and(
     Ok(moved)
 }
 
-/// Migrates within `around`, to a destination that listens at an address of this machine; returns what has
-/// arrived, too.
+/// Migrates within `around`, to a destination that listens at an address of this machine; returns the arrived
+/// guest, too.
 fn move_guest(
     address: IpAddr,
     guest: &BenchGuest,
@@ -168,7 +170,7 @@ fn move_guest(
     heard: &Heard,
     around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
 ) -> Result<(Moved, BenchGuest), Failure> {
-    // No process asks what became of the bench's guest.
+    // No process asks for the fate of the bench's guest.
     let state = HostState::lost_with_this_process;
     let claim = state().start("bench", false).map_err(|error| Failure::Sterna(error.to_string()))?;
     let receiver = Receiver::bind(SocketAddr::new(address, 0), state())
@@ -182,7 +184,7 @@ fn move_guest(
             let report = sterna::source::migrate(guest, &claim, &address.to_string(), options, heard);
             let wall = began.elapsed();
             let report = report.map_err(|error| match error.cause {
-                // It says after how many rounds, and what would help.
+                // The error states the number of rounds and a remedy.
                 MigrationFailure::NotConverging { .. } => Failure::Sterna(error.cause.to_string()),
                 _ => Failure::Sterna(error.to_string()),
             })?;
@@ -202,7 +204,7 @@ fn compare(source: &BenchGuest, destination: &BenchGuest) -> Result<(), Failure>
     equal_files(source.file(), destination.file(), "the memory that sterna moved")
 }
 
-/// What a migration told.
+/// The events of a migration.
 #[derive(Debug, Default)]
 struct Heard(Mutex<Vec<Event>>);
 

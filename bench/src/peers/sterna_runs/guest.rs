@@ -1,4 +1,4 @@
-//! A guest without a machine: RAM, a log of what was written to it, and for a busy one a thread that writes.
+//! A guest without a machine: RAM, a log of its writes, and for a busy guest a thread that writes.
 #![expect(unsafe_code, reason = "madvise(2), to make all pages of RAM at once")]
 
 use std::fmt::Display;
@@ -23,10 +23,10 @@ use crate::peers::migration::LOOP_BYTES;
 
 pub(super) type Memory = GuestMemoryMmap<AtomicBitmap>;
 
-/// What is in each page of a guest's RAM.
+/// The content of each page of a guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Content {
-    /// Nothing: no page was ever touched.
+    /// None: no page was ever touched.
     Untouched,
     /// Zeros that were written.
     Zeros,
@@ -34,7 +34,7 @@ pub(super) enum Content {
     Addresses,
 }
 
-/// Which pages a log says are dirty at the end of each round, in turn; none when they are over.
+/// The pages that a log reports as dirty at the end of each round, in turn; none after the last entry.
 #[derive(Clone, Debug)]
 pub(super) struct Script(pub(super) Vec<Pages>);
 
@@ -47,7 +47,7 @@ pub(super) enum Pages {
 #[derive(Debug)]
 pub(super) struct BenchGuest {
     memory: Memory,
-    /// What is mapped there.
+    /// The file mapped as RAM.
     file: File,
     script: Option<Script>,
     writer: Option<Writer>,
@@ -68,7 +68,7 @@ impl BenchGuest {
         Ok(Self { memory, file, script: None, writer: None })
     }
 
-    /// Writes the first of its pages.
+    /// Touches the pages of the first `bytes` bytes of its RAM.
     pub(super) fn touch(&self, bytes: u64) -> Result<(), Failure> {
         for address in (0..bytes).step_by(4096) {
             self.memory
@@ -78,22 +78,22 @@ impl BenchGuest {
         Ok(())
     }
 
-    /// The same with a log that says what the script has.
+    /// The same guest with a log that follows a script.
     pub(super) fn with_script(self, script: Script) -> Self {
         Self { script: Some(script), ..self }
     }
 
-    /// The same, adding one to a byte of each page of [`LOOP_BYTES`] for ever.
+    /// The same guest, adding one to a byte of each page of [`LOOP_BYTES`] for ever.
     pub(super) fn busy(self) -> Self {
         Self { writer: Some(Writer::start(self.memory.clone())), ..self }
     }
 
-    /// The file behind its RAM: to be read without a fault for each page.
+    /// The file behind its RAM, which can be read without a fault for each page.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    /// How fast it writes pages, in MB/s.
+    /// Its write speed, in MB/s.
     pub(super) fn speed(&self, over: Duration) -> f64 {
         let Some(writer) = &self.writer else { return 0.0 };
         let (before, began) = (writer.shared.pages.load(Ordering::Relaxed), Instant::now());
@@ -103,17 +103,18 @@ impl BenchGuest {
     }
 }
 
-/// Makes all pages at once, where the kernel can (Linux 5.14): in User-mode Linux a fault for each takes a hundred times as
-/// long as writing it.
+/// Allocates all pages at once, where the kernel can (Linux 5.14): in User-mode Linux a fault takes a hundred
+/// times as long as writing the page.
 fn populate(memory: &Memory) {
     for region in memory.iter() {
         let (address, len) = (region.as_ptr().cast(), region.size());
-        // SAFETY: the region is mapped, writable and so long; making its pages changes none of their bytes.
+        // SAFETY: the region is mapped, writable and of this length; allocating its pages changes none of
+        // their bytes.
         let _ = unsafe { libc::madvise(address, len, libc::MADV_POPULATE_WRITE) };
     }
 }
 
-/// A memfd, as a VMM's.
+/// A memfd, as a VMM has.
 fn memory(ram_bytes: u64) -> Result<(Memory, File), String> {
     let failed = |error: &dyn Display| format!("no memory for a guest: {error}");
     let file = rustix::fs::memfd_create("sterna-bench-ram", rustix::fs::MemfdFlags::CLOEXEC)
@@ -192,7 +193,7 @@ impl DestinationGuest for BenchGuest {
     }
 }
 
-/// Makes guests with untouched RAM for those that arrive.
+/// Makes guests with untouched RAM for arrivals.
 #[derive(Debug)]
 pub(super) struct BenchHost;
 
@@ -219,7 +220,7 @@ impl DirtyLog for ScriptedLog {
 
     fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
         let harvests = usize::try_from(self.harvests.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
-        // The first is before the first round, to which it adds nothing.
+        // The first harvest precedes the first round and adds no pages to it.
         let ended = harvests.checked_sub(1).and_then(|round| self.script.0.get(round));
         match ended {
             Some(Pages::All) => dirty.mark(0..dirty.pages()),
@@ -249,7 +250,7 @@ struct Writer {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Looked at before each page.
+    /// Read before each page.
     wanted: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -264,13 +265,13 @@ struct State {
     is_paused: bool,
 }
 
-/// A slowed guest works for so long before it pauses for the share that it is slowed by.
+/// How long a throttled guest works before it pauses for its share.
 const SLICE: Duration = Duration::from_millis(2);
 
 /// How many pages are written between two looks at the clock.
 const PAGES_PER_LOOK: u64 = 1024;
 
-/// Where the part begins that is written: as far from the beginning as in the guests of others.
+/// The beginning of the written part: the same as in QEMU's guest.
 const LOOP_FROM: u64 = 16 << 20;
 
 impl Writer {
@@ -303,7 +304,7 @@ impl Drop for Writer {
         self.shared.wanted.store(true, Ordering::Release);
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It does not panic.
+            // The thread does not panic.
             let _ = thread.join();
         }
     }
@@ -321,7 +322,7 @@ impl Shared {
                 return;
             }
             let address = GuestAddress(LOOP_FROM + page * PAGE_BYTES);
-            // The loop lies in RAM, so neither can fail.
+            // The loop lies in RAM, so neither access can fail.
             let byte: u8 = memory.read_obj(address).unwrap_or(0);
             let _ = memory.write_obj(byte.wrapping_add(1), address);
             let pages = self.pages.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +332,7 @@ impl Shared {
         }
     }
 
-    /// Stands still while it should; returns whether to end.
+    /// Stands still while paused; returns whether to end.
     fn heed(&self) -> bool {
         let mut state = self.lock();
         while state.pause && !state.quit {
@@ -344,7 +345,8 @@ impl Shared {
         state.quit
     }
 
-    /// Sleeps its share of the time since `began`, if that was long enough; returns when work began anew.
+    /// Sleeps its share of the time since `began`, if that was long enough; returns the time at which work
+    /// resumed.
     fn slow_down(&self, began: Instant) -> Instant {
         let percent = u32::from(self.throttle_percent.load(Ordering::Relaxed));
         let worked = began.elapsed();
