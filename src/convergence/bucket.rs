@@ -1,37 +1,39 @@
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-/// When the next bytes may leave, so that no more than a number of them leave a second: a token bucket, shared by all lanes.
+/// Tells when the next bytes may leave, so that no more than a given number leave each second: a token
+/// bucket, shared by all lanes.
 ///
-/// It is kept as the *theoretical arrival time* of the generic cell rate algorithm (ITU-T I.371, annex A): the moment at
-/// which all that was let go would have left at exactly the rate. A moment is a duration since any fixed point.
+/// It is kept as the *theoretical arrival time* of the generic cell rate algorithm (ITU-T I.371, annex A):
+/// the moment at which all bytes admitted so far would have left at exactly the rate. A moment is a duration
+/// since any fixed point.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bucket {
     due: Duration,
 }
 
 impl Bucket {
-    /// How far the sender may be ahead of the rate, so that a lane that slept too long can make up for it. Over a second
+    /// How far the sender may be ahead of the rate, so that a lane that overslept can catch up. Over a second
     /// that is a hundredth of the rate.
     pub(super) const AHEAD: Duration = Duration::from_millis(10);
 
-    /// Takes `bytes` out at `now`, and says how long to wait before they are sent.
+    /// Takes `bytes` at `now`, and returns how long to wait before sending them.
     pub fn take(&mut self, now: Duration, bytes: u64, rate_per_second: NonZeroU64) -> Duration {
         let spent = u128::from(bytes) * 1_000_000_000 / u128::from(rate_per_second.get());
         let spent = Duration::from_nanos(u64::try_from(spent).unwrap_or(u64::MAX));
-        // What was not sent in the past may not be sent now, except for what little may be ahead.
+        // Unused rate of the past is lost, except for the small allowance ahead.
         let from = self.due.max(now.saturating_sub(Self::AHEAD));
         self.due = from.saturating_add(spent);
         from.saturating_sub(now)
     }
 
-    /// Forgets what was let go at another rate.
+    /// Forgets the bytes admitted at another rate.
     pub fn reset(&mut self) {
         self.due = Duration::ZERO;
     }
 
-    /// The most bytes to take at once, so that nobody waits for long, a change of the rate is felt soon, and a short round takes
-    /// as long as its bytes say: what leaves in 2 ms, and whole pages of it.
+    /// The most bytes to take at once: what leaves in 2 ms, in whole pages. So no lane waits for long, a
+    /// change of the rate takes effect soon, and the duration of a short round matches its bytes.
     #[must_use]
     pub fn portion_bytes(rate_per_second: NonZeroU64) -> u64 {
         (rate_per_second.get() / 500).max(1).next_multiple_of(4096)

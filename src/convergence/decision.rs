@@ -8,13 +8,13 @@ use super::prediction::{Downtime, SAFETY};
 /// What to do after a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Send what is dirty in another round.
+    /// Send the dirty pages in another round.
     AnotherRound,
     /// Slow the guest to this many percent, then send another round.
     Throttle(u8),
     /// Allow this much downtime; if the switch fits it now, switch.
     Relax(Duration),
-    /// Pause the guest and switch: that keeps the limit.
+    /// Pause the guest and switch: the downtime limit is met.
     Switch,
     /// Pause the guest and switch, whatever the downtime.
     Stop,
@@ -22,28 +22,29 @@ pub enum Decision {
     GiveUp,
 }
 
-/// A round leaves at most this share of what the round before left, or the guest is too fast. Not 1: what is measured of
-/// short rounds scatters by some percent.
+/// A round must leave at most this share of what the round before left, else the guest is too fast. Below 1,
+/// because measurements of short rounds vary by some percent.
 const SHRINK_MAX: f64 = 0.97;
 
-/// The share of the bandwidth at which a guest that was slowed, or a faster link, is sure to converge.
+/// The share of the bandwidth at which a slowed guest, or a faster link, surely converges.
 const SHRINK_AIM: f64 = 0.85;
 
-/// A throttle is to bring a guest down to this share of the bandwidth, and comes half of the way in one step ...
+/// A throttle aims to bring a guest down to this share of the bandwidth, and covers half of the distance in
+/// one step ...
 const THROTTLE_AIM: f64 = 0.7;
 /// ... or these percent at least and at most.
 const THROTTLE_STEP_PERCENT: std::ops::RangeInclusive<f64> = 10.0..=20.0;
 
-/// Where a migration stands after a round.
+/// The state of a migration after a round.
 #[derive(Clone, Copy, Debug)]
 pub struct Convergence<'migration> {
-    /// What is asked of it.
+    /// What the operator asked for.
     pub limits: &'migration Limits,
     /// Its rounds.
     pub history: &'migration History,
-    /// What a switch would take now.
+    /// The downtime of a switch now.
     pub predicted: Downtime,
-    /// How long it has been going on.
+    /// Time since the migration began.
     pub elapsed: Duration,
 }
 
@@ -54,14 +55,15 @@ impl Convergence<'_> {
         self.history.relaxed().unwrap_or_default().max(self.limits.downtime)
     }
 
-    /// Whether a switch would keep the limit.
+    /// Whether a switch would meet the limit.
     #[must_use]
     pub fn fits(&self) -> bool {
         safe(self.predicted.total()) <= self.allowed()
     }
 
-    /// Whether the prediction hangs on more than the bandwidth of the first round, in which memory at both ends is made ready: another
-    /// round takes no longer than the switch would, with the guest running, and leaves less.
+    /// Whether the prediction rests on more than the bandwidth of the first round, in which both ends prepare
+    /// memory. If not, another round is cheap: it takes no longer than the switch would, with the guest
+    /// running, and leaves less to send.
     fn is_sure(&self) -> bool {
         let total = self.predicted.total();
         self.history.rounds().len() > 1 || safe(self.fixed()) >= total
@@ -80,7 +82,7 @@ impl Convergence<'_> {
             return self.last_word();
         }
         let acted = self.history.throttle_percent() > 0 || self.history.relaxed().is_some();
-        // One round alone may have been disturbed. Once it is known that the guest is too fast, one is enough.
+        // A single round may have been disturbed. After a measure was taken, one suffices.
         let stuck_long_enough = self.history.stuck_rounds >= if acted { 1 } else { 2 };
         let Some(diverging) = self.diverging().filter(|_| stuck_long_enough) else {
             return Decision::AnotherRound;
@@ -103,15 +105,15 @@ impl Convergence<'_> {
                 Policy::Stop | Policy::Abort => {}
             }
         }
-        // No number of rounds makes a switch cheaper than with nothing left to send.
+        // No number of rounds makes a switch cheaper than one with nothing left to send.
         if diverging.why == Why::LimitTooLow && self.history.stuck_rounds >= 2 {
             return Decision::GiveUp;
         }
         Decision::AnotherRound
     }
 
-    /// Why this will not come to a switch within the limits, if it looks like that. That the limit is too low shows after the first
-    /// round, everything else after the second.
+    /// Why the migration will not come to a switch within the limits, if that is to be expected. A limit that
+    /// is too low shows after the first round, every other reason after the second.
     #[must_use]
     pub fn diverging(&self) -> Option<Diverging> {
         if self.fits() || self.history.rounds().is_empty() {
@@ -136,7 +138,8 @@ impl Convergence<'_> {
         too_slow.then(|| self.stuck_because(Why::TooSlow))
     }
 
-    /// Why this is given up: what [`diverging`](Self::diverging) says, or that the limits of rounds or time are reached.
+    /// Why the migration is given up: the reason of [`diverging`](Self::diverging), or that a limit of rounds
+    /// or time is reached.
     #[must_use]
     pub fn given_up(&self) -> Diverging {
         self.diverging().unwrap_or_else(|| self.stuck_because(Why::TooSlow))
@@ -152,7 +155,7 @@ impl Convergence<'_> {
         self.limits.rounds_max.saturating_sub(rounds)
     }
 
-    /// What is done when no further round is allowed.
+    /// The decision when no further round is allowed.
     fn last_word(&self) -> Decision {
         let policies = self.limits.if_stuck.policies();
         let needed = safe(self.predicted.total());
@@ -174,8 +177,8 @@ impl Convergence<'_> {
         Some(now.saturating_add(step.round() as u8).min(max))
     }
 
-    /// Half as much again as now, if that is allowed. Of a limit that is too low, half as much again as a switch costs at least, but no
-    /// more than one would cost now.
+    /// Half as much again as now, if the limits allow it. If the limit is too low: half as much again as the
+    /// least cost of a switch, but no more than a switch would cost now.
     fn next_relaxed(&self, why: Why) -> Option<Duration> {
         let (now, max) = (self.allowed(), self.limits.downtime_relaxed_max());
         let more = |than: Duration| (than * 3 / 2).max(than + Duration::from_millis(1)).min(max);
@@ -189,12 +192,12 @@ impl Convergence<'_> {
         next.filter(|&next| next > now)
     }
 
-    /// What a switch takes with nothing left to send.
+    /// The downtime of a switch with nothing left to send.
     fn fixed(&self) -> Duration {
         self.predicted.without_pages(self.history).total()
     }
 
-    /// Bytes a second that can be sent now, as far as that is known: what the rounds had, within the limit.
+    /// Bytes a second that can be sent now, if known: as measured in the rounds, capped by the limit.
     fn bandwidth(&self) -> Option<f64> {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let most = self.limits.bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
@@ -206,12 +209,12 @@ impl Convergence<'_> {
         Some(100.0 * (1.0 - share * self.bandwidth()? / self.history.dirty_rate_unthrottled().max(1.0)))
     }
 
-    /// How long sending may take for a switch to keep the limit; not above 0 if there is no time for it.
+    /// How long sending may take for a switch to meet the limit; not above 0 if no time is left.
     fn sending_seconds(&self) -> f64 {
         self.allowed().as_secs_f64() / SAFETY - self.fixed().as_secs_f64()
     }
 
-    /// Whether it is the limit that holds the link to so many bytes a second.
+    /// Whether the bandwidth limit, and not the link, caps the bandwidth.
     fn is_limited(&self, bandwidth: f64) -> bool {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         self.limits.bandwidth_max.is_some_and(|most| bandwidth > 0.9 * most.get() as f64)
@@ -246,7 +249,7 @@ impl Convergence<'_> {
     }
 }
 
-/// A prediction as it is held against a limit.
+/// A prediction with its safety margin, to be compared with a limit.
 fn safe(predicted: Duration) -> Duration {
     predicted.mul_f64(SAFETY)
 }
@@ -265,7 +268,7 @@ mod tests {
         start: Duration::ZERO,
     };
 
-    /// A migration by rounds made up for a test.
+    /// A migration with made-up rounds.
     struct Made {
         limits: Limits,
         history: History,
@@ -301,7 +304,8 @@ mod tests {
             decision
         }
 
-        /// Rounds of a guest that writes as much as is sent, until something else than another round is decided.
+        /// Rounds of a guest that writes as fast as pages are sent, until the decision is other than another
+        /// round.
         fn decisions_of_a_guest_too_fast(&mut self, rounds: usize) -> Vec<Decision> {
             (0..rounds).map(|_| self.after(round(1000, 1000))).collect()
         }
@@ -309,7 +313,7 @@ mod tests {
 
     #[test]
     fn it_switches_as_soon_as_the_rest_fits_the_limit_with_some_to_spare() {
-        // 1 MiB a millisecond, 10 ms besides: (250 + 10) · 1.15 = 299 ms.
+        // 1 MiB a millisecond, and 10 ms in addition: (250 + 10) · 1.15 = 299 ms.
         for (left, decision) in [(251, Decision::AnotherRound), (250, Decision::Switch)] {
             let mut made = Made::new(300, "throttle");
             assert_eq!(made.after(round(1000, 900)), Decision::AnotherRound);
@@ -481,10 +485,10 @@ mod tests {
             ("abort", 0, Decision::GiveUp),
             ("throttle,abort", 0, Decision::GiveUp),
             ("throttle,stop", 0, Decision::Stop),
-            // (10 + 1) · 1.15: what a switch costs now, and no guest is slowed for it.
+            // (10 + 1) · 1.15: the cost of a switch now; slowing the guest does not reduce it.
             ("throttle,relax", 50, Decision::Relax(Duration::from_micros(12_650))),
             ("relax,stop", 12, Decision::Relax(ms(12))),
-            // Not as much as any switch costs: to allow that would be in vain.
+            // Less than any switch costs: allowing that much would be useless.
             ("relax", 11, Decision::GiveUp),
             ("relax,stop", 11, Decision::Stop),
             ("relax,abort", 11, Decision::GiveUp),

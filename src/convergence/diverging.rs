@@ -4,21 +4,21 @@ use std::time::Duration;
 /// Why a migration will not come to a switch within its limits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Diverging {
-    /// In a word.
+    /// The kind of reason.
     pub why: Why,
     /// Bytes a second of new pages that the guest wrote in the last round.
     pub dirty_rate: f64,
-    /// Bytes a second that the link carries; `None` if nothing was sent yet that would tell.
+    /// Bytes a second that the link carries; `None` if too little was sent to measure it.
     pub bandwidth: Option<f64>,
-    /// What a switch would take now; `None` if that hangs on the bandwidth, and it is not known.
+    /// The downtime of a switch now; `None` if it depends on an unknown bandwidth.
     pub predicted: Option<Duration>,
-    /// What it would take with nothing left to send.
+    /// The downtime of a switch with nothing left to send.
     pub fixed: Duration,
-    /// What would change that; any of it.
+    /// Changes that would help; each suffices.
     pub help: Help,
 }
 
-/// Why, in a word.
+/// The kind of reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// A switch takes longer than is allowed, even with nothing left to send.
@@ -29,17 +29,17 @@ pub enum Why {
     TooSlow,
 }
 
-/// What would help.
+/// Changes that would help.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Help {
-    /// To allow this much downtime; `None` if it is not known how much.
+    /// Allow this much downtime; `None` if the amount is unknown.
     pub downtime: Option<Duration>,
-    /// A link that carries so many bytes a second, or more: a guest that writes all of its working set in every round may
-    /// write it many times over, which does not show.
+    /// A link that carries this many bytes a second, or more: a guest that writes all of its working set in
+    /// every round may write it many times over, which the dirty log does not show.
     pub bandwidth: Option<f64>,
-    /// That the link could carry more: what holds it to its bandwidth is the limit.
+    /// Whether the link could carry more, because the bandwidth limit caps it.
     pub limited: bool,
-    /// To slow the guest by so many percent, or more, for the same reason.
+    /// Slow the guest by this many percent, or more, for the same reason.
     pub throttle_percent: Option<u8>,
 }
 

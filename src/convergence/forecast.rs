@@ -7,24 +7,25 @@ use super::limits::Limits;
 use super::prediction::{Downtime, HandoverCost, SwitchCost};
 use crate::memory::PAGE_BYTES;
 
-/// How much a running guest wrote in a time.
+/// How much a running guest wrote in an interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DirtySample {
     /// How long the guest was watched.
     pub interval: Duration,
-    /// Bytes of the pages that it wrote meanwhile, each counted once.
+    /// Bytes of the pages that it wrote meanwhile, each page counted once.
     pub dirty_bytes: u64,
 }
 
-/// How many bytes of pages a guest writes in a time, by a few samples: a line through them that never falls.
+/// Bytes of pages that a guest writes in a given time, from a few samples: a piecewise linear curve that
+/// never falls.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DirtyCurve {
-    /// Seconds and bytes, both ascending, beginning with nothing in no time.
+    /// Seconds and bytes, both ascending, from (0, 0).
     points: Vec<(f64, f64)>,
 }
 
 impl DirtyCurve {
-    /// The line through these samples. Of samples as long as each other the largest counts.
+    /// The curve through these samples. Of samples with the same interval the largest counts.
     #[must_use]
     pub fn new(samples: &[DirtySample]) -> Self {
         let mut sorted = samples.to_vec();
@@ -43,7 +44,8 @@ impl DirtyCurve {
         Self { points }
     }
 
-    /// Bytes of the pages that the guest would write in so many seconds: past the last sample as fast as between the last two.
+    /// Bytes of the pages that the guest would write in `seconds`; after the last sample, at the rate between
+    /// the last two.
     #[must_use]
     pub fn bytes_in(&self, seconds: f64) -> f64 {
         let Some(pair) =
@@ -56,10 +58,11 @@ impl DirtyCurve {
     }
 }
 
-/// A migration that might be.
+/// A hypothetical migration.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How much of its RAM the guest ever touched: what the first round sends, and the most that it will write in any.
+    /// How much of its RAM the guest ever touched: what the first round sends, and the most that the guest
+    /// can write in a round.
     pub touched_bytes: u64,
     /// What the guest writes.
     pub curve: DirtyCurve,
@@ -69,15 +72,15 @@ pub struct Plan {
     pub round_trip: Duration,
     /// How long a harvest of the dirty log takes.
     pub harvest: Duration,
-    /// What a switch costs besides.
+    /// The cost of a switch.
     pub cost: SwitchCost,
-    /// What handing over costs besides.
+    /// The other costs of a handover.
     pub handover: HandoverCost,
-    /// What would be asked of it.
+    /// The limits of the migration.
     pub limits: Limits,
 }
 
-/// How a migration would go.
+/// The predicted course of a migration.
 #[derive(Clone, Debug)]
 pub struct Forecast {
     /// The rounds while the guest runs.
@@ -88,17 +91,18 @@ pub struct Forecast {
     pub throttle_percent: u8,
     /// How much downtime would have been allowed by then.
     pub allowed: Duration,
-    /// How long the guest would stand still at the end.
+    /// How long the guest would be paused at the end.
     pub downtime: Downtime,
-    /// All of it, downtime included, without setting up.
+    /// Total time, including the downtime but not the setup.
     pub total: Duration,
-    /// Bytes of pages sent, those of the last round included.
+    /// Bytes of pages sent, including the last round.
     pub sent_bytes: u64,
-    /// Why it would not come to a switch by itself, and what would help, as it would be told first; `None` if it would.
+    /// Why it would not come to a switch without a measure, and what would help, as first reported; `None` if
+    /// it would.
     pub diverging: Option<Diverging>,
 }
 
-/// One round of it.
+/// One predicted round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ForecastRound {
     /// Bytes of pages sent.
@@ -110,8 +114,8 @@ pub struct ForecastRound {
 }
 
 impl Forecast {
-    /// Plays a migration through, deciding after each round as a real one does. A guest slowed by `p` percent is taken to
-    /// write in a time what it would else in `1 - p` of it.
+    /// Simulates a migration, deciding after each round as a real one does. The model assumes that a guest
+    /// slowed by `p` percent writes in a time what it would write in `1 - p` of the time at full speed.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
         let (mut history, mut rounds) = (History::new(plan.round_trip), Vec::new());
@@ -166,7 +170,7 @@ impl Plan {
         Convergence { limits: &self.limits, history, predicted, elapsed }
     }
 
-    /// A round that sends so many bytes of a guest slowed by so many percent.
+    /// A round that sends `sent_bytes` from a guest slowed by `throttle_percent`.
     fn round(&self, sent_bytes: u64, throttle_percent: u8) -> Round {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let seconds = sent_bytes as f64 / self.bandwidth.max(1.0);
@@ -185,7 +189,7 @@ impl Plan {
     }
 }
 
-/// A year: nobody waits for a round that takes longer.
+/// A year: no operator waits for a longer round.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 #[cfg(test)]
@@ -236,7 +240,7 @@ mod tests {
         const TIB: u64 = MIB << 20;
         for touched_bytes in [256 * MIB, 4096 * MIB, TIB / 16, TIB, 4 * TIB, 12 * TIB] {
             for (round_trip_us, revoke_us, record_us) in [(10, 200, 1000), (500, 20_000, 10_000)] {
-                // What its kernel does: some thousand pages a second, over and over.
+                // What its kernel does: some thousand pages a second, the same ones again and again.
                 let mut plan = plan(&[(1, 1), (1000, 16), (60_000, 64)], 12_500, "throttle");
                 plan.touched_bytes = touched_bytes;
                 plan.round_trip = Duration::from_micros(round_trip_us);

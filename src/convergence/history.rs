@@ -3,24 +3,25 @@ use std::time::Duration;
 use super::diverging::Why;
 use crate::memory::PAGE_BYTES;
 
-/// What one lane did in a round.
+/// The work of one lane in a round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneLoad {
     /// Bytes of pages sent.
     pub bytes: u64,
-    /// How long it was sending, the wait for the pace of a bandwidth limit included. Not included is the time in which it waited
-    /// for memory to be registered, or looked at pages and found nothing to send for so long that what it had sent was gone.
+    /// How long it was sending, including waits for the rate limiter. Excluded is the time in which it waited
+    /// for memory to be registered, or scanned pages without finding any to send for so long that its send
+    /// queue ran empty.
     pub busy: Duration,
-    /// Of that, how long the fence took that closed the round: at least one round trip, and what was still on its way.
+    /// The part of `busy` that the closing fence took: at least one round trip, and the data still in flight.
     pub fence: Duration,
 }
 
-/// What one round while the guest runs was like.
+/// Measurements of one round while the guest runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
     /// Each lane.
     pub lanes: Vec<LaneLoad>,
-    /// From its first page to the last fence.
+    /// Time from its first page to the last fence.
     pub duration: Duration,
     /// How long the harvest after it took.
     pub harvest: Duration,
@@ -41,50 +42,50 @@ impl Round {
         self.dirty_pages * PAGE_BYTES
     }
 
-    /// How long the lane that sent longest was sending.
+    /// How long the busiest lane was sending.
     #[must_use]
     pub fn busy(&self) -> Duration {
         self.lanes.iter().map(|lane| lane.busy).max().unwrap_or_default()
     }
 
-    /// How many bytes a second of new pages the guest wrote meanwhile.
+    /// Bytes of new pages that the guest wrote each second meanwhile.
     #[must_use]
     pub fn dirty_rate(&self) -> f64 {
         rate(self.dirty_bytes(), self.duration + self.harvest).unwrap_or(0.0)
     }
 }
 
-/// The rounds so far, and what was done about them: the ground of every decision.
+/// The rounds so far and the measures taken: the basis of every decision.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// What a message and its answer took before the first round.
+    /// The round trip of a message before the first round.
     round_trip: Duration,
-    /// What a harvest took before the first round, if there was one.
+    /// The duration of a harvest before the first round, if one was made.
     first_harvest: Option<Duration>,
     rounds: Vec<Round>,
     /// How far the guest is slowed now, in percent.
     throttle_percent: u8,
     pub(super) throttle_refused: bool,
-    /// The downtime allowed now, where that was relaxed.
+    /// The downtime allowed now, if it was relaxed.
     relaxed: Option<Duration>,
     /// The first round since the guest was last slowed or the bandwidth limit changed, or the first at all.
     regime: usize,
-    /// The first round of which all was sent under the bandwidth limit of now.
+    /// The first round sent entirely under the present bandwidth limit.
     link_since: usize,
-    /// Rounds in a row that did not bring the switch nearer, since something was last done about it.
+    /// Consecutive rounds that did not bring the switch nearer, since the last measure.
     pub(super) stuck_rounds: u32,
-    /// Whether they did not because the limit is too low, which is no matter of the guest's.
+    /// Whether the reason was a limit that is too low, which does not depend on the guest.
     limit_too_low: bool,
 }
 
 impl History {
-    /// No rounds yet, on a link on which a message and its answer take this long.
+    /// A history without rounds, on a link with this round trip of a message.
     #[must_use]
     pub fn new(round_trip: Duration) -> Self {
         Self { round_trip, ..Self::default() }
     }
 
-    /// A harvest took so long before the first round.
+    /// Records the duration of a harvest before the first round.
     pub fn harvested(&mut self, took: Duration) {
         self.first_harvest = Some(took);
     }
@@ -94,7 +95,7 @@ impl History {
         self.rounds.push(round);
     }
 
-    /// Why the last round was judged not to bring the switch nearer, if it was.
+    /// Records why the last round did not bring the switch nearer, if it did not.
     pub fn judged(&mut self, diverging: Option<Why>) {
         let limit_too_low = diverging == Some(Why::LimitTooLow);
         let before = if limit_too_low == self.limit_too_low { self.stuck_rounds } else { 0 };
@@ -102,7 +103,7 @@ impl History {
         self.limit_too_low = limit_too_low;
     }
 
-    /// The guest is slowed by this from here on.
+    /// The guest is slowed by this much from now on.
     pub fn throttled(&mut self, percent: u8) {
         self.throttle_percent = percent;
         self.regime = self.rounds.len();
@@ -114,14 +115,14 @@ impl History {
         self.throttle_refused = true;
     }
 
-    /// This much downtime is allowed from here on.
+    /// This much downtime is allowed from now on.
     pub fn relaxed_to(&mut self, downtime: Duration) {
         self.relaxed = Some(downtime);
         self.stuck_rounds = 0;
     }
 
-    /// The operator has changed the limits: what was relaxed counts no more, nor does what was judged by the old ones. If the
-    /// bandwidth limit is another, the rounds so far tell no more what can be sent, nor how rounds shrink.
+    /// The operator has changed the limits: a relaxed downtime and verdicts by the old limits are void. If
+    /// the bandwidth limit has changed, the rounds so far show neither the bandwidth nor how rounds shrink.
     pub fn limits_changed(&mut self, bandwidth_too: bool) {
         self.relaxed = None;
         self.stuck_rounds = 0;
@@ -143,15 +144,16 @@ impl History {
         self.throttle_percent
     }
 
-    /// The downtime that was allowed since the limits were last changed, if any was.
+    /// The relaxed downtime since the limits were last changed, if any.
     #[must_use]
     pub fn relaxed(&self) -> Option<Duration> {
         self.relaxed
     }
 
-    /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to tell, or over
-    /// all if none was. A first round counts only for want of others, or of others that were as fast: destinations are slower while
-    /// their memory is fresh. So do rounds under a bandwidth limit that is no more.
+    /// Bytes a second on the wire while lanes were sending, over the latest rounds that were long enough to
+    /// measure, or over all if none was. Destinations are slower while their memory is fresh, so a first
+    /// round counts only if no other does, or if the others were no faster. The same applies to rounds under
+    /// an earlier bandwidth limit.
     ///
     /// `None` as long as nothing was sent.
     #[must_use]
@@ -165,7 +167,7 @@ impl History {
         Self::bandwidth_of(later, first)
     }
 
-    /// Over these rounds, or for want of any over the `first`.
+    /// Bandwidth over these rounds, or over `first` if none counts.
     fn bandwidth_of(rounds: &[Round], first: &[Round]) -> Option<f64> {
         const TELLING: Duration = Duration::from_millis(10);
         let over = |rounds: &mut dyn Iterator<Item = &Round>| {
@@ -176,7 +178,7 @@ impl History {
         };
         let telling = |round: &&Round| round.busy() >= TELLING && round.sent_bytes() > 0;
         over(&mut rounds.iter().rev().filter(telling).take(3))
-            // Of a short round the fence is much, and tells too little rather than too much.
+            // In a short round the fence dominates, so its bandwidth is too low rather than too high.
             .or_else(|| {
                 let first = over(&mut first.iter().filter(telling))?;
                 Some(over(&mut rounds.iter()).map_or(first, |short| short.max(first)))
@@ -184,23 +186,24 @@ impl History {
             .or_else(|| over(&mut first.iter().chain(rounds)))
     }
 
-    /// How long a message and its answer take: as before the first round, or as the quickest fence since.
+    /// How long a message and its answer take: as before the first round, or as the fastest fence since.
     #[must_use]
     pub fn round_trip(&self) -> Duration {
         let fences = self.rounds.iter().flat_map(|round| &round.lanes).map(|lane| lane.fence);
         fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
     }
 
-    /// How long a harvest takes while the guest stands still: as the quickest so far. While it runs, its vCPUs want the same
-    /// locks and processors.
+    /// How long a harvest takes while the guest is paused: as the fastest so far. While the guest runs, its
+    /// vCPUs compete for the same locks and processors.
     #[must_use]
     pub fn harvest(&self) -> Duration {
         let all = self.first_harvest.into_iter().chain(self.rounds.iter().map(|round| round.harvest));
         all.min().unwrap_or_default()
     }
 
-    /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The mean of the
-    /// last two rounds where both ran at the same throttle and bandwidth limit; `None` before the second round.
+    /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The
+    /// mean of the last two rounds where both ran at the same throttle and bandwidth limit; `None` before the
+    /// second round.
     #[must_use]
     pub fn shrink(&self) -> Option<f64> {
         let dirty = |back: usize| {
@@ -208,7 +211,7 @@ impl History {
             #[expect(clippy::cast_precision_loss, reason = "a share")]
             Some(self.rounds[index].dirty_pages.max(1) as f64)
         };
-        // The first round sends all of RAM: what it leaves is where the rest begins.
+        // The first round sends all of RAM, so shares begin with what it leaves.
         let share = dirty(0)? / dirty(1)?;
         let same_regime = self.rounds.len() >= self.regime + 2;
         match dirty(2) {
@@ -217,7 +220,7 @@ impl History {
         }
     }
 
-    /// How many bytes a second of new pages the guest would write at full speed, as far as the last round tells.
+    /// Bytes of new pages that the guest would write each second at full speed, judged by the last round.
     #[must_use]
     pub fn dirty_rate_unthrottled(&self) -> f64 {
         let running_percent = 100 - self.throttle_percent.min(99);
@@ -225,7 +228,7 @@ impl History {
     }
 }
 
-/// Bytes a second, if there is anything to divide.
+/// Bytes a second, if the time is not zero.
 pub(super) fn rate(bytes: u64, time: Duration) -> Option<f64> {
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     let bytes = bytes as f64;

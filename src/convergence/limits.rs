@@ -7,28 +7,28 @@ use crate::error_code::coded;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
-/// What the operator asks of a migration. All of it may be changed while the migration runs.
+/// The limits that the operator sets for a migration. All may be changed while the migration runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// How long the guest may stand still at the switch.
+    /// How long the guest may be paused at the switch.
     pub downtime: Duration,
-    /// How far [`Policy::Relax`] may raise that; `None` is [`Limits::RELAX_FACTOR`] times as far.
+    /// How far [`Policy::Relax`] may raise the downtime; `None` is [`Limits::RELAX_FACTOR`] times as far.
     pub downtime_max: Option<Duration>,
-    /// How many rounds there may be while the guest runs.
+    /// The most rounds while the guest runs.
     pub rounds_max: u32,
-    /// How long it may all take until the switch begins; `None` is for ever.
+    /// The time limit until the switch begins; `None` is no limit.
     pub timeout: Option<Duration>,
     /// How far the guest may be slowed when the rounds do not get smaller, in percent; 0 forbids it.
     pub throttle_max_percent: u8,
-    /// How many bytes of pages a second may be sent, over all lanes; `None` is as many as the link carries. It holds for the
-    /// last round too: what the rounds measured is then what the switch will find.
+    /// How many bytes of pages may be sent each second, over all lanes; `None` is no limit. It holds for the
+    /// last round too, so the switch has the bandwidth that the rounds measured.
     pub bandwidth_max: Option<NonZeroU64>,
     /// What to do when the rounds do not come down to the downtime.
     pub if_stuck: IfStuck,
 }
 
 impl Limits {
-    /// How far [`Policy::Relax`] raises the downtime unless told otherwise.
+    /// How far [`Policy::Relax`] raises the downtime by default.
     pub const RELAX_FACTOR: u32 = 5;
 
     /// How far [`Policy::Relax`] may raise the downtime.
@@ -39,8 +39,8 @@ impl Limits {
 }
 
 impl Default for Limits {
-    /// 300 ms, as other hypervisors have it. A hundred rounds: a guest at 0.85 of the bandwidth needs about fifty to come
-    /// from a minute's round to the last 50 ms, and they take six minutes together.
+    /// 300 ms, as in other hypervisors. A hundred rounds: a guest that writes at 0.85 of the bandwidth needs
+    /// about fifty to shrink a round of a minute to the last 50 ms, which takes six minutes in total.
     fn default() -> Self {
         Self {
             downtime: Duration::from_millis(300),
@@ -54,7 +54,7 @@ impl Default for Limits {
     }
 }
 
-/// What can be done when the rounds do not come down to the downtime.
+/// Measures when the rounds do not come down to the downtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// Slow the guest, step by step.
@@ -63,7 +63,7 @@ pub enum Policy {
     Relax,
     /// Switch now, whatever the downtime.
     Stop,
-    /// Give up; the guest runs on where it is.
+    /// Give up; the guest runs on at the source.
     Abort,
 }
 
@@ -79,7 +79,7 @@ impl Policy {
         }
     }
 
-    /// Whether nothing comes after it.
+    /// Whether no policy can follow it.
     fn is_final(self) -> bool {
         matches!(self, Self::Stop | Self::Abort)
     }
@@ -87,9 +87,9 @@ impl Policy {
 
 /// Policies in the order in which they are tried, each when those before it are exhausted.
 ///
-/// A chain without `stop` or `abort` at its end goes on with rounds, until there have been [`Limits::rounds_max`] of them or
-/// the time is over; then it gives up. Where the limit is below what a switch costs with nothing left to send, no round can
-/// help, and it gives up at once.
+/// A chain without `stop` or `abort` at its end continues with rounds until [`Limits::rounds_max`] or the
+/// time limit is reached; then the migration gives up. If the downtime limit is below the cost of a switch
+/// with nothing left to send, no round can help, and the migration gives up at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IfStuck(Vec<Policy>);
 
@@ -103,7 +103,7 @@ impl IfStuck {
     /// A chain of policies.
     ///
     /// # Errors
-    /// [`IfStuckError`] if it is empty, has one twice, or has one behind `stop` or `abort`.
+    /// [`IfStuckError`] if it is empty, repeats a policy, or has a policy after `stop` or `abort`.
     pub fn new(policies: &[Policy]) -> Result<Self, IfStuckError> {
         if policies.is_empty() {
             return Err(IfStuckError::Empty);
@@ -119,7 +119,7 @@ impl IfStuck {
         Ok(Self(policies.to_vec()))
     }
 
-    /// In order.
+    /// The policies in order.
     #[must_use]
     pub fn policies(&self) -> &[Policy] {
         &self.0
@@ -131,7 +131,8 @@ impl IfStuck {
         self.0.last() == Some(&Policy::Stop)
     }
 
-    /// Whether a migration whose time is over can only be given up: no policy would have it switch instead.
+    /// Whether a migration that reaches its time limit can only give up: no policy would have it switch
+    /// instead.
     #[must_use]
     pub fn gives_up(&self) -> bool {
         !self.0.contains(&Policy::Relax) && !self.ends_with_stop()
@@ -167,16 +168,16 @@ impl fmt::Display for IfStuck {
     strum(serialize_all = "kebab-case")
 )]
 pub enum IfStuckError {
-    /// There is none.
+    /// The chain names no policy.
     #[error("say at least one of throttle, relax, stop, abort")]
     Empty,
-    /// A word that is no policy.
+    /// The chain has a word that names no policy.
     #[error("`{0}` is none of throttle, relax, stop, abort")]
     Unknown(String),
-    /// A policy that is there already.
+    /// The chain names a policy twice.
     #[error("`{0}` is there twice")]
     Twice(&'static str),
-    /// A policy behind one that ends the rounds.
+    /// The chain has a policy after one that ends the rounds.
     #[error("nothing can come after `{0}`, which ends the rounds")]
     AfterTheEnd(&'static str),
 }

@@ -1,13 +1,14 @@
 //! When to stop sending rounds, and what to do when they do not get smaller.
 //!
-//! Pure functions over what was measured: no clock is read and nothing is sent. The model is the usual one: with `b` bytes a
-//! second on the wire, pausing now costs the dirty bytes divided by `b`, plus what a switch costs whatever is dirty; and a
-//! guest that writes `r` bytes a second of new pages leaves `r / b` of what a round sent, so rounds get smaller if `r < b`.
+//! Pure functions over measurements: no clock is read and nothing is sent. The model is the usual one. With
+//! `b` bytes a second on the wire, pausing now costs the dirty bytes divided by `b`, plus the fixed cost of a
+//! switch. A guest that writes `r` bytes a second of new pages leaves `r / b` of what a round sent, so rounds
+//! get smaller if `r < b`.
 //!
 //! | file | |
 //! |---|---|
 //! | `limits` | what the operator asked for: [`Limits`], [`IfStuck`] |
-//! | `history` | what the rounds were like: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
+//! | `history` | measured rounds: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
 //! | `prediction` | how long a switch would take now: [`Downtime`] as the sum of its parts |
 //! | `decision` | what to do after a round: [`Decision`] |
 //! | `diverging` | why it will not converge, and what would help: [`Diverging`] |

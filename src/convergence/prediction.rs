@@ -5,29 +5,30 @@ use super::bucket::Bucket;
 use super::history::History;
 use crate::memory::PAGE_BYTES;
 
-/// How far above a prediction the downtime may come out: a switch begins when the prediction, longer by this, keeps the
-/// limit. Nine of ten predictions are within 15 % (`bench/README.md`).
+/// How far above a prediction the downtime may be: a switch begins when the prediction times this factor
+/// meets the limit. Nine of ten predictions are within 15 % (`bench/README.md`).
 pub const SAFETY: f64 = 1.15;
 
-/// How much of a saved state the source holds between the VMM and the connection, in bytes: what may be left to send when the VMM
-/// has written all.
+/// How much of a saved state the source buffers between the VMM and the connection, in bytes: what may be
+/// left to send when the VMM has written everything.
 pub(crate) const STATE_HELD_MAX: usize = 2 << 20;
 
-/// What a switch costs and nobody can measure before there was one: a running guest cannot be paused, saved or loaded to try.
+/// The costs of a switch that cannot be measured before one: a running guest cannot be paused, saved or
+/// loaded for a trial.
 ///
-/// The default is what a small VMM takes, rounded up. A VMM whose devices take longer to save and to load says so in
-/// [`Options`](crate::source::Options).
+/// The default is the cost for a small VMM, rounded up. A VMM with devices that take longer to save and to
+/// load states its costs in [`Options`](crate::source::Options).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwitchCost {
     /// Stopping the vCPUs.
     pub pause: Duration,
-    /// Saving their state and that of devices.
+    /// Saving the state of vCPUs and devices.
     pub save: Duration,
-    /// How long that state is.
+    /// The length of that state.
     pub state_bytes: u64,
     /// Loading it at the destination.
     pub load: Duration,
-    /// Starting the vCPUs there.
+    /// Starting the vCPUs at the destination.
     pub start: Duration,
 }
 
@@ -43,18 +44,18 @@ impl Default for SwitchCost {
     }
 }
 
-/// What handing over costs besides: known before, and none of the VMM's business.
+/// The other costs of a handover: known in advance, and independent of the VMM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HandoverCost {
-    /// Registering memory for the last pages, where less may be registered at once than they take.
+    /// Registering memory for the last pages, if they exceed what may be registered at once.
     pub register: Duration,
-    /// Registering it ahead of the pause, in which time the guest writes on.
+    /// Registering memory ahead of the pause, while the guest still writes.
     pub register_ahead: Duration,
-    /// Taking remote access away at the destination.
+    /// Revoking remote access at the destination.
     pub revoke: Duration,
-    /// A record at the source: one falls into the switch, before GO.
+    /// A record at the source: one is part of the switch, before GO.
     pub record_here: Duration,
-    /// One in the destination's: before PREPARED, and before the guest runs.
+    /// A record at the destination: one before PREPARED, and one before the guest runs.
     pub record_there: Duration,
 }
 
@@ -63,23 +64,25 @@ pub struct HandoverCost {
 pub struct Downtime {
     /// Stopping the vCPUs.
     pub pause: Duration,
-    /// Saving their state and that of devices. As it travels meanwhile, this is how long a long one takes on the link.
+    /// Saving the state of vCPUs and devices. The state travels meanwhile, so for a long state this is its
+    /// time on the link.
     pub save: Duration,
     /// The last harvest.
     pub harvest: Duration,
-    /// Waiting for memory of the last pages to be registered.
+    /// Waiting until memory for the last pages is registered.
     pub register: Duration,
-    /// Sending them, up to the last fence, without that.
+    /// Sending the last pages, up to the last fence, without that wait.
     pub send: Duration,
     /// Comparing, at both ends.
     pub verify: Duration,
-    /// Sending what is left of the state, and the answer to it, without what the destination does in between other than to record it.
+    /// Sending the rest of the state and receiving the answer, without the destination's work in between
+    /// except its record.
     pub transfer: Duration,
-    /// Taking remote access away at the destination.
+    /// Revoking remote access at the destination.
     pub revoke: Duration,
-    /// Loading the state there.
+    /// Loading the state at the destination.
     pub load: Duration,
-    /// From PREPARED to the word that the guest runs; two records are part of it.
+    /// From PREPARED to the report that the guest runs, including two records.
     pub start: Duration,
 }
 
@@ -91,19 +94,19 @@ impl Downtime {
         pause + save + harvest + register + send + verify + transfer + revoke + load + start
     }
 
-    /// All parts, if each is known: what a prediction says is left to send takes no time that anybody knows as long as nothing
-    /// was sent ([`History::bandwidth`]).
+    /// The sum of all parts, if each is known: the time to send the remaining pages is unknown until
+    /// something was sent ([`History::bandwidth`]).
     #[must_use]
     pub fn known(&self) -> Option<Duration> {
         (self.send < FOREVER).then(|| self.total())
     }
 
-    /// How long the guest would stand still if it were paused now, without comparing: `None` before the first round.
+    /// The downtime if the guest were paused now, without comparing: `None` before the first round.
     ///
-    /// Bandwidth, round trip and harvest are measured, round by round; `cost` and `handover` are what cannot be. What the
-    /// guest writes until it stands still has to be sent too. `bandwidth_max` is the limit now, which the rounds may not know; where it
-    /// is what holds the link, it is the bandwidth, and the last round makes up for some of the time since the round before
-    /// ([`Bucket`]).
+    /// Bandwidth, round trip and harvest are measured round by round; `cost` and `handover` cannot be
+    /// measured. The pages that the guest writes until it is paused have to be sent too. `bandwidth_max` is
+    /// the present limit, which may be newer than the rounds. Where it caps the link, it is the bandwidth,
+    /// and the last round makes up for some of the time since the round before ([`Bucket`]).
     #[must_use]
     pub fn predicted(
         history: &History,
@@ -126,18 +129,18 @@ impl Downtime {
         let made_up_for = if limited { unsent.min(Bucket::AHEAD) } else { Duration::ZERO };
         let on_the_wire = |bytes: f64| match bandwidth {
             Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
-            // Nothing but a guest without a page that is not zero comes here with something left.
+            // Only a guest without a non-zero page has unknown bandwidth and pages left.
             None if bytes == 0.0 => Duration::ZERO,
             None => FOREVER,
         };
-        // Most are short; what that takes on a link that nothing is known of is next to nothing.
+        // Most states are short; on a link of unknown bandwidth their time is negligible.
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let state_bytes = if bandwidth.is_some() { cost.state_bytes as f64 } else { 0.0 };
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let held_bytes = state_bytes.min(STATE_HELD_MAX as f64);
         Some(Self {
             pause: cost.pause,
-            // What the source holds of it is on its way when the VMM has written all.
+            // The part that the source buffers is in flight when the VMM has written everything.
             save: cost.save.max(on_the_wire(state_bytes - held_bytes)),
             harvest,
             register: handover.register,
@@ -150,7 +153,7 @@ impl Downtime {
         })
     }
 
-    /// The same with nothing left to send: what no number of rounds can go below.
+    /// The same with nothing left to send: the lower bound, whatever the number of rounds.
     #[must_use]
     pub fn without_pages(&self, history: &History) -> Self {
         let (register, verify) = (Duration::ZERO, Duration::ZERO);
@@ -158,10 +161,11 @@ impl Downtime {
     }
 }
 
-/// A link that carries more than this share of its limit is held by the limit: lanes oversleep now and then.
+/// A link that carries more than this share of its limit is capped by the limit: lanes oversleep now and
+/// then.
 const LIMITED_SHARE: f64 = 0.9;
 
-/// Longer than any limit, and still not too long to be added up.
+/// Longer than any limit, but short enough to be added without overflow.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 #[cfg(test)]

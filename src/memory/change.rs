@@ -1,4 +1,4 @@
-//! Memory that was plugged, unplugged or mapped anew while a view of guest RAM was in use.
+//! Memory that was plugged, unplugged or remapped while a view of guest RAM was in use.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -7,12 +7,12 @@ use std::sync::Arc;
 use super::region::Backing;
 use super::{GuestRam, RamRegion, RegionLayout};
 
-/// In what a guest's RAM is not what it was; the first of what differs.
+/// The first difference between a view of guest RAM and a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RamChange {
     /// A region that did not exist, or had another length.
     Plugged(RegionLayout),
-    /// A region that exists no more.
+    /// A region that no longer exists.
     Unplugged(RegionLayout),
     /// Other memory is mapped at the same guest address.
     Replaced(RegionLayout),
@@ -35,10 +35,11 @@ impl fmt::Display for RamChange {
 }
 
 impl GuestRam {
-    /// What has changed since this view was made, according to one that was made `now`.
+    /// What has changed since this view was made, compared to one that was made `now`.
     ///
-    /// Memory of a file that is mapped shared counts as the same wherever this process has it mapped. Other memory is known by its
-    /// address in this process: whether it was mapped anew at the same address, no view tells.
+    /// Memory of a shared file mapping counts as the same wherever this process has it mapped. Other memory
+    /// is identified by its address in this process: a view cannot tell whether it was remapped at the same
+    /// address.
     #[must_use]
     pub fn change_to(&self, now: &Self) -> Option<RamChange> {
         let same_place = |a: &RamRegion, b: &RamRegion| a.layout() == b.layout();

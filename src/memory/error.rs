@@ -4,7 +4,7 @@ use crate::error_code::coded;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
-/// What can be wrong with guest RAM, as described or as addressed.
+/// Errors of guest RAM, in its description or its addressing.
 #[derive(Debug, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(MemoryErrorKind),
@@ -14,7 +14,7 @@ use thiserror::Error;
 )]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// A region is empty, or does not begin or end on a page.
+    /// A RAM region is empty, or does not begin or end on a page.
     #[error("RAM region at {guest_address:#x} with {len_bytes} bytes is not made of whole 4 KiB pages")]
     Unaligned {
         /// Guest physical address at which the region begins.
@@ -22,21 +22,21 @@ pub enum MemoryError {
         /// Its length.
         len_bytes: u64,
     },
-    /// Two regions share addresses, or they are not in ascending order.
+    /// Two RAM regions overlap, or they are not in ascending order.
     #[error("RAM regions overlap or are out of order at {guest_address:#x}")]
     Overlap {
         /// Guest physical address of the later region.
         guest_address: u64,
     },
-    /// There are no regions, or more than a guest can have.
+    /// A guest has no RAM regions, or more than supported.
     #[error("a guest has between 1 and {max} RAM regions, not {count}")]
     RegionCount {
-        /// How many there were.
+        /// The number of regions.
         count: usize,
-        /// How many there may be.
+        /// The most that are supported.
         max: usize,
     },
-    /// A region ends past the end of the address space, or the mapping is too large for this machine.
+    /// A RAM region ends past the end of the address space, or exceeds the address space of this process.
     #[error("RAM region at {guest_address:#x} with {len_bytes} bytes does not fit the address space")]
     TooLarge {
         /// Guest physical address at which the region begins.
@@ -44,7 +44,7 @@ pub enum MemoryError {
         /// Its length.
         len_bytes: u64,
     },
-    /// An access outside of guest RAM.
+    /// An access lies outside of guest RAM.
     #[error("pages {first_page}..{first_page}+{pages} are not in RAM region {region}")]
     OutOfRange {
         /// Index of the region.
@@ -54,21 +54,21 @@ pub enum MemoryError {
         /// Number of pages.
         pages: u64,
     },
-    /// A region's mapping has no host address.
+    /// The mapping of a RAM region has no host address.
     #[error("RAM region at {guest_address:#x} is not mapped here: {reason}")]
     NotMapped {
         /// Guest physical address at which the region begins.
         guest_address: u64,
-        /// What the mapping's owner said.
+        /// The reason that the mapping's owner gave.
         reason: String,
     },
-    /// A page size that no memory has.
+    /// The page size is not a multiple of 4 KiB.
     #[error("guest RAM is made of pages of a multiple of 4 KiB, not of {page_bytes} bytes")]
     PageSize {
         /// The page size given.
         page_bytes: u64,
     },
-    /// Memory that begins or ends within one of its own pages, which may be larger than 4 KiB.
+    /// A RAM region begins or ends within one of its own pages, which may be larger than 4 KiB.
     #[error(
         "RAM region at {guest_address:#x} is not of whole pages: its {what} of {bytes} bytes is no multiple of its page size, \
          {} KiB",
@@ -77,14 +77,14 @@ pub enum MemoryError {
     PartialPage {
         /// Guest physical address at which the region begins.
         guest_address: u64,
-        /// What is no multiple.
+        /// Which value is not a multiple.
         what: &'static str,
         /// Its value in bytes.
         bytes: u64,
         /// The size of the region's pages.
         page_bytes: u64,
     },
-    /// A file that ends before the memory that it is to hold.
+    /// The file of a RAM region ends before the region does.
     #[error(
         "RAM region at {guest_address:#x} is to be {len_bytes} bytes of a file from byte {offset_bytes} on, and the file has \
          {file_bytes}: make the file as long as its guest's RAM first"
@@ -94,12 +94,12 @@ pub enum MemoryError {
         guest_address: u64,
         /// Its length.
         len_bytes: u64,
-        /// Where it begins in the file.
+        /// The region's offset in the file.
         offset_bytes: u64,
         /// How long the file is.
         file_bytes: u64,
     },
-    /// A file that the kernel does not map.
+    /// The kernel does not map the file of a RAM region.
     #[error(
         "cannot map the {len_bytes} bytes of RAM region at {guest_address:#x}: {error}; is the file open for reading and \
          writing, and on hugetlbfs, are huge pages of that size free?"
@@ -109,10 +109,10 @@ pub enum MemoryError {
         guest_address: u64,
         /// Its length.
         len_bytes: u64,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// The kernel would not tell where the holes of the backing file are.
+    /// The holes of a RAM region's file cannot be found.
     #[error("cannot find the holes of the guest's memory file: {0}")]
     Holes(#[source] io::Error),
 }

@@ -7,18 +7,20 @@ use std::os::fd::AsRawFd;
 use super::region::Backing;
 use super::{MemoryError, PAGE_BYTES, PageRun, RamRegion};
 
-/// Pages between two looks at the file, to begin with and at most: 256 KiB and 4 MiB.
+/// The size of a group of pages that is checked at once, initially and at most: 256 KiB and 4 MiB.
 const GROUP_PAGES: RangeInclusive<u64> = 64..=1024;
 
-/// A search for touched memory, run after run by ascending page, that looks at the file less often where there are no holes.
+/// A search for touched memory, run after run by ascending page, that queries the file less often in areas
+/// without holes.
 ///
-/// `SEEK_HOLE` would say where data ends, but walks all of it, to the end of the guest if need be, at every call. So a
-/// group of pages counts as touched from its first page with data on. Where the next begins with data it is twice as large,
-/// unless its last page has none: one page in every 4 MiB must not have all of them read, which makes their holes memory.
+/// `SEEK_HOLE` would find the end of data, but walks over all of the data at every call, to the end of the
+/// guest if need be. So a group of pages counts as touched from its first page with data on. If the next
+/// group begins with data, it is twice as large, unless its last page has none: a guest with one page in
+/// every 4 MiB must not have all pages read, because reading allocates memory for holes.
 #[derive(Clone, Debug)]
 pub struct TouchedSearch {
     group_pages: u64,
-    /// The region that was last looked at, and its first page with data from there on.
+    /// The region of the last query, and its first page with data after that.
     next_data: Option<(usize, u64)>,
 }
 
@@ -29,11 +31,12 @@ impl Default for TouchedSearch {
 }
 
 impl TouchedSearch {
-    /// The parts of `run` that have been touched: those where the file behind `region`, whose pages they are, has data rather
-    /// than a hole, and perhaps some pages more.
+    /// The touched parts of `run`, which are pages of `region`: those where the region's file has data rather
+    /// than a hole, and perhaps some more pages.
     ///
-    /// Watch the pages before asking: a page found to be a hole and written later is then known to be dirty. A region
-    /// without a file has no holes. Hugetlbfs reports none either, which is safe, only slower.
+    /// Watch the pages before the call: a page that was a hole and is written later is then reported as
+    /// dirty. A region without a file has no holes. Hugetlbfs reports none either, which is safe, only
+    /// slower.
     ///
     /// # Errors
     /// [`MemoryError::Holes`] if the kernel refuses.
@@ -67,7 +70,7 @@ impl TouchedSearch {
         Ok(touched)
     }
 
-    /// Whether any page of `run` has been touched, in one look.
+    /// Whether any page of `run` has been touched, in one query.
     ///
     /// # Errors
     /// [`MemoryError::Holes`] if the kernel refuses.
@@ -78,8 +81,9 @@ impl TouchedSearch {
         Ok(page < run.first_page + run.pages)
     }
 
-    /// Whether a run behind the last one had no data when the search last looked. It is no more than a hint: who wants to leave such
-    /// pages out watches them first, and then asks whether [any is touched](Self::any_touched), at once for as many as he likes.
+    /// Whether a run after the last one had no data at the last query. It is only a hint: to leave such pages
+    /// out, a caller watches them first, and then asks whether [any is touched](Self::any_touched), for any
+    /// number of pages in one query.
     #[must_use]
     pub fn expects_hole(&self, run: PageRun) -> bool {
         self.next_data
@@ -87,11 +91,12 @@ impl TouchedSearch {
     }
 }
 
-/// The first page with data, from this one on; `u64::MAX` if there is none up to the end of the file.
+/// The first page with data, from this one on; `u64::MAX` if the rest of the file has none.
 fn next_data(backing: &Backing, page: u64) -> Result<u64, MemoryError> {
     let at = libc::off_t::try_from(backing.offset_bytes + page * PAGE_BYTES)
         .map_err(|_| MemoryError::Holes(io::ErrorKind::InvalidInput.into()))?;
-    // SAFETY: lseek takes no pointer. It moves the file's position, which nobody uses: guest RAM is mapped, not read.
+    // SAFETY: lseek takes no pointer. It moves the file's position, which is not used: guest RAM is mapped,
+    // not read.
     let found = unsafe { libc::lseek(backing.file.as_raw_fd(), at, libc::SEEK_DATA) };
     match u64::try_from(found) {
         Ok(found) => Ok((found - backing.offset_bytes) / PAGE_BYTES),
@@ -111,7 +116,7 @@ mod tests {
 
     const PAGES: u64 = 5000;
 
-    /// What is found in these runs, one after the other, if there is data in these pages.
+    /// The touched parts of these runs, one after the other, if these pages have data.
     fn touched(data: impl IntoIterator<Item = u64>, runs: &[(u64, u64)]) -> Vec<Vec<(u64, u64)>> {
         let file = tempfile::tempfile().unwrap();
         file.set_len((PAGES + 3) * 4096).unwrap();
@@ -143,7 +148,8 @@ mod tests {
 
     #[test]
     fn groups_grow_where_data_has_no_gap_and_are_small_again_behind_a_hole() {
-        // Up to 1024 pages, at their multiples, and only if the last of them has data: 1500 to 1535 are the rest of 64.
+        // Groups of up to 1024 pages, at their multiples, and only if the last page has data: 1500 to 1535
+        // are the rest of a group of 64.
         let data = (0..1500).chain([2100, 3000]);
         let runs = [(0, 1024), (1024, 1024), (2048, 1024)];
         assert_eq!(touched(data, &runs), [vec![(0, 1024)], vec![(1024, 512)], vec![(2100, 12), (3000, 8)]]);

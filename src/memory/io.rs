@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::GuestSlice;
 
-/// Sends `head` and then all `slices`, straight from guest RAM. There may be 1,023 slices: the kernel's `IOV_MAX`, less one.
+/// Sends `head` and then all `slices`, straight from guest RAM. At most 1,023 slices: the kernel's `IOV_MAX`,
+/// less one.
 ///
 /// # Errors
 /// Those of `sendmsg(2)`; a timeout set on the socket is `WouldBlock`. Part may have been sent.
@@ -20,14 +21,15 @@ pub fn send_from(socket: BorrowedFd<'_>, head: &[u8], slices: &[GuestSlice<'_>])
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = vectors.as_mut_ptr();
         message.msg_iovlen = vectors.len() as _;
-        // Not `writev`: a peer that is gone must be an error and no SIGPIPE, which would end the VMM.
-        // SAFETY: each vector covers a live borrow: the head's, or guest RAM of a `GuestSlice`. The kernel only reads.
+        // Not `writev`: a closed peer must cause an error and no SIGPIPE, which would end the VMM. SAFETY:
+        // each vector covers a live borrow: the head's, or guest RAM of a `GuestSlice`. The kernel only
+        // reads.
         unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) }
     })
 }
 
-/// Fills all `slices`, in order, straight into guest RAM, and then `next` with what follows. There may be 1,023 slices: the
-/// kernel's `IOV_MAX`, less one.
+/// Fills all `slices`, in order, straight into guest RAM, and then `next` with the bytes that follow. At most
+/// 1,023 slices: the kernel's `IOV_MAX`, less one.
 ///
 /// # Errors
 /// Those of `readv(2)`; `UnexpectedEof` if the peer closes first. Part may have been written.
@@ -36,8 +38,8 @@ pub fn receive_into(socket: BorrowedFd<'_>, slices: &[GuestSlice<'_>], next: &mu
     let mut vectors: Vec<libc::iovec> = slices.iter().map(vector).chain([next]).collect();
     transfer(&mut vectors, io::ErrorKind::UnexpectedEof, |vectors| {
         let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: each vector is guest RAM of a `GuestSlice`, writable while that lives and never a Rust reference, or all of
-        // `next`, which is borrowed for this call alone.
+        // SAFETY: each vector is guest RAM of a `GuestSlice`, writable while that lives and never a Rust
+        // reference, or all of `next`, which is borrowed for this call alone.
         unsafe { libc::readv(socket.as_raw_fd(), vectors.as_ptr(), count) }
     })
 }
@@ -46,7 +48,7 @@ fn vector(slice: &GuestSlice<'_>) -> libc::iovec {
     libc::iovec { iov_base: slice.as_ptr().cast(), iov_len: slice.len() }
 }
 
-/// Repeats `call` until every vector is done, advancing past what the kernel took.
+/// Repeats `call` until every vector is done, advancing past the bytes that the kernel took.
 fn transfer(
     mut vectors: &mut [libc::iovec],
     on_end: io::ErrorKind,

@@ -1,27 +1,27 @@
-//! Which pages of anonymous memory are there, for memory that no file could be asked about.
+//! Which pages of anonymous memory are allocated, for memory without a file to query.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::{PAGE_BYTES, PageRun, RamRegion};
 
-/// A look at this process's page tables.
+/// A reader of this process's page tables.
 ///
-/// It is a hint: a page that is not mapped now may be the next moment. Of pages that it leaves out nothing
-/// may be concluded but that nobody has needed them yet.
+/// It is a hint: a page that is not mapped now may be mapped a moment later. For pages that it leaves out,
+/// the only conclusion is that they were not needed so far.
 #[derive(Debug)]
 pub struct MappedSearch {
-    /// `None` where the kernel has none.
+    /// `None` if the kernel has none.
     pagemap: Option<File>,
 }
 
-/// Bytes that pagemap has for each page.
+/// Bytes of a pagemap entry; each page has one.
 const ENTRY_BYTES: usize = 8;
 
-/// Pages that are looked at in one call.
+/// Pages read in one call.
 const CHUNK_PAGES: u64 = 4096;
 
-/// The page is in memory, or it is swapped out.
+/// The page is present or swapped out.
 const THERE: u64 = 0b11 << 62;
 
 impl Default for MappedSearch {
@@ -31,7 +31,7 @@ impl Default for MappedSearch {
 }
 
 impl MappedSearch {
-    /// The pages of `run` that are there; `None` where that cannot be told, as the memory is not anonymous.
+    /// The allocated pages of `run`; `None` if that is unknown because the memory is not anonymous.
     #[must_use]
     pub fn mapped(&self, region: &RamRegion, run: PageRun) -> Option<Vec<PageRun>> {
         let pagemap = self.pagemap.as_ref().filter(|_| region.is_anonymous())?;
@@ -81,7 +81,7 @@ mod tests {
         for page in written {
             memory.write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap();
         }
-        // Where the kernel makes huge pages by itself, more are there.
+        // More pages are allocated if the kernel uses huge pages on its own.
         let found = mapped(0, PAGES);
         assert!(written.iter().all(|page| found.iter().any(|run| run.contains(page))), "{found:?}");
         let all: u64 = found.iter().map(|run| run.end - run.start).sum();

@@ -1,11 +1,12 @@
-//! Guest RAM as the engine sees it.
+//! Guest RAM as the engine accesses it.
 //!
-//! Guest RAM is written at any time by vCPUs, by device threads and by RDMA hardware, so nothing here ever makes a Rust
-//! reference to it. A [`GuestRam`] is a list of [`RamRegion`]s; a [`GuestSlice`] is a bounds-checked pointer and length
-//! inside one of them, and its few operations (copy, zero test, vectored socket I/O) are all that the rest of the
-//! library can do with guest bytes.
+//! vCPUs, device threads and RDMA hardware write guest RAM at any time, so the engine never makes a Rust
+//! reference to it. A [`GuestRam`] is a list of [`RamRegion`]s. A [`GuestSlice`] is a bounds-checked pointer
+//! and length inside a region, and its few operations (copy, zero test, vectored socket I/O) are the only
+//! access of the rest of the library to guest bytes.
 //!
-//! This is one of the few rooms with `unsafe`: the pointers of the mapping, and the system calls that take them.
+//! This is one of the few rooms with `unsafe`: the pointers of the mapping, and the system calls that take
+//! them.
 
 mod change;
 mod error;
@@ -28,8 +29,9 @@ pub use run::PageRun;
 pub use runs::{RunEdges, Runs};
 pub use slice::GuestSlice;
 
-/// The unit in which memory is tracked and moved, in bytes. KVM's dirty log counts in host pages, 4 KiB on x86-64.
+/// The unit in which memory is tracked and moved, in bytes. KVM's dirty log counts in host pages, 4 KiB on
+/// x86-64.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// [`PAGE_BYTES`] for sizes in memory.
+/// [`PAGE_BYTES`] as a `usize`.
 pub const PAGE_LEN: usize = 4096;

@@ -28,10 +28,10 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// The view of a `vm-memory` guest. Its mappings stay as long as this view or a clone of it does.
+    /// The view of a `vm-memory` guest. The view and its clones keep the mappings.
     ///
     /// # Errors
-    /// [`MemoryError`] if the regions are not what [`RamLayout::validate`] asks.
+    /// [`MemoryError`] if the regions violate [`RamLayout::validate`].
     pub fn from_vm_memory<B>(memory: &GuestMemoryMmap<B>) -> Result<Self, MemoryError>
     where
         B: Bitmap + Send + Sync + 'static,
@@ -52,7 +52,7 @@ impl GuestRam {
                 anonymous: region.file_offset().is_none() && region.flags() & libc::MAP_ANONYMOUS != 0,
                 huge: region.is_hugetlbfs() == Some(true)
                     || region.file_offset().is_some_and(|file| lies_on_hugetlbfs(file.file())),
-                // What is written to a private mapping is not in its file, whose holes then tell nothing.
+                // Writes to a private mapping do not reach its file, so the file's holes are meaningless.
                 backing: region
                     .file_offset()
                     .filter(|_| region.flags() & libc::MAP_SHARED != 0)
@@ -65,11 +65,11 @@ impl GuestRam {
         Ok(ram)
     }
 
-    /// The view of parts of a mapped file, which stays mapped as long as this view or a clone of it does. A guest address
-    /// is a place in the mapping. All pages of the parts count as touched.
+    /// The view of parts of a mapped file, which the view and its clones keep mapped. A
+    /// guest address is an offset in the mapping. All pages of the parts count as touched.
     ///
     /// # Errors
-    /// [`MemoryError`] if the parts are not what [`RamLayout::validate`] asks, or not all in the mapping.
+    /// [`MemoryError`] if the parts violate [`RamLayout::validate`], or exceed the mapping.
     pub fn from_mapping(mapping: &Arc<MmapRaw>, parts: &RamLayout) -> Result<Self, MemoryError> {
         parts.validate()?;
         let region = |(index, &layout): (usize, &RegionLayout)| {
@@ -100,7 +100,7 @@ impl GuestRam {
         &self.regions
     }
 
-    /// Where the regions are and how large.
+    /// Addresses and lengths of the regions.
     #[must_use]
     pub fn layout(&self) -> RamLayout {
         RamLayout { regions: self.regions.iter().map(|region| region.layout).collect() }
@@ -109,7 +109,7 @@ impl GuestRam {
     /// The bytes of a run of pages.
     ///
     /// # Errors
-    /// [`MemoryError::OutOfRange`] if any of it lies outside of guest RAM.
+    /// [`MemoryError::OutOfRange`] if any byte lies outside of guest RAM.
     pub fn slice(&self, run: PageRun) -> Result<GuestSlice<'_>, MemoryError> {
         let outside =
             || MemoryError::OutOfRange { region: run.region, first_page: run.first_page, pages: run.pages };
@@ -124,7 +124,7 @@ pub struct RamRegion {
     index: usize,
     layout: RegionLayout,
     start: NonNull<u8>,
-    /// Whether it is memory of this process alone, without a file.
+    /// Whether it is private memory of this process, without a file.
     anonymous: bool,
     /// Whether its pages come from the pool of huge pages.
     huge: bool,
@@ -132,7 +132,7 @@ pub struct RamRegion {
     _owner: Arc<dyn Any + Send + Sync>,
 }
 
-/// The file behind a mapping: what a memfd or hugetlbfs region has and an anonymous one lacks.
+/// The file behind a mapping: a memfd or hugetlbfs region has one, an anonymous region has none.
 #[derive(Clone, Debug)]
 pub(super) struct Backing {
     pub(super) file: Arc<File>,
@@ -146,8 +146,9 @@ fn lies_on_hugetlbfs(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == HUGETLBFS_MAGIC)
 }
 
-// SAFETY: the pointer is to shared memory that `_owner` keeps mapped; it is only ever used through `GuestSlice`, whose
-// operations are sound whoever else reads or writes the same bytes at the same time.
+// SAFETY: the pointer is to shared memory that `_owner` keeps mapped; it is only used through `GuestSlice`,
+// with operations that are sound although other threads and devices read or write the same bytes at the same
+// time.
 unsafe impl Send for RamRegion {}
 
 // SAFETY: as for Send: no method hands out a reference to the bytes.
@@ -160,7 +161,7 @@ impl RamRegion {
         self.index
     }
 
-    /// Where it is in the guest's physical address space.
+    /// Its range in the guest's physical address space.
     #[must_use]
     pub fn layout(&self) -> RegionLayout {
         self.layout
@@ -178,7 +179,8 @@ impl RamRegion {
         self.start.addr().get() as u64
     }
 
-    /// Whether its pages come from the host's pool of huge pages, and so take nothing of what is available else.
+    /// Whether its pages come from the host's pool of huge pages, and so take none of the other available
+    /// memory.
     #[must_use]
     pub fn is_of_huge_pages(&self) -> bool {
         self.huge
@@ -192,7 +194,7 @@ impl RamRegion {
         self.backing.as_ref()
     }
 
-    /// The bytes of `pages` pages from `first_page` on; `None` if they are not all in the region.
+    /// The bytes of `pages` pages from `first_page` on; `None` if the region does not contain them all.
     #[must_use]
     pub fn slice(&self, first_page: u64, pages: u64) -> Option<GuestSlice<'_>> {
         if first_page.checked_add(pages)? > self.pages() {
@@ -202,7 +204,8 @@ impl RamRegion {
         let len = usize::try_from(pages.checked_mul(PAGE_BYTES)?).ok()?;
         // SAFETY: `offset` is at most the mapping's length, checked above.
         let start = unsafe { self.start.add(offset) };
-        // SAFETY: the range is inside the mapping, checked above, and `_owner` keeps that mapped while `self` lives.
+        // SAFETY: the range is inside the mapping, checked above, and `_owner` keeps that mapped while `self`
+        // lives.
         Some(unsafe { GuestSlice::new(start, len) })
     }
 }
@@ -213,7 +216,8 @@ impl fmt::Debug for RamRegion {
     }
 }
 
-// SAFETY: the bytes stay mapped, at this address, until the last clone of the region is gone: `_owner` holds the mapping.
+// SAFETY: the bytes stay mapped, at this address, until the last clone of the region is dropped: `_owner`
+// holds the mapping.
 unsafe impl sterna_rdma::Mapping for RamRegion {
     fn as_ptr(&self) -> *mut u8 {
         self.start.as_ptr()
@@ -224,7 +228,7 @@ unsafe impl sterna_rdma::Mapping for RamRegion {
     }
 }
 
-/// Where a RAM region is in the guest's physical address space.
+/// The range of a RAM region in the guest's physical address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegionLayout {
     /// Guest physical address of its first byte.
@@ -241,7 +245,8 @@ impl RegionLayout {
     }
 }
 
-/// Where all of a guest's RAM is. Travels to the destination, which must be able to make the same.
+/// The layout of all of a guest's RAM. It is sent to the destination, which must be able to build the same
+/// layout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamLayout {
     /// The regions, by ascending guest physical address.
@@ -249,7 +254,7 @@ pub struct RamLayout {
 }
 
 impl RamLayout {
-    /// More memory slots than x86 KVM's 32,764 are not needed; VMMs use a handful, hot-plugging ones a few hundred.
+    /// x86 KVM allows 32,764 memory slots; VMMs use a handful, or with hot-plugging a few hundred.
     pub const REGIONS_MAX: usize = 1024;
 
     /// All RAM, in bytes.
@@ -264,7 +269,7 @@ impl RamLayout {
         self.total_bytes() / PAGE_BYTES
     }
 
-    /// Checks what a layout must be before it is worked with: not empty, bounded, whole pages, ascending, apart.
+    /// Checks a layout before use: not empty, bounded, of whole pages, ascending, without overlap.
     ///
     /// # Errors
     /// The first [`MemoryError`] found.

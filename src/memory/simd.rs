@@ -1,4 +1,5 @@
-//! As many bytes as any processor of the architecture loads at once: the fewer loads, the more lines of memory are waited for together.
+//! The widest load that every processor of the architecture supports: wider loads keep more cache misses in
+//! flight.
 
 #[cfg(target_arch = "x86_64")]
 mod arch {
@@ -9,19 +10,19 @@ mod arch {
     pub(in crate::memory) type Wide = __m128i;
 
     pub(in crate::memory) fn zeros() -> Wide {
-        // SAFETY: SSE2 is there.
+        // SAFETY: every x86-64 processor has SSE2.
         unsafe { _mm_setzero_si128() }
     }
 
     pub(in crate::memory) fn either(one: Wide, other: Wide) -> Wide {
-        // SAFETY: SSE2 is there.
+        // SAFETY: every x86-64 processor has SSE2.
         unsafe { _mm_or_si128(one, other) }
     }
 
     pub(in crate::memory) fn is_zero(wide: Wide) -> bool {
-        // SAFETY: SSE2 is there.
+        // SAFETY: every x86-64 processor has SSE2.
         let equal = unsafe { _mm_cmpeq_epi8(wide, zeros()) };
-        // SAFETY: SSE2 is there.
+        // SAFETY: every x86-64 processor has SSE2.
         let bytes = unsafe { _mm_movemask_epi8(equal) };
         bytes == 0xffff
     }

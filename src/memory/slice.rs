@@ -11,8 +11,8 @@ use super::{PAGE_LEN, RamRegion};
 
 /// A pointer and a length inside guest RAM, valid as long as the region it was made from.
 ///
-/// Not a Rust slice: the guest may change the bytes at any time, so what is read is a snapshot of nothing in particular
-/// unless the guest is paused. The engine copes with that by watching a page *before* reading it.
+/// Not a Rust slice: the guest may change the bytes at any time, so a read is not a consistent snapshot
+/// unless the guest is paused. The engine handles that by watching a page *before* reading it.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestSlice<'ram> {
     start: NonNull<u8>,
@@ -22,8 +22,8 @@ pub struct GuestSlice<'ram> {
 
 impl<'ram> GuestSlice<'ram> {
     /// # Safety
-    /// `start..start + len` must lie in one mapping that stays readable for `'ram`, and writable too unless nobody receives
-    /// into it.
+    /// `start..start + len` must lie in one mapping that stays readable for `'ram`, and also writable if the
+    /// slice is used to receive.
     pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
         Self { start, len, region: PhantomData }
     }
@@ -57,7 +57,7 @@ impl<'ram> GuestSlice<'ram> {
         assert_eq!(into.len(), self.len, "copy of another length");
         let words = self.start.as_ptr().cast::<u64>();
         for (index, into) in into.chunks_exact_mut(size_of::<u64>()).enumerate() {
-            // SAFETY: there is a chunk for each word of the slice, so the index is below `len / 8`.
+            // SAFETY: each word of the slice has a chunk, so the index is below `len / 8`.
             let address = unsafe { words.add(index) };
             // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them.
             let word = unsafe { address.read_volatile() };
@@ -68,7 +68,7 @@ impl<'ram> GuestSlice<'ram> {
     /// Whether every byte is zero. Stops at the first 64 bytes that are not.
     #[must_use]
     pub fn is_zero(&self) -> bool {
-        /// Loads that are OR-ed between two branches: enough to keep the memory bus the limit.
+        /// Loads that are OR-ed between two branches: enough to make the memory bus the limit.
         const LOADS: usize = 64 / size_of::<Wide>();
         let words = self.start.as_ptr().cast::<Wide>();
         let count = self.len / size_of::<Wide>();
@@ -76,7 +76,8 @@ impl<'ram> GuestSlice<'ram> {
             let bits = (0..LOADS).fold(simd::zeros(), |bits, word| {
                 // SAFETY: the index is below `count`.
                 let address = unsafe { words.add(line * LOADS + word) };
-                // SAFETY: in bounds as above; slices are whole pages, so words of any width are aligned and fill them.
+                // SAFETY: in bounds as above; slices are whole pages, so words of any width are aligned and
+                // fill them.
                 simd::either(bits, unsafe { address.read_volatile() })
             });
             simd::is_zero(bits)

@@ -12,16 +12,18 @@ use rustix::param::page_size;
 use super::{Backing, GuestRam, HUGETLBFS_MAGIC, RamRegion, RegionLayout};
 use crate::memory::{MemoryError, PAGE_BYTES};
 
-/// What is behind memory that is described by a pointer. It says which pages were never touched, and so need not be sent.
+/// What is behind memory given by a pointer. It tells which pages were never touched, and so need not be
+/// sent.
 #[derive(Clone, Debug)]
 pub enum RawBacking {
-    /// Private memory of this process alone, without a file (`MAP_PRIVATE | MAP_ANONYMOUS`).
+    /// Private memory of this process, without a file (`MAP_PRIVATE | MAP_ANONYMOUS`).
     Anonymous,
-    /// A shared mapping (`MAP_SHARED`) of this file, as a memfd, from this byte on. Pages in its holes count as zero.
+    /// A shared mapping (`MAP_SHARED`) of this file, such as a memfd, from this byte on. Pages in its holes
+    /// count as zero.
     SharedFile {
         /// The file.
         file: Arc<File>,
-        /// Where in the file the memory begins, a multiple of the page size.
+        /// The offset in the file at which the memory begins, a multiple of the page size.
         offset_bytes: u64,
     },
     /// Anything else. All pages count as touched.
@@ -29,11 +31,11 @@ pub enum RawBacking {
 }
 
 impl GuestRam {
-    /// The view of a guest with these regions, by ascending guest physical address. Each byte of memory belongs to one
-    /// region only.
+    /// The view of a guest with these regions, by ascending guest physical address. Each byte of memory
+    /// belongs to one region only.
     ///
     /// # Errors
-    /// [`MemoryError`] if the regions are not what [`RamLayout::validate`](super::RamLayout::validate) asks.
+    /// [`MemoryError`] if the regions violate [`RamLayout::validate`](super::RamLayout::validate).
     pub fn from_regions(regions: impl IntoIterator<Item = RamRegion>) -> Result<Self, MemoryError> {
         let numbered = regions.into_iter().enumerate().map(|(index, region)| RamRegion { index, ..region });
         let ram = Self { regions: numbered.collect() };
@@ -43,18 +45,19 @@ impl GuestRam {
 }
 
 impl RamRegion {
-    /// Maps a part of a file, shared and writable, as a region: RAM that another process has mapped as well, by a memfd, a
-    /// file in `/dev/shm` or on hugetlbfs. It stays mapped as long as the region or a clone of it does.
+    /// Maps a part of a file, shared and writable, as a region: RAM that another process has mapped as well,
+    /// by a memfd, a file in `/dev/shm` or on hugetlbfs. It stays mapped as long as the region or a clone of
+    /// it lives.
     ///
-    /// `offset_bytes` and the length are multiples of the file's page size: that of hugetlbfs where the file lies there,
-    /// otherwise the host's.
+    /// `offset_bytes` and the length are multiples of the file's page size: that of hugetlbfs for a file on
+    /// hugetlbfs, otherwise the host's.
     ///
-    /// The file must keep its length. Where another process makes it shorter, the kernel answers an access to what is
-    /// gone with SIGBUS, which ends this process unless the VMM handles that signal. A memfd that is sealed with
-    /// `F_SEAL_SHRINK` cannot become shorter.
+    /// The file must keep its length. If another process truncates it, the kernel answers an access to the
+    /// missing part with SIGBUS, which ends this process unless the VMM handles that signal. A memfd that is
+    /// sealed with `F_SEAL_SHRINK` cannot become shorter.
     ///
     /// # Errors
-    /// [`MemoryError`] if the part is not of whole pages, not all in the file, or cannot be mapped.
+    /// [`MemoryError`] if the part is not of whole pages, exceeds the file, or cannot be mapped.
     pub fn map_file(layout: RegionLayout, file: Arc<File>, offset_bytes: u64) -> Result<Self, MemoryError> {
         let RegionLayout { guest_address, len_bytes } = layout;
         let failed = |error| MemoryError::Map { guest_address, len_bytes, error };
@@ -81,23 +84,23 @@ impl RamRegion {
         })
     }
 
-    /// A region of memory that the caller has mapped. `owner` is what keeps it mapped, and is kept as long as the region or
-    /// a clone of it.
+    /// A region of memory that the caller has mapped. `owner` keeps it mapped, and lives as long as the
+    /// region or a clone of it.
     ///
-    /// `page_bytes` is the size of the pages that the mapping is made of, any multiple of 4 KiB: the host's page size, or
-    /// that of hugetlbfs, as 2 MiB or 1 GiB. Transparent huge pages do not count. `start` and the length are multiples of
-    /// it.
+    /// `page_bytes` is the size of the pages that the mapping is made of, any multiple of 4 KiB: the host's
+    /// page size, or that of hugetlbfs, such as 2 MiB or 1 GiB. Transparent huge pages do not count. `start`
+    /// and the length are multiples of `page_bytes`.
     ///
     /// # Errors
-    /// [`MemoryError`] if the memory is not of whole pages, or not all in the file that `backing` names.
+    /// [`MemoryError`] if the memory is not of whole pages, or exceeds the file that `backing` names.
     ///
     /// # Safety
     /// - The whole range of `layout.len_bytes` bytes from `start` on is mapped, readable and writable.
     /// - It stays mapped at this address, to the same memory, until `owner` is dropped.
-    /// - No Rust reference to any of its bytes exists while the region or a clone of it does: the engine reads and writes
-    ///   them from several threads, and so may network hardware.
-    /// - `backing` is what is mapped there. The contents of the guest, though not memory safety, depend on it: pages that a
-    ///   wrong file has as holes are not sent.
+    /// - No Rust reference to any of its bytes exists while the region or a clone of it does: the engine
+    ///   reads and writes them from several threads, and so may network hardware.
+    /// - `backing` describes the mapping at `start`. The contents of the guest, though not memory safety,
+    ///   depend on it: pages in the holes of a wrong file are not sent.
     pub unsafe fn from_raw(
         layout: RegionLayout,
         start: NonNull<u8>,

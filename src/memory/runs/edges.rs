@@ -1,36 +1,38 @@
-//! Where most words have something in them.
+//! Runs in words that are mostly not zero.
 
 use std::fmt;
 
-/// Room for where the runs of a stripe begin and end: 8 KiB that a lane makes once a round and lends for each stripe.
+/// Buffer for the positions at which the runs of a stripe begin and end: 8 KiB that a lane allocates once a
+/// round and lends for each stripe.
 ///
-/// Where most words have something in them, the places at which bits change are written down first, for all words and without asking
-/// how many there are in each. So neither their number nor the lengths of runs, which no processor foresees where pages are dirty at
-/// random, decides a branch.
+/// If most words are not zero, the positions at which bits change are written first, for all words and
+/// without testing how many each word has. So no branch depends on their number or on the lengths of runs,
+/// which a processor cannot predict when pages are dirty at random.
 pub struct RunEdges {
-    /// Where runs begin and, in turn, end, in bits; behind those that were found, anything.
+    /// Positions in bits at which runs begin and, in turn, end; arbitrary values after the last one found.
     places: [u16; PLACES],
 }
 
-/// The most words of which edges are found.
+/// The most words to find edges in.
 const WORDS_MAX: usize = 64;
 
 const PLACES: usize = PLACES_MASK + 1 + WORD_PLACES;
 
-/// Keeps the index of a word's first place in bounds without a branch: there are at most as many before it as bits.
+/// Keeps the index of a word's first position in bounds without a branch: at most one position precedes it
+/// for each bit.
 const PLACES_MASK: usize = WORDS_MAX * 64 - 1;
 
-/// Room for a word: a place for each bit, and as many more as are written at once.
+/// Space for a word: a position for each bit, and as many more as are written at once.
 type WordRoom = [u16; WORD_PLACES];
 const WORD_PLACES: usize = 64 + AT_ONCE;
 
-/// Places that are written at once, whether there are so many or fewer.
+/// Positions that are written at once, even if fewer are valid.
 const AT_ONCE: usize = 8;
 
 impl RunEdges {
-    /// Where each run of at most [`WORDS_MAX`] words begins and where it ends, in bits.
+    /// The positions in bits at which each run of at most [`WORDS_MAX`] words begins and ends.
     pub(super) fn find(&mut self, words: &[u64]) -> &[[u16; 2]] {
-        // More would be forgotten.
+        // The positions of more words would be overwritten.
         assert!(words.len() <= WORDS_MAX, "a stripe has {WORDS_MAX} words");
         let mut found = if are_crowded(words) { self.find_many(words) } else { self.find_few(words) };
         if words.last().is_some_and(|word| word >> 63 == 1) {
@@ -40,7 +42,7 @@ impl RunEdges {
         self.places[..found].as_chunks().0
     }
 
-    /// Finds the edges, of which most words have many; returns how many there are.
+    /// Finds the edges of words that mostly have many; returns their number.
     fn find_many(&mut self, words: &[u64]) -> usize {
         let (mut found, mut last_bit) = (0, 0);
         let mut begin = places_from(0);
@@ -52,7 +54,7 @@ impl RunEdges {
         found
     }
 
-    /// Finds the edges, of which most words have a few or none; returns how many there are.
+    /// Finds the edges of words that mostly have few or none; returns their number.
     fn find_few(&mut self, words: &[u64]) -> usize {
         let (mut found, mut last_bit) = (0, 0);
         let mut begin = 0;
@@ -71,7 +73,7 @@ impl RunEdges {
         found
     }
 
-    /// Room for the edges of a word that come after so many others.
+    /// Space for the edges of a word after the first `found` edges.
     fn room(&mut self, found: usize) -> &mut WordRoom {
         let room = self.places[found & PLACES_MASK..].first_chunk_mut();
         room.expect("behind the last bit, too, there is room for a word")
@@ -95,7 +97,7 @@ fn bits_of(words: &[u64]) -> u16 {
     words.len() as u16 * 64
 }
 
-/// Whether words have more than two edges, by every eighth of them.
+/// Whether words have more than two edges on average, judged by every eighth word.
 fn are_crowded(words: &[u64]) -> bool {
     let (edges, sampled) = words
         .iter()
@@ -104,12 +106,12 @@ fn are_crowded(words: &[u64]) -> bool {
     edges > 2 * sampled
 }
 
-/// Set where a bit differs from the one before it.
+/// A bit is set where it differs from the bit before.
 fn edges(word: u64, last_bit: u64) -> u64 {
     word ^ (word << 1 | last_bit)
 }
 
-/// Writes down where the bits are that are set in `edges`, counted from `begin`; returns how many.
+/// Writes the positions of the bits set in `edges`, counted from `begin`; returns their number.
 #[inline]
 fn few(edges: u64, begin: u16, room: &mut WordRoom) -> usize {
     let (mut rest, mut count) = (edges, 0);
@@ -121,27 +123,28 @@ fn few(edges: u64, begin: u16, room: &mut WordRoom) -> usize {
     if rest == 0 { count } else { many(edges, places_from(begin), room) }
 }
 
-/// Which bit is the lowest one that is set; 64 if none is.
+/// The position of the lowest set bit; 64 if none is set.
 #[expect(clippy::cast_possible_truncation, reason = "at most 64")]
 fn lowest(bits: u64) -> u16 {
     bits.trailing_zeros() as u16
 }
 
-/// The same, for a word that has many.
+/// As [`few`], for a word with many edges.
 #[inline]
 fn many(edges: u64, begin: [u16; AT_ONCE], room: &mut WordRoom) -> usize {
     let count = in_chunks::<CHUNK_BITS>(edges, begin, room);
     if count < usize::from(TOO_MANY) { count } else { in_bytes(edges, begin, room) }
 }
 
-/// The same, eight bits at a time, of which none are too many.
+/// As [`many`], with chunks of eight bits, which never have too many set.
 #[cold]
 #[inline(never)]
 fn in_bytes(edges: u64, begin: [u16; AT_ONCE], room: &mut WordRoom) -> usize {
     in_chunks::<8>(edges, begin, room)
 }
 
-/// The same, so many bits at a time; [`TOO_MANY`] or more if of those more than [`AT_ONCE`] are set.
+/// As [`many`], with chunks of `BITS` bits; returns [`TOO_MANY`] or more if a chunk has more than [`AT_ONCE`]
+/// set.
 #[inline(always)]
 fn in_chunks<const BITS: u16>(edges: u64, mut begin: [u16; AT_ONCE], room: &mut WordRoom) -> usize {
     let mut count = 0;
@@ -158,7 +161,7 @@ fn in_chunks<const BITS: u16>(edges: u64, mut begin: [u16; AT_ONCE], room: &mut 
     count
 }
 
-/// Where the first set bits would be if none were clear before them: what [`CLEAR_BEFORE`] is added to.
+/// The positions of the first set bits if no clear bit came before them: [`CLEAR_BEFORE`] is added to these.
 fn places_from(begin: u16) -> [u16; AT_ONCE] {
     later([0, 1, 2, 3, 4, 5, 6, 7], begin)
 }
@@ -167,18 +170,20 @@ fn later(places: [u16; AT_ONCE], bits: u16) -> [u16; AT_ONCE] {
     places.map(|place| place.wrapping_add(bits))
 }
 
-/// Bits that are looked up at once. The tables take 18 KiB; for one bit more they would not fit the first cache.
+/// Bits of one table look-up. The tables take 18 KiB; with one more bit they would exceed the first-level
+/// cache.
 const CHUNK_BITS: u16 = 11;
 
-/// The lowest bits.
+/// The lowest `BITS` bits.
 #[expect(clippy::cast_possible_truncation, reason = "at most 11 bits")]
 fn chunk<const BITS: u16>(bits: u64) -> usize {
     bits as usize & ((1 << BITS) - 1)
 }
 
-/// How many bits of a chunk are clear before each of the first that are set, [`COUNTS`] of them; then anything.
-// A table of bare places would say the same with less. But then one number is added to all eight, and compilers make eight of it anew
-// for each chunk.
+/// For each of the first set bits of a chunk, [`COUNTS`] in number, how many clear bits precede it; arbitrary
+/// values after them.
+// A table of plain positions would need less code. But then one number is added to all eight, and compilers
+// broadcast it anew for each chunk.
 static CLEAR_BEFORE: [[u8; AT_ONCE]; 1 << CHUNK_BITS] = {
     let mut table = [[0; AT_ONCE]; 1 << CHUNK_BITS];
     let mut chunk = 0;
@@ -198,12 +203,12 @@ static CLEAR_BEFORE: [[u8; AT_ONCE]; 1 << CHUNK_BITS] = {
     table
 };
 
-/// How many bits of a chunk are set, or [`TOO_MANY`].
+/// The number of set bits of a chunk, or [`TOO_MANY`].
 static COUNTS: [u8; 1 << CHUNK_BITS] = {
     let mut table = [0; 1 << CHUNK_BITS];
     let mut chunk: usize = 1;
     while chunk < table.len() {
-        // As many as without the lowest of them, and one.
+        // One more than without the lowest set bit.
         let others = table[chunk & (chunk - 1)];
         table[chunk] = if (others as usize) < AT_ONCE { others + 1 } else { TOO_MANY };
         chunk += 1;
@@ -211,5 +216,5 @@ static COUNTS: [u8; 1 << CHUNK_BITS] = {
     table
 };
 
-/// In the place of a count: more than a word has bits, so that sums tell.
+/// Replaces a count: more than the bits of a word, so that sums show it.
 const TOO_MANY: u8 = 128;

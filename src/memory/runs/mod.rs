@@ -8,12 +8,12 @@ use std::slice;
 pub use self::edges::RunEdges;
 use self::sparse::SparseRuns;
 
-/// The runs of set bits in a bitmap, in order: joined across words, never a step per bit. Yields `(first, count)` in bits from the
-/// start of the words.
+/// The runs of set bits in a bitmap, in order: joined across words, without a step for each bit. Yields
+/// `(first, count)` in bits from the start of the words.
 #[derive(Clone, Debug)]
 pub struct Runs<'words>(Ways<'words>);
 
-/// What costs least depends on how many words have something in them.
+/// The cheapest way depends on how many words are not zero.
 #[derive(Clone, Debug)]
 enum Ways<'words> {
     Sparse(SparseRuns<'words>),
@@ -27,7 +27,7 @@ impl<'words> Runs<'words> {
         Self(Ways::Sparse(SparseRuns::new(words, nonzero(words))))
     }
 
-    /// The runs of a stripe's words, of which those set in `nonzero` are not zero.
+    /// The runs of a stripe's words; the words set in `nonzero` are not zero.
     pub(crate) fn of_stripe(words: &'words [u64], nonzero: u64, edges: &'words mut RunEdges) -> Self {
         Self(if nonzero.count_ones() as usize * 2 > words.len() {
             Ways::Dense(edges.find(words).iter())
@@ -57,7 +57,7 @@ impl Iterator for Runs<'_> {
     }
 }
 
-/// From where a run begins and ends to where it begins and how long it is.
+/// Converts the begin and end of a run to its begin and length.
 fn run(&[begin, end]: &[u16; 2]) -> (u64, u64) {
     (begin.into(), (end - begin).into())
 }
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(Runs::new(&[]).count(), 0);
     }
 
-    /// As many edges as there are bits.
+    /// As many edges as bits.
     const EVERY_SECOND: u64 = u64::MAX / 3;
 
     #[test]
@@ -123,7 +123,7 @@ mod tests {
             prop_assert_eq!(Runs::new(&words).collect::<Vec<_>>(), naive(&words));
         }
 
-        /// Whether few words have something in them or many.
+        /// The same runs, whether few words are zero or many.
         #[test]
         fn so_are_those_of_a_stripe(
             words in prop::collection::vec(word(), 0..=64),
@@ -132,7 +132,7 @@ mod tests {
             let words: Vec<_> =
                 words.iter().enumerate().map(|(index, &word)| if clear >> index & 1 == 1 { 0 } else { word }).collect();
             let mut edges = RunEdges::default();
-            // What was there before does not matter.
+            // Old content of the buffer does not matter.
             edges.find(&[EVERY_SECOND; 64]);
             let runs = Runs::of_stripe(&words, nonzero(&words), &mut edges);
             prop_assert_eq!(runs.clone().collect::<Vec<_>>(), naive(&words));

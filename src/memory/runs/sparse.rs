@@ -1,20 +1,20 @@
-//! Where few words have something in them.
+//! Runs in words that are mostly zero.
 
 use super::nonzero;
 
-/// Goes from one word that is not zero to the next, and from run to run in it.
+/// Goes from one word that is not zero to the next, and from run to run in the word.
 ///
-/// Words are looked for 64 at a time and without a branch for each: which of them is dirty is what a processor guesses worst,
-/// and a wrong guess costs more than the look.
+/// Tests 64 words at a time for zero, without a branch for each: dirty words are the hardest for a processor
+/// to predict, and a misprediction costs more than the test.
 #[derive(Clone, Debug)]
 pub(super) struct SparseRuns<'bitmap> {
     words: &'bitmap [u64],
-    /// The first word of the 64 that are being gone through.
+    /// The first word of the current 64.
     block: usize,
-    /// Which of them are not zero and come after `word`.
+    /// Which of those are not zero and come after `word`.
     to_come: u64,
     word: usize,
-    /// The bits of `words[word]` that were not given out.
+    /// The bits of `words[word]` not yet returned.
     rest: u64,
 }
 
@@ -24,7 +24,7 @@ impl<'bitmap> SparseRuns<'bitmap> {
         Self { words, block: 0, to_come: nonzero, word: 0, rest: 0 }
     }
 
-    /// Goes on to the next block; false if there is none.
+    /// Goes on to the next block; false at the end.
     fn next_block(&mut self) -> bool {
         let rest = self.words.get(self.block + 64..).unwrap_or_default();
         if rest.is_empty() {
@@ -35,8 +35,8 @@ impl<'bitmap> SparseRuns<'bitmap> {
         true
     }
 
-    /// How far a run goes on that fills its word to the end.
-    // Called seldom, and kept out of `next` so that its state fits into registers.
+    /// How far a run continues that fills its word to the end.
+    // Called rarely, and kept out of `next` so that the state of `next` fits into registers.
     #[cold]
     #[inline(never)]
     fn extend(&mut self) -> u64 {
@@ -67,7 +67,7 @@ impl Iterator for SparseRuns<'_> {
             self.to_come &= self.to_come - 1;
             self.rest = self.words[self.word];
         }
-        // Adding the run's lowest bit carries through it to the first clear bit behind it.
+        // Adding the run's lowest bit carries through it to the first clear bit after it.
         let carry = self.rest.wrapping_add(self.rest & self.rest.wrapping_neg());
         let (start, end) = (self.rest.trailing_zeros(), carry.trailing_zeros());
         let first = self.word as u64 * 64 + u64::from(start);

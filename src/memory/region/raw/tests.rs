@@ -109,7 +109,7 @@ fn a_file_of_huge_pages_is_mapped_in_huge_pages_only() {
     }
     match RamRegion::map_file(layout(0, 2 * MIB), file, 2 * MIB) {
         Ok(region) => assert!(region.is_of_huge_pages()),
-        // This host has none free.
+        // This host has no free huge pages.
         Err(error) => assert!(error.to_string().contains("are huge pages of that size free?"), "{error}"),
     }
 }
@@ -137,7 +137,7 @@ fn memory_behind_a_pointer_is_of_whole_pages_of_any_multiple_of_4_kib() {
     let make = |start, len, page_bytes| raw(layout(0, len), start, page_bytes, RawBacking::Other, &owner);
     for page_bytes in [4096, 12 << 10, 64 << 10, MIB] {
         let whole = page_bytes * (MIB / page_bytes);
-        // 12 KiB divide no power of two.
+        // 12 KiB is not a power of two, so the address may not be aligned to it.
         let aligned = (start.addr().get() as u64).is_multiple_of(page_bytes);
         assert_eq!(make(start, whole, page_bytes).is_ok(), aligned, "{page_bytes}");
     }
