@@ -1,4 +1,4 @@
-//! What a VMM may answer: that it does not know whether its guest runs, and errors of its own.
+//! The answers of a VMM: that it does not know whether its guest runs, and errors of its own.
 
 use super::{Faults, Outcome, Scene};
 use crate::destination::ReceiveError;
@@ -23,7 +23,7 @@ fn a_source_whose_vmm_does_not_say_whether_the_guest_runs_claims_neither() {
     assert!(error.to_string().contains("does not say whether it runs"), "{error}");
     assert!(error.doubt.is_none(), "it is the source's");
     assert_eq!(scene.host.times_resumed(), 0);
-    // It did run on, and nothing keeps it from moving.
+    // The guest did run on, and nothing prevents its migration.
     scene.guest.writes_on();
     scene.moved(scene.attempt(&Faults::default(), |_| {}));
 }

@@ -1,4 +1,5 @@
-//! The ends of the lanes: memory that cannot be registered, lanes that do not connect, a device that does not let go.
+//! The ends of the lanes: memory that cannot be registered, lanes that do not connect, a device that does not
+//! release memory.
 
 use std::io;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::source::MigrationFailure;
 use crate::transport::faulty::{LaneFaults, WriteFault, completed_with};
 use crate::transport::{TransportError, TransportKind};
 
-/// What can keep memory from being registered, whether TCP may do without, and what is said of it.
+/// An obstacle to registering memory, whether TCP may replace RDMA then, and the reported reason.
 type Obstacle = (fn() -> TransportError, bool, &'static str);
 
 const OBSTACLES: [Obstacle; 4] = [
@@ -107,7 +108,7 @@ fn lanes_that_do_not_connect_make_way_for_tcp_or_end_the_migration() {
     }
 }
 
-/// The source could write on into that memory.
+/// The source could still write into that memory.
 #[test]
 fn a_guest_of_which_a_device_does_not_let_go_is_run_at_the_source() {
     let (scene, faults) = (Scene::new(), Faults::default());
@@ -120,7 +121,8 @@ fn a_guest_of_which_a_device_does_not_let_go_is_run_at_the_source() {
     assert!(matches!(there, ReceiveError::Transport(_)), "{there}");
 }
 
-/// What the device keeps is memory of a guest that was discarded; the guest that arrives over TCP has memory of its own.
+/// The device keeps memory of a guest that was discarded; the guest that arrives over TCP has memory of its
+/// own.
 #[test]
 fn a_device_that_does_not_let_go_of_a_discarded_guest_harms_nobody() {
     let (scene, faults) = (Scene::new(), Faults::default());
@@ -132,7 +134,7 @@ fn a_device_that_does_not_let_go_of_a_discarded_guest_harms_nobody() {
     scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
 }
 
-/// Nobody can reach that memory, and the guest's other memory is none of its business.
+/// No peer can reach that memory, and the guest's other memory is not affected.
 #[test]
 fn memory_that_a_device_keeps_without_a_queue_pair_does_not_keep_the_guest_from_running() {
     let (scene, faults) = (Scene::new(), registering());
@@ -146,7 +148,7 @@ fn memory_that_a_device_keeps_without_a_queue_pair_does_not_keep_the_guest_from_
     assert!(faults.lane_receiver.release.has_struck(), "it is released beside the guest");
 }
 
-/// The destination fails first, then its device keeps what it discards.
+/// The destination fails first, then its device keeps the discarded memory.
 #[test]
 fn both_ends_may_fail_one_after_the_other() {
     let (scene, faults) = (Scene::new(), registering());

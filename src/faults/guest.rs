@@ -1,4 +1,4 @@
-//! A guest that does nothing but write, and a host at which it arrives.
+//! A guest that only writes, and a host at which it arrives.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,20 +17,22 @@ use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::saved_state::{StateReader, StateWriter};
 use crate::wire::Refusal;
 
-/// Where its RAM is: with two lanes, one region travels on the first of them and one on the second.
+/// The addresses of its RAM: with two lanes, the first lane carries one region and the second the other.
 pub(super) const REGIONS: [u64; 2] = [0, 4 << 30];
 
-/// Two blocks of those that are compared: the guest is busy with pages of the first, and never writes to the second again.
+/// Two blocks of those that are compared: the guest's busy pages are in the first, and it never writes to the
+/// second again.
 const REGION_BYTES: usize = 4 << 20;
 const REGION_PAGES: u64 = REGION_BYTES as u64 / PAGE_BYTES;
 
-/// How many pages of each region it is busy with; no two are neighbours, so each is a write of its own.
+/// How many busy pages each region has; no two are neighbours, so each is a write of its own.
 pub(super) const BUSY_PAGES: u32 = 16;
 
-/// How many pages of each region it wrote before all else. They come after those that it is busy with.
+/// How many pages of each region it wrote at first, and never again. They come after the busy pages.
 const QUIET_PAGES: u64 = 16;
 
-/// Of each region: what saving writes to, and what a test may write to. Both come after the busy pages, in this order.
+/// In each region: the page that saving writes to, and the page that a test may write to. Both come after the
+/// busy pages, in this order.
 const SAVED_PAGE: u64 = 100;
 const SPARE_PAGE: u64 = 200;
 
@@ -52,20 +54,20 @@ pub(super) struct TestGuest {
     pub(super) seen: Arc<Seen>,
 }
 
-/// What a host's guests did, and which calls of theirs panic.
+/// What a host's guests did, and which of their calls panic.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// How often one was let run by the engine.
+    /// How often the engine resumed or started one.
     resumed: AtomicUsize,
     panics: Mutex<Vec<&'static str>>,
     panicked: AtomicUsize,
-    /// Whether the VMM lets a guest run without saying whether it does.
+    /// Whether the VMM runs a guest without reporting that it does.
     unsure: AtomicBool,
     errs: Mutex<Vec<&'static str>>,
 }
 
 impl Seen {
-    /// Has these calls panic from now on, and no others.
+    /// Makes these calls panic from now on, and no others.
     pub(super) fn panic_in(&self, calls: &[&'static str]) {
         *self.panics.lock().unwrap_or_else(PoisonError::into_inner) = calls.to_vec();
     }
@@ -76,12 +78,12 @@ impl Seen {
         assert!(!panics, "a defect in {call}");
     }
 
-    /// Has the VMM say from now on that it does not know whether its guest runs, or know it again.
+    /// Sets whether the VMM reports that it does not know whether its guest runs.
     pub(super) fn be_unsure(&self, unsure: bool) {
         self.unsure.store(unsure, Ordering::Relaxed);
     }
 
-    /// Has these calls fail from now on, and no others.
+    /// Makes these calls fail from now on, and no others.
     pub(super) fn err_in(&self, calls: &[&'static str]) {
         *self.errs.lock().unwrap_or_else(PoisonError::into_inner) = calls.to_vec();
     }
@@ -100,13 +102,13 @@ impl Seen {
 #[derive(Debug)]
 struct Shared {
     memory: Memory,
-    /// What its RAM is said to be, once it is another.
+    /// The RAM that it reports once that has changed.
     replugged: Mutex<Option<Memory>>,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-/// What may become of memory while a guest runs.
+/// Changes of memory while a guest runs.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Replug {
     Plug,
@@ -120,10 +122,10 @@ pub(super) enum Replug {
 struct State {
     runs: bool,
     over: bool,
-    /// How often it has written all the pages that it is busy with.
+    /// How often it has written all its busy pages.
     passes: u64,
     throttle_percent: u8,
-    /// Its memory when it was first let run.
+    /// Its memory when it first ran.
     arrived_with: Option<Contents>,
 }
 
@@ -153,7 +155,7 @@ impl TestGuest {
         guest
     }
 
-    /// One that has never run.
+    /// A guest that has never run.
     fn new(seen: Arc<Seen>) -> Self {
         let regions = REGIONS.map(|address| (GuestAddress(address), REGION_BYTES));
         let memory = Memory::from_ranges(&regions).expect("there is memory for a small guest");
@@ -175,11 +177,11 @@ impl TestGuest {
         self.write(region, SPARE_PAGE, 1);
     }
 
-    /// Waits until it has written every page that it is busy with, once more.
+    /// Waits until the guest has written every busy page once more.
     #[track_caller]
     pub(super) fn writes_on(&self) {
         let state = self.shared.state();
-        // The pass that is under way may be nearly over.
+        // The pass in progress may be nearly over.
         let enough = state.passes + 2;
         let waiting = self.shared.changed.wait_timeout_while(state, PATIENCE, |state| state.passes < enough);
         let (state, timeout) = waiting.unwrap_or_else(PoisonError::into_inner);
@@ -187,7 +189,7 @@ impl TestGuest {
         assert!(!timeout.timed_out(), "the guest stands still");
     }
 
-    /// Plugs memory, or takes the second region away, as its VMM tells of its RAM from now on.
+    /// Changes the RAM that the VMM reports from now on: plugs memory, or removes the second region.
     pub(super) fn replug(&self, how: Replug) {
         let region = |address: u64| {
             let region = GuestRegionMmap::from_range(GuestAddress(address), REGION_BYTES, None);
@@ -214,13 +216,13 @@ impl TestGuest {
         self.shared.state().throttle_percent
     }
 
-    /// All of its memory. It must be paused.
+    /// All of its memory. The guest must be paused.
     pub(super) fn contents(&self) -> Contents {
         assert!(self.is_paused());
         self.shared.contents()
     }
 
-    /// Its memory when it was first let run.
+    /// Its memory when it first ran.
     pub(super) fn arrived_with(&self) -> Contents {
         self.shared.state().arrived_with.clone().expect("it was let run")
     }
@@ -246,7 +248,7 @@ impl Shared {
             for page in 0..BUSY_PAGES {
                 let state = self.state();
                 let waiting = self.changed.wait_while(state, |state| !state.runs && !state.over);
-                // Held while it writes: who has paused it waits for that.
+                // Held while it writes: a thread that paused it waits for the lock.
                 let state = waiting.unwrap_or_else(PoisonError::into_inner);
                 if state.over {
                     return;
@@ -316,7 +318,7 @@ impl SourceGuest for TestGuest {
         Ok(())
     }
 
-    /// Writes into RAM, as that of some device models does.
+    /// Writes to RAM, as the save of some device models does.
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         self.seen.enter("save");
         let passes = self.shared.state().passes;
@@ -362,7 +364,7 @@ impl DestinationGuest for TestGuest {
     }
 }
 
-/// A dirty log, calls of which may panic like others of the VMM.
+/// A dirty log with calls that may panic like others of the VMM.
 #[derive(Debug)]
 struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>);
 
@@ -396,7 +398,7 @@ pub(super) struct TestHost {
 }
 
 impl TestHost {
-    /// How often any of the guests that came here was let run.
+    /// How often a guest at this host was run.
     pub(super) fn times_resumed(&self) -> usize {
         self.seen.resumed.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Lanes that drop, delay, repeat and reorder what they are given, or are cut.
+//! Lanes that drop, delay, repeat and reorder their writes, or are cut.
 
 use std::num::NonZeroU64;
 use std::sync::{Arc, Barrier};
@@ -20,7 +20,7 @@ fn verifying(verify: Verify) -> Scene {
     Scene::with(Options { verify, ..Options::default() })
 }
 
-/// Loses the last write to a page of the second region. All of its busy pages come before it.
+/// Loses the last write to a page of the second region. All busy pages of the region come before it.
 fn drop_one(scene: &Scene, moment: Moment) -> Outcome {
     let faults = Faults::default();
     let lose = || faults.lanes.arm_write(1, BUSY_PAGES, WriteFault::Drop);
@@ -49,7 +49,7 @@ fn a_write_that_is_lost_is_found_by_comparing_and_the_guest_runs_on() {
     });
 }
 
-/// The proof that this loses something: where nothing is compared, nobody notices.
+/// Proves that a write is lost: without comparing, the loss is not detected.
 #[test]
 fn a_write_that_is_lost_is_not_found_where_nothing_is_compared() {
     each(Moment::ALL, |&moment| {
@@ -59,7 +59,7 @@ fn a_write_that_is_lost_is_not_found_where_nothing_is_compared() {
     });
 }
 
-/// An old copy of a page leaves behind the last fence, over what was written since.
+/// An old copy of a page is written after the last fence, over newer content.
 fn write_old(scene: &Scene) -> Outcome {
     let faults = Faults::default();
     let outcome = scene.attempt(&faults, |event| match event {
@@ -200,7 +200,7 @@ fn what_memory_protection_stopped_on_one_lane_counts_more_than_what_failed_on_an
         let together = Arc::new(Barrier::new(2));
         let outcome = scene.attempt_at(moment, &faults, || {
             for (lane, status) in [(0, CompletionStatus::Flushed), (1, CompletionStatus::RemoteAccess)] {
-                // So that neither is told to stop before it has failed.
+                // So that neither is stopped before it has failed.
                 faults.lanes.arm_write(lane, 0, WriteFault::Meet(together.clone()));
                 if lane != first {
                     faults.lanes.arm_write(lane, 0, WriteFault::Delay(Duration::from_millis(50)));
@@ -214,7 +214,7 @@ fn what_memory_protection_stopped_on_one_lane_counts_more_than_what_failed_on_an
     });
 }
 
-/// So slow a link that the guest is throttled.
+/// A link so slow that the guest is throttled.
 #[test]
 fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
     each([CompletionStatus::RetryExceeded, CompletionStatus::RemoteAccess], |&status| {

@@ -1,8 +1,8 @@
-//! Faults of the transport, and what has to come of each: the production code of both ends in one process, a guest that goes on
-//! writing, and lanes that fail as they are told to ([`faulty`](crate::transport::faulty)).
+//! Faults of the transport and their consequences: the production code of both ends in one process, a guest
+//! that goes on writing, and lanes that fail on demand ([`faulty`](crate::transport::faulty)).
 //!
-//! In every scene the guest ends up at one host, whole, and it gets to another in the end: whatever an attempt that failed
-//! has consumed of the dirty log, no page is forgotten.
+//! In every scene the guest ends up at one host, whole, and a later migration succeeds: whatever part of the
+//! dirty log a failed attempt has consumed, no page is forgotten.
 
 mod answers;
 mod ends;
@@ -35,7 +35,7 @@ use crate::transport::faulty::{LaneFaults, ReceiverFaults, with_lane_receiver, w
 enum Moment {
     /// In the first round: all pages are sent.
     FirstRound,
-    /// In the third: of those that were sent most are not dirty any more, and all that the guest is busy with are.
+    /// In the third: most pages that were sent are clean again, and all busy pages are dirty.
     LaterRound,
     /// In the last round, in which the guest is paused.
     Paused,
@@ -45,7 +45,7 @@ impl Moment {
     const ALL: [Self; 3] = [Self::FirstRound, Self::LaterRound, Self::Paused];
 }
 
-/// What goes wrong in an attempt.
+/// The faults of an attempt.
 #[derive(Debug, Default)]
 struct Faults {
     lanes: Arc<LaneFaults>,
@@ -53,13 +53,13 @@ struct Faults {
 }
 
 impl Faults {
-    /// Whether any has.
+    /// Whether any fault has struck.
     fn have_struck(&self) -> bool {
         self.lanes.struck() > 0 || self.lane_receiver.has_struck()
     }
 }
 
-/// A guest that is to move, and whereto.
+/// A guest that is to migrate, and its destination.
 struct Scene {
     guest: TestGuest,
     claim: GuestClaim,
@@ -68,14 +68,14 @@ struct Scene {
     options: Options,
 }
 
-/// What came of an attempt, at either end.
+/// The results of an attempt at both ends.
 struct Outcome {
     source: Result<Report, MigrationError>,
     destination: Result<Arrival<TestGuest>, ReceiveError>,
 }
 
 impl Scene {
-    /// Two lanes, by RDMA if that can be.
+    /// Two lanes, by RDMA if possible.
     fn new() -> Self {
         Self::with(Options::default())
     }
@@ -89,7 +89,7 @@ impl Scene {
         Self { guest: TestGuest::started(), claim, receiver, host: TestHost::default(), options }
     }
 
-    /// Migrates with faults that are armed when the moment has come, and strike before the next round.
+    /// Migrates with faults that are armed at the moment, and strike before the next round.
     fn attempt_at(&self, moment: Moment, faults: &Faults, arm: impl Fn() + Sync) -> Outcome {
         if moment == Moment::FirstRound {
             arm();
@@ -110,10 +110,11 @@ impl Scene {
         })
     }
 
-    /// Migrates, with four rounds while the guest runs. In each it writes all the pages that it is busy with.
+    /// Migrates, with four rounds while the guest runs. In each the guest writes all its busy pages.
     fn attempt(&self, faults: &Faults, watch: impl Fn(&Event) + Sync) -> Outcome {
         let allow = |downtime| drop(self.options.limits.change(|limits| limits.downtime = downtime));
-        // What no switch keeps to, and other than after the round before: what is judged by one limit does not count for another.
+        // A limit that no switch meets, and that differs after each round: verdicts by one limit do not count
+        // for another.
         allow(Duration::ZERO);
         let watch = Watch(|event: &Event| {
             watch(event);
@@ -131,7 +132,7 @@ impl Scene {
         self.attempt_by(faults, &self.options, &watch)
     }
 
-    /// What the observer asserts is asserted: the migration alone would go on without it.
+    /// Checks the observer's assertions: a panic in an observer alone does not end the migration.
     fn attempt_by(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
         let failed = Mutex::new(None);
         let watch = Watch(|event: &Event| {
@@ -160,7 +161,7 @@ impl Scene {
         })
     }
 
-    /// Asserts that the guest has moved, with every byte of its memory as it was when it was paused.
+    /// Asserts that the guest has migrated, with every byte of its memory as it was when it was paused.
     #[track_caller]
     fn moved(&self, outcome: Outcome) -> Report {
         let (report, pages) = self.moved_with(outcome);
@@ -168,7 +169,7 @@ impl Scene {
         report
     }
 
-    /// The same, and how many pages are other than they were.
+    /// The same, and how many pages have changed.
     #[track_caller]
     fn moved_with(&self, Outcome { source, destination }: Outcome) -> (Report, usize) {
         let arrived = destination.expect("the guest arrives").guest;
@@ -179,7 +180,7 @@ impl Scene {
         (report, arrived.arrived_with().differing_pages(&self.guest.contents()))
     }
 
-    /// Asserts that it has moved over TCP after the RDMA lanes failed for this reason.
+    /// Asserts that the guest has migrated over TCP after the RDMA lanes failed for this reason.
     #[track_caller]
     fn fell_back(&self, outcome: Outcome, why: &str) {
         let report = self.moved(outcome);
@@ -188,8 +189,8 @@ impl Scene {
         assert!(fell_back.contains(why), "{fell_back}");
     }
 
-    /// Asserts that the attempt failed and the guest runs on at the source at full speed; then that nothing but the fault kept it from
-    /// moving. Returns why it failed, at either end.
+    /// Asserts that the attempt failed and the guest runs on at the source at full speed; then that it
+    /// migrates without the fault. Returns why the attempt failed, at either end.
     #[track_caller]
     fn stayed(&self, Outcome { source, destination }: Outcome) -> (MigrationFailure, ReceiveError) {
         let source = source.expect_err("the source fails");
@@ -206,7 +207,7 @@ impl Scene {
     }
 }
 
-/// Calls this with all that happens.
+/// Calls the function with each event.
 struct Watch<F>(F);
 
 impl<F: Fn(&Event) + Sync> Observer for Watch<F> {
@@ -215,10 +216,11 @@ impl<F: Fn(&Event) + Sync> Observer for Watch<F> {
     }
 }
 
-/// Plays a scene for each of these, many at once: a source that failed waits for a second whether its destination knows more.
+/// Plays a scene for each case, many at once: a source that failed waits for a second for the destination's
+/// reason.
 #[track_caller]
 fn each<T: Debug + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(&T) + Sync) {
-    // Not so many that none of them comes to its end in time.
+    // Few enough that each finishes in time.
     const AT_ONCE_BY_PROCESSOR: usize = 6;
     let at_once = AT_ONCE_BY_PROCESSOR * thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let cases = Mutex::new(cases.into_iter().collect::<VecDeque<_>>());
@@ -240,7 +242,7 @@ fn each<T: Debug + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(&T) +
     assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
 }
 
-/// Waits until something holds; `what` is said when it never does.
+/// Waits until a condition holds; `what` names it if it never does.
 #[track_caller]
 fn wait_until(what: &str, holds: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;

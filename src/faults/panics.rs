@@ -17,7 +17,7 @@ use crate::session::{Cancel, SessionError};
 use crate::source::{GuestIs, MigrationFailure, Options, migrate};
 use crate::transport::faulty::{FenceFault, LaneFaults, WriteFault, with_lanes};
 
-/// Has these calls of the guest's VMM panic from a moment on, until the migration has failed.
+/// Makes these calls of the guest's VMM panic from `moment` on, until the migration has failed.
 fn attempt(scene: &Scene, moment: Moment, calls: &[&'static str]) -> Outcome {
     let outcome = scene.attempt(&Faults::default(), |event| {
         let now = match moment {
@@ -39,7 +39,7 @@ fn a_vmm_that_panics_before_anything_is_sent_keeps_its_guest_running() {
         let scene = Scene::new();
         let to = scene.receiver.local_address().unwrap().to_string();
         let moved = thread::scope(|scope| {
-            // A source that has not said what it brings does not end the wait.
+            // A source that has not sent its offer does not end the wait.
             let destination =
                 scope.spawn(|| scene.receiver.receive(&scene.host, &destination::Options::default(), &()));
             scene.guest.seen.panic_in(&[call]);
@@ -168,7 +168,7 @@ fn a_lane_that_panics_ends_the_migration_at_once_and_the_guest_runs_on() {
     });
 }
 
-/// The other lane waits for the pace: for longer than this test has patience.
+/// The other lane waits for the rate limiter, for longer than this test allows.
 #[test]
 fn a_lane_that_panics_ends_the_waits_of_the_others() {
     for registering in [false, true] {

@@ -8,16 +8,16 @@ use crate::source::MigrationFailure;
 use crate::transport::TransportError;
 use crate::transport::faulty::{FenceFault, WriteFault, completed_with};
 
-/// What comes of it while the guest runs.
+/// How a migration ends if a write fails while the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ends {
-    /// The device or the network failed: the migration goes on over TCP.
+    /// The device or the network failed: the migration continues over TCP.
     OverTcp,
-    /// A defect, or an attack: it ends there, and the guest runs on.
+    /// A defect, or an attack: the migration ends, and the guest runs on at the source.
     AtTheSource,
 }
 
-/// Without a wildcard, so that nobody adds a status and decides nothing.
+/// Without a wildcard, so that a new status requires a decision.
 #[deny(clippy::wildcard_enum_match_arm, clippy::match_wildcard_for_single_variants)]
 fn while_it_runs(status: CompletionStatus) -> Ends {
     match status {
@@ -52,7 +52,7 @@ fn all() -> Vec<CompletionStatus> {
     CompletionStatus::ALL.iter().copied().chain([CompletionStatus::Unknown(99)]).collect()
 }
 
-/// What completes with it.
+/// The kind of request that completes with the status.
 #[derive(Clone, Copy, Debug)]
 enum What {
     Write,
@@ -65,7 +65,7 @@ fn after_each_status_the_guest_moves_over_tcp_or_runs_on_and_no_page_is_forgotte
     each(cases, |&((status, moment), what)| {
         let (scene, faults) = (Scene::new(), Faults::default());
         let outcome = scene.attempt_at(moment, &faults, || match what {
-            // Some pages are on their way then, and some are not.
+            // Some pages are in flight then, and some are not.
             What::Write => faults.lanes.arm_write(1, 5, WriteFault::Fail(status)),
             What::Fence => faults.lanes.arm_fence(0, FenceFault::Fail(status)),
         });
@@ -96,7 +96,7 @@ fn after_each_status_at_the_destination_the_same_holds() {
         });
         assert!(faults.lane_receiver.await_round.has_struck());
         match (while_it_runs(status), moment) {
-            // The source's device says that nobody answers.
+            // The source's device reports that the peer does not answer.
             (Ends::OverTcp, Moment::FirstRound | Moment::LaterRound) => {
                 scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
             }

@@ -13,8 +13,8 @@ use crate::memory::{PAGE_BYTES, PageRun, RamLayout};
 
 /// The digests of the blocks of all parts, in order, computed by all workers of the current pool.
 ///
-/// The file is read, not its mapping: a file that becomes shorter meanwhile is an error of a read and no SIGBUS, and a hole
-/// that is read stays one. `look` is shown each block with data, and its place.
+/// The file is read, not its mapping: if it is truncated meanwhile, the read fails and causes no SIGBUS, and
+/// reading a hole does not fill it. `look` is called with each block that has data, and its offset.
 pub(super) fn digests(
     file: &File,
     parts: &RamLayout,
@@ -35,7 +35,7 @@ pub(super) fn digests(
     digest::blocks(parts).into_par_iter().map_init(Vec::new, one).collect()
 }
 
-/// Fills the buffer from a place in the file, and with zeros past the file's end.
+/// Fills the buffer from an offset in the file, and with zeros past the file's end.
 fn read_at(file: &File, mut buffer: &mut [u8], mut at: u64) -> io::Result<()> {
     while !buffer.is_empty() {
         match file.read_at(buffer, at) {

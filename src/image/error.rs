@@ -14,11 +14,11 @@ use crate::session::{ArrivalError, SessionError};
 use crate::transport::TransportError;
 use crate::wire::Refusal;
 
-/// A file that was not stored at the destination. It is untouched at the source.
+/// A file that was not stored at the destination. The source's file is unchanged.
 #[derive(Debug)]
 pub struct SendError {
-    /// Whether it ended before anything was sent. If not, what arrived is kept at the destination, and sending the file again
-    /// sends what is missing.
+    /// Whether the attempt ended before anything was sent. If not, the destination keeps the data that
+    /// arrived, and sending the file again sends only the rest.
     pub refused: bool,
     /// Why.
     pub cause: SendFailure,
@@ -36,7 +36,7 @@ impl std::error::Error for SendError {
     }
 }
 
-/// Why a file was not stored.
+/// Why a file was not sent.
 #[derive(Debug, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(SendFailureKind),
@@ -49,28 +49,28 @@ pub enum SendFailure {
     /// The file cannot be read.
     #[error("cannot {what} {}: {error}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// It is not a file that can be sent.
+    /// The path is not a regular file.
     #[error("{} is {is}: only a regular file can be sent", path.display())]
     NotAFile {
         /// Its path.
         path: PathBuf,
-        /// What it is instead.
+        /// The kind of thing it is.
         is: &'static str,
     },
-    /// The file was written to meanwhile.
+    /// The file was written to while it was sent.
     #[error("{} changed while it was sent: stop what writes to it, and send it again", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
     },
-    /// Reaching the destination, and the way there: as for a guest.
+    /// The connection or the lanes failed, as for a guest.
     #[error(transparent)]
     Transfer(#[from] SessionError),
 }
@@ -89,7 +89,7 @@ impl From<Panicked> for SendFailure {
     }
 }
 
-/// Why a file was not stored here. What arrived of it is kept.
+/// Why a file was not stored at the destination. The data that arrived is kept.
 #[derive(Debug, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(StoreErrorKind),
@@ -104,49 +104,49 @@ pub enum StoreError {
     Into {
         /// The place.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// A file of that name exists, and it was not said to replace it.
+    /// A file with that name exists, and it is not to be replaced.
     #[error("{} exists already", path.display())]
     Exists {
         /// The file.
         path: PathBuf,
     },
-    /// The file system refused.
+    /// The file system refused an operation.
     #[error("cannot {what} {}: {error}", path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
-    /// This host does not take the file.
+    /// This host refuses the file.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The file system became full.
+    /// The file system is full.
     #[error("the file system is full; free some of it, and send again what is missing in {}", path.display())]
     Full {
-        /// What has arrived.
+        /// The file with the data that arrived.
         path: PathBuf,
     },
-    /// What arrived is not what the source has.
+    /// The data that arrived differs from the source's.
     #[error(
         "{blocks} of {of} blocks of 2 MiB in {} are not what the source has: did something write to either file \
          meanwhile? Sending again sends only these",
         path.display()
     )]
     Differs {
-        /// How many blocks differ.
+        /// The number of blocks that differ.
         blocks: usize,
-        /// How many there are.
+        /// The number of blocks.
         of: usize,
-        /// What has arrived.
+        /// The file with the data that arrived.
         path: PathBuf,
     },
-    /// The connection and the lanes: as for a guest.
+    /// The connection or the lanes failed, as for a guest.
     #[error(transparent)]
     Transfer(#[from] SessionError),
 }

@@ -1,4 +1,4 @@
-//! Where a file has data, and the parts that are made of it.
+//! The ranges of a file that hold data, and the parts made from these ranges.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,8 @@ use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
 /// The unit of parts and digests: 2 MiB.
 pub(super) const BLOCK_BYTES: u64 = BLOCK_PAGES * PAGE_BYTES;
 
-/// The ranges of a file's first `len_bytes` that hold data, in order. A file system that does not know its holes has none.
+/// The ranges of a file's first `len_bytes` that hold data, in order. On a file system that does not report
+/// holes, the whole file is one range.
 pub(super) fn extents(file: &File, len_bytes: u64) -> impl Iterator<Item = io::Result<Range<u64>>> {
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -30,9 +31,9 @@ pub(super) fn extents(file: &File, len_bytes: u64) -> impl Iterator<Item = io::R
     })
 }
 
-/// The first extent that ends after `at`; what it has before `at` is left out.
+/// The first extent that ends after `at`, without its bytes before `at`.
 pub(super) fn next_extent(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
-    // Both move the file's position, which nobody uses.
+    // Both move the file's position, which is not used otherwise.
     let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(start) if start < end => start,
         Ok(_) | Err(Errno::NXIO) => return Ok(None),
@@ -46,10 +47,11 @@ pub(super) fn next_extent(file: &File, at: u64, end: u64) -> io::Result<Option<R
     Ok(Some(start..hole.clamp(start + 1, end)))
 }
 
-/// What a file has to be sent.
+/// The data of a file to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Content {
-    /// Whole blocks with data, joined; holes between them are left in where there would be more parts than a layout has.
+    /// Whole blocks with data, joined; parts include holes between them if there would otherwise be more
+    /// parts than a layout allows.
     pub(super) parts: RamLayout,
     pub(super) data_bytes: u64,
 }
@@ -83,7 +85,7 @@ impl Content {
         let mut pages = DirtyBitmap::new(&self.parts);
         for extent in extents(file, len_bytes) {
             let extent = extent?;
-            // An extent outside of all parts is new: the file changed, which is found out at the end.
+            // An extent outside of all parts is new: the file changed, which is detected at the end.
             let Some((region, start)) = region_of(&self.parts, extent.start) else { continue };
             let last = (extent.end - 1 - start).min(self.parts.regions[region].len_bytes - 1) / PAGE_BYTES;
             pages.regions_mut()[region].mark((extent.start - start) / PAGE_BYTES..last + 1);
@@ -92,7 +94,7 @@ impl Content {
     }
 }
 
-/// Appends blocks to ascending parts, to the last of them if at most `gap` blocks lie between.
+/// Appends blocks to ascending parts; they join the last part if at most `gap` blocks lie between.
 fn join(parts: &mut Vec<Range<u64>>, blocks: Range<u64>, gap: u64) {
     match parts.last_mut() {
         Some(last) if blocks.start <= last.end + gap => last.end = last.end.max(blocks.end),
@@ -100,7 +102,7 @@ fn join(parts: &mut Vec<Range<u64>>, blocks: Range<u64>, gap: u64) {
     }
 }
 
-/// The region with that place in the file, and where the region begins.
+/// The region that contains this offset of the file, and where the region begins.
 pub(super) fn region_of(parts: &RamLayout, at: u64) -> Option<(usize, u64)> {
     let after = parts.regions.partition_point(|region| region.guest_address <= at);
     let region = parts.regions.get(after.checked_sub(1)?)?;

@@ -1,4 +1,5 @@
-//! The folder that an image arrives in, by its handle: what takes the folder's place in the meantime is never touched.
+//! The folder that an image arrives in, by its handle: if another folder takes its path meanwhile, that one
+//! is never touched.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -10,28 +11,28 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-/// An open folder. Names in it are plain: links are not followed.
+/// An open folder. Names in the folder are plain: links are not followed.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
     handle: Arc<OwnedFd>,
-    /// As the operator named it; for people alone.
+    /// As the operator named it; for messages only.
     path: PathBuf,
 }
 
 impl Folder {
-    /// Opens what is a folder now.
+    /// Opens the folder at this path.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let handle = Arc::new(rustix::fs::open(path, flags, Mode::empty())?);
         Ok(Self { handle, path: path.to_owned() })
     }
 
-    /// What to call a file in it.
+    /// The path of a file in it, for messages.
     pub(super) fn path(&self, name: &OsStr) -> PathBuf {
         self.path.join(name)
     }
 
-    /// What has this name, if anything has.
+    /// The metadata of this name's file, if it exists.
     pub(super) fn look(&self, name: &OsStr) -> io::Result<Option<Stat>> {
         match rustix::fs::statat(&*self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => Ok(Some(found)),
@@ -40,20 +41,20 @@ impl Folder {
         }
     }
 
-    /// Whether an open file is the one of this name.
+    /// Whether this name refers to an open file.
     pub(super) fn has(&self, name: &OsStr, file: &File) -> io::Result<bool> {
         let ours = rustix::fs::fstat(file)?;
         Ok(self.look(name)?.is_some_and(|found| (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)))
     }
 
-    /// Opens a file for reading and writing; makes it, for its owner alone, if there is none.
+    /// Opens a file for reading and writing; makes it, for its owner alone, if it is missing.
     pub(super) fn open_file(&self, name: &OsStr) -> io::Result<File> {
-        // Without waiting for the other end of a pipe of that name.
+        // Opening a pipe must not wait for its other end.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&*self.handle, name, flags, Mode::RUSR | Mode::WUSR)?.into())
     }
 
-    /// Gives a file another name, and takes that from another file only if it is to be replaced.
+    /// Renames a file, and replaces a file with the new name only if `replace` is set.
     pub(super) fn rename(&self, from: &OsStr, to: &OsStr, replace: bool) -> io::Result<()> {
         let (folder, plain) =
             (&*self.handle, || rustix::fs::renameat(&*self.handle, from, &*self.handle, to));
@@ -61,7 +62,7 @@ impl Folder {
             plain()
         } else {
             match rustix::fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
-                // A file system such as NFS cannot look and rename in one step.
+                // A file system such as NFS cannot check and rename in one step.
                 Err(Errno::INVAL) if self.look(to)?.is_none() => plain(),
                 Err(Errno::INVAL) => Err(Errno::EXIST),
                 renamed => renamed,
@@ -74,9 +75,9 @@ impl Folder {
         Ok(rustix::fs::unlinkat(&*self.handle, name, AtFlags::empty())?)
     }
 
-    /// Has the names in it outlive a power failure.
+    /// Makes the names in it durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        // The handle itself gives no right to that.
+        // The handle itself cannot be synced.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::openat(&*self.handle, ".", flags, Mode::empty())?;
         Ok(rustix::fs::fsync(folder)?)

@@ -20,16 +20,16 @@ use crate::state::HostState;
 use crate::transport::{LaneReceiver, land};
 use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
 
-/// A file that has arrived, whole.
+/// A file that has arrived completely.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stored {
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// Whence it came.
+    /// The source's address.
     pub from: SocketAddr,
     /// Its length.
     pub len_bytes: u64,
-    /// What both ends have.
+    /// The digest that both ends computed.
     pub digest: ImageDigest,
 }
 
@@ -41,20 +41,21 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Receives at a listening socket, in blocking mode. At most `pin_max_bytes` of a file are registered for RDMA, and so pinned, at
-    /// once; `None`: as much as `RLIMIT_MEMLOCK` allows.
+    /// Receives at a listening socket, in blocking mode. At most `pin_max_bytes` of a file are registered for
+    /// RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK` allows.
     #[must_use]
     pub fn from_listener(listener: TcpListener, pin_max_bytes: Option<u64>) -> Self {
-        // No source asks what became of a file.
+        // No source asks for the outcome of a file.
         let listener = Listener::new(listener, HostState::lost_with_this_process());
         Self { listener, pin_max_bytes }
     }
 
-    /// Waits for a file, and returns once it is stored, and its digest is that of the source.
+    /// Waits for a file, and returns once it is stored with a digest equal to the source's.
     ///
     /// # Errors
-    /// [`StoreError`] if a file was refused, or did not arrive. What arrived of it is kept in `NAME.sterna-partial` beside its place,
-    /// and the next attempt goes on from there. The receiver may be used again.
+    /// [`StoreError`] if a file was refused, or did not arrive. The data that arrived is kept in
+    /// `NAME.sterna-partial` beside the target, and the next attempt resumes from it. The receiver may be
+    /// used again.
     pub fn receive(&self, store: &Store, cancel: &Cancel) -> Result<Stored, StoreError> {
         let (mut control, mut offer): (_, ImageOffer) = self.listener.await_opening(cancel)?;
         let from = control.peer_address();
@@ -66,7 +67,7 @@ impl Receiver {
             })?;
             match arriving.run(&offer, &mut control) {
                 Ok((path, digest)) => return Ok(Stored { path, from, len_bytes: offer.len_bytes, digest }),
-                // What has arrived stays, and the next lanes go on from there.
+                // The data that has arrived stays, and the next lanes continue.
                 Err(StoreError::Transfer(SessionError::LanesFailed(reason))) => {
                     tracing::warn!("{} goes on over other lanes: {reason}", offer.name);
                     offer = next_opening(&mut control)?;
@@ -112,7 +113,7 @@ impl Receiver {
     }
 }
 
-/// A file on its way.
+/// A file in transfer.
 struct Incoming {
     partial: Partial,
     lane_receiver: Option<Box<dyn LaneReceiver>>,
@@ -127,7 +128,7 @@ impl Incoming {
         let none = RamLayout { regions: Vec::new() };
         let parts = offer.content.as_ref().map_or(&none, |content| &content.parts);
         let arrived = caught_or(|| self.take(offer, parts, control));
-        // Nobody may write to the file any more, whatever came of it.
+        // Nothing may write to the file any more, whatever the result.
         let arrived = self.revoke().and(arrived);
         let stored = match arrived {
             Ok(digests) => {
@@ -135,7 +136,7 @@ impl Incoming {
             }
             Err(error) => {
                 self.partial.abandon_if_empty();
-                // Of a full file system a lane says no more than that it could not write.
+                // On a full file system a lane only reports that it could not write.
                 Err(match error {
                     StoreError::Transfer(_) if self.partial.is_full() => {
                         StoreError::Full { path: self.partial.path().to_owned() }
@@ -158,7 +159,7 @@ impl Incoming {
         stored
     }
 
-    /// Lets the blocks arrive, and compares them; returns their digests.
+    /// Receives the blocks and compares them; returns their digests.
     fn take(
         &mut self,
         offer: &ImageOffer,
@@ -186,7 +187,8 @@ impl Incoming {
             return Err(SessionError::OutOfTurn("a FINAL of something else").into());
         }
         self.revoke()?;
-        // At the same time: the source sends its digests when it has them, and a connection that nobody reads counts as dead.
+        // In parallel: the source sends its digests when they are ready, and a connection that is not read
+        // counts as dead.
         let (ours, theirs) = thread::scope(|scope| {
             let theirs = scope.spawn(|| await_digests(count, control));
             let ours = self.partial.digests_and_holes(parts);
@@ -199,8 +201,8 @@ impl Incoming {
         }
     }
 
-    /// Takes every remote access away. A file of which a device does not let go is given up, so that no later attempt shares its
-    /// pages.
+    /// Revokes all remote access. If a device does not release the file, the file is discarded, so that no
+    /// later attempt shares its pages.
     fn revoke(&mut self) -> Result<(), StoreError> {
         let Some(lane_receiver) = self.lane_receiver.take() else { return Ok(()) };
         let remains = lane_receiver.revoke().inspect_err(|_| self.partial.discard())?;
@@ -226,11 +228,11 @@ impl Incoming {
     }
 }
 
-/// The digests of the source's blocks, which it computes at the same time as this side does its own.
+/// The digests of the source's blocks, which it computes while this side computes its own.
 fn await_digests(count: usize, control: &mut ControlChannel) -> Result<Vec<Digest>, StoreError> {
     let mut digests = Vec::new();
     while digests.len() < count {
-        // That the source is alive, its beats tell.
+        // Keepalives show that the source is alive.
         match control.receive("digests", None)? {
             Message::Digests(more) if !more.is_empty() && digests.len() + more.len() <= count => {
                 digests.extend(more);

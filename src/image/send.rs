@@ -29,17 +29,17 @@ use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageO
 /// How a file is to be sent.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// By which transport.
+    /// The transport.
     pub transport: TransportChoice,
-    /// Over how many lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
+    /// Number of lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
     /// How RDMA lanes post their writes, and how much memory they may have pinned.
     pub rdma: RdmaTuning,
-    /// Ends the transfer when asked to.
+    /// Ends the transfer on request.
     pub cancel: Cancel,
 }
 
-/// How far a transfer is: for another thread to look at while it runs.
+/// The progress of a transfer, for another thread to read while it runs.
 #[derive(Debug, Default)]
 pub struct Progress {
     phase: AtomicU8,
@@ -47,36 +47,36 @@ pub struct Progress {
     done_bytes: AtomicU64,
 }
 
-/// What a transfer does.
+/// The step of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Phase {
-    /// Finds the destination, which makes room.
+    /// Connects to the destination, which reserves space.
     #[default]
     Connecting,
-    /// Compares with what arrived in an earlier attempt.
+    /// Compares with the data that arrived in an earlier attempt.
     Comparing,
     /// Sends.
     Sending,
-    /// Both ends hash what they have.
+    /// Both ends hash the file.
     Verifying,
 }
 
 impl Progress {
-    /// What is being done.
+    /// The current step.
     #[must_use]
     pub fn phase(&self) -> Phase {
         let phases = [Phase::Connecting, Phase::Comparing, Phase::Sending, Phase::Verifying];
         phases.get(usize::from(self.phase.load(Ordering::Relaxed))).copied().unwrap_or_default()
     }
 
-    /// How much there is to send; 0 until that is known.
+    /// Bytes to send; 0 until that is known.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes.load(Ordering::Relaxed)
     }
 
-    /// How much of it the lanes have taken up.
+    /// How many bytes the lanes have taken.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {
         self.done_bytes.load(Ordering::Relaxed)
@@ -87,38 +87,39 @@ impl Progress {
     }
 }
 
-/// A file that is stored at the destination, its digest compared there.
+/// A file that is stored at the destination, which compared its digest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// How the pages travelled; `None` if there were none.
+    /// How the pages travelled; `None` if the file had none.
     pub transport: Option<TransportKind>,
     /// The device or addresses, and why this transport.
     pub via: String,
     /// The file's length.
     pub file_bytes: u64,
-    /// How much of it is data and no hole.
+    /// How many bytes are data rather than holes.
     pub data_bytes: u64,
-    /// Bytes of pages sent. Pages of zeros do not travel to where there are zeros already.
+    /// Bytes of pages sent. Zero pages are not sent where the destination has zeros already.
     pub bytes_sent: u64,
-    /// How much of the data the destination had already.
+    /// How many bytes of the data the destination had already.
     pub bytes_resumed: u64,
-    /// From the call to the destination's word that the file is stored.
+    /// Time from the call to the destination's report that the file is stored.
     pub total_ms: f64,
-    /// Of that, until the first page could leave: connecting, and comparing with what the destination had.
+    /// The part of `total_ms` until the first page could leave: connecting, and comparing with the
+    /// destination's data.
     pub setup_ms: f64,
     /// Bytes of pages over the time in which they were sent, in MB/s (10⁶ bytes).
     pub throughput_mbps: f64,
-    /// What both ends have.
+    /// The digest that both ends computed.
     pub digest: ImageDigest,
 }
 
-/// Sends a file to the destination that listens at `to` (`HOST:PORT`), and returns once it is stored there.
+/// Sends a file to the destination that listens at `to` (`HOST:PORT`), and returns once it is stored.
 ///
-/// Only what the destination does not hold from an earlier attempt travels. The file is mapped: if it is cut while it is sent, the
-/// process may be ended by SIGBUS, so this is not for a process that holds a guest.
+/// Only data that the destination does not hold from an earlier attempt is sent. The file is mapped: if it is
+/// truncated while it is sent, SIGBUS may end the process, so a process that runs a guest must not call this.
 ///
 /// # Errors
-/// [`SendError`]; the file is as it was, and sending it again may succeed.
+/// [`SendError`]; the file is unchanged, and sending it again may succeed.
 pub fn send(path: &Path, to: &str, options: &Options, progress: &Progress) -> Result<Report, SendError> {
     let started = Instant::now();
     let before_sending = |cause| SendError { refused: true, cause: explained(&options.cancel, cause) };
@@ -128,7 +129,7 @@ pub fn send(path: &Path, to: &str, options: &Options, progress: &Progress) -> Re
     caught_or(|| transfer.run(started)).map_err(|cause| transfer.fail(cause))
 }
 
-/// The file, and what it was like when it was opened.
+/// The file, and its metadata when it was opened.
 struct Source<'path> {
     path: &'path Path,
     file: File,
@@ -140,7 +141,7 @@ struct Source<'path> {
 impl<'path> Source<'path> {
     fn open(path: &'path Path) -> Result<Self, SendFailure> {
         let failed = |what| move |error| SendFailure::File { what, path: path.to_owned(), error };
-        // Before it is opened, which of a device or a pipe might do something.
+        // Checked before opening, because opening a device or a pipe might have an effect.
         check_kind(path, &path.metadata().map_err(failed("find"))?)?;
         let file = File::open(path).map_err(failed("open"))?;
         let metadata = file.metadata().map_err(failed("look at"))?;
@@ -173,8 +174,8 @@ impl<'path> Source<'path> {
         digests(&self.file, &self.content.parts, |_, _| Ok(())).map_err(|error| self.failed("read", error))
     }
 
-    /// Whether the file's length and time are those of the beginning, and no data is where none was. What was written to
-    /// data without a change of the time, through a mapping, only the digests tell.
+    /// Checks that the file has its first length and time, and no data where it had holes. Only the digests
+    /// reveal a write to data through a mapping that did not change the time.
     fn check_unchanged(&self) -> Result<(), SendFailure> {
         let now = self.file.metadata().map_err(|error| self.failed("look at", error))?;
         let stamp = |metadata: &Metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
@@ -189,7 +190,7 @@ impl<'path> Source<'path> {
             let end = part.guest_address + part.len_bytes;
             (part.guest_address..end).step_by(BLOCK_STEP).any(is_new)
         });
-        // Whoever reads a hole of a tmpfs file through a mapping makes zeros of it.
+        // Reading a hole of a tmpfs file through a mapping fills it with zeros.
         let look = |at: u64, block: &[u8]| {
             let differs = is_new(at) && block.iter().any(|&byte| byte != 0);
             if differs { Err(io::ErrorKind::InvalidData.into()) } else { Ok(()) }
@@ -219,7 +220,7 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), SendFailure> {
     Err(SendFailure::NotAFile { path: path.to_owned(), is })
 }
 
-/// A destination that is willing, and the lanes to it if there is anything to send on them.
+/// A destination that accepts, and the lanes to it if there is data to send.
 enum Way {
     Lanes(Box<Link>, Arc<MmapRaw>),
     NoData(Box<ControlChannel>, AttemptId),
@@ -241,7 +242,7 @@ struct Transfer<'transfer> {
     way: Way,
 }
 
-/// What sending took.
+/// The costs of sending.
 #[derive(Default)]
 struct Sent {
     rounds: u32,
@@ -273,7 +274,7 @@ impl<'transfer> Transfer<'transfer> {
         };
         let mut transfer = Self { source, options, progress, way };
         if let Way::NoData(..) = transfer.way {
-            // The destination's word that it is willing, which of a file with data is READY.
+            // The destination's acceptance, which for a file with data is READY.
             transfer.await_held()?;
         }
         Ok(transfer)
@@ -307,8 +308,8 @@ impl<'transfer> Transfer<'transfer> {
         })
     }
 
-    /// Sends what the destination does not hold. If the device or the network takes the RDMA lanes away meanwhile, and RDMA was
-    /// not asked for by name, TCP carries what they did not.
+    /// Sends the data that the destination does not hold. If the device or the network fails the RDMA lanes
+    /// meanwhile, and RDMA was not asked for by name, TCP carries the rest.
     fn send_data_over_any_lanes(&mut self) -> Result<Sent, SendFailure> {
         loop {
             let sent = self.send_data();
@@ -327,8 +328,8 @@ impl<'transfer> Transfer<'transfer> {
         }
     }
 
-    /// Sends what the destination does not hold: first the blocks of which it has nothing, without their zero pages, and then
-    /// whole blocks over what is wrong there.
+    /// Sends the data that the destination does not hold: first the blocks that it lacks, without their zero
+    /// pages, and then whole blocks over those that differ.
     fn send_data(&mut self) -> Result<Sent, SendFailure> {
         let (source, progress) = (self.source, self.progress);
         let held = self.await_held()?;
@@ -342,7 +343,7 @@ impl<'transfer> Transfer<'transfer> {
             progress.enter(Phase::Comparing);
             let data_bytes = fresh.count() * PAGE_BYTES;
             leave_out(&source.content.parts, &mut fresh, &mut wrong, &self.digests()?, &held);
-            // Of blocks that are wrong there nothing counts as held.
+            // Blocks that differ at the destination do not count as held.
             sent.bytes_resumed = data_bytes.saturating_sub((fresh.count() + wrong.count()) * PAGE_BYTES);
         }
         let Way::Lanes(link, mapping) = &mut self.way else { return Ok(sent) };
@@ -363,7 +364,7 @@ impl<'transfer> Transfer<'transfer> {
         Ok(sent)
     }
 
-    /// Ends the transfer: the destination hashes what it has while this side hashes the file, and compares.
+    /// Ends the transfer: both ends hash the file in parallel, and the destination compares.
     fn verify(&mut self, round: u32) -> Result<Vec<Digest>, SendFailure> {
         self.progress.enter(Phase::Verifying);
         self.options.cancel.check()?;
@@ -385,7 +386,7 @@ impl<'transfer> Transfer<'transfer> {
         }
     }
 
-    /// The digests of the blocks that the destination holds; none if it begins anew.
+    /// The digests of the blocks that the destination holds; none if it starts anew.
     fn await_held(&mut self) -> Result<Vec<Digest>, SendFailure> {
         let patience = self.patience();
         let count = blocks(&self.source.content.parts).len();
@@ -411,23 +412,23 @@ impl<'transfer> Transfer<'transfer> {
         }
     }
 
-    /// How long the destination may take to hash and to write out what it has: 16 MiB/s is slow for that.
+    /// How long the destination may take to hash and write its data: 16 MiB/s is a slow rate for that.
     fn patience(&self) -> Duration {
         STEP_MAX + Duration::from_secs(self.source.content.parts.total_bytes() >> 24)
     }
 
-    /// After a failure: tells the destination, and finds out what lies behind it.
+    /// After a failure: informs the destination, and finds the underlying cause.
     fn fail(&mut self, cause: SendFailure) -> SendError {
         let cause = explained(&self.options.cancel, cause);
         let cause = match cause {
-            // Reading fails where the file has become shorter.
+            // Reading fails if the file has become shorter.
             SendFailure::Transfer(SessionError::Dirty(_) | SessionError::Transport(_)) => {
                 self.source.check_unchanged().err().unwrap_or(cause)
             }
             cause => cause,
         };
         let (control, attempt_id) = self.way.control();
-        // It may be gone, which is what this message is about.
+        // The destination may be gone, which may be the failure itself.
         let _ = control.send(&Message::Abort(attempt_id, cause.to_string()));
         let cause = match (cause, &mut self.way) {
             (SendFailure::Transfer(cause), Way::Lanes(link, _)) => link.explain(cause).into(),
@@ -437,7 +438,7 @@ impl<'transfer> Transfer<'transfer> {
     }
 }
 
-/// What a failure is of which a request to end the transfer may be the cause.
+/// Reports a cancellation in place of the failure that it caused.
 fn explained(cancel: &Cancel, cause: SendFailure) -> SendFailure {
     match cause {
         SendFailure::Transfer(cause) => cancel.explain(cause).into(),
@@ -445,7 +446,7 @@ fn explained(cancel: &Cancel, cause: SendFailure) -> SendFailure {
     }
 }
 
-/// Takes blocks that the destination holds out of what is to be sent, and those of which it holds something else over to `wrong`.
+/// Takes blocks that the destination holds out of `fresh`, and moves those that differ to `wrong`.
 fn leave_out(
     parts: &RamLayout,
     fresh: &mut DirtyBitmap,
@@ -468,10 +469,10 @@ fn leave_out(
     }
 }
 
-/// What stands in the place of a guest's dirty log: nothing is recorded, for nobody should write to the file.
+/// Replaces a guest's dirty log: it records nothing, because nothing should write to the file.
 ///
-/// Before a lane reads a stripe, its pages are read into memory at once: that is faster than page by page, and tells of a file
-/// that has become shorter by an error, and only in a narrow race by SIGBUS.
+/// Before a lane reads a stripe, the pages are read into memory at once. That is faster than page by page,
+/// and reports a file that has become shorter as an error; SIGBUS remains possible only in a narrow race.
 #[derive(Debug)]
 struct StillFile<'transfer> {
     mapping: &'transfer MmapRaw,
@@ -495,7 +496,7 @@ impl DirtyLog for StillFile<'_> {
             let [at, len] =
                 [at, pages * PAGE_BYTES].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
             match self.mapping.advise_range(Advice::PopulateRead, at, len) {
-                // Linux before 5.14 does not know how.
+                // Linux before 5.14 does not support this.
                 Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
                     return Err(DirtyError::Unreadable(error));
                 }

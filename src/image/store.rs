@@ -1,4 +1,4 @@
-//! Where an image is stored: the place that the operator named, and the file that grows beside it.
+//! Where an image is stored: the place that the operator named, and the partial file beside it.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
@@ -20,10 +20,11 @@ use crate::digest::Digest;
 use crate::memory::{PAGE_BYTES, PAGE_LEN, RamLayout};
 use crate::wire::{FILE_NAME_MAX, ImageOffer, LaneOffer, Refusal};
 
-/// What stands behind the name of a file that is not whole yet. A name that nobody else gives, for such a file is overwritten.
+/// The suffix of an incomplete file's name. It must not occur in other names, because such a file is
+/// overwritten.
 const PARTIAL: &str = ".sterna-partial";
 
-/// How often to open a partial file that another receiver ends its work on at the same moment.
+/// How often to open a partial file that another receiver finishes at the same moment.
 const OPEN_TRIES: usize = 8;
 
 /// The place for an image that arrives.
@@ -36,15 +37,15 @@ pub struct Store {
 #[derive(Clone, Debug)]
 enum Place {
     File(Folder, OsString),
-    /// Under the name that the source gives the file, of which nothing but a plain name is believed.
+    /// In this folder, under the source's name for the file, if that is a plain name.
     Folder(Folder),
 }
 
 impl Store {
-    /// The file `into`, or a file in it if it is a folder. `replace` says whether a file that is there may be replaced.
+    /// The file `into`, or a file in it if it is a folder. `replace` allows to replace an existing file.
     ///
     /// # Errors
-    /// [`StoreError::Into`] if there is no such folder, or something there that is not to be replaced.
+    /// [`StoreError::Into`] if the folder is missing, or a file exists that is not to be replaced.
     pub fn new(into: &Path, replace: bool) -> Result<Self, StoreError> {
         let unusable =
             |reason: &dyn Display| StoreError::Into { path: into.to_owned(), reason: reason.to_string() };
@@ -83,7 +84,7 @@ impl Store {
     }
 }
 
-/// The name, if it is one that cannot lead anywhere else and leaves room for the suffix of a partial file.
+/// The name, if it cannot lead out of the folder and leaves space for the suffix of a partial file.
 fn plain_name(name: &str) -> Option<&str> {
     let plain = !name.is_empty()
         && name != "."
@@ -101,24 +102,25 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A file that is not whole yet.
+/// A file that is not complete yet.
 #[derive(Debug)]
 pub(super) struct Partial {
     file: File,
     folder: Folder,
-    /// Its name now, and the one that it gets.
+    /// Its present name, and its final one.
     name: OsString,
     target: OsString,
-    /// Where it is, for people.
+    /// Its path, for messages.
     path: PathBuf,
     replace: bool,
     len_bytes: u64,
-    /// Whether it may hold something from an earlier attempt.
+    /// Whether it may hold data from an earlier attempt.
     pub(super) held: bool,
 }
 
 impl Partial {
-    /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the room that there is.
+    /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the available
+    /// space.
     pub(super) fn open(store: &Store, offer: &ImageOffer) -> Result<Self, StoreError> {
         let (folder, target) = store.target(&offer.name)?;
         check_target(&folder, &target, store.replace)?;
@@ -126,7 +128,7 @@ impl Partial {
         name.push(PARTIAL);
         let path = folder.path(&name);
         let (file, metadata) = open_locked(&folder, &name)?;
-        // Again, now that nobody else can be about to give this file its name.
+        // Checked again, now that no other receiver can be about to give this file its name.
         check_target(&folder, &target, store.replace)?;
         let held = metadata.len() > 0;
         let (replace, len_bytes) = (store.replace, offer.len_bytes);
@@ -157,10 +159,10 @@ impl Partial {
                 self.path.display()
             )));
         }
-        // What RDMA writes to is pinned, holes and all.
+        // RDMA pins all the memory that it writes to, including holes.
         let needed = rdma.map_or(offer.data_bytes, |content| content.parts.total_bytes());
         let available_bytes = space.f_bavail.saturating_mul(space.f_frsize);
-        // A hugetlbfs without a size of its own tells nothing.
+        // A hugetlbfs without a size of its own reports nothing.
         if space.f_blocks > 0 && needed > available_bytes.saturating_add(allocated_bytes) {
             let needed_bytes = needed.saturating_sub(allocated_bytes);
             return Err(Refusal::Space { needed_bytes, available_bytes });
@@ -168,12 +170,12 @@ impl Partial {
         Ok(())
     }
 
-    /// Gives the file its length, in whole pages, makes holes where it must have some, and maps it.
+    /// Sets the file's length, in whole pages, punches the holes that it must have, and maps it.
     pub(super) fn map(&mut self, parts: &RamLayout) -> Result<Arc<MmapRaw>, StoreError> {
         let end = self.len_bytes.next_multiple_of(PAGE_BYTES);
         self.set_len(end)?;
         if self.held && !self.punch_all(gaps(parts, end))? {
-            // The file system cannot make holes: begin anew.
+            // The file system cannot punch holes: start with an empty file.
             self.set_len(0)?;
             self.set_len(end)?;
             self.held = false;
@@ -183,18 +185,18 @@ impl Partial {
         Ok(Arc::new(mapping.map_err(|error| self.failed("map", error))?))
     }
 
-    /// Makes the file one hole.
+    /// Turns the whole file into a hole.
     pub(super) fn clear(&self) -> Result<(), StoreError> {
         self.set_len(0)?;
         self.set_len(self.len_bytes)
     }
 
-    /// The digests of what it holds.
+    /// The digests of its data.
     pub(super) fn digests(&self, parts: &RamLayout) -> Result<Vec<Digest>, StoreError> {
         digests(&self.file, parts, |_, _| Ok(())).map_err(|error| self.failed("read", error))
     }
 
-    /// The same, and makes holes of pages that are zero: where RDMA writes, holes are filled beforehand.
+    /// The same, and turns zero pages into holes: RDMA fills holes when memory is registered.
     pub(super) fn digests_and_holes(&self, parts: &RamLayout) -> Result<Vec<Digest>, StoreError> {
         let look = |at: u64, block: &[u8]| {
             let mut zeros = 0;
@@ -211,7 +213,7 @@ impl Partial {
         digests(&self.file, parts, look).map_err(|error| self.failed("read", error))
     }
 
-    /// Ends the work on a file that is whole: its length to the byte, on the disk, under its name.
+    /// Finishes a complete file: its length to the byte, its data durable, under its final name.
     pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
         self.set_len(self.len_bytes)?;
         self.file.sync_all().map_err(|error| self.failed("write out", error))?;
@@ -220,7 +222,8 @@ impl Partial {
             io::ErrorKind::AlreadyExists => Refusal::FileExists(target.display().to_string()).into(),
             _ => self.failed("rename", error),
         })?;
-        // It has its name. That this may not outlive a power failure is no reason to call it missing.
+        // The file has its name. That the name may not survive a power failure is no reason to report it
+        // missing.
         if let Err(error) = self.folder.sync() {
             tracing::warn!(
                 "{} is stored, but its folder could not be written out: {error}",
@@ -236,11 +239,11 @@ impl Partial {
             return Err(gone());
         }
         self.folder.rename(&self.name, &self.target, self.replace)?;
-        // Whoever may write to the folder could have put another file in its place in between.
+        // A process with write access to the folder could have replaced the file in between.
         if self.folder.has(&self.target, &self.file)? { Ok(()) } else { Err(gone()) }
     }
 
-    /// Removes the file although something arrived in it: a device may still write to its pages.
+    /// Removes the file with its data: a device may still write to its pages.
     pub(super) fn discard(&self) {
         self.remove();
     }
@@ -252,14 +255,14 @@ impl Partial {
         }
     }
 
-    /// Removes the file if nothing arrived in it.
+    /// Removes the file if no data arrived.
     pub(super) fn abandon_if_empty(&self) {
         if self.file.metadata().is_ok_and(|metadata| metadata.blocks() == 0) {
             self.remove();
         }
     }
 
-    /// Whether its file system has no room left.
+    /// Whether its file system is full.
     pub(super) fn is_full(&self) -> bool {
         rustix::fs::fstatvfs(&self.file)
             .is_ok_and(|space| space.f_blocks > 0 && space.f_bavail.saturating_mul(space.f_frsize) < 1 << 20)
@@ -269,7 +272,7 @@ impl Partial {
         &self.path
     }
 
-    /// Makes holes; `false` if the file system cannot.
+    /// Punches holes; `false` if the file system cannot.
     fn punch_all(&self, mut holes: impl Iterator<Item = std::ops::Range<u64>>) -> Result<bool, StoreError> {
         holes
             .try_fold(true, |all, hole| Ok(all && self.punch(hole.start, hole.end - hole.start)?))
@@ -297,7 +300,7 @@ impl Partial {
     }
 }
 
-/// Refuses a target that is there and not to be replaced.
+/// Refuses a target that exists and is not to be replaced.
 fn check_target(folder: &Folder, name: &OsStr, replace: bool) -> Result<(), Refusal> {
     let target = folder.path(name);
     match folder.look(name).map_err(refused("look at", &target))? {
@@ -328,11 +331,11 @@ fn open_locked(folder: &Folder, name: &OsStr) -> Result<(File, Metadata), Refusa
             )));
         }
         if !folder.has(name, &file).map_err(failed("look at"))? {
-            // Renamed or removed by its last holder, between our opening and locking it.
+            // Its last holder renamed or removed it between our opening and locking it.
             continue;
         }
         if metadata.mode() & 0o077 != 0 {
-            // Others may have it open. A new file is nobody's but ours.
+            // Other processes may have it open. A new file is private.
             folder.remove(name).map_err(failed("remove"))?;
             continue;
         }
@@ -341,7 +344,7 @@ fn open_locked(folder: &Folder, name: &OsStr) -> Result<(File, Metadata), Refusa
     Err(Refusal::Image(format!("{} comes and goes; is another process receiving it?", path.display())))
 }
 
-/// What to answer a source when the system refuses before anything was sent.
+/// The refusal for a source when the system fails before anything was sent.
 fn refused<'path>(what: &'static str, path: &'path Path) -> impl Fn(io::Error) -> Refusal + 'path {
     move |error| Refusal::Image(format!("cannot {what} {}: {error}", path.display()))
 }
