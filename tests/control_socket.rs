@@ -1,4 +1,4 @@
-//! Control sockets: nobody but the process that holds a guest answers for it, and a name has one such process.
+//! Control sockets: only the process that holds a guest answers for it, and a name has one such process.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -19,10 +19,10 @@ use common::{Host, Process, in_a_lab, runs_on, wait_until};
 use rustix::fs::FlockOperation;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
-/// `nobody`, on any system.
+/// An unprivileged user on any system.
 const STRANGER: u32 = 65534;
 
-/// Answers everything with good news, and counts how often it was asked.
+/// Answers every request with good news, and counts the requests.
 fn lie(listener: UnixListener) -> Arc<AtomicU32> {
     let asked = Arc::new(AtomicU32::new(0));
     let counted = asked.clone();
@@ -48,7 +48,8 @@ fn is_root() -> bool {
     root
 }
 
-/// Asserts that no command asks whoever listens at this host's sockets, that each says why, and what is to be done.
+/// Asserts that no command sends a request to the listener at this host's sockets, and that each command
+/// states the reason and a remedy.
 #[track_caller]
 fn is_not_believed(host: &Host, asked: &AtomicU32, why: &str) {
     for command in [&["recover", "tern"][..], &["cancel", "tern"], &["migrate", "tern", "--to=127.0.0.1:1"]] {
@@ -79,7 +80,7 @@ fn who_listens_in_another_users_folder_is_not_asked() {
     if !is_root() {
         return println!("skipped: only root can give a folder away");
     }
-    // State has a folder of its own, which is ours.
+    // The state has its own folder, which belongs to this user.
     let state = tempfile::tempdir().expect("a temporary folder");
     let host = Host::under(&["env", &format!("STERNA_STATE_DIR={}", state.path().display())]);
     let asked = lie(UnixListener::bind(host.socket("tern")).expect("the folder is there"));
@@ -114,7 +115,7 @@ fn a_process_of_another_user_is_not_asked_whatever_it_listens_at() {
         return println!("skipped: only root can start a process of another user");
     }
     let host = Host::new();
-    // Made by root, and listened at by another: it counts who listens.
+    // Created by root, with a listener of another user: the listener counts.
     let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).expect("a socket");
     rustix::net::bind(&socket, &SocketAddrUnix::new(host.socket("tern")).expect("it is short"))
         .expect("it is free");
@@ -134,12 +135,12 @@ fn a_process_of_another_user_is_not_asked_whatever_it_listens_at() {
 #[test]
 fn of_many_that_start_a_guest_of_one_name_at_once_one_wins() {
     const TOGETHER: usize = 6;
-    // All wait for a lock on this.
+    // All processes wait for a lock on this file.
     let line = tempfile::NamedTempFile::new().expect("a temporary file");
     let start = r#"exec 9< "$0"; flock -s 9; exec 9<&-; exec "$@""#;
     let host = Host::under(&["bash", "-c", start, line.path().to_str().expect("its name is plain")]);
     for _ in 0..24 {
-        // A socket that a killed process left is what each of them would remove.
+        // A socket left by a killed process; each starting process would remove it.
         drop(UnixListener::bind(host.socket("tern")).expect("the name is free"));
         set_mode(&host.socket("tern"), 0o600);
         let gate = File::open(line.path()).expect("it is there");

@@ -1,5 +1,6 @@
-//! Guests that write faster than the link carries, and what the operator asked for then: each ends as asked, with the guest
-//! where the exit code says. And limits that are changed on the way, and what is known before anything is sent.
+//! Guests that write faster than the link carries, under each policy of the operator: each migration ends as
+//! asked, with the guest where the exit code says. Also limits that change during a migration, and
+//! predictions before any page is sent.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -7,11 +8,11 @@ mod common;
 use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, moves_away_from, runs_on};
 use sterna::wire::{Message, SwitchCosts};
 
-/// Rounds that never get smaller: the guest writes all of its 2 MiB many times while they are sent once, in a second, also with
-/// a small share of a busy processor.
+/// Rounds that never get smaller: the guest writes all of its 2 MiB many times during the second in which
+/// they are sent once, even with a small share of a busy processor.
 const TOO_FAST: [&str; 3] = ["--machine=synthetic", "--working-set=2M", BUSY];
-/// What goes for its migration unless a test says otherwise. The downtime is far less than a round takes, and far more than a switch
-/// with nothing to send, also where a busy disk takes its time for records.
+/// The options of its migration unless a test overrides them. The downtime is far less than a round takes,
+/// and far more than a switch with nothing to send, even where a busy disk delays the records.
 const SLOW_LINK: [&str; 3] = ["--transport=tcp", "--bandwidth-limit=2", "--downtime-limit=500"];
 
 /// A guest that is too fast for the link of its migration.
@@ -40,7 +41,8 @@ impl UnderWay {
         Self { source, running, destination, receiving, migrating }
     }
 
-    /// The migration has succeeded: the guest is there, whole and at full speed, and not here.
+    /// The migration has succeeded: the guest is at the destination, whole and at full speed, and not at the
+    /// source.
     #[track_caller]
     fn moves(self) -> Ended {
         let ended = self.migrating.wait().expect_code(0);
@@ -52,7 +54,8 @@ impl UnderWay {
         ended
     }
 
-    /// The migration has failed: the guest is here, whole and at full speed, and not there.
+    /// The migration has failed: the guest is at the source, whole and at full speed, and not at the
+    /// destination.
     #[track_caller]
     fn stays(self, code: i32) -> Ended {
         let ended = self.migrating.wait().expect_code(code);
@@ -95,8 +98,8 @@ fn relax_allows_more_downtime_until_that_is_enough() {
     ended.says("750 ms of downtime allowed").says("error: given up after");
 }
 
-/// The guest writes at a set pace, four times as fast as the link. So whatever the processor, it is too fast for the link at full
-/// speed, and slow enough at the last of the steps.
+/// The guest writes at a fixed rate, four times as fast as the link. So on any processor it is too fast for
+/// the link at full speed, and slow enough at the last throttle step.
 #[test]
 fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
     let guest = ["--machine=synthetic", "--working-set=2M", "--dirty-rate=8"];
@@ -142,7 +145,7 @@ fn a_limit_below_what_any_switch_takes_is_told_and_acted_on_after_two_rounds_and
     assert_eq!(ended.json()["rounds"], 3, "two, and the last");
 }
 
-/// A destination that says so much of what costs next to nothing.
+/// A destination that overstates the costs of its switch.
 fn with_costs(change: fn(&mut SwitchCosts), how: &[&str], after: impl FnOnce(Process) -> Ended) {
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &["--machine=synthetic", "--dirty-rate=0"]);
@@ -243,7 +246,7 @@ fn a_bandwidth_limit_that_is_lifted_is_felt_at_once() {
     let running = source.run("tern", &["--machine=synthetic", "--memory=512M", "--dirty-rate=0"]);
     let destination = Host::new();
     let receiving = destination.receive(&[]);
-    // At this pace the first round would take longer than the test has patience.
+    // At this rate the first round would outlast the test's patience.
     let migrating = source.migrate("tern", receiving.address, &["--transport=tcp", "--bandwidth-limit=1"]);
     migrating.says("of RAM over TCP");
     source.start(["migrate", "tern", "--set", "bandwidth-limit=0"]).wait().expect_code(0);
@@ -289,7 +292,7 @@ fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
     assert_eq!(said["forecasts"][0]["by_itself"], false, "{said}");
     assert!(said["forecasts"][0]["help"].as_str().is_some_and(|help| help.contains("a link of")), "{said}");
     assert_eq!(said["forecasts"][1]["by_itself"], true, "{said}");
-    // What was sampled moves as it would have before.
+    // A guest that was sampled moves as before.
     moves_away_from(&host, idle, "idle", &["--verify=full"]);
     moves_away_from(&host, busy, "busy", &["--verify=full"]);
 }

@@ -7,7 +7,7 @@ use common::{BUSY, ENDLESS, Host, PATIENT, machine_word, wait_until};
 use serde_json::Value;
 use sterna::preflight;
 
-/// Runs it with `--json`; asserts that it succeeded and that its report is complete and sound.
+/// Runs the command with `--json`; asserts that it succeeded and that its report is complete and sound.
 #[track_caller]
 fn demo(arguments: &[&str]) -> Value {
     let machine = format!("--machine={}", machine_word());
@@ -97,7 +97,7 @@ fn a_guest_with_a_small_working_set_does_not_send_what_it_never_touched() {
 
 #[test]
 fn a_guest_with_ram_above_the_hole_below_4_gib_moves() {
-    // Most of it is never touched, and so costs next to nothing.
+    // Most of the RAM is never touched, and so costs next to nothing.
     let needed_bytes = 5 << 30;
     if preflight::available_memory_bytes().is_none_or(|available| available < needed_bytes) {
         println!("skipped: this machine has less than 5 GiB of memory available");
@@ -109,8 +109,8 @@ fn a_guest_with_ram_above_the_hole_below_4_gib_moves() {
 
 #[test]
 fn a_guest_that_writes_as_fast_as_it_can_takes_several_rounds() {
-    // A round takes two seconds, in which it writes more than the downtime allows, also with a small share of a busy processor; and
-    // however fast it is, slowing it comes to an end.
+    // A round takes two seconds, in which the guest writes more than the downtime allows, even with a small
+    // share of a busy processor. However fast the guest is, throttling has a last step.
     let how =
         ["--downtime-limit=500", "--bandwidth-limit=4", "--if-stuck=throttle,stop", "--throttle-max=20"];
     let report = demo(&[&["--memory=64M", "--working-set=8M", BUSY][..], &how].concat());
@@ -124,7 +124,7 @@ fn a_guest_whose_writes_are_listed_in_rings_moves_as_well() {
         println!("skipped: only a guest on KVM has dirty rings");
         return;
     }
-    // The shortest ring is full again and again while 64 MiB are sent, and while their rest is.
+    // The shortest ring fills again and again while 64 MiB are sent, and while the later rounds are.
     for entries in ["1024", "65536"] {
         let ring = format!("--dirty-ring-entries={entries}");
         let how = [
@@ -200,14 +200,14 @@ fn a_demo_that_is_killed_takes_its_processes_along() {
     wait_until("the demo's processes have ended", || holders.iter().all(|&id| parent_if_alive(id).is_none()));
 }
 
-/// The processes whose parent is `parent`.
+/// The child processes of `parent`.
 fn children_of(parent: i32) -> Vec<i32> {
     let processes = std::fs::read_dir("/proc").expect("there is a /proc").flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter(|&id| parent_if_alive(id) == Some(parent)).collect()
 }
 
-/// The parent of a process; `None` if it is gone, or dead and not yet waited for.
+/// The parent of a process; `None` if the process is gone, or dead and not yet waited for.
 fn parent_if_alive(id: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // After the name, which is in parentheses: the state, then the parent (proc_pid_stat(5)).

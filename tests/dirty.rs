@@ -21,7 +21,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     if !kvm() {
         return;
     }
-    // The end of the first and the second slot lie within a stripe, and that of the last within a word.
+    // The first and the second slot end within a stripe, the last within a word.
     let mut guest = Writer::new(&[17 * MIB, MIB, 2 * MIB + 4096 * 5], |_| {});
     let log = log_of(&guest.vm, guest.slots.clone(), &guest.ram).unwrap();
     let mut dirty = DirtyBitmap::new(&guest.ram.layout());
@@ -43,7 +43,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
         assert_eq!(dirty.harvest(&log).unwrap(), 5, "what is not rearmed stays dirty");
         assert_eq!(runs(&dirty), written);
     }
-    // Only a part, which begins in one slot and ends in the next.
+    // Clears only a part, which begins in one slot and ends in the next.
     let first = 17 * 256 - 64;
     log.clear(0, first, &[1 << 63, 1]).unwrap();
     dirty.clear();
@@ -63,7 +63,7 @@ fn several_workers_harvest_all_slots() {
     if !kvm() {
         return;
     }
-    // Two end with a stripe, one within.
+    // Two slots end with a stripe, one within.
     let mut guest = Writer::new(&[16 * MIB, 15 * MIB, 17 * MIB, 16 * MIB, 33 * MIB], |_| {});
     let log = log_of(&guest.vm, guest.slots.clone(), &guest.ram).unwrap();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
@@ -101,7 +101,7 @@ fn slots_that_are_not_the_guests_ram_are_refused() {
     assert_eq!(slots(&|slots| slots[0].len_bytes = 0), Some(0));
 }
 
-/// A VM with a slot of some megabytes, and a log that was made for `LOGGED_BYTES` of it.
+/// A VM with a slot of some megabytes, and a log that was made for `LOGGED_BYTES` bytes.
 struct Plugged {
     vm: VmFd,
     ram: GuestRam,
@@ -128,7 +128,7 @@ impl Plugged {
         KvmSlot { slot: 3, guest_address: 0, len_bytes, host_address: self.host_address }
     }
 
-    /// Plugs another length of memory, which is watched.
+    /// Plugs memory of another length, with the dirty log on.
     fn plug(&self, len_bytes: u64) {
         writer::set_slot(&self.vm, &self.slot(0), 0);
         writer::set_slot(&self.vm, &self.slot(len_bytes), KVM_MEM_LOG_DIRTY_PAGES);
@@ -147,7 +147,7 @@ fn a_slot_that_is_larger_than_the_vmm_said_is_an_error_and_overwrites_nothing() 
         let harvested = dirty.harvest(&log);
         assert!(matches!(harvested, Err(DirtyError::SlotChanged { slot: 3 })), "{len_bytes}: {harvested:?}");
         assert_eq!(dirty.count(), 0);
-        // Nor does the kernel take flags for a slot of another size.
+        // The kernel does not take flags for a slot of another size either.
         assert!(matches!(log.start(), Err(DirtyError::Ioctl { slot: 3, .. })));
     }
 }
@@ -185,7 +185,7 @@ fn a_slot_that_is_deleted_between_harvests_is_an_error_and_is_not_made_again() {
     writer::set_slot(&guest.vm, &guest.slot(0), 0);
     assert!(matches!(dirty.harvest(&log), Err(DirtyError::Ioctl { slot: 3, .. })));
     log.stop().unwrap();
-    // KVM refuses a slot where another is.
+    // KVM refuses a slot that overlaps another.
     writer::set_slot(&guest.vm, &KvmSlot { slot: 4, ..guest.slot(MIB) }, 0);
 }
 
@@ -195,8 +195,7 @@ fn runs(dirty: &DirtyBitmap) -> Vec<(u64, u64)> {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn log_of(vm: &VmFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, DirtyError> {
-    // SAFETY: what is set in the slots of these VMs is memory that `ram` keeps mapped for as long as the VM
-    // is used.
+    // SAFETY: the slots of these VMs name memory that `ram` keeps mapped for as long as the VM is used.
     unsafe { KvmLog::new(descriptor(vm), slots, ram) }
 }
 
@@ -210,7 +209,7 @@ fn borrowed(file: &impl AsRawFd) -> BorrowedFd<'_> {
     unsafe { BorrowedFd::borrow_raw(file.as_raw_fd()) }
 }
 
-/// Whether there is KVM; if not, says what would mend that.
+/// Whether KVM is available; if not, prints a remedy.
 fn kvm() -> bool {
     match kvm_access() {
         KvmAccess::Usable => true,

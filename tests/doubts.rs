@@ -1,5 +1,5 @@
-//! Links that are cut and processes that are killed while a guest changes hands: it runs on one host, or somebody says where it may
-//! be; and what can be found out is found out by itself.
+//! Links that are cut and processes that are killed during the handover: the guest runs on one host, or a
+//! command reports where it may be; and the hosts find out by themselves whatever can be found out.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -21,7 +21,7 @@ use common::{
 use serde_json::Value;
 use sterna::wire::Message;
 
-/// What happens on the first control connection when a certain message comes by.
+/// The message on the first control connection at which the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
     Prepared,
@@ -40,19 +40,20 @@ impl At {
     }
 }
 
-/// A guest on its way by a relay.
+/// A guest on its way through a relay.
 struct Crossing {
     source: Host,
     running: Process,
     destination: Host,
     receiving: Receiving,
     via: SocketAddr,
-    /// Whether sources that ask get through.
+    /// Whether questions of a source get through.
     open: Arc<AtomicBool>,
 }
 
 impl Crossing {
-    /// The link is cut at this message, which is lost; before that, SIGKILL goes to the process that `victim` names.
+    /// Cuts the link at this message, which is lost; before that, sends SIGKILL to the process that `victim`
+    /// names.
     fn new(at: At, receive: &[&str], victim: impl Fn(&Process, &Receiving) -> Option<i32>) -> Self {
         let (source, destination) = (Host::new(), Host::new());
         let running = source.run("tern", &["--dirty-rate=50"]);
@@ -71,7 +72,7 @@ impl Crossing {
                 0 => {}
                 process => kill(process),
             }
-            // A source that hears PREPARED writes COMMITTED; that is where it gets to.
+            // A source that receives PREPARED records COMMITTED; PREPARED passes so that it gets that far.
             if at == At::Prepared { Fate::Pass } else { Fate::Cut }
         });
         Self { source, running, destination, receiving, via, open }
@@ -82,7 +83,7 @@ impl Crossing {
     }
 }
 
-/// `sterna receive` again, at the same address, after it was killed.
+/// Starts `sterna receive` again, at the same address, after it was killed.
 fn receive_again(host: &Host, receiving: &mut Receiving) {
     wait_until("the killed process has ended", || receiving.process.has_ended());
     let port = format!("--port={}", receiving.address.port());
@@ -102,11 +103,11 @@ fn the_source(running: &Process, _: &Receiving) -> Option<i32> {
     Some(running.id())
 }
 
-/// By way of a shell: the process is another thread's child, and this one has no handle on it.
+/// Through a shell: the process is another thread's child, and this thread has no handle on it.
 fn kill(process: i32) {
     let killed = Command::new("kill").args(["-KILL", &process.to_string()]).status();
     assert!(killed.expect("there is a kill").success(), "{process} is not there any more");
-    // It is a zombie, or nothing, once it holds no socket and no lock.
+    // Once it holds no socket and no lock, it is a zombie or gone.
     wait_until("the killed process has ended", || {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
@@ -128,7 +129,7 @@ fn said(side: &str, mark: &str) -> (String, String) {
     (side.to_owned(), mark.to_owned())
 }
 
-/// Waits until the guest is not in doubt any more, and finds that it runs on here and can be moved.
+/// Waits until the guest is not in doubt any more, and asserts that it runs at the source and can be moved.
 #[track_caller]
 fn is_kept(source: &Host, running: Process) {
     wait_until("the doubt is settled", || source.status("tern")["in_doubt"] == false);
@@ -154,7 +155,7 @@ fn when_running_is_lost_the_source_asks_and_the_migration_succeeds() {
     assert_eq!(says(&found), [said("source", "DONE")]);
     let found = recover(&crossing.destination, &[]).expect_code(0).json();
     assert_eq!(says(&found), [said("destination", "RUNNING")]);
-    // And on from there: the name is free at the source again.
+    // The name is free again at the source, and the guest can move on from the destination.
     drop(crossing.source.run("tern", &["--new"]));
     moves_away_from(&crossing.destination, crossing.receiving.process, "tern", &[]);
 }
@@ -206,7 +207,7 @@ fn a_destination_that_died_running_says_when_it_is_back_that_it_ran_the_guest() 
     let mut crossing = Crossing::new(At::Running, &[], the_destination);
     let migrating = crossing.migrate();
     receive_again(&crossing.destination, &mut crossing.receiving);
-    // By the journal: nothing runs there now, and that proves nothing.
+    // By the journal: at that moment the guest does not run at the destination, which proves nothing.
     crossing.running.event("moved");
     crossing.running.wait().expect_code(0);
     let code = migrating.wait().code;
@@ -303,7 +304,7 @@ fn a_word_is_not_taken_where_the_destination_can_be_asked() {
     crossing.open.store(false, Ordering::Relaxed);
     crossing.migrate().wait().expect_code(12);
     crossing.open.store(true, Ordering::Relaxed);
-    // The operator is wrong: it runs there.
+    // The operator is wrong: the guest runs at the destination.
     let word = recover(&crossing.source, &["--resume-source", "--other-host-is-fenced"]).expect_code(0);
     assert!(word.stdout.contains("another host") || word.stdout.contains("runs at"), "{word:?}");
     crossing.running.wait().expect_code(0);
@@ -336,7 +337,7 @@ fn a_state_that_cannot_be_kept_is_refused_before_anything_is_sent() {
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
-    // Both copies of records that were whole.
+    // Damages both copies of records that were whole.
     let path = destination.state().join("tern.state");
     let mut bytes = fs::read(&path).expect("there is one");
     for copy in [3, 4, 5, 6] {
@@ -344,7 +345,7 @@ fn a_state_that_cannot_be_kept_is_refused_before_anything_is_sent() {
     }
     let file = fs::File::options().write(true).open(&path).expect("it can be written");
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).expect("it can be written");
-    // The process that has the guest knows, and moves it on.
+    // The process that has the guest knows its state, and moves it on.
     recover(&destination, &[]).expect_code(0).says("damaged");
     let (_, process) = moves_away_from(&destination, receiving.process, "tern", &[]);
     drop(process);
@@ -381,8 +382,8 @@ fn a_state_that_was_damaged_on_its_way_is_not_loaded() {
     destination.checks_clean("tern");
 }
 
-/// Cancels a migration as soon as this message of the destination would arrive, which it never does: its wait would end as a
-/// failure of the destination's.
+/// Loses this message of the destination and cancels the migration while it awaits the message. Without the
+/// cancel, the wait would end as a failure of the destination.
 #[track_caller]
 fn is_cancelled_while_it_awaits(what: fn(&Message) -> bool, how: &[&str]) {
     let (source, destination) = (Host::new(), Host::new());
@@ -426,7 +427,7 @@ fn a_migration_is_cancelled_while_the_destination_prepares_or_compares() {
 fn a_migration_is_cancelled_while_it_connects_and_while_nobody_takes_its_pages() {
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &[BUSY, "--memory=64M"]);
-    // It takes connections, as every kernel does for a listener, and never says a word.
+    // The kernel accepts connections for the listener, which never sends a byte.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let migrating = source.migrate("tern", silent.local_addr().expect("it is bound"), &[]);
     let _connection = silent.accept().expect("the source comes");
@@ -438,7 +439,7 @@ fn a_migration_is_cancelled_while_it_connects_and_while_nobody_takes_its_pages()
     let how = [&ENDLESS[..], &["--transport=tcp"]].concat();
     let migrating = source.migrate("tern", receiving.address, &how);
     migrating.says("round 1:");
-    // From here on its kernel takes what fits into its buffers, and answers for it.
+    // From now on the destination's kernel accepts what fits into its buffers, and acknowledges it.
     receiving.process.signal(libc::SIGSTOP);
     thread::sleep(Duration::from_millis(500));
     source.start(["cancel", "tern"]).wait().expect_code(0);
@@ -467,7 +468,7 @@ fn a_migration_is_cancelled_until_the_guest_is_given_away_and_not_after() {
     migrating.wait().expect_code(130);
     runs_on(&source, "tern");
 
-    // GO is on its way, and is so until the test lets it arrive.
+    // GO is in flight until the test lets it arrive.
     let (sent, arrives) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (seen, until) = (sent.clone(), arrives.clone());
     let via = relay(receiving.address, move |_, _, message| {

@@ -1,4 +1,5 @@
-//! Who has the guest when a VMM fails at the switch, and whether everything that was written is there: by the library itself.
+//! Which host has the guest when a VMM fails at the switch, and whether all writes arrive: tests of the
+//! library itself.
 
 mod common;
 
@@ -20,7 +21,7 @@ use sterna::transport::TransportChoice;
 use sterna::verify::Verify;
 use sterna_vmm::{MachineKind, Phase};
 
-/// What came of a migration, at either end.
+/// The result of a migration, at either end.
 struct Outcome {
     source: thread::Result<Result<Report, MigrationError>>,
     destination: Result<Arrival<TestGuest>, ReceiveError>,
@@ -36,7 +37,7 @@ fn attempt(guest: &TestGuest, host: &TestHost, options: &Options, observer: &dyn
         .expect("a free port");
     let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
     let to = receiver.local_address().expect("it is bound").to_string();
-    // What an observer asserts is asserted: the migration alone would go on without it.
+    // Passes an observer's failed assertion on: the migration alone would continue without it.
     let failed = Mutex::new(None);
     let watch = Watch(|event: &Event| {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
@@ -69,7 +70,7 @@ impl Outcome {
     }
 }
 
-/// Asserts that a guest moves now and is whole, and that it stands still where it was.
+/// Asserts that a guest moves now and is whole, and that it stands still at the source.
 #[track_caller]
 fn moves_at_last(guest: &TestGuest) {
     let (report, arrived) = attempt(guest, &TestHost::default(), &options(), &()).succeeded();
@@ -79,7 +80,7 @@ fn moves_at_last(guest: &TestGuest) {
     assert!(arrived.machine.heartbeat().count >= guest.machine.heartbeat().count);
 }
 
-/// Lets the guest beat, and so have the VMM write into its RAM, between the first round and the switch.
+/// Lets the guest beat between the first round and the switch, so that the VMM writes into its RAM.
 fn beats_after_the_first_round(guest: &TestGuest) -> impl Fn(&Event) + Sync {
     |event| {
         if matches!(event, Event::Round { number: 1, .. }) {
@@ -106,7 +107,7 @@ fn most_of_a_quiet_guest_is_compared_while_it_runs_and_what_is_written_later_whi
         if let Event::Hashed { blocks, of, .. } = event {
             assert_eq!(*of, 8);
             *hashed.lock().expect("nobody panicked") = *blocks;
-            // Into a block that was just hashed, maybe.
+            // Possibly into a block that was just hashed.
             guest.beats_on();
         }
     });
@@ -132,8 +133,8 @@ fn what_the_vmm_writes_while_it_saves_arrives() {
 fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_full_speed() {
     let guest = TestGuest::started_at(0);
     guest.busy.store(true, Ordering::Relaxed);
-    // What its device writes before each harvest takes nearly three times as long to send as the guest may stand still. Far less
-    // is enough for a switch with nothing to send, also beside other load.
+    // The device's writes before each harvest take nearly three times as long to send as the downtime limit
+    // allows. Far less is enough for a switch with nothing to send, even under other load.
     let limits = Limits {
         downtime: Duration::from_millis(300),
         bandwidth_max: NonZeroU64::new(10_000_000),
@@ -166,7 +167,7 @@ fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_ful
     arrived.runs_whole();
 }
 
-/// The proof that the test of the VMM's own writes can fail: without the software bitmap it does.
+/// Proves that the test of the VMM's own writes can fail: without the software bitmap it does.
 #[test]
 fn without_the_software_bitmap_the_vmms_writes_are_missed_and_the_destination_refuses() {
     if machine_kind() == MachineKind::Synthetic {
@@ -294,7 +295,7 @@ fn a_cancel_is_heeded_even_when_the_guest_is_paused_for_the_switch() {
 
 #[test]
 fn a_state_that_is_no_state_is_refused_and_the_source_resumes() {
-    // The destination makes another machine than the state is of; only `load` can find that out.
+    // The destination makes a machine that does not match the state; only `load` can detect that.
     let guest = TestGuest::started();
     let host = TestHost { vcpus: Some(2), ..TestHost::default() };
     let (source, _) = attempt(&guest, &host, &options(), &()).failed();

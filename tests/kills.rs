@@ -1,4 +1,4 @@
-//! Processes that die, hang or are told to stop in the middle of the rounds: the guest runs on where it was.
+//! Processes that die, hang or receive a signal in the middle of the rounds: the guest runs on at the source.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -59,7 +59,7 @@ fn when_the_source_is_killed_the_destination_does_not_run_the_guest() {
     running.signal(libc::SIGKILL);
     receiving.process.wait().expect_code(10);
     destination.lets_go_of("tern");
-    // Nobody can know more than this from here.
+    // The command cannot find out more on this host.
     migrating.wait().expect_code(12).says("in doubt");
     drop((source, running));
 }
@@ -73,7 +73,7 @@ fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
     receiving.process.says("a guest did not arrive");
     destination.lets_go_of("tern");
 
-    // The socket that the killed process left is in nobody's way, here or there.
+    // The socket left by the killed process is in the way of no process on either host.
     let running = source.run("tern", &[]);
     source.migrate("tern", receiving.address, &["--verify=full"]).wait().expect_code(0);
     running.wait().expect_code(0);
@@ -81,7 +81,7 @@ fn a_destination_outlives_a_source_that_was_killed_and_takes_the_next_guest() {
     destination.checks_clean("tern");
 }
 
-/// What a side says of one that does not even beat any more.
+/// A side's message about a peer that sends not even heartbeats.
 const SILENCE: &str = "nothing was heard from the other side for 10 s";
 
 #[test]
@@ -100,7 +100,8 @@ fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     destination.checks_clean("tern");
 }
 
-/// As over RDMA: nothing that the source sends needs the destination's process, or it needs it so seldom that no buffer fills.
+/// As over RDMA: the source sends nothing that needs the destination's process, or so little that no buffer
+/// fills.
 #[test]
 fn a_destination_that_hangs_is_noticed_also_where_hardly_anything_is_sent_to_it() {
     let (source, destination) = (Host::new(), Host::new());
@@ -133,7 +134,7 @@ fn when_the_source_hangs_the_destination_gives_up_and_the_guest_can_move_later()
 
 #[test]
 fn a_side_that_stands_still_for_a_moment_only_delays_the_migration() {
-    // A cancel is what ends it: as long as it heeds that, it is alive.
+    // Only a cancel ends this migration: a side that obeys it is alive.
     let UnderWay { source, running, destination, receiving, migrating } = UnderWay::new(&[], &LONG);
     for stopped in [&receiving.process, &running] {
         stopped.signal(libc::SIGSTOP);

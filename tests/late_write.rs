@@ -1,5 +1,6 @@
-//! A source that goes on writing when it may not any more: after FINAL, while the destination still has all of RAM registered, and
-//! while the guest already runs there. On a real device: soft-RoCE in the labs, an adapter where there is one.
+//! A source that keeps writing when it no longer may: after FINAL, while the destination still has all of RAM
+//! registered, and while the guest already runs at the destination. On a real device: soft-RoCE in the labs,
+//! otherwise an adapter.
 
 mod common;
 
@@ -22,10 +23,10 @@ use vm_memory::{Bytes, GuestAddress};
 const ATTEMPT_ID: AttemptId = AttemptId([7; 16]);
 const LANES: u8 = 4;
 
-/// Pages of RAM that the built-in guest never touches, one for each lane: what is there, somebody else wrote.
+/// Pages of RAM that the built-in guest never touches, one for each lane: any content is from another writer.
 const UNTOUCHED: [u64; LANES as usize] = [5 << 20, 9 << 20, 11 << 20, 13 << 20];
 
-/// The lanes that write before GO; the others do once the guest runs.
+/// The lanes that write before GO; the others write once the guest runs.
 const EARLY: usize = 2;
 
 const MARK: u64 = 0x6c61_7465_2121_2121;
@@ -68,14 +69,14 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
         let Err(TransportError::Write { error, .. }) = result else {
             panic!("it was not refused: {result:?}")
         };
-        // Nobody is there to answer: the queue pair is gone.
+        // No device answers: the queue pair is gone.
         assert_eq!(error.status, CompletionStatus::RetryExceeded, "{error:?}");
     }
     arrival.guest.runs_whole();
 }
 
-/// A migration in one round, as a source does it, but for what the first lanes write between PREPARED and GO; returns the lanes once
-/// the guest runs at the destination.
+/// A migration in one round, as a source does it, except for the writes of the first lanes between PREPARED
+/// and GO; returns the lanes once the guest runs at the destination.
 fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) {
     let ram = guest.ram().expect("it has RAM");
     let mut control = ControlChannel::connect(to).expect("the destination listens");
@@ -103,14 +104,14 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     send_all(transport.as_mut(), &ram, &mut control);
     control.send(&Message::RoundClosed(1)).expect("the destination hears");
     let registered = pinned_kib();
-    // It is short enough for one frame.
+    // It fits into one frame.
     control.send(&Message::State(StateFrame { offset: 0, bytes })).expect("the destination hears");
     let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes };
     control.send(&Message::Final(last)).expect("the destination hears");
     assert!(matches!(hear(&mut control), Message::Prepared(ATTEMPT_ID, _)));
     // Both ends are in this process.
     assert_eq!(pinned_kib(), registered, "the destination has its memory registered until the guest runs");
-    // All that the source has is stale now, and these pages are what it never was.
+    // All of the source's memory is stale now, and these pages get a content that they never had.
     for address in UNTOUCHED {
         guest.machine.memory().write_obj(MARK, GuestAddress(address)).expect("the address is in RAM");
     }
@@ -122,7 +123,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     (transport, written)
 }
 
-/// All of RAM, on the first lane; the others only fence.
+/// Sends all of RAM on the first lane; the others only fence.
 fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut ControlChannel) {
     let mut dirty = DirtyBitmap::new(&ram.layout());
     dirty.fill();
@@ -149,16 +150,16 @@ fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut Control
     });
 }
 
-/// What became of a write.
+/// The result of a write.
 type Written = Result<(), TransportError>;
 
-/// Writes on each lane all that the guest works on, and a page that it does not.
+/// Writes on each lane all pages that the guest works on, and one that it does not.
 fn write_late(lanes: &mut [Box<dyn Lane>], untouched: &[u64], ram: &GuestRam) -> Vec<Written> {
     let write = |lane: &mut dyn Lane, untouched: u64| {
         lane.write(PageRun { region: 0, first_page: untouched / PAGE_BYTES, pages: 1 })?;
         let pages = ram.layout().regions[0].len_bytes / PAGE_BYTES;
         lane.write(PageRun { region: 0, first_page: 0, pages })?;
-        // It returns once the device has said what became of it.
+        // Returns once the device has reported the result of the write.
         lane.fence(2)
     };
     lanes.iter_mut().zip(untouched).map(|(lane, &untouched)| write(lane.as_mut(), untouched)).collect()

@@ -1,4 +1,5 @@
-//! `--lock`: a file that only who runs the guest has locked, with real processes. Hosts that share a file system are folders here.
+//! `--lock`: a file that only the process that runs the guest has locked, with real processes. Hosts that
+//! share a file system are folders.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -15,7 +16,7 @@ use rustix::fs::{FlockOperation, flock};
 use sterna::wire::Message;
 use tempfile::TempDir;
 
-/// Storage that all hosts see.
+/// Storage that all hosts share.
 struct Shared {
     folder: TempDir,
 }
@@ -38,7 +39,7 @@ fn option(path: &Path) -> String {
     format!("--lock={}", path.display())
 }
 
-/// Somebody else who takes the lock, if it is free.
+/// Takes the lock as another process, if it is free.
 fn take(path: &Path) -> Option<File> {
     let file = File::options().read(true).write(true).open(path).expect("the file is there");
     flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok().then_some(file)
@@ -72,7 +73,7 @@ fn the_lock_goes_with_the_guest_and_keeps_it_from_running_twice() {
     let ended = source.start(["run", "tern", "--new", &lock]).wait().expect_code(11);
     ended.says(&receiving.process.id().to_string());
 
-    // On from there, and by another path.
+    // The guest moves on from the destination, and the lock has another path.
     let link = shared.folder.path().join("link");
     std::os::unix::fs::symlink(shared.path(), &link).expect("a link can be made");
     let onward = third.receive(&[&option(&link)]);
@@ -81,7 +82,7 @@ fn the_lock_goes_with_the_guest_and_keeps_it_from_running_twice() {
     runs_on(&third, "tern");
     onward.process.signal(libc::SIGKILL);
     onward.process.wait();
-    // Whoever dies holds it no more.
+    // A process that dies releases the lock.
     drop(source.run("tern", &["--new", &lock]));
 }
 
@@ -125,7 +126,7 @@ fn one_that_no_process_of_both_ends_uses_is_refused_before_anything_is_sent() {
     Host::new().start(["receive", "--into=/tmp", &lock]).wait().expect_code(2);
 }
 
-/// A third party takes the lock in the moment in which neither end has it, and `until` it is let go.
+/// A third party takes the lock at the moment in which neither end has it, and releases it at `until`.
 fn thief(
     path: PathBuf,
     destination: SocketAddr,
@@ -206,7 +207,7 @@ fn an_operators_word_counts_for_nothing_against_the_lock() {
     let receiving = destination.receive(&[&lock]);
     let open = Arc::new(AtomicBool::new(false));
     let (opened, victim) = (open.clone(), running.id());
-    // GO is lost, and the source with it.
+    // GO is lost, and the source is killed.
     let via = relay(receiving.address, move |_, _, message| {
         if matches!(message, Message::Go(_)) && !opened.load(Ordering::Relaxed) {
             let killed = Command::new("kill").args(["-KILL", &victim.to_string()]).status();
@@ -218,14 +219,14 @@ fn an_operators_word_counts_for_nothing_against_the_lock() {
     source.migrate("tern", via, &["--transport=tcp"]).wait().expect_code(12);
     running.wait();
     receiving.process.says("the guest is ready and held");
-    // It is started anew on a third host, by somebody who knows of nothing.
+    // An operator without knowledge of the migration starts the guest anew on a third host.
     let third = Host::new();
     let anew = third.run("tern", &[&lock]);
     let word = ["--run-destination", "--other-host-is-fenced"];
     let found = recover(&destination, &word).expect_code(12).json();
     assert!(found["guest"].as_str().is_some_and(|text| text.contains("without its lock")), "{found}");
     assert_eq!(says(&destination), ["PREPARED"]);
-    // Nor is the doubt at the source settled by a word.
+    // An operator's word does not settle the doubt at the source either.
     receiving.process.signal(libc::SIGSTOP);
     let word_here = ["--resume-source", "--other-host-is-fenced", &lock];
     let found = recover(&source, &word_here).expect_code(12).json();

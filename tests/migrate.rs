@@ -1,4 +1,4 @@
-//! `sterna run`, `receive` and `migrate` by hand: a guest goes from process to process and stays itself.
+//! `sterna run`, `receive` and `migrate` by hand: a guest moves from process to process and stays itself.
 #![cfg(feature = "cli")]
 
 mod common;

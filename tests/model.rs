@@ -1,7 +1,8 @@
-//! Every path that a handover can take, by model checking: two attempts, with letters lost, repeated, late and out of order,
-//! a journal that fails, and hosts that crash at any step.
+//! Every path that a handover can take, by model checking: two attempts, with letters lost, repeated, late
+//! and out of order, a journal that fails, and hosts that crash at any step.
 //!
-//! Sent letters stay in the network for ever, so each may arrive at any later time, any number of times, or never.
+//! A letter stays in the network for ever once it is sent, so it may arrive at any later time, any number of
+//! times, or never.
 
 mod protocol;
 
@@ -11,7 +12,7 @@ use protocol::{Crash, GuestThere, Letter, Mutant, Outcome, World};
 use stateright::{Checker, Model, Property};
 use sterna::handover::{DestinationState, GuestHere, RecordKind, SourceState};
 
-/// How much may go wrong on one path.
+/// The limits on the faults of one path.
 struct Handover {
     mutant: Option<Mutant>,
     attempts: u8,
@@ -183,7 +184,7 @@ impl Model for Handover {
     }
 }
 
-/// Whatever has happened: from here on nothing fails any more.
+/// From any state, if nothing fails any more, the handover settles.
 fn heals(_: &Handover, state: &State) -> bool {
     let mut world = state.world.clone();
     if world.lied {
@@ -197,7 +198,8 @@ fn heals(_: &Handover, state: &State) -> bool {
         && !world.is_open_while_running()
 }
 
-/// What the journal is for beside safety: a destination that is still ready gets its GO from a source that starts again.
+/// The journal's purpose beside safety: a destination that is still ready gets its GO from a restarted
+/// source.
 fn commits(_: &Handover, state: &State) -> bool {
     let mut world = state.world.clone();
     let attempt = world.destination.attempt;
@@ -220,7 +222,7 @@ fn never_two_and_one_whenever_that_can_be_known() {
     }
 }
 
-/// The property that a mutant breaks, of those that must always hold.
+/// The invariants that a mutant breaks.
 fn broken_by(mutant: Mutant, attempts: u8, crashes: u8, failures: u8) -> Vec<&'static str> {
     let words = u8::from(mutant == Mutant::GoWhileWordPending);
     let model = Handover { mutant: Some(mutant), attempts, crashes, failures, words };
@@ -236,7 +238,7 @@ fn broken_by(mutant: Mutant, attempts: u8, crashes: u8, failures: u8) -> Vec<&'s
 
 #[test]
 fn go_before_committed_is_durable_is_found() {
-    // The write fails after GO has left, and the source takes its guest back.
+    // The write fails after GO was sent, and the source takes its guest back.
     assert!(broken_by(Mutant::GoBeforeCommitted, 1, 0, 1).contains(&"never both run"));
     // Or its process dies before the write, and leaves no trace of GO.
     assert!(broken_by(Mutant::GoBeforeCommitted, 1, 1, 0).contains(&"never both run"));

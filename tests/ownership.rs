@@ -1,4 +1,5 @@
-//! Whose a guest is, whatever an operator does: starts it twice, asks from another login, or gives a word that is false.
+//! Which host owns a guest, whatever an operator does: starting it twice, asking from another login, or
+//! giving a false word.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -22,7 +23,7 @@ fn recover(host: &Host, more: &[&str]) -> Ended {
     host.start(["recover", "tern", "--json"].iter().chain(more)).wait()
 }
 
-/// What `recover` says of the guest.
+/// The text of `recover` about the guest.
 fn guest(found: &Ended) -> String {
     found.json()["guest"].as_str().expect("a text").to_owned()
 }
@@ -31,8 +32,9 @@ fn run(host: &Host, more: &[&str]) -> Process {
     host.start(["run", "tern", "--json", "--memory=16M", "--machine=synthetic"].iter().chain(more))
 }
 
-/// A guest that was given away, and whose destination is ready and has not heard GO. Nothing from the destination that says that
-/// the guest runs gets through until `open` is set, and no question before.
+/// A guest that was given away; its destination is ready and has not received GO. No message from the
+/// destination that says that the guest runs gets through until `open` is set, and no question before `asks`
+/// is.
 #[test]
 fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not_taken() {
     for source_dies in [false, true] {
@@ -60,7 +62,7 @@ fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not
                 wait_until("the source's process has ended", || running.has_ended());
             }
             asks.store(true, Ordering::Relaxed);
-            // Without a process nobody else asks, and the answer is sure: "ready".
+            // Without a process no other question interferes, and the answer is certain: "ready".
             let word = recover(&source, &WORD);
             let contradicted =
                 word.code == Some(12) && guest(&word).contains("is not fenced, because it answered");
@@ -83,7 +85,7 @@ fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not
     }
 }
 
-/// A host that is fenced takes no connection.
+/// A fenced host accepts no connection.
 #[test]
 fn a_connection_that_is_taken_is_a_sign_of_life_and_voids_an_operators_word() {
     let (source, destination) = (Host::new(), Host::new());
@@ -110,7 +112,7 @@ fn a_guest_that_lives_is_found_and_not_started_again_from_another_login() {
     let refused = run(&login, &[]).wait().expect_code(11);
     refused.says("has the guest tern").says(&format!("process {}", running.id()));
     run(&login, &["--new"]).wait().expect_code(11);
-    // The folder of the control sockets is gone, as at a logout.
+    // Remove the control socket, as a logout does.
     fs::remove_file(host.socket("tern")).expect("it is there");
     for asking in [&host, &login] {
         let found = recover(asking, &[]).expect_code(0);
@@ -152,7 +154,8 @@ fn a_guest_that_came_back_and_crashed_is_known_to_have_run_here_last() {
     at_b.process.event("arrived");
     assert!(guest(&recover(&a, &[]).expect_code(0)).contains("has moved"), "after it left");
 
-    // It is at b: nothing of that name is started here, unless the operator says that it is another guest.
+    // The guest is at b: no guest with its name starts at a, unless the operator says that it is another
+    // guest.
     let refused = run(&a, &[]).wait().expect_code(11);
     refused.says("the guest tern is at").says("--new");
 
@@ -230,7 +233,7 @@ fn from_running_on_a_destination_is_never_said_to_wait_for_its_source() {
     }
 }
 
-/// A source whose disk takes neither COMMITTED nor REFUSED, and whose link is cut then.
+/// The source's disk takes neither COMMITTED nor REFUSED, and the link is then cut.
 #[test]
 fn a_guest_whose_handover_cannot_be_recorded_stays_paused_until_it_can() {
     let source = Host::under(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);
@@ -261,7 +264,7 @@ fn a_guest_whose_handover_cannot_be_recorded_stays_paused_until_it_can() {
     source.checks_clean("tern");
 }
 
-/// The same, and the destination can be reached: its record does.
+/// The same, but the destination can be reached: its record suffices.
 #[test]
 fn a_destination_that_refuses_gives_a_guest_back_whose_source_cannot_record_that() {
     let source = Host::under(&["sh", "-c", "trap '' XFSZ; exec \"$@\"", "sh"]);

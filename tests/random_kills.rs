@@ -1,8 +1,10 @@
-//! SIGKILL at random moments, of whoever holds a guest, of whoever takes it in, or of both: the guest never runs twice, what is said
-//! of it is true, and it runs on wherever the design says that it is kept.
+//! SIGKILL at random moments to the process that holds a guest, to the process that receives it, or to both.
+//! The guest never runs twice, the commands' reports are true, and the guest runs on wherever the design says
+//! that it is kept.
 //!
-//! `STERNA_KILLS=200 cargo test --test random_kills -- --nocapture` tries more moments; `STERNA_SEED` is the first kill's seed, the
-//! next has the next number. What is drawn is the same for a seed; what has happened by then depends on the machine.
+//! `STERNA_KILLS=200 cargo test --test random_kills -- --nocapture` tries more moments. `STERNA_SEED` is the
+//! first kill's seed; each later kill uses the next number. A seed always draws the same plan; how far the
+//! migration is by then depends on the machine.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -24,11 +26,11 @@ use common::{
 use sterna::handover::RecordKind;
 use sterna::wire::Message;
 
-/// How many guests are on their way at once: most of it is waiting.
+/// How many guests move at once: they mostly wait.
 const AT_ONCE: usize = 4;
 
-/// How long the slow link takes for each message of the switch. As long as the messages of a switch over a link of 10 ms, so that
-/// kills hit all of its states and not those alone in which a disk is waited for.
+/// The delay of the slow link for each message of the switch, as over a link of 10 ms. So kills hit all
+/// states of the switch and not only those that wait for a disk.
 const LATENCY: Duration = Duration::from_millis(5);
 
 #[test]
@@ -72,12 +74,12 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().expect("it is a number"))
 }
 
-/// Who is killed.
+/// The processes to kill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Source,
     Destination,
-    /// Both, this much apart.
+    /// Both, with this time between.
     SourceThenDestination(Duration),
     DestinationThenSource(Duration),
 }
@@ -85,16 +87,16 @@ enum Victim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
     Direct,
-    /// By a relay, through which the messages of the switch take their time.
+    /// Through a relay that delays the messages of the switch.
     Slow,
 }
 
-/// When.
+/// The moment of the kill.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// After the migration was begun.
+    /// After the start of the migration.
     AfterBegin(Duration),
-    /// After this message of [`SWITCH`] came by, which only the relay sees.
+    /// After this message of [`SWITCH`] passed the relay.
     AfterMessage(usize, Duration),
 }
 
@@ -112,24 +114,25 @@ fn place_in_switch(message: &Message) -> Option<usize> {
     }
 }
 
-/// One kill, as it is drawn from its seed.
+/// One kill, drawn from its seed.
 #[derive(Clone, Copy, Debug)]
 struct Plan {
     victim: Victim,
     link: Link,
     moment: Moment,
     verify: &'static str,
-    /// Whether a destination that was killed is started again at once, and not only when the migration has ended.
+    /// Whether a killed destination restarts at once instead of after the migration has ended.
     back_at_once: bool,
-    /// The destination's address is of this kill alone, so that nobody takes its port while it is down.
+    /// The destination's address, used by this kill alone, so that no other process takes its port while it
+    /// is down.
     address: Ipv4Addr,
 }
 
-/// How long a migration takes that nobody disturbs.
+/// How long an undisturbed migration takes.
 #[derive(Clone, Copy, Debug)]
 struct Usual {
     all: Duration,
-    /// From FINAL to PREPARED; of no meaning for a link that is not looked into.
+    /// From FINAL to PREPARED; meaningless for a direct link, because the test does not see its messages.
     to_prepared: Duration,
 }
 
@@ -155,7 +158,7 @@ impl Plan {
             4 => Victim::SourceThenDestination(apart),
             _ => Victim::DestinationThenSource(apart),
         };
-        // Past its end too: then it was too late to matter, which must be noticed as well.
+        // Past its end too: a kill that comes too late must also be reported as such.
         let (link, moment) = match random.below(4) {
             0 => (Link::Direct, Moment::AfterBegin(part_of(&mut random, usual[0].all.mul_f64(1.1)))),
             1 => (Link::Slow, Moment::AfterBegin(part_of(&mut random, usual[1].all.mul_f64(1.1)))),
@@ -176,16 +179,16 @@ impl Plan {
     }
 }
 
-/// A guest on its way, and what is known of that.
+/// A guest on its way, and what the test knows of its progress.
 struct Crossing {
     source: Arc<Host>,
     running: Process,
     destination: Arc<Host>,
     receiving: Receiving,
     via: SocketAddr,
-    /// What the relay sees of the switch, by places in [`SWITCH`].
+    /// The messages of the switch that the relay sees, by index in [`SWITCH`].
     seen: Receiver<(usize, Instant)>,
-    /// How many messages of it have been passed on.
+    /// How many of these messages have been passed on.
     passed: Arc<AtomicUsize>,
 }
 
@@ -215,7 +218,7 @@ impl Crossing {
         self.source.migrate("tern", self.via, &["--transport=tcp", &format!("--verify={verify}")])
     }
 
-    /// `sterna receive` again, at the same address, after it was killed.
+    /// Starts `sterna receive` again, at the same address, after it was killed.
     fn receive_again(&mut self) {
         wait_until("the killed process has ended", || self.receiving.process.has_ended());
         let address = self.receiving.address;
@@ -234,7 +237,7 @@ impl Crossing {
         wait_until("the destination's process has ended", || self.receiving.process.has_ended());
     }
 
-    /// The last word of the destination's journal.
+    /// The last record of the destination's journal.
     fn word_there(&self) -> Option<RecordKind> {
         self.destination.last_record("tern")
     }
@@ -251,7 +254,7 @@ impl Crossing {
     }
 }
 
-/// Asserts that `sterna recover` ends with one of these codes; returns which.
+/// Asserts that `sterna recover` ends with one of these codes; returns the code. The end of a kill.
 #[track_caller]
 fn recovers(host: &Host, more: &[&str], codes: &[i32]) -> i32 {
     let ended = host.start(["recover", "tern", "--json"].iter().chain(more)).wait();
@@ -338,7 +341,7 @@ impl Plan {
     }
 }
 
-/// The destination is alive: it runs the guest, or can, or waits for the next.
+/// The destination is alive: it runs the guest, can run it, or waits for the next.
 fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
     let Crossing { source, destination, .. } = &*crossing;
     match ended.code {
@@ -358,7 +361,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
         _ => panic!("{ended:#?}"),
     }
     if crossing.word_here().is_some() {
-        // COMMITTED: it may have been told to run, and if it was not, it is now.
+        // COMMITTED: the destination may have received GO, and if not, `recover` has it sent now.
         recovers(source, &[], &[0]);
         assert_eq!(crossing.word_there(), Some(RecordKind::Running));
         crossing.runs_there_whole();
@@ -377,7 +380,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
         return "is held by the destination, and runs there by the operator's word";
     }
     recovers(destination, &[], &[10, 11]);
-    // It ended with its process. Both hosts are good for the next.
+    // The guest ended with its process. Both hosts are ready for the next.
     let running = source.run("tern", &[]);
     wait_until("the destination takes another guest", || {
         let again = source.migrate("tern", crossing.receiving.address, &[]).wait();
@@ -390,7 +393,7 @@ fn source_is_dead(crossing: &mut Crossing, ended: &Ended) -> &'static str {
     "is lost with its process"
 }
 
-/// The source is alive: the guest runs there, unless the destination has run it.
+/// The source is alive: the guest runs at the source, unless the destination has run it.
 fn destination_was_killed(crossing: &mut Crossing, ended: &Ended, back: bool) -> &'static str {
     let in_doubt = match ended.code {
         Some(0) => {
@@ -444,12 +447,12 @@ fn destination_was_killed(crossing: &mut Crossing, ended: &Ended, back: bool) ->
     if in_doubt { "was in doubt and runs on at the source" } else { "runs on at the source" }
 }
 
-/// It runs nowhere, and somebody says so.
+/// The guest runs on no host, and `recover` says so.
 fn both_were_killed(crossing: &mut Crossing, ended: &Ended, look_there_first: bool) -> &'static str {
     let there = crossing.word_there();
     match ended.code {
         Some(0) => assert_eq!(there, Some(RecordKind::Running), "{ended:#?}"),
-        // Of its time: the source was killed a little later, or there was none any more.
+        // The migration had already failed: the source was killed a little later, or had already ended.
         Some(10 | 11) => assert_ne!(there, Some(RecordKind::Running), "{ended:#?}"),
         Some(12) => {}
         _ => panic!("{ended:#?}"),
@@ -488,7 +491,8 @@ fn both_were_killed(crossing: &mut Crossing, ended: &Ended, look_there_first: bo
     if ran { "ran at the destination and ended with its process there" } else { "is lost with its process" }
 }
 
-/// What is known at the source of a guest whose process ended before COMMITTED: that it is lost, once a journal was made for it.
+/// The exit code at the source for a guest that ended with its process before COMMITTED: it is lost once a
+/// journal was made for it.
 fn lost_or_unknown(source: &Host) -> i32 {
     if source.sighting("tern").is_some() { 13 } else { 11 }
 }

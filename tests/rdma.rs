@@ -1,6 +1,6 @@
-//! Migrations by RDMA, on a real device: soft-RoCE in the labs, an adapter where there is one.
+//! Migrations by RDMA, on a real device: soft-RoCE in the labs, otherwise an adapter.
 //!
-//! One test at a time, since they count what the kernel holds for the device.
+//! One test at a time, because the tests count the kernel's objects for the device.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -20,7 +20,7 @@ use sterna_rdma::RemoteKey;
 
 /// A device, for the time of a test.
 struct Device {
-    /// An address of this machine at which it is reached.
+    /// An address of this machine by which the device is reached.
     address: IpAddr,
     _alone: MutexGuard<'static, ()>,
 }
@@ -106,8 +106,9 @@ fn rdma_is_taken_by_itself_where_a_device_reaches_the_peer() {
 fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_number_of_lanes() {
     let Some(_device) = device_or_skip() else { return };
     let guest = ["--machine=synthetic", "--memory=32M", "--cpus=4", "--working-set=8M", BUSY];
-    // The working set would take 160 ms, and slowed it is still too fast for a while. Where guest and both ends share one
-    // slow processor, round trips alone can take longer than the limit: then there is nothing to slow it for.
+    // The working set would take 160 ms to send, and a throttled guest is still too fast for a while. Where
+    // guest and both ends share one slow processor, round trips alone can exceed the limit; throttling cannot
+    // help then, so the migration stops the guest.
     let limits = ["--downtime-limit=60", "--bandwidth-limit=50", "--if-stuck=throttle,stop"];
     for lanes in ["--lanes=1", "--lanes=2", "--lanes=4", "--lanes=8"] {
         let report = demo(&[&guest[..], &limits, &[lanes]].concat());
@@ -116,7 +117,7 @@ fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_
     }
 }
 
-/// A host whose programs may lock so much memory, without the capability that knows no limit.
+/// A host that lets its programs lock this much memory, without the capability that overrides the limit.
 fn host_that_may_lock(bytes: u64) -> Host {
     let memlock = format!("--memlock={bytes}");
     Host::under(&["prlimit", &memlock, "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"])
@@ -126,7 +127,8 @@ fn host_that_may_lock(bytes: u64) -> Host {
 fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
     let Some(device) = device_or_skip() else { return };
     let limited = || host_that_may_lock(2 << 20);
-    // Of the limit, what the queues may take is left out: more at the source, which has more requests on their way.
+    // The memory for queues is subtracted from the limit: more at the source, which has more requests in
+    // flight.
     for (source, destination, lockable) in
         [(limited(), Host::new(), "may lock 1.7 MiB"), (Host::new(), limited(), "may lock 2.0 MiB")]
     {
@@ -178,7 +180,7 @@ fn either_end_may_be_told_to_pin_less() {
         let (source, destination) = (Host::new(), Host::new());
         let running = source.run("tern", &["--memory=64M"]);
         let receiving = device.receive(&destination, there);
-        // So slowly that what is pinned can be looked at many times.
+        // Slow enough to sample the pinned memory many times.
         let slowly = ["--transport=rdma", "--verify=full", "--lanes=2", "--bandwidth-limit=50"];
         let mut migrating = source.migrate("tern", receiving.address, &[&slowly[..], here].concat());
         let mut most_kib = [0; 2];
@@ -196,13 +198,14 @@ fn either_end_may_be_told_to_pin_less() {
     }
 }
 
-/// Moves a guest of 64 MiB that is busy with so much of it; what waiting for registration was expected to take of the
-/// downtime, and what it took.
+/// Moves a guest of 64 MiB that writes to this working set; returns the predicted and the measured time of
+/// the downtime spent waiting for registration.
 fn registration_while_paused(device: &Device, working_set: &str, pin_limit: &str) -> (f64, f64) {
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &["--memory=64M", working_set, BUSY]);
     let receiving = device.receive(&destination, &[]);
-    // Rounds so long that it writes all of that in each, and whatever is expected is allowed after some of them.
+    // Rounds so long that the guest writes its whole working set in each; after some rounds any predicted
+    // downtime is allowed.
     let rounds = ["--bandwidth-limit=30", "--downtime-limit=0", "--max-rounds=4", "--if-stuck=stop"];
     let lanes = ["--transport=rdma", "--lanes=2", "--verify=full", "--throttle-max=0", pin_limit];
     let arguments = [&lanes[..], &rounds].concat();
@@ -226,7 +229,7 @@ fn what_a_guest_is_busy_with_is_registered_when_it_is_paused_or_the_wait_for_it_
     assert!(expected > 0.0 && measured > 0.0, "expected {expected} ms, took {measured} ms");
 }
 
-/// All lanes but one wait for the only chunk that there can be.
+/// All lanes but one wait for the only chunk that the limit allows.
 #[test]
 fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
     let Some(device) = device_or_skip() else { return };
@@ -257,7 +260,7 @@ fn lanes_that_wait_for_one_anothers_slice_can_be_cancelled() {
     destination.checks_clean("tern");
 }
 
-/// The first chunk arrives, the writes into the second are refused by the destination's device.
+/// The first chunk arrives; the destination's device refuses the writes into the second.
 #[test]
 fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_again() {
     let Some(device) = device_or_skip() else { return };
@@ -278,7 +281,7 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     cut.says("an RDMA write failed on lane").says("where: the guest runs on at the source");
     runs_on(&source, "tern");
 
-    // By its own message: the destination has given the attempt up, and listens again.
+    // After its own message the destination has given the attempt up, and listens again.
     let ended = source
         .migrate("tern", receiving.address, &["--transport=rdma", "--verify=full"])
         .wait()
@@ -289,8 +292,9 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     destination.checks_clean("tern");
 }
 
-/// Asserts that a migration of a guest, given what there is to change in what the destination says, fell back to TCP for this
-/// reason, as one attempt of the destination's; and that one for which RDMA was asked by name fails instead.
+/// Asserts that a migration falls back to TCP for this reason, within one attempt of the destination, and
+/// that a migration for which RDMA was asked by name fails instead. `change` alters the destination's
+/// messages.
 #[track_caller]
 fn falls_back_to_tcp(
     device: &Device,
@@ -317,7 +321,7 @@ fn falls_back_to_tcp(
     assert_eq!(report["transport"], "tcp", "{report}");
     assert!(report["fell_back"].as_str().is_some_and(|text| text.contains(why)), "{report}");
     assert!(report["verified_pages"].as_u64() > Some(0), "{report}");
-    // With everything dirty again, but for what is zero.
+    // Everything is dirty again, except for zero pages.
     let first_round = &report["per_round"][0]["pages"];
     assert_eq!(first_round.as_u64().zip(report["pages_zero"].as_u64()).map(|(sent, zero)| sent + zero), {
         report["verified_pages"].as_u64()
@@ -332,14 +336,14 @@ fn queue_pairs_that_do_not_connect_make_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
     falls_back_to_tcp(&device, &["--memory=16M"], "ibv_modify_qp failed", |message| {
         if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
-            // Of the block for documentation: nobody has a route to it.
+            // An address of the block for documentation, to which no host has a route.
             let nowhere = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
             endpoints.iter_mut().for_each(|endpoint| endpoint.gid = nowhere);
         }
     });
 }
 
-/// Writes have no answer: the peer has no such queue pair.
+/// Writes get no answer: the peer has no such queue pair.
 #[test]
 fn an_rdma_network_that_fails_while_the_guest_runs_makes_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
@@ -374,7 +378,7 @@ fn access_that_was_refused_never_makes_way_for_tcp() {
     destination.checks_clean("tern");
 }
 
-/// More is to be pinned in every round than this end may lock from the second on.
+/// From the second round on, each round has to pin more than this end may lock.
 #[test]
 fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
@@ -425,7 +429,7 @@ fn fifty_migrations_in_a_row_leave_nothing_behind() {
         let ended = host.migrate("tern", receiving.address, &["--transport=rdma"]).wait().expect_code(0);
         assert_eq!(ended.json()["transport"], "rdma");
         holder.wait().expect_code(0);
-        // The process that holds the guest now lives on.
+        // The process that now holds the guest lives on.
         objects_come_down_to(&before);
         assert_eq!(pinned_kib(&receiving.process), 0);
         (host, holder) = (next, receiving.process);
@@ -458,7 +462,8 @@ fn fifty_migrations_that_are_cancelled_leave_nothing_behind() {
         objects_come_down_to(&before);
         assert_eq!((pinned_kib(&running), pinned_kib(&receiving.process)), (0, 0));
         let files = || [open_files(&running), open_files(&receiving.process)];
-        // The first attempt opens what is kept, such as the library; both ends may still be closing what is not.
+        // The first attempt opens descriptors that stay open, such as the library's; both ends may still be
+        // closing others.
         let most = *files_before.get_or_insert_with(|| {
             std::thread::sleep(Duration::from_secs(2));
             files()
@@ -495,7 +500,7 @@ fn when_the_destination_is_killed_the_guest_runs_on_and_can_move_by_rdma_again()
     destination.checks_clean("tern");
 }
 
-/// Its memory can be written to all the same.
+/// The process is stopped, but its memory can still be written to.
 #[test]
 fn when_the_destination_hangs_the_source_gives_up_and_the_guest_runs_on() {
     let Some(device) = device_or_skip() else { return };

@@ -1,4 +1,5 @@
-//! What cannot be done is refused: by an exit code that says where the guest is, in words that say why and how to mend it.
+//! What cannot be done is refused, with an exit code that says where the guest is and a message that gives
+//! the reason and a remedy.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -17,7 +18,8 @@ use sterna::preflight::{self, KvmAccess};
 use sterna::transport::rdma::RdmaPath;
 use sterna::wire::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 
-/// Asserts that the guest of `source` cannot move to `to` for a reason that is told, runs on meanwhile, and can move after.
+/// Asserts that the guest of `source` cannot move to `to` for the given reasons, runs on meanwhile, and can
+/// move afterwards.
 #[track_caller]
 fn is_refused(source: &Host, running: Process, to: impl Display, how: &[&str], reasons: &[&str]) {
     let ended = source.migrate("tern", to, how).wait().expect_code(11);
@@ -34,7 +36,7 @@ fn is_refused(source: &Host, running: Process, to: impl Display, how: &[&str], r
     moves_away_from(source, running, "tern", &["--verify=full"]);
 }
 
-/// A listener that answers every connection with these bytes, after it has read a preamble, and closes it.
+/// A listener that reads a preamble on every connection, answers with these bytes, and closes the connection.
 fn listener_that_answers(bytes: Vec<u8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
@@ -97,7 +99,7 @@ fn a_peer_of_another_protocol_version() {
     let source = Host::new();
     let running = source.run("tern", &[]);
     let mut preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
-    // The version follows the eight bytes that tell Sterna from others, and will in every version.
+    // The version follows the eight bytes that identify Sterna, in every version.
     preamble[8..10].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
     let theirs = format!("the peer speaks protocol version {}", PROTOCOL_VERSION + 1);
     let reasons = [&theirs, "run the same version of sterna on both hosts"];
@@ -118,7 +120,7 @@ fn a_stranger_at_the_destination_ends_no_wait() {
         stream.read_exact(&mut answer).expect("it answers, so that a peer of another version can tell");
         Preamble::decode(answer).expect("its own preamble");
     }
-    // One that knows the words and has nothing to say, and one that says nothing at all and stays.
+    // One peer that sends a preamble and nothing more, and one that sends nothing and stays connected.
     let mut speechless = TcpStream::connect(receiving.address).expect("it listens");
     speechless.write_all(&Preamble { role: Role::Control, token: Token::NONE }.encode()).expect("it reads");
     drop(speechless);
@@ -240,12 +242,12 @@ fn wrong_usage() {
     }
 }
 
-/// A host whose processes may not open /dev/kvm, and where the command is that they start.
+/// A host that denies its processes /dev/kvm, with the command that they start.
 struct Unprivileged {
     folder: tempfile::TempDir,
 }
 
-/// An id that owns nothing, as `nobody` has it.
+/// A user id that owns no file.
 const NOBODY: u32 = 65_534;
 
 impl Unprivileged {

@@ -1,8 +1,8 @@
-//! A guest that goes to another host and back, with a kill at a random moment of each round trip: after it `sterna recover` tells
-//! the truth at both hosts, in words and by its exit code.
+//! A guest that moves to another host and back, with a kill at a random moment of each round trip. Afterwards
+//! the text and the exit code of `sterna recover` are true at both hosts.
 //!
-//! `STERNA_TRIPS=50 cargo test --test round_trips -- --nocapture` makes more of them; `STERNA_TRIPS_SEED=7` begins with another
-//! seed. Each trip is printed.
+//! `STERNA_TRIPS=50 cargo test --test round_trips -- --nocapture` makes more trips; `STERNA_TRIPS_SEED=7`
+//! begins with another seed. Each trip is printed.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -17,7 +17,7 @@ use sterna::handover::{RecordKind, Side};
 struct End {
     host: Host,
     process: Option<Process>,
-    /// The guest's name: a guest of its own for each trip.
+    /// The guest's name, another one for each trip.
     name: String,
 }
 
@@ -48,7 +48,7 @@ impl End {
         self.host.phase(&self.name).as_deref() == Some("running")
     }
 
-    /// What `recover` says here, and how it ends.
+    /// The text of `recover` on this host, and its exit code.
     fn recover(&self) -> (i32, String) {
         let ended = self.host.start(["recover", self.name.as_str(), "--json"]).wait();
         let says = if ended.stdout.is_empty() {
@@ -60,7 +60,7 @@ impl End {
     }
 }
 
-/// Which processes are killed.
+/// The processes to kill.
 #[derive(Clone, Copy, Debug)]
 enum Victim {
     Source,
@@ -88,11 +88,12 @@ fn leg(from: &mut End, to: &mut End, kill: Option<(Victim, Duration)>) -> bool {
         to.kill();
     }
     wait_until("migrate has ended", || migrating.has_ended());
-    // A destination that is ready and has lost its source waits for ten minutes: the source's process, or an operator, asks.
+    // A ready destination that has lost its source waits for ten minutes: the source's process, or an
+    // operator, asks.
     false
 }
 
-/// What must be said at a host, by what is the case there.
+/// Asserts that the reports at a host match its state.
 fn check(end: &mut End, other: &End) {
     let (alive, last) = (end.is_alive(), end.last());
     let (code, says) = end.recover();
@@ -108,7 +109,7 @@ fn check(end: &mut End, other: &End) {
         }
         (true, Some((RecordKind::Done, _)), _) => expect(&[0], &["has moved"]),
         (true, Some((RecordKind::Prepared, _)), _) => expect(&[12], &["ready to run here"]),
-        // It waits for a guest, which is known by its last reconnect or not at all.
+        // It waits for a guest; its last record, if any, gives the fate of the last one.
         (true, ..) => expect(&[0, 10, 11, 13], &[""]),
         (false, Some((RecordKind::Committed, _)), Some((RecordKind::Done, _))) => {
             expect(&[0], &["runs at", "has run there"]);
@@ -128,7 +129,7 @@ fn check(end: &mut End, other: &End) {
         (false, None, _) => expect(&[11], &["is not known here"]),
         (false, Some((RecordKind::Prepared, Side::Source)), _) => panic!("{truth}"),
     }
-    // Nothing that is said here contradicts what is the case at the other host.
+    // No report at this host contradicts the state of the other host.
     if says.contains("may be started anew") || says.contains("runs here") {
         assert!(!other.runs(), "it runs at the other host: {truth}");
     }
@@ -151,7 +152,7 @@ fn trip(seed: u64, a: &mut End, b: &mut End) -> &'static str {
     } else {
         leg(a, b, kill);
     }
-    // A doubt of a process that lives settles itself if it can.
+    // A living process settles its doubt by itself if it can.
     thread::sleep(Duration::from_millis(50));
     for _ in 0..2 {
         check(a, b);

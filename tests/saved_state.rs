@@ -1,4 +1,5 @@
-//! The saved state of vCPUs and devices: one that is long, one that is too long, and one that does not arrive as it was sent.
+//! The saved state of vCPUs and devices: a long one, one that is too long, and one that is damaged on the
+//! way.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -14,10 +15,10 @@ use sterna::state::HostState;
 use sterna::transport::TransportChoice;
 use sterna::wire::Message;
 
-/// What a slow build of the test guest takes to save that is no matter.
+/// The time that a slow build of the test guest takes to save does not matter.
 const PATIENT: &str = "--downtime-limit=60000";
 
-/// A guest with more state than the source holds on its way, and a rest that fills no frame.
+/// A guest with more state than the source keeps in flight, and with a last frame that is not full.
 const LONG: &str = "--device-state=5000001";
 
 #[test]
@@ -31,7 +32,8 @@ fn a_long_state_arrives_as_it_was_saved_also_within_a_bandwidth_limit() {
     runs_on(&destination, "tern");
     destination.checks_clean("tern");
     let save_ms = report["downtime_measured"]["save_ms"].as_f64().expect("it is measured");
-    // Three of the five megabytes at least, less what the limit lets go ahead.
+    // At least three of the five megabytes, less the burst that the limit allows. Tries to move a guest to a
+    // destination that takes at most `state_max` bytes of state.
     assert!(save_ms > 3e6 / 50e3 - 15.0, "{save_ms} ms are faster than the limit allows");
     let predicted_ms = report["downtime_predicted"]["save_ms"].as_f64().expect("it is predicted");
     assert!(predicted_ms > 2.9e6 / 50e3 - 1.0, "{predicted_ms} ms for 2.9 MB at 50 MB/s");

@@ -1,4 +1,4 @@
-//! Files that are sent: real processes, TCP on loopback, and cuts in the middle.
+//! Sending files: real processes, TCP on loopback, and cuts in the middle.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -59,7 +59,7 @@ impl Hosts {
         self.source.start(["send", "--json", &file, &to].iter().chain(more))
     }
 
-    /// Sends a file that must arrive; the report.
+    /// Sends a file, which must arrive; returns the report.
     #[track_caller]
     fn moves(&self, name: &str, into: &str) -> Value {
         let receiving = self.receive(into, &["--once"]);
@@ -75,7 +75,7 @@ impl Hosts {
         report
     }
 
-    /// Asserts that two files are the same, byte by byte.
+    /// Asserts that two files are equal, byte by byte.
     #[track_caller]
     fn same(&self, here: &str, there: &str) {
         let (here, there) = (fs::read(self.here(here)).unwrap(), fs::read(self.there(there)).unwrap());
@@ -88,7 +88,7 @@ impl Hosts {
     }
 }
 
-/// Bytes that look random and never are zero for long.
+/// Pseudo-random bytes without long runs of zeros.
 fn noise(len_bytes: u64, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let words = (0..len_bytes.div_ceil(8)).flat_map(|_| {
@@ -98,7 +98,7 @@ fn noise(len_bytes: u64, seed: u64) -> Vec<u8> {
     words.take(usize::try_from(len_bytes).unwrap()).collect()
 }
 
-/// A file of holes but for noise at these places.
+/// A file of holes, except for noise at these places.
 fn sparse(path: &Path, len_bytes: u64, data: &[(u64, u64)]) {
     let file = File::create(path).unwrap();
     file.set_len(len_bytes).unwrap();
@@ -110,7 +110,7 @@ fn allocated_bytes(path: &Path) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
 }
 
-/// A way between two hosts on which no more than `limit` bytes come through from the source; then it stands still.
+/// A relay between two hosts that passes at most `limit` bytes from the source and then drops the rest.
 struct Relay {
     address: SocketAddr,
     passed: Arc<AtomicU64>,
@@ -141,7 +141,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, limit: Option<(&AtomicU64, u64)>
         if let Some((passed, limit)) = limit
             && passed.fetch_add(read as u64, Ordering::Relaxed) > limit
         {
-            // Until the source is gone: what it still sends is lost.
+            // Drops what the source still sends, until it closes the connection.
             while matches!(from.read(&mut buffer), Ok(1..)) {}
             break;
         }
@@ -280,13 +280,13 @@ fn guests_and_files_are_not_taken_for_each_other() {
     let for_a_file = hosts.receive("a", &[]);
     let ended = hosts.source.migrate("tern", for_a_file.address, &[]).wait().expect_code(11);
     ended.says("receives files and no guests");
-    // And both wait on.
+    // Both processes still wait.
     hosts.send("a", for_a_file.address, &[]).wait().expect_code(0);
     hosts.source.migrate("tern", for_a_guest.address, &[]).wait().expect_code(0);
     running.wait().expect_code(0);
 }
 
-/// Lets 20 MiB through, and then kills an end; the report of the second attempt.
+/// Passes 20 MiB and then kills an end; returns the report of the second attempt.
 #[track_caller]
 fn cut(hosts: &Hosts, kill_the_source: bool, between: impl FnOnce(&File)) -> Value {
     let receiving = hosts.receive("a", &[]);
@@ -376,7 +376,7 @@ fn a_file_that_changes_while_it_is_sent_is_an_error() {
     }
 }
 
-/// A way on which 64 KiB take a while.
+/// A relay on which 64 KiB take a while.
 fn slow(destination: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -417,7 +417,7 @@ fn ctrl_c_ends_it_and_what_arrived_is_kept() {
     hosts.same("a", "a");
 }
 
-/// A small file system of its own, for as long as this lives.
+/// A small file system, unmounted on drop.
 struct Tmpfs(TempDir);
 
 impl Tmpfs {
@@ -452,7 +452,7 @@ fn a_file_for_which_there_is_no_room_is_refused_at_once() {
     let receiving = receive();
     hosts.send("a", receiving.address, &[]).wait().expect_code(11).says("free and the file needs 16 MiB");
     assert_eq!(fs::read_dir(small.0.path()).unwrap().count(), 0);
-    // Holes need none.
+    // Holes need no room.
     sparse(&hosts.here("a"), 64 * MIB, &[(33 * MIB, 4 * MIB)]);
     let receiving = receive();
     hosts.send("a", receiving.address, &["--transport=tcp"]).wait().expect_code(0);
@@ -465,7 +465,7 @@ fn a_file_system_that_becomes_full_is_said_so_and_the_rest_is_sent_later() {
     let hosts = Hosts::new();
     let (into, other) = (small.0.path().join("a"), small.0.path().join("other"));
     fs::write(hosts.here("a"), noise(20 * MIB, 5)).unwrap();
-    // Made before, since it takes its time.
+    // Generated before, because it takes time.
     let filling = noise(24 * MIB, 6);
     let receiving = hosts.destination.receive(&["--into", &into.display().to_string()]);
     let sending = hosts.send("a", slow(receiving.address), &["--transport=tcp", "--lanes=1"]);
@@ -499,7 +499,7 @@ fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
     hosts.same("a", "a");
     assert!(allocated_bytes(&hosts.there("a")) <= allocated_bytes(&hosts.here("a")) + MIB / 4);
 
-    // Damaged, and resumed.
+    // The file is damaged, then resumed.
     fs::rename(hosts.there("a"), hosts.there("a.sterna-partial")).unwrap();
     File::options()
         .write(true)
@@ -523,7 +523,7 @@ fn a_file_in_memory_moves_by_rdma_and_one_on_a_disk_falls_back() {
     hosts.same("a", "a");
 }
 
-/// The first half is there from before; of the rest, what RDMA cannot bring comes by TCP.
+/// The destination has a part from an earlier attempt; of the rest, TCP sends what RDMA cannot.
 #[test]
 fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
     let Some(address) = RdmaPath::any_address() else {
@@ -539,7 +539,7 @@ fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
     partial.write_all_at(&half[..14 << 20], 0).unwrap();
     drop(partial);
     let receiving = hosts.receive("a", &[&format!("--listen={address}"), "--once"]);
-    // The peer has no such queue pair: writes have no answer.
+    // The peer has no such queue pair: writes get no answer.
     let between = go_between(address, receiving.address, |message| {
         if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
             endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);

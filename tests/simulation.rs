@@ -1,7 +1,9 @@
-//! Handovers in virtual time, each from a seed: letters that are lost, late and repeated, links cut both ways or one, hosts and
-//! processes that crash, journals that fail. Then everything heals, and every one of them must end.
+//! Handovers in virtual time, each from a seed: letters that are lost, late and repeated, links cut both ways
+//! or one, hosts and processes that crash, journals that fail. Then all faults heal, and every handover must
+//! end.
 //!
-//! `STERNA_SIM_SEEDS=100000 cargo test --test simulation` runs more of them; `STERNA_SIM_SEED=17` runs that one and tells it.
+//! `STERNA_SIM_SEEDS=100000 cargo test --test simulation` runs more handovers; `STERNA_SIM_SEED=17` runs that
+//! one and prints its events.
 
 mod protocol;
 #[path = "common/random.rs"]
@@ -20,12 +22,12 @@ const SECOND: u64 = 1000 * MS;
 const ANSWER: u64 = 20 * SECOND;
 /// The longest pause between two questions in doubt.
 const ASK_MAX: u64 = 60 * SECOND;
-/// How long the destination awaits FINAL, and a source that it was ready for.
+/// How long the destination awaits FINAL, and how long it then awaits its source once it is ready.
 const RECEIVING: u64 = 60 * SECOND;
 const HOLDING: u64 = 600 * SECOND;
-/// A guest that is kept is moved again, so often.
+/// How often a guest that stays at the source is moved again.
 const ATTEMPTS_MAX: u8 = 12;
-/// By when everything has ended that was healed.
+/// The time by which every healed handover has ended.
 const END: u64 = 7200 * SECOND;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,7 +37,7 @@ enum Event {
     Arrive(Letter),
     SourceDoes,
     DestinationDoes,
-    /// A patience that began with the given wait ends, if it is the same wait still.
+    /// The patience of the given wait ends, if the host is still in that wait.
     SourceTires(u32),
     DestinationTires(u32),
     Cancel,
@@ -51,14 +53,14 @@ struct Simulation {
     world: World,
     random: Random,
     now: u64,
-    /// What is to come, by time, and in the order in which it was found out.
+    /// The coming events, by time and then in the order of insertion.
     queue: BTreeMap<(u64, u64), Event>,
     count: u64,
-    /// When faults end.
+    /// The time at which faults end.
     healed: u64,
-    /// When nothing arrives at the source, or at the destination.
+    /// The times during which nothing arrives at the source (`true`) or at the destination.
     cuts: Vec<(bool, Range<u64>)>,
-    /// The lanes keep their order: when the last page or FINAL arrives.
+    /// The lanes keep their order: the time at which the last page or FINAL arrives.
     lanes: u64,
     source: Waiting<(SourceState, u8)>,
     destination: Waiting<(DestinationState, u8)>,
@@ -67,7 +69,7 @@ struct Simulation {
     tells: bool,
 }
 
-/// What a host waits in, and which of its waits that is.
+/// What a host waits in, and the number of the wait.
 struct Waiting<T> {
     r#in: Option<T>,
     number: u32,
@@ -119,7 +121,7 @@ impl Simulation {
 
     fn plan_faults(&mut self) {
         for _ in 0..self.random.below(4) {
-            // Most of what matters happens within the first second.
+            // Most interesting events happen within the first second.
             let from = self.early();
             let cut = from..(from + self.random.below(120 * SECOND)).min(self.healed.max(from));
             match self.random.below(3) {
@@ -150,7 +152,7 @@ impl Simulation {
         self.queue.insert((time, self.count), event);
     }
 
-    /// Runs to the end; the first thing that must not be, if there is one.
+    /// Runs to the end; returns the first violation, if any.
     fn run(&mut self) -> Result<GuestEnds, &'static str> {
         while let Some(((time, _), event)) = self.queue.pop_first() {
             if time > END {
@@ -230,7 +232,7 @@ impl Simulation {
             }
             Event::Cancel if world.source.hears() => world.source_fails(),
             Event::Word(of_destination) => {
-                // Most operators have looked.
+                // Most operators check before they give their word.
                 let hasty = self.random.below(3) == 0;
                 let world = &mut self.world;
                 let (may, is_off) = if of_destination {
@@ -261,7 +263,7 @@ impl Simulation {
         Vec::new()
     }
 
-    /// A host that is busy hears it when it is done; one that is down never does.
+    /// A busy host receives the letter when it is done; a host that is down never does.
     fn arrives(&mut self, letter: Letter) -> Vec<Letter> {
         if self.is_cut(letter, self.now) {
             return Vec::new();
@@ -277,7 +279,7 @@ impl Simulation {
         Vec::new()
     }
 
-    /// Plans what follows from the state in which the hosts are now.
+    /// Plans the events that follow from the hosts' present states.
     fn plan(&mut self) {
         if self.world.source.to_do.is_some() && !self.busy.0 {
             self.busy.0 = true;
@@ -378,7 +380,7 @@ enum GuestEnds {
     Here,
     There,
     Lost,
-    /// An operator's word was false, so nothing is promised.
+    /// An operator's word was false, so nothing is guaranteed.
     Lied,
 }
 
@@ -401,7 +403,7 @@ fn every_handover_ends_with_one_guest_or_with_its_host() {
         *ends.entry(end).or_default() += 1;
     }
     println!("{seeds} seeds: {ends:?}");
-    // A simulation in which nothing ever goes wrong, or always, would show nothing.
+    // A simulation in which faults never matter, or always do, would show nothing.
     assert!(seeds < 1000 || [GuestEnds::There, GuestEnds::Lost].iter().all(|end| ends.contains_key(end)));
 }
 

@@ -1,4 +1,4 @@
-//! A guest that uses little of its RAM takes no more memory for being moved, at either host.
+//! Moving a guest that uses little of its RAM allocates no more memory at either host.
 
 mod common;
 
@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 const RAM_BYTES: u64 = 1024 * MIB;
 const STRIDE_BYTES: u64 = 64 * MIB;
 
-/// What a migration may add to the memory that a guest of 1 GiB takes.
+/// What a migration may add to the memory of a guest with 1 GiB.
 const MORE_BYTES: u64 = 8 * MIB;
 
 #[test]
@@ -52,7 +52,7 @@ fn a_guest_with_more_ram_than_is_available_moves_by_rdma_and_no_more_is_pinned_t
     }
     let via = moves_within_its_memory(ram_bytes, TransportChoice::Rdma, &listen);
     println!("{via}");
-    // The two ends are one host, of which the second finds a little less.
+    // The two ends are on one host, so the second finds a little less available.
     let (_, pinned) = via.split_once(", at most ").expect("it says how much may be pinned");
     let (pinned, why) = pinned.split_once(" MiB pinned: ").expect("it says why");
     let reasons = ["the memory that is available here", "what the destination may pin"];
@@ -61,7 +61,7 @@ fn a_guest_with_more_ram_than_is_available_moves_by_rdma_and_no_more_is_pinned_t
     assert!(pinned_mib * MIB < available_bytes, "{via}, of {available_bytes} bytes");
 }
 
-/// Where a destination may listen.
+/// An address at which a destination can listen.
 fn rdma_or_skip() -> Option<String> {
     let Some(address) = RdmaPath::any_address() else {
         assert!(!in_a_lab(), "a lab has an RDMA device");
@@ -71,8 +71,8 @@ fn rdma_or_skip() -> Option<String> {
     Some(format!("{address}:0"))
 }
 
-/// Pages once touched stay, so what is there after it was there at the most during it. Returns the way it
-/// took.
+/// A touched page stays allocated, so the memory after the migration is the most that it had. Returns the
+/// transport's description.
 fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &str) -> String {
     let receiver = Receiver::bind(listen.parse().expect("an address"), HostState::lost_with_this_process())
         .expect("a free port");
@@ -82,7 +82,7 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
     let before = guest.resident_bytes();
     assert!(before < 32 * MIB, "it is sparse: {before}");
 
-    // Where other work wants the same processors, nothing here is quick.
+    // Other work on the same processors may slow the switch.
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
     let options = Options { transport, limits: LimitsHandle::new(limits), ..Options::default() };
     let via = Mutex::new(String::new());
@@ -112,7 +112,7 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
     via.into_inner().expect("nobody panics")
 }
 
-/// Its pages were found by what this process has mapped: there is no file to ask.
+/// The engine finds the pages in this process's mappings: anonymous memory has no file to ask.
 #[test]
 fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let Some(listen) = rdma_or_skip() else { return };
@@ -146,7 +146,7 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     assert!(after <= before + 2 * MORE_BYTES / 1024, "{before} before, {after} after");
 }
 
-/// Memory of this process alone, in KiB.
+/// Anonymous memory of this process, in KiB.
 fn anonymous_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("proc is mounted");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says it");

@@ -1,4 +1,5 @@
-//! Output that nobody reads and terminals that hang up: neither ends a process that holds a guest, and no exit code changes.
+//! Output without a reader and terminals that hang up: neither ends a process that holds a guest, and no exit
+//! code changes.
 #![cfg(feature = "cli")]
 
 mod common;
@@ -19,19 +20,19 @@ const DEAF: [&str; 4] = [
     r#""$@" 2>&1 | true; exit "${PIPESTATUS[0]}""#,
 ];
 
-/// A pipe that is full, whose reader lives and never reads: as a terminal that was stopped by Ctrl-S.
+/// A full pipe with a reader that lives and never reads, like a terminal stopped by Ctrl-S.
 const FULL: &str = r#"exec > >(exec tail -f /dev/null --pid=$$ > /dev/null 2>&1) 2>&1
                       head -c 65536 /dev/zero; exec "$@""#;
 
-/// A migration switches however loaded the machine is.
+/// The migration switches however loaded the machine is.
 const SWITCHES: &str = "--downtime-limit=600000";
 
-/// A host whose processes all run in such a way.
+/// A host that runs all its processes in this way.
 fn deaf(how: &str) -> Host {
     Host::under(&["bash", "-c", how, "bash"])
 }
 
-/// `sterna receive`, up to the moment when it listens, which it cannot say.
+/// `sterna receive`, up to the moment when it listens, which it cannot report.
 fn receive(host: &Host) -> (Process, SocketAddr) {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = free.local_addr().expect("it is bound");
@@ -55,7 +56,7 @@ fn a_guest_that_arrives_where_nobody_reads_is_held_and_moves_on() {
 
         let next = third.receive(&[]);
         let to = next.address.to_string();
-        // One that shows how it goes may wait for its reader.
+        // A command that shows progress may wait for its reader.
         let asking = if how == FULL { Host::new() } else { deaf(how) };
         let migrating = asking.start_at(&destination, ["migrate", "tern", "--to", &to, "--json", SWITCHES]);
         migrating.wait().expect_code(0);
@@ -87,7 +88,7 @@ fn exit_codes_do_not_depend_on_who_reads() {
     }
 }
 
-/// A migration that is under way, and lasts until somebody ends it.
+/// A running migration that lasts until a test ends it.
 struct UnderWay {
     source: Host,
     running: Process,
@@ -135,13 +136,13 @@ fn a_migration_whose_command_is_gone_can_be_watched_and_cancelled() {
         });
         under_way.is_under_way();
 
-        // Another is refused, and says what there is to do.
+        // A second migration is refused, with a remedy.
         let again = under_way.source.migrate("tern", "127.0.0.1:1", &[]).wait().expect_code(11);
         let goes = format!("tern is migrating to {} already", under_way.to);
         again.says(&goes).says("`sterna migrate tern --watch`").says("`sterna cancel tern`");
         assert_eq!(again.json()["exit"], "refused");
 
-        // Who watches and leaves cancels nothing.
+        // A watcher that leaves cancels nothing.
         let leaving = under_way.watch();
         leaving.signal(libc::SIGINT);
         assert_eq!(leaving.wait().signal, Some(libc::SIGINT));
@@ -188,7 +189,7 @@ fn a_client_that_does_not_read_holds_nothing_up_and_gets_the_end() {
     moves_away_from(&under_way.source, under_way.running, "tern", &[SWITCHES]);
 }
 
-/// Asserts that a guest of this host, alive after all, can still be moved away.
+/// Asserts that a guest of this host is alive and can be moved away.
 #[track_caller]
 fn goes_on(host: &Host, process: Process) {
     runs_on(host, "tern");
@@ -210,7 +211,7 @@ fn a_guest_survives_a_terminal_that_is_really_gone() {
     let in_a_terminal = r#"exec script -qfec "$(printf '%q ' "$@")" /dev/null"#;
     let host = Host::under(&["bash", "-c", in_a_terminal, "bash"]);
     let running = host.run("tern", &[]);
-    // The terminal's other end: the kernel hangs up.
+    // Kills the process at the terminal's other end: the kernel hangs up.
     running.signal(libc::SIGKILL);
     running.wait();
     let (second, destination) = (Host::new(), Host::new());
@@ -244,7 +245,7 @@ fn a_receiver_without_a_guest_ends_with_its_terminal_and_leaves_no_socket() {
     receiving.process.signal(libc::SIGHUP);
     assert_eq!(receiving.process.wait().signal, Some(libc::SIGHUP));
 
-    // And when the guest that was on its way does not come.
+    // The same when the expected guest does not arrive.
     let under_way = UnderWay::new(&[BUSY]);
     let process = &under_way.receiving.process;
     process.signal(libc::SIGHUP);
@@ -296,11 +297,11 @@ fn a_migration_is_finished_before_its_process_ends() {
     running.wait().expect_code(0);
     runs_on(&destination, "tern");
 
-    // One that fails ends the guest after it.
+    // When the migration fails, the process then ends the guest.
     let under_way = UnderWay::new(&[BUSY]);
     under_way.running.signal(libc::SIGTERM);
     under_way.running.says("After that tern ends");
-    // The command may find the process gone before it could see it through.
+    // The process may end before the command sees the cancellation through.
     let cancelling = under_way.source.start(["cancel", "tern"]).wait();
     assert!(matches!(cancelling.code, Some(0 | 10)), "{cancelling:#?}");
     let UnderWay { source, running, migrating, .. } = under_way;
@@ -310,8 +311,8 @@ fn a_migration_is_finished_before_its_process_ends() {
     assert!(!source.socket("tern").exists());
 }
 
-/// A guest whose source is in doubt, and whose destination has it loaded and waits: GO is lost, and so is what the source asks until
-/// that is told otherwise.
+/// The source is in doubt, and the destination has loaded the guest and waits: GO is lost, and so are
+/// the source's questions until `open` is set.
 struct InDoubt {
     source: Host,
     running: Process,

@@ -1,4 +1,4 @@
-//! A go-between on the control channel: passes everything on, and lets a test change what the destination says.
+//! A go-between on the control channel: passes all messages on, and lets a test change the destination's.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,9 @@ use std::thread;
 use sterna::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Listens at an address of this machine, and connects who comes first to `destination`; each message of the destination's
-/// goes through `change`. Who comes later, as TCP lanes do, is connected and left alone. Returns where it listens.
+/// Listens at an address of this machine, and connects the first client to `destination`; each message of the
+/// destination goes through `change`. Later clients, such as TCP lanes, are connected without change. Returns
+/// the address.
 pub(crate) fn go_between(
     ip: IpAddr,
     destination: SocketAddr,
@@ -23,7 +24,7 @@ pub(crate) fn go_between(
         let (mut from_source, mut to_destination) = (clone(&source), clone(&destination));
         thread::spawn(move || io::copy(&mut from_source, &mut to_destination));
         thread::spawn(move || {
-            // Ends with the connection, whichever side goes first.
+            // Ends with the connection, whichever side closes first.
             let _ = pass_answers(&destination, &source, &mut change);
         });
         for lane in listener.incoming() {

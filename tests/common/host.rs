@@ -1,4 +1,5 @@
-//! A host, as far as the command can tell: a folder for the control sockets of its guests, which no other host sees.
+//! A host, as far as the command can tell: a folder for the control sockets of its guests, which no other
+//! host uses.
 
 use std::ffi::OsStr;
 use std::fmt::Display;
@@ -39,7 +40,7 @@ impl Host {
         Self::under(&[])
     }
 
-    /// A host whose processes run by way of another program.
+    /// A host that runs its processes under another program.
     pub(crate) fn under(prefix: &[&str]) -> Self {
         let runtime = tempfile::Builder::new()
             .prefix("sterna-test-")
@@ -49,7 +50,8 @@ impl Host {
         Self { runtime, state: None, prefix: prefix.iter().map(|&word| word.to_owned()).collect() }
     }
 
-    /// Another login on this host: it shares the state of guests, and looks for their control sockets in another folder.
+    /// Another login on this host: it shares the state of guests, and has another folder for their control
+    /// sockets.
     pub(crate) fn login(&self) -> Self {
         Self { state: Some(self.state()), ..Self::new() }
     }
@@ -59,30 +61,30 @@ impl Host {
         self.start_at(self, arguments)
     }
 
-    /// The same at another host, in this one's way.
+    /// Starts `sterna` in this host's way with another host's folders.
     pub(crate) fn start_at<A: AsRef<OsStr>>(
         &self,
         host: &Self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Process {
         let sterna = env!("CARGO_BIN_EXE_sterna");
-        // As from a terminal, also where the tests run under nohup.
+        // As from a terminal, even where the tests run under nohup.
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP").args(&self.prefix).arg(sterna);
         let runtime = host.runtime.path();
-        // What a process that is killed leaves behind goes with the host.
+        // Files that a killed process leaves behind are removed with the host.
         command
             .args(arguments)
             .env("STERNA_RUNTIME_DIR", runtime)
             .env("STERNA_STATE_DIR", host.state())
-            // Of a lab, whose /tmp is in memory.
+            // A lab keeps /tmp in memory.
             .env("STERNA_STATE_DIR_ANYWAY", "1")
             .env("TMPDIR", runtime)
             .env_remove("STERNA_LOG");
         Process::start(command)
     }
 
-    /// `sterna run`, up to the moment when the guest is at work. `more` goes before what tests want by default.
+    /// `sterna run`, up to the moment when the guest is at work. `more` precedes the tests' default options.
     pub(crate) fn run(&self, name: &str, more: &[&str]) -> Process {
         let machine = format!("--machine={}", machine_word());
         let mut arguments = vec!["run", name, "--json"];
@@ -129,7 +131,7 @@ impl Host {
         self.state.clone().unwrap_or_else(|| self.runtime.path().join("state"))
     }
 
-    /// What a process of this host, or another, sees of a guest's state.
+    /// The record of a guest's state that any process may read.
     pub(crate) fn sighting(&self, name: &str) -> Option<Sighting> {
         let state = HostState::in_folder(&self.state(), StorageCheck::Accept).expect("the folder is private");
         state.look(name).expect("the state can be read")
@@ -144,7 +146,7 @@ impl Host {
         self.runtime.path().join(format!("{name}.sock"))
     }
 
-    /// Asks the holder of a guest one thing, in one line; the one line that it answers.
+    /// Sends one request to the holder of a guest, in one line; returns the line of the answer.
     pub(crate) fn ask(&self, name: &str, what: &str) -> Value {
         let mut stream = UnixStream::connect(self.socket(name)).expect("the guest's holder listens");
         stream.set_read_timeout(Some(PATIENCE)).expect("a socket takes a time limit");
@@ -154,7 +156,7 @@ impl Host {
         serde_json::from_str(&line).expect("the holder answers in JSON")
     }
 
-    /// The same with a whole request, of a process that may be about to come or to go.
+    /// The same with a whole request, to a process that may be starting or ending.
     pub(crate) fn try_ask(&self, name: &str, request: &Value) -> Option<Value> {
         let mut stream = UnixStream::connect(self.socket(name)).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -164,28 +166,29 @@ impl Host {
         serde_json::from_str(&line).ok()
     }
 
-    /// Waits until nobody holds a guest of this name here: a destination that gave up still frees what it reserved when the
-    /// source knows.
+    /// Waits until no process holds a guest of this name on this host: a destination that gave up still frees
+    /// its memory after the source has learned it.
     pub(crate) fn lets_go_of(&self, name: &str) {
         wait_until("the host lets go of the guest", || !self.socket(name).exists());
     }
 
-    /// From now on a process of this host cannot write to files; start the host under `env --ignore-signal=XFSZ`.
+    /// From now on a process of this host cannot write to files; start the host under `env
+    /// --ignore-signal=XFSZ`.
     pub(crate) fn forbid_writes(process: &Process) {
         limit_files(process, "--fsize=0:unlimited");
     }
 
-    /// It can again.
+    /// The process can write again.
     pub(crate) fn allow_writes(process: &Process) {
         limit_files(process, "--fsize=unlimited");
     }
 
-    /// The phase of a guest, if somebody holds it here who answers at once.
+    /// The phase of a guest, if a process of this host holds it and answers at once.
     pub(crate) fn phase(&self, name: &str) -> Option<String> {
         Self::phase_at(&self.socket(name))
     }
 
-    /// The same, at a socket.
+    /// The same, through a given socket.
     pub(crate) fn phase_at(socket: &Path) -> Option<String> {
         let mut stream = UnixStream::connect(socket).ok()?;
         stream.set_read_timeout(Some(Duration::from_millis(200))).ok()?;
@@ -201,7 +204,7 @@ impl Host {
         status
     }
 
-    /// Lets the guest check its own memory, and finds it all right.
+    /// Makes the guest check its own memory; asserts that it finds nothing wrong.
     #[track_caller]
     pub(crate) fn checks_clean(&self, name: &str) {
         let checked = self.ask(name, "check");
@@ -217,7 +220,8 @@ fn limit_files(process: &Process, limit: &str) {
     assert!(status.success(), "{status}");
 }
 
-/// Asserts that a guest runs on a host, undisturbed: it beats, at full speed, and is not on its way. Returns its status.
+/// Asserts that a guest runs on a host, undisturbed: it beats, at full speed, and is not migrating. Returns
+/// its status.
 #[track_caller]
 pub(crate) fn runs_on(host: &Host, name: &str) -> Value {
     let before = host.status(name);
@@ -231,7 +235,7 @@ pub(crate) fn runs_on(host: &Host, name: &str) -> Value {
     before
 }
 
-/// Asserts that a guest can be moved, now, to a new host, and is whole there. Returns that host and its process.
+/// Asserts that a guest can be moved now to a new host and is whole on it. Returns that host and its process.
 #[track_caller]
 pub(crate) fn moves_away_from(host: &Host, source: Process, name: &str, more: &[&str]) -> (Host, Process) {
     let destination = Host::new();

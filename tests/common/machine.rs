@@ -1,5 +1,5 @@
-//! A machine of `sterna-vmm` as a guest of the engine, for tests that use the library itself: it can be told
-//! to fail.
+//! A machine of `sterna-vmm` as a guest of the engine, for tests of the library itself: a test can make its
+//! calls fail.
 
 use std::io::{Read, Write};
 use std::ops::Range;
@@ -31,11 +31,11 @@ use super::{machine_kind, wait_until};
 const MEMORY_BYTES: u64 = 16 << 20;
 const WORKING_SET_BYTES: u64 = 4 << 20;
 
-/// The built-in guest uses both ends of RAM, and nothing of this in between.
+/// A range in the middle of RAM: the built-in guest uses only both ends.
 const UNUSED: Range<u64> = 4 << 20..12 << 20;
 const PAGE_BYTES: usize = 4096;
 
-/// Which call of the engine fails, or does what it should not.
+/// The call of the engine that fails or misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     Pause,
@@ -50,14 +50,13 @@ pub(crate) enum Fault {
 pub(crate) struct TestGuest {
     pub(crate) machine: SharedMachine,
     pub(crate) faults: Mutex<Vec<Fault>>,
-    /// Whether the log of what the VMM itself writes is left out.
+    /// Whether the log of the VMM's own writes is left out.
     pub(crate) forget_own_writes: AtomicBool,
-    /// Whether saving writes into RAM, as that of some device models does.
+    /// Whether saving writes into RAM, as some device models do.
     pub(crate) write_when_saved: AtomicBool,
-    /// Whether the VMM writes 8 MiB of RAM, as a busy device would, before its dirty log is harvested each
-    /// time.
+    /// Whether the VMM writes 8 MiB of RAM, as a busy device would, before each harvest of its dirty log.
     pub(crate) busy: Arc<AtomicBool>,
-    /// How often it was let run by the engine; shared with the host that made it.
+    /// How often the engine resumed it; shared with the host that made it.
     resumed: Arc<AtomicUsize>,
 }
 
@@ -74,7 +73,7 @@ impl TestGuest {
         Self::started_at(20)
     }
 
-    /// The same, writing so many MB/s.
+    /// The same, writing at this rate in MB/s.
     pub(crate) fn started_at(rate_mb_per_s: u64) -> Self {
         let workload = Workload { working_set_bytes: WORKING_SET_BYTES, rate_mb_per_s, prefill: true };
         let config = MachineConfig { memory_bytes: MEMORY_BYTES, vcpus: 1, hugepages: None, workload };
@@ -84,7 +83,7 @@ impl TestGuest {
         guest
     }
 
-    /// An idle guest with so much RAM, of which it uses little more than one page in every `stride_bytes`.
+    /// An idle guest with this much RAM, using little more than one page in every `stride_bytes`.
     pub(crate) fn started_sparse(memory_bytes: u64, stride_bytes: u64) -> Self {
         let workload = Workload { working_set_bytes: 64 << 10, rate_mb_per_s: 0, prefill: true };
         let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
@@ -97,8 +96,8 @@ impl TestGuest {
         guest
     }
 
-    /// Addresses so far apart in all of its RAM, and apart from what the guest itself uses at both ends of
-    /// it.
+    /// Addresses `stride_bytes` apart over all of RAM, away from the parts at both ends that the guest itself
+    /// uses.
     pub(crate) fn scattered(&self, stride_bytes: u64) -> Vec<u64> {
         let of = |region: &GuestRegionMmap<_>| {
             let first = region.start_addr().0 + stride_bytes / 2;
@@ -107,7 +106,7 @@ impl TestGuest {
         self.machine.memory().iter().flat_map(of).collect()
     }
 
-    /// How much memory its RAM takes: pages once touched, by anybody.
+    /// The memory that its RAM takes: pages touched by the guest or the VMM.
     pub(crate) fn resident_bytes(&self) -> u64 {
         let memory = self.machine.memory();
         let file = memory.iter().next().and_then(GuestMemoryRegion::file_offset).expect("its RAM is a memfd");
@@ -125,24 +124,24 @@ impl TestGuest {
         }
     }
 
-    /// Has this call fail from now on.
+    /// Makes this call fail from now on.
     pub(crate) fn fail(&self, fault: Fault) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
-    /// Has nothing fail any more.
+    /// Makes no call fail any more.
     pub(crate) fn mend(&self) {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Waits until it has beaten again, and again.
+    /// Waits until it has beaten twice more.
     #[track_caller]
     pub(crate) fn beats_on(&self) {
         let before = self.machine.heartbeat().count;
         wait_until("the guest beats", || self.machine.heartbeat().count >= before + 2);
     }
 
-    /// Asserts that it runs, with all of its memory as it must be.
+    /// Asserts that it runs, with correct memory.
     #[track_caller]
     pub(crate) fn runs_whole(&self) {
         self.beats_on();
@@ -164,7 +163,7 @@ impl TestGuest {
         }
     }
 
-    /// What lies where only saving writes.
+    /// A word that only saving writes.
     pub(crate) fn unused_word(&self) -> u64 {
         self.machine.memory().read_obj(GuestAddress(UNUSED.start)).expect("the address is in RAM")
     }
@@ -259,7 +258,7 @@ impl DestinationGuest for TestGuest {
     }
 }
 
-/// The log of a VMM whose device is busy whenever it is asked.
+/// The log of a VMM with a device that writes before each harvest.
 #[derive(Debug)]
 struct BusyLog {
     log: SoftwareLog<SoftwareBitmap>,
@@ -294,11 +293,11 @@ impl DirtyLog for BusyLog {
 /// A host at which such guests arrive.
 #[derive(Debug, Default)]
 pub(crate) struct TestHost {
-    /// What fails in the guests that it makes.
+    /// The faults of the guests that it makes.
     pub(crate) faults: Vec<Fault>,
-    /// Makes machines with so many vCPUs, whatever was proposed.
+    /// Makes machines with this many vCPUs, whatever was proposed.
     pub(crate) vcpus: Option<u8>,
-    /// How often any of them was let run.
+    /// How often any of these guests was resumed.
     pub(crate) resumed: Arc<AtomicUsize>,
 }
 
@@ -340,7 +339,7 @@ fn make(kind: MachineKind, config: MachineConfig) -> SharedMachine {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
-    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and
-    // deletes none as long as it exists.
+    // SAFETY: the machine set these slots, without flags, before it ran; it sets and deletes no other slot as
+    // long as it exists.
     unsafe { KvmLog::new(vm, slots, ram) }.map_err(GuestError::new)
 }

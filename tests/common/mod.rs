@@ -1,4 +1,5 @@
-//! What the end-to-end tests share: hosts with real processes of the `sterna` command, and a guest for the library's tests.
+//! Shared by the end-to-end tests: hosts with real processes of the `sterna` command, and a guest for the
+//! library's tests.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 #![allow(unused_imports, reason = "likewise")]
@@ -31,24 +32,26 @@ pub(crate) use tap::{Tap, Then, Way, say_go};
 #[cfg(feature = "cli")]
 pub(crate) use witness::{never_runs_twice, phase};
 
-/// How long anything may take before a test counts as hung. Emulated labs are slow.
+/// The longest wait before a test counts as hung. Emulated labs are slow.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What goes unless a test is about the downtime: no switch takes so long, also where a busy disk takes its time for records.
+/// The default unless a test is about the downtime: no switch takes so long, even where a busy disk delays
+/// the records.
 pub(crate) const PATIENT: &str = "--downtime-limit=5000";
 
-/// A migration of a [`BUSY`] guest that lasts for as many rounds as there may be: what is left takes longer than is allowed to send,
-/// and nothing is done about that. No limit is so low that a switch with nothing left would not keep it.
+/// A migration of a [`BUSY`] guest that lasts for the maximum of rounds: the rest takes longer to send than
+/// the limit allows, and no policy changes that. The limit is still high enough for a switch with nothing
+/// left to send.
 pub(crate) const ENDLESS: [&str; 4] =
     ["--downtime-limit=500", "--max-rounds=10000", "--throttle-max=0", "--bandwidth-limit=8"];
 
-/// The same, with rounds so long that this takes minutes: for what takes its time to show.
+/// The same, with rounds so long that it takes minutes: for effects that need time to show.
 pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=4"];
 
 /// A guest that writes as fast as it can, so that those rounds take their time.
 pub(crate) const BUSY: &str = "--dirty-rate=10000";
 
-/// A real guest where KVM can be used, else a synthetic one.
+/// A real guest if KVM is usable, else a synthetic one.
 pub(crate) fn machine_kind() -> MachineKind {
     static KIND: OnceLock<MachineKind> = OnceLock::new();
     *KIND.get_or_init(|| match preflight::kvm_access() {
@@ -68,12 +71,12 @@ pub(crate) fn machine_word() -> &'static str {
     }
 }
 
-/// Whether these are the labs, where a device that is missing is a failure and no reason to skip.
+/// Whether this is a lab, where a missing device is a failure and no reason to skip.
 pub(crate) fn in_a_lab() -> bool {
     std::env::var_os("STERNA_LAB").is_some_and(|value| value == "1")
 }
 
-/// Waits until something holds; `what` is said when it never does.
+/// Waits until `holds` returns true; `what` names the condition when it never does.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {

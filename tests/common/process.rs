@@ -1,4 +1,4 @@
-//! A child process whose output is read as it comes, and which ends with the test.
+//! A child process that ends with the test; its output is read as it comes.
 
 #![expect(unsafe_code, reason = "kill(2)")]
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::{PATIENCE, wait_until};
 
-/// A process of the `sterna` command, in a process group of its own, which is killed when this is dropped.
+/// A process of the `sterna` command in its own process group; dropping this value kills it.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -52,12 +52,13 @@ impl Process {
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        // SAFETY: the call touches no memory. The process is our child and not yet waited for, so the id is still its own.
+        // SAFETY: the call accesses no memory. The process is this process's child and not yet waited for, so
+        // the id is still its own.
         let result = unsafe { libc::kill(self.id(), signal) };
         assert_eq!(result, 0, "kill: {}", std::io::Error::last_os_error());
     }
 
-    /// The first event of that name that it prints on stdout.
+    /// The first event with this name on its stdout.
     pub(crate) fn event(&self, name: &str) -> Value {
         let is_it =
             |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|event| event["event"] == name);
@@ -65,7 +66,7 @@ impl Process {
         serde_json::from_str(&line).expect("it was read before")
     }
 
-    /// Whether it has printed an event of that name on stdout.
+    /// Whether it has printed an event with this name on stdout.
     pub(crate) fn has_said(&self, name: &str) -> bool {
         let text = self.stdout.text();
         let mut events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -114,15 +115,15 @@ impl Drop for Process {
         if !matches!(self.child.try_wait(), Ok(None)) {
             return;
         }
-        // The group: what the test gives up may have children.
-        // SAFETY: the call touches no memory. Our child leads the group and is not yet waited for, so the id is still its own.
+        // The group: a process that the test abandons may have children. SAFETY: the call accesses no memory.
+        // The child leads the group and is not yet waited for, so the id is still its own.
         unsafe { libc::kill(-self.id(), libc::SIGKILL) };
         let _ = self.child.wait();
     }
 }
 
 impl Ended {
-    /// Asserts the exit code, and shows everything otherwise.
+    /// Asserts the exit code; a failure shows all output.
     #[track_caller]
     pub(crate) fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:#?}");

@@ -1,4 +1,4 @@
-//! Numbers for tests that choose, the same for a seed on every machine.
+//! Random numbers for tests, the same for a seed on every machine.
 
 /// SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
 pub(crate) struct Random(pub(crate) u64);

@@ -1,5 +1,5 @@
-//! A host between source and destination, which may cut what it passes on: all connections of a migration, also lanes and those by
-//! which a source in doubt asks.
+//! A host between source and destination, which may cut any connection of a migration, including lanes and
+//! those over which a source in doubt asks.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -10,29 +10,29 @@ use std::time::Duration;
 use sterna::wire::{FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role};
 use zerocopy::{FromBytes, IntoBytes};
 
-/// Who says a message.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum From {
     Source,
     Destination,
 }
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pass,
-    /// It never arrives, and what comes behind it does.
+    /// It is lost, but later messages arrive.
     Lose,
-    /// A bit in the middle of it flips on the way.
+    /// One of its bits flips in transit.
     Damage,
-    /// It is lost, and its connection with it.
+    /// It is lost, and its connection is cut.
     Cut,
 }
 
 type Decide = Arc<Mutex<dyn FnMut(usize, From, &Message) -> Fate + Send>>;
 
-/// Passes everything on to `destination`; `decide` sees each message of each control connection, which are counted from 0.
-/// Returns where it listens.
+/// Passes everything on to `destination`; `decide` sees each message of each control connection, which are
+/// counted from 0. Returns the relay's address.
 pub(crate) fn relay(
     destination: SocketAddr,
     decide: impl FnMut(usize, From, &Message) -> Fate + Send + 'static,
@@ -43,7 +43,8 @@ pub(crate) fn relay(
     thread::spawn(move || {
         let (mut controls, mut listener) = (0, listener);
         while let Ok((source, _)) = listener.accept() {
-            // A destination that is down takes no connection, so the relay takes none either until it is back.
+            // A destination that is down takes no connection, so the relay takes none either until the
+            // destination is back.
             let Ok(there) = TcpStream::connect(destination) else {
                 drop((source, listener));
                 listener = again(destination, address);

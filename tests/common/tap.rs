@@ -1,5 +1,5 @@
-//! The link between two hosts, in a test's hand: it passes on what the two say to each other, and the test may stop it at any
-//! message, lose one, change one, say one twice, stall the link one way or both, or cut it.
+//! The link between two hosts under a test's control. It passes all messages on; the test may stop it at any
+//! message, lose, change or repeat one, stall the link one way or both, or cut it.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,19 +15,19 @@ use super::PATIENCE;
 /// A link. It lives as long as its connections do.
 #[derive(Clone, Debug)]
 pub(crate) struct Tap {
-    /// Where it listens, in the destination's stead.
+    /// The address at which it listens in place of the destination.
     pub(crate) address: SocketAddr,
     shared: Arc<(Mutex<Link>, Condvar)>,
 }
 
-/// Which way a message goes.
+/// The direction of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     ToDestination,
     ToSource,
 }
 
-/// What becomes of the message at which the link was stopped.
+/// The fate of the message at which the link was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     Pass,
@@ -35,11 +35,11 @@ pub(crate) enum Then {
     Lose,
     /// It has a byte too many.
     Corrupt,
-    /// Its head promises more than any message may have.
+    /// Its head announces more than any message may have.
     Oversize,
-    /// Its kind is none that there is.
+    /// Its kind does not exist.
     Unknown,
-    /// Of a part of the state: it is another state's.
+    /// Only for a part of the state: it belongs to another state.
     OtherState,
 }
 
@@ -48,20 +48,20 @@ struct Link {
     destination: SocketAddr,
     /// The name of the message at which to stop.
     stop_at: Option<&'static str>,
-    /// How often each message was seen, by name.
+    /// The messages seen so far, by name.
     seen: Vec<&'static str>,
-    /// Whether bytes move, each way.
+    /// Whether the link is stalled, each way.
     stalled: [bool; 2],
-    /// Nobody gets through, and who was through is not any more.
+    /// New connections are refused, and the old ones are ended.
     cut: bool,
-    /// Every page's digest says something else than its page.
+    /// Every page's digest is that of another page.
     other_digests: bool,
-    /// How long the link takes for each KiB.
+    /// The link's time for each KiB.
     per_kib: Duration,
     /// The last attempt that a source began.
     attempt_id: Option<AttemptId>,
     connections: Vec<Connection>,
-    /// What came after the stop, on the connection and the way that were stopped; the message itself is first.
+    /// The messages after the stop, on the stopped connection and direction; the stopping message is first.
     held: Option<Held>,
 }
 
@@ -76,9 +76,9 @@ struct Held {
     connection: usize,
     way: Way,
     frames: Vec<Frame>,
-    /// Nothing comes after these: who sent them is gone.
+    /// No message follows these: the sender is gone.
     ended: bool,
-    /// The test lets them go, when the link moves again.
+    /// The test releases them, when the link moves again.
     released: Option<Then>,
 }
 
@@ -111,19 +111,19 @@ impl Tap {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let tap = listening.clone();
-                // Ends with the connection, whichever side goes first.
+                // Ends with the connection, whichever side closes first.
                 thread::spawn(move || tap.connect(stream));
             }
         });
         tap
     }
 
-    /// The destination listens elsewhere now.
+    /// The destination's new address.
     pub(crate) fn lead_to(&self, destination: SocketAddr) {
         self.lock().destination = destination;
     }
 
-    /// Stops the first message of that name, and what follows it the same way, but for heartbeats.
+    /// Stops the first message with this name and all later ones in the same direction, except heartbeats.
     pub(crate) fn stop_at(&self, name: &'static str) {
         self.lock().stop_at = Some(name);
     }
@@ -133,17 +133,17 @@ impl Tap {
         self.wait_for("the message at which to stop", |link| link.held.is_some());
     }
 
-    /// Waits until a message of that name has come by.
+    /// Waits until a message with this name has passed.
     pub(crate) fn await_message(&self, name: &str) {
         self.wait_for(name, |link| link.seen.contains(&name));
     }
 
-    /// How many messages of that name have come by.
+    /// How many messages with this name have passed.
     pub(crate) fn count(&self, name: &str) -> usize {
         self.lock().seen.iter().filter(|&&seen| seen == name).count()
     }
 
-    /// Lets a stopped link go on.
+    /// Lets a stopped link continue.
     pub(crate) fn go_on(&self, then: Then) {
         let mut link = self.lock();
         if let Some(held) = &mut link.held {
@@ -152,12 +152,12 @@ impl Tap {
         }
     }
 
-    /// Stalls what goes this way: it is not lost, and no end learns of it.
+    /// Stalls one direction: nothing is lost, and neither end learns of the stall.
     pub(crate) fn stall(&self, way: Way) {
         self.lock().stalled[way.end()] = true;
     }
 
-    /// All that was stalled or cut moves again, and who connects gets through.
+    /// Ends all stalls and cuts: bytes move again, and new connections get through.
     pub(crate) fn heal(&self) {
         let mut link = self.lock();
         (link.stalled, link.cut) = ([false; 2], false);
@@ -165,7 +165,7 @@ impl Tap {
         self.shared.1.notify_all();
     }
 
-    /// Ends every connection, and turns away who would make another.
+    /// Ends every connection, and refuses new ones.
     pub(crate) fn cut(&self) {
         let mut link = self.lock();
         link.cut = true;
@@ -173,17 +173,17 @@ impl Tap {
         self.shared.1.notify_all();
     }
 
-    /// From now on so many bytes a second move, each way of each connection.
+    /// Limits each direction of each connection to this rate from now on.
     pub(crate) fn slow_down(&self, kib_per_second: u32) {
         self.lock().per_kib = Duration::from_secs(1) / kib_per_second;
     }
 
-    /// From now on the destination is told digests of other pages.
+    /// From now on the destination receives digests of other pages.
     pub(crate) fn change_digests(&self) {
         self.lock().other_digests = true;
     }
 
-    /// The attempt that came by last.
+    /// The last attempt that passed.
     pub(crate) fn attempt_id(&self) -> Option<AttemptId> {
         self.lock().attempt_id
     }
@@ -281,7 +281,7 @@ impl Tap {
         self.write(connection, way, &frame.bytes())
     }
 
-    /// Writes, once the link lets it.
+    /// Writes once the link allows it.
     fn write(&self, connection: usize, way: Way, bytes: &[u8]) -> Option<()> {
         let mut link = self.lock();
         while link.stalled[way.end()] && !link.cut {
@@ -294,7 +294,7 @@ impl Tap {
         to.write_all(bytes).ok()
     }
 
-    /// One end is gone; the other learns of it, as it would from the kernel of a host that is alive.
+    /// Closes one end; the other learns it, as from the kernel of a live host.
     fn close(&self, connection: usize, way: Way) {
         let mut link = self.lock();
         while link.stalled[way.end()] && !link.cut {
@@ -329,7 +329,7 @@ impl Tap {
 }
 
 impl Link {
-    /// Sends what was held, if it may go and the link moves.
+    /// Sends the held messages, if they are released and the link moves.
     fn flush(&mut self) {
         let Some(Held { connection, way, frames, ended, released: Some(then) }) =
             self.held.take_if(|held| held.released.is_some() && !self.stalled[held.way.end()])
@@ -340,7 +340,7 @@ impl Link {
         for (index, frame) in frames.iter().enumerate() {
             bytes.extend(if index == 0 { frame.changed(then) } else { frame.bytes() });
         }
-        // An end that is gone hears nothing.
+        // An end that is gone receives nothing.
         let mut to = &self.connections[connection].ends[way.end()];
         let _ = to.write_all(&bytes);
         if ended {
@@ -415,13 +415,14 @@ impl Frame {
     }
 }
 
-/// A stranger says GO to whoever listens there: of this attempt, or of one that was never here.
+/// Sends GO as a stranger to the listener at `to`: of this attempt, or of one that this destination never
+/// had.
 pub(crate) fn say_go(to: SocketAddr, attempt_id: Option<AttemptId>) {
     let Ok(mut stream) = TcpStream::connect(to) else { return };
     let preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
     let go = Frame::of(Message::Go(attempt_id.unwrap_or(AttemptId([9; 16])))).bytes();
     let _ = stream.write_all(&[&preamble[..], &go].concat());
-    // Whatever it answers.
+    // Ignores the answer.
     let _ = stream.set_read_timeout(Some(Duration::from_secs(1)));
     let _ = stream.read(&mut [0; 64]);
 }

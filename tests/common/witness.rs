@@ -1,4 +1,4 @@
-//! A witness who looks again and again whether a guest runs on two hosts.
+//! A witness that checks again and again whether a guest runs on two hosts.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use sterna::state::{HostState, StorageCheck};
 
 use super::Host;
 
-/// Where there is to look.
+/// The places to check.
 struct Places {
     name: String,
     source: PathBuf,
@@ -21,7 +21,7 @@ struct Places {
     state: HostState,
 }
 
-/// Has a witness watch a guest of this name and its two hosts for as long as `work` takes.
+/// Lets a witness watch a guest of this name and its two hosts for as long as `work` takes.
 ///
 /// # Panics
 /// If the guest ran twice.
@@ -51,7 +51,7 @@ pub(crate) fn never_runs_twice<T>(
     })
 }
 
-/// Also if the work panics: the scope waits for the witness.
+/// Ends the witness, also if the work panics: the scope waits for the witness.
 struct Over<'watched>(&'watched AtomicBool);
 
 impl Drop for Over<'_> {
@@ -61,8 +61,8 @@ impl Drop for Over<'_> {
 }
 
 impl Places {
-    /// How often it looked. The destination first: once it runs the guest, or has recorded that it will, the source must never
-    /// run it again.
+    /// Returns the number of checks. The destination first: once it runs the guest, or has recorded that it
+    /// will, the source must never run it again.
     fn watch(&self, over: &AtomicBool) -> Result<u64, String> {
         let mut samples = 0;
         while !over.load(Ordering::Relaxed) {
@@ -80,7 +80,8 @@ impl Places {
     }
 }
 
-/// What the holder of a guest says of it at this socket; `None` if nobody holds it, or it has yet to arrive.
+/// The phase that the holder of a guest reports through this socket; `None` without a holder, or before the
+/// guest has arrived.
 pub(crate) fn phase(socket: &Path) -> Option<String> {
     let mut stream = UnixStream::connect(socket).ok()?;
     stream.set_read_timeout(Some(Duration::from_millis(200))).ok()?;

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 /// `again: mov [edi], al; add edi, edx; dec ecx; jnz again; hlt`, for a flat 32-bit segment without paging.
 const CODE: [u8; 8] = [0x88, 0x07, 0x01, 0xd7, 0x49, 0x75, 0xf9, 0xf4];
 
-/// A VM whose vCPU writes what it is told.
+/// A VM and its vCPU, which makes the requested writes.
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) vm: VmFd,
@@ -59,7 +59,8 @@ impl Writer {
         Self { vm, vcpu, slots, ram }
     }
 
-    /// Has the guest write `count` pages, `stride` pages apart. `full` is called where KVM says that the dirty ring is full.
+    /// Makes the guest write `count` pages, `stride` pages apart. Calls `full` whenever KVM reports a full
+    /// dirty ring.
     pub(crate) fn write(&mut self, first_page: u64, count: u64, stride: u64, mut full: impl FnMut()) {
         let regs = kvm_regs {
             rdi: first_page * PAGE_BYTES,

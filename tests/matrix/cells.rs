@@ -2,7 +2,7 @@
 
 use Cell::{DoubtThenMoves, DoubtThenStays, Either, Held, Lost, Moves, Never, NotMoved, RanThere, Stays};
 
-/// Declares an enumeration together with the list of all that it has.
+/// Declares an enumeration together with the list of all its variants.
 macro_rules! listed {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$about])*
@@ -15,9 +15,9 @@ macro_rules! listed {
 }
 
 listed! {
-    /// How far a migration is: what is on its way over the link, and does not arrive before the fault.
+    /// The stage of a migration: the message that is in flight, and does not arrive before the fault.
     Stage {
-        /// HELLO: the destination knows of nothing.
+        /// HELLO: the destination does not know the guest yet.
         Hello,
         /// READY: the destination has reserved everything.
         Ready,
@@ -25,7 +25,7 @@ listed! {
         Rounds,
         /// FINAL: the guest is paused, its last pages are sent.
         Final,
-        /// PREPARED: the destination could run it, and waits for the word.
+        /// PREPARED: the destination could run the guest, and waits for GO.
         Prepared,
         /// GO: the source has committed itself.
         Go,
@@ -37,7 +37,7 @@ listed! {
 }
 
 listed! {
-    /// What goes wrong.
+    /// The fault.
     Fault {
         /// SIGKILL to the process that holds the guest.
         SourceKilled,
@@ -45,14 +45,14 @@ listed! {
         DestinationKilled,
         /// Both at once.
         BothKilled,
-        /// SIGSTOP for longer than a peer is waited for, then SIGCONT.
+        /// SIGSTOP for longer than a peer waits, then SIGCONT.
         SourceStopped,
         DestinationStopped,
         /// SIGTERM to the process that receives.
         DestinationTerminated,
-        /// Every connection ends, and none can be made for a while.
+        /// Every connection ends, and for a while no new one succeeds.
         LinkCut,
-        /// For a while nothing arrives at the destination, and nobody is told.
+        /// For a while nothing arrives at the destination, and neither end notices.
         LinkStalledToDestination,
         /// For a while nothing arrives at the source.
         LinkStalledToSource,
@@ -66,52 +66,53 @@ listed! {
         DestinationOutOfMemory,
         /// The destination's VMM cannot load the state.
         LoadFails,
-        /// No journal can be written from now on.
+        /// From now on no journal can be written.
         SourceJournalFails,
         DestinationJournalFails,
         /// The message is damaged.
         MessageCorrupt,
-        /// It is said to be longer than any message.
+        /// The message claims to be longer than any message.
         MessageOversized,
-        /// It is of no kind that there is.
+        /// The message is of a kind that does not exist.
         MessageUnknown,
-        /// It comes twice.
+        /// The message arrives twice.
         MessageRepeated,
-        /// The memory is another than the source's.
+        /// The memory differs from the source's.
         DigestMismatch,
-        /// A stranger says GO.
+        /// A stranger sends GO.
         GoReplayed,
         /// `sterna cancel`.
         Cancelled,
         /// SIGTERM to the command `sterna migrate`.
         MigrateTerminated,
-        /// The time that the migration may take is over.
+        /// The time limit of the migration passes.
         TimedOut,
     }
 }
 
-/// What has to come of it.
+/// The required outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cell {
-    /// The fault does not exist there, for this reason.
+    /// The fault does not exist at this stage, for this reason.
     Never(&'static str),
-    /// The guest runs on at the source, and can be moved then; `migrate` ends with this code.
+    /// The guest runs on at the source, and can then be moved; `migrate` ends with this code.
     Stays(i32),
     /// The same, with 10 or 11: whether a page was sent before is a matter of chance.
     NotMoved,
-    /// It stays as with 10, or moves: a matter of chance. One of them.
+    /// The guest stays as with 10, or moves: a matter of chance.
     Either,
-    /// It runs at the destination and only there; `migrate` ends with 0.
+    /// The guest runs at the destination and only there; `migrate` ends with 0.
     Moves,
-    /// `migrate` may end with 12; then, without a word of anybody, the guest runs on at the source.
+    /// `migrate` may end with 12; then, without an operator, the guest runs on at the source.
     DoubtThenStays,
-    /// The same, and it runs at the destination.
+    /// The same, and the guest runs at the destination.
     DoubtThenMoves,
-    /// The guest ended with its process. Nobody runs it, nor says so.
+    /// The guest ended with its process. No host runs it or says that it does.
     Lost,
-    /// The source's process is gone, and the destination holds the whole guest until an operator says that the source is fenced.
+    /// The source's process is gone, and the destination holds the whole guest until an operator says that
+    /// the source is fenced.
     Held,
-    /// The destination ran it, and its process is gone. The source never runs it again.
+    /// The destination ran the guest, and its process is gone. The source never runs the guest again.
     RanThere,
 }
 
@@ -131,7 +132,8 @@ pub(crate) fn cells(fault: Fault) -> [Cell; Stage::ALL.len()] {
             [REFUSED, REFUSED, FAILED, FAILED, FAILED, DoubtThenStays, RanThere, RanThere]
         }
         Fault::BothKilled => [Lost, Lost, Lost, Lost, Lost, Lost, RanThere, RanThere],
-        // It wakes up and finds what came meanwhile, or that the other side has given it up.
+        // The source wakes up and finds the messages that came meanwhile, or that the other side has given it
+        // up.
         Fault::SourceStopped => {
             [NotMoved, NotMoved, FAILED, Either, Either, DoubtThenMoves, DoubtThenMoves, ENDED]
         }
@@ -149,7 +151,7 @@ pub(crate) fn cells(fault: Fault) -> [Cell; Stage::ALL.len()] {
             [NotMoved, NotMoved, FAILED, FAILED, FAILED, DoubtThenMoves, DoubtThenMoves, Moves]
         }
         Fault::ControlLost => [REFUSED, REFUSED, FAILED, FAILED, FAILED, Moves, Moves, ENDED],
-        // What the lanes carried has arrived once FINAL is sent.
+        // Once FINAL is sent, all that the lanes carried has arrived.
         Fault::LanesLost => [NO_LANES, NO_LANES, FAILED, Moves, Moves, Moves, Moves, ENDED],
         Fault::SlowLink => [Moves, Moves, FAILED, Moves, Moves, Moves, Moves, ENDED],
         Fault::DestinationOutOfMemory => [REFUSED, FIRST, FIRST, FIRST, FIRST, FIRST, FIRST, FIRST],
@@ -161,7 +163,7 @@ pub(crate) fn cells(fault: Fault) -> [Cell; Stage::ALL.len()] {
         Fault::MessageCorrupt | Fault::MessageOversized | Fault::MessageUnknown => {
             [REFUSED, REFUSED, FAILED, FAILED, FAILED, Moves, Moves, ENDED]
         }
-        // What closes a round may close it twice.
+        // A message that closes a round may close it twice.
         Fault::MessageRepeated => [NotMoved, FAILED, Moves, FAILED, Moves, Moves, Moves, ENDED],
         Fault::DigestMismatch => [ONCE, ONCE, ONCE, FAILED, ONCE, ONCE, ONCE, ONCE],
         Fault::GoReplayed => [Moves, Moves, Moves, Moves, Moves, Moves, Moves, Moves],

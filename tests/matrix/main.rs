@@ -1,11 +1,13 @@
-//! The failure matrix: every stage of a migration × everything that can go wrong in it, each played with real processes, and
-//! what has to come of it.
+//! The failure matrix: every stage of a migration × every fault, each played with real processes, and its
+//! required outcome.
 //!
-//! [`cells::cells`] is the matrix. A fault without a row, or a row without a cell for each stage, does not compile. In every cell
-//! no moment may see the guest run on both hosts; where it stays, it must be whole and must be able to move afterwards.
+//! [`cells::cells`] is the matrix. A fault without a row, or a row without a cell for each stage, does not
+//! compile. In no cell may the guest run on both hosts at any moment; where it stays, it must be whole and
+//! must be able to move afterwards.
 //!
-//! Pages travel over TCP here. What only RDMA can lack (a device, memory that may be locked, a key, a lane that falls back to TCP)
-//! is in `tests/rdma.rs` and `tests/refusals.rs`; a source that writes on after the guest was given away is in the former too.
+//! In these tests pages travel over TCP. What only RDMA can lack (a device, memory that may be locked, a key,
+//! a lane that falls back to TCP) is in `tests/rdma.rs` and `tests/refusals.rs`; a source that writes on
+//! after the guest was given away is in `tests/late_write.rs`.
 #![cfg(feature = "cli")]
 
 #[path = "../common/mod.rs"]
@@ -22,7 +24,7 @@ use std::thread;
 use cells::{Cell, Fault, Stage, cells};
 use scene::Scene;
 
-/// Most of a cell is waiting: for a peer that is silent, for a process that ends.
+/// A cell mostly waits: for a silent peer, or for a process to end.
 const AT_ONCE: usize = 6;
 
 #[test]

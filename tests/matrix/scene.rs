@@ -1,4 +1,4 @@
-//! One cell, played: two hosts, a link between them, a fault, and what came of it.
+//! One cell, played: two hosts, a link between them, a fault, and the outcome.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use crate::common::{
 
 /// Longer than a peer may be silent.
 const LONG: Duration = Duration::from_secs(25);
-/// Shorter than a source asks on within its migration.
+/// Shorter than the time for which a source keeps asking within its migration.
 const SHORT: Duration = Duration::from_secs(2);
 
 /// Both ends compare all memory at the switch.
 const WHOLE: &str = "--verify=full";
 
-/// How long a word of the command to the guest's holder may take until it is heard, also beside other load.
+/// How long a request to the guest's holder may take until it is received, even under other load.
 const HEEDED: Duration = Duration::from_secs(2);
 
 pub(crate) struct Scene {
@@ -30,15 +30,15 @@ pub(crate) struct Scene {
     destination: Host,
     receiving: Receiving,
     link: Tap,
-    /// None once it has ended.
+    /// `None` once it has ended.
     migrating: Option<Process>,
     watch: Watch,
-    /// What came of a word to end it.
+    /// The answer to a cancellation.
     cancelled: Option<bool>,
 }
 
 impl Scene {
-    /// Plays a migration up to a stage, lets the fault happen, and sees what comes of it.
+    /// Plays a migration up to a stage, causes the fault, and checks the outcome.
     pub(crate) fn play(stage: Stage, fault: Fault, cell: Cell) {
         let mut scene = Self::set(stage, fault);
         scene.happen();
@@ -47,7 +47,7 @@ impl Scene {
 
     fn set(stage: Stage, fault: Fault) -> Self {
         let host = |fails: bool| {
-            // So that a write that the limit forbids fails, and does not end the process.
+            // A write beyond the limit then fails instead of ending the process.
             if fails { Host::under(&["env", "--ignore-signal=XFSZ"]) } else { Host::new() }
         };
         let source = host(fault == Fault::SourceJournalFails);
@@ -90,7 +90,7 @@ impl Scene {
         }
     }
 
-    /// The fault, and its end where it has one.
+    /// Causes the fault, and ends it if it has an end.
     fn happen(&mut self) {
         let (source, destination) = (&self.running, &self.receiving.process);
         let then = match self.fault {
@@ -159,13 +159,13 @@ impl Scene {
             Fault::MessageUnknown => Then::Unknown,
             Fault::MessageRepeated => Then::PassTwice,
             Fault::GoReplayed => {
-                // Of this attempt once it was said, else of an earlier one.
+                // Of this attempt once GO was sent, else of an earlier one.
                 let said = matches!(self.stage, Stage::Running | Stage::After);
                 say_go(self.receiving.address, self.link.attempt_id().filter(|_| said));
                 Then::Pass
             }
             Fault::Cancelled => {
-                // By the control socket, whose answer says when it was heard.
+                // Through the control socket: its answer confirms the request.
                 self.cancelled = Some(self.source.ask("tern", "cancel")["answer"] == "done");
                 Then::Pass
             }
@@ -238,7 +238,7 @@ impl Scene {
 
     fn moves(self) {
         if self.fault == Fault::SourceKilled {
-            // Its process is gone; what its journal and the destination say still settles it.
+            // The source's process is gone; its journal and the destination still settle the handover.
             let recovered = self.source.start(["recover", "tern", "--json"]).wait().expect_code(0);
             assert!(recovered.stdout.contains("runs at"), "{recovered:#?}");
         } else {
@@ -290,7 +290,8 @@ impl Scene {
             let recovered = self.source.start(["recover", "tern"]).wait();
             assert_ne!(recovered.code, Some(10), "it may have run there: {recovered:#?}");
         } else {
-            // Its memory here is old: what has run there may have written to disks and told the world.
+            // The source's memory is old: the guest at the destination may have written to disks and sent
+            // packets.
             self.running.wait();
         }
         assert_ne!(self.source.phase("tern").as_deref(), Some("running"));
@@ -345,7 +346,7 @@ fn how(stage: Stage, fault: Fault) -> Vec<&'static str> {
     how
 }
 
-/// The destination's host comes back, with the journals that it had.
+/// The destination's host restarts, with its journals.
 fn restarted(destination: &Host, receiving: Receiving, link: &Tap) -> Receiving {
     drop(receiving);
     let receiving = destination.receive(&[]);
@@ -354,7 +355,7 @@ fn restarted(destination: &Host, receiving: Receiving, link: &Tap) -> Receiving 
     receiving
 }
 
-/// Looks at both hosts all the time.
+/// Checks both hosts all the time.
 struct Watch {
     over: Arc<AtomicBool>,
     two: JoinHandle<bool>,
@@ -368,7 +369,8 @@ impl Watch {
         let two = thread::spawn(move || {
             let runs = |socket: &Path| Host::phase_at(socket).is_some_and(|phase| phase == "running");
             while !ends.load(Ordering::Relaxed) {
-                // In this order: once it has run there, it never runs here again.
+                // In this order: once the guest has run at the destination, it never runs at the source
+                // again.
                 if runs(&destination) && runs(&source) {
                     return true;
                 }
@@ -386,7 +388,7 @@ impl Watch {
 }
 
 impl Cell {
-    /// The exit codes of `migrate` that are true then.
+    /// The exit codes of `migrate` that are true for the outcome.
     fn codes(self) -> Option<&'static [i32]> {
         Some(match self {
             Self::Never(_) => return None,
@@ -399,7 +401,7 @@ impl Cell {
             Self::Moves => &[0],
             Self::DoubtThenMoves => &[0, 12],
             Self::DoubtThenStays => &[10, 12],
-            // Whoever watches cannot know what the holder was doing when it ended; its journal does.
+            // The command cannot know what the holder was doing when it ended; the holder's journal does.
             Self::Lost | Self::Held => &[12, 13],
             Self::RanThere => &[0, 12, 13],
         })

@@ -1,4 +1,4 @@
-//! The two hosts: what each has, and what its machine makes of an event.
+//! The two hosts: their parts, and their machines' reactions to events.
 
 use sterna::handover::{
     DestinationAction, DestinationEvent, DestinationHandover, DestinationState, GuestHere, HandoverError,
@@ -10,7 +10,7 @@ use super::{Attempt, Outcome};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Journal {
     records: Vec<(Attempt, RecordKind)>,
-    /// The last record was written by a call that failed: the next one goes to its place.
+    /// The call that wrote the last record failed, so the next record takes its place.
     pub(super) unsure: bool,
 }
 
@@ -66,17 +66,18 @@ pub(crate) struct Destination {
     pub(crate) guest: GuestThere,
     pub(crate) ram: Ram,
     pub(crate) compared: bool,
-    /// Of which attempt the queue pairs and regions still are.
+    /// The attempt that the queue pairs and regions still belong to.
     pub(crate) open_to: Option<Attempt>,
     pub(crate) journal: Journal,
     pub(crate) to_do: Option<DestinationAction>,
-    /// The guest has run here, at whatever time.
+    /// The guest has run at this host, at any time.
     pub(crate) has_run: bool,
-    /// It was this side's, and ended with the host.
+    /// This side owned the guest, which ended with the host.
     pub(crate) lost_guest: bool,
-    /// A remote write reached memory of a guest that ran.
+    /// A remote write reached the memory of a running guest.
     pub(crate) written_while_running: bool,
-    /// The source let its guest run when it had run here, and nobody had written that off.
+    /// The source resumed its guest although the guest had run at the destination, and no operator had
+    /// written that off.
     pub(crate) old_image_ran: bool,
 }
 
@@ -92,10 +93,10 @@ impl Source {
     pub(super) fn on(&mut self, event: SourceEvent) {
         let Some(machine) = &mut self.machine else { return };
         match machine.on(event) {
-            // The world does both at once.
+            // The model does both at once.
             Ok(SourceAction::SendFinal | SourceAction::AwaitPrepared) => {}
             Ok(action) => self.to_do = Some(action),
-            // Late, repeated, of another attempt: not followed.
+            // Late, repeated, or of another attempt: ignored.
             Err(HandoverError::OutOfTurn { .. } | HandoverError::OtherAttempt { .. }) => {}
             Err(error) => panic!("{error}"),
         }

@@ -1,8 +1,10 @@
-//! Two hosts in small: the very state machines of a handover, and about them only what they speak of. A guest, RAM that is
-//! old or complete, remote access, a journal, crashes. The model checker takes every path through it, the simulator many.
+//! A model of two hosts: the real state machines of a handover, and a minimal world of what they act on. The
+//! world has a guest, RAM that is old or complete, remote access, a journal, crashes. The model checker takes
+//! every path through it, the simulator many.
 //!
-//! What is kept by whom: a machine is lost in every crash, a journal in none, a guest with its host. A host does one thing at a
-//! time: what its machine wants done is done before it hears of anything else, but a crash may come first.
+//! A crash always loses the machine, never the journal, and loses the guest only with its host. A host does
+//! one thing at a time: it finishes an action of its machine before it receives the next message, but a crash
+//! may come first.
 
 #![allow(dead_code, reason = "each test program uses its own part of this")]
 
@@ -16,11 +18,11 @@ use sterna::wire::AttemptId;
 
 pub(crate) use hosts::{Destination, GuestThere, Journal, Ram, Source};
 
-/// A number for an attempt; the machines see an [`AttemptId`] of it.
+/// A number for an attempt; the machines see an [`AttemptId`] made from it.
 pub(crate) type Attempt = u8;
 
-/// What travels. Letters are lost, late, repeated and out of order; only of one attempt's pages and FINAL the link keeps the order,
-/// which is the lanes' business and not the handover's.
+/// A message in flight. Letters are lost, late, repeated and out of order. The link keeps the order of one
+/// attempt's pages and FINAL only, which is the lanes' concern and not the handover's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Letter {
     pub(crate) attempt: Attempt,
@@ -29,7 +31,7 @@ pub(crate) struct Letter {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Says {
-    /// A remote write of a page as it was in an early round.
+    /// A remote write of a page from an early round.
     WriteOld,
     /// A remote write of the page as it is since the pause.
     WriteLast,
@@ -49,32 +51,33 @@ impl Letter {
     }
 }
 
-/// A driver, or a protocol, that does what it must not: to see that it is found.
+/// A faulty driver or protocol: the checker must find the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mutant {
     GoBeforeCommitted,
     ResumeOnLostRunning,
     VerifyBeforeRevoke,
-    /// A destination that answers "ready" to a question with a word pending gets GO all the same.
+    /// A destination that answers "ready" to a question while an operator's word is pending gets GO all the
+    /// same.
     GoWhileWordPending,
     /// A guest runs on although neither COMMITTED nor REFUSED could be recorded.
     ResumeUnrecorded,
 }
 
-/// What goes wrong when a journal is written to.
+/// The outcome of an action, such as a write to a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Outcome {
     Good,
-    /// It fails: nothing was written, nothing could be loaded or started.
+    /// It fails: nothing was written, loaded or started.
     Bad,
     /// It fails, and is in the journal all the same.
     BadButWritten,
 }
 
-/// How a host ends.
+/// The extent of a crash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Crash {
-    /// With its guest.
+    /// The host, with its guest.
     Host,
     /// Only the process that migrates; the VMM and the guest live on.
     Process,
@@ -85,11 +88,12 @@ pub(crate) struct World {
     pub(crate) source: Source,
     pub(crate) destination: Destination,
     pub(crate) mutant: Option<Mutant>,
-    /// An operator said that a host is fenced, and it was not: the guest may run twice if that host stays silent.
+    /// An operator said that a host is fenced, and it was not: the guest may run twice if that host stays
+    /// silent.
     pub(crate) lied: bool,
-    /// GO left, or the destination gave a sign of life, since the operator gave the word that is pending.
+    /// GO was sent, or the destination gave a sign of life, since the operator gave the word that is pending.
     contradicted: bool,
-    /// A word was taken all the same.
+    /// A contradicted word was accepted all the same.
     pub(crate) took_contradicted_word: bool,
 }
 
@@ -126,15 +130,17 @@ impl World {
         Self { source, destination, mutant, lied, contradicted, took_contradicted_word }
     }
 
-    // What must always hold.
+    // Invariants.
 
-    /// Nor one after the other: what ran at the destination has written to disks and spoken to the world, and the source's
-    /// memory knows nothing of it. An operator's false word may do that, where the host that it is about is silent.
+    /// Includes running one after the other: the guest at the destination has written to disks and sent
+    /// packets, and the source's memory lacks all these effects. Only an operator's false word may cause it,
+    /// if the host in question is silent.
     pub(crate) fn both_run(&self) -> bool {
         !self.lied && self.source.guest == GuestHere::Running && self.destination.has_run
     }
 
-    /// A guest that runs on at the source cannot be revived at the destination after a crash: REFUSED is on a disk.
+    /// If a guest runs on at the source, no crash may let the destination revive it: REFUSED must be on a
+    /// disk.
     pub(crate) fn runs_on_unrecorded(&self) -> bool {
         match self.source.journal.last() {
             Some((attempt, RecordKind::Committed)) => {
@@ -145,7 +151,7 @@ impl World {
         }
     }
 
-    /// Whether the journals hold what this letter promises.
+    /// Whether the journals contain what this letter promises.
     pub(crate) fn is_recorded(&self, letter: Letter) -> bool {
         let (here, there) = (&self.source.journal, &self.destination.journal);
         let attempt = letter.attempt;
@@ -153,7 +159,7 @@ impl World {
             Says::Go => here.says(attempt, RecordKind::Committed),
             Says::Prepared => there.says(attempt, RecordKind::Prepared),
             Says::Running => there.says(attempt, RecordKind::Running),
-            // Before it was prepared nobody waits for its word.
+            // Before PREPARED the source does not depend on the destination's record.
             Says::Refused => {
                 !here.says(attempt, RecordKind::Committed) || there.says(attempt, RecordKind::Refused)
             }
@@ -192,7 +198,7 @@ impl World {
         here.is_up && there.is_up && here.to_do.is_none() && there.to_do.is_none()
     }
 
-    // What may happen.
+    // Events.
 
     /// Whether an attempt may begin: the guest runs at the source, and the destination is free.
     pub(crate) fn may_begin(&self) -> bool {
@@ -206,10 +212,11 @@ impl World {
         self.is_idle() && here.guest == GuestHere::Running && ended && free
     }
 
-    /// Connections are made, the destination's RAM is fresh and open, and the first round is on its way.
+    /// Connections are made, the destination's RAM is fresh and open, and the first round is in flight.
     pub(crate) fn begin(&mut self) -> Vec<Letter> {
         let attempt = self.source.attempt.max(self.destination.attempt) + 1;
-        // The journal is opened anew. A COMMITTED in it is of a write that failed, and was there all the same: the guest runs.
+        // The journal is opened anew. A COMMITTED in it is from a write that failed and was recorded all the
+        // same: the guest runs.
         self.source.journal.unsure = false;
         if let Some((last, RecordKind::Committed)) = self.source.journal.last() {
             self.source.journal.write(last, RecordKind::Refused, Outcome::Good);
@@ -225,7 +232,7 @@ impl World {
         self.source.hears() && self.source.state() == Some(SourceState::Running)
     }
 
-    /// The guest is paused; the rest of it and FINAL are sent.
+    /// Pauses the guest; sends the last pages and FINAL.
     pub(crate) fn switch(&mut self) -> Vec<Letter> {
         let here = &mut self.source;
         here.on(SourceEvent::Pausing);
@@ -234,7 +241,7 @@ impl World {
         [Says::WriteLast, Says::Final].map(|says| Letter { attempt: here.attempt, says }).into()
     }
 
-    /// The source's patience ends, or its operator's.
+    /// The patience of the source or of its operator ends.
     pub(crate) fn source_fails(&mut self) {
         let here = &mut self.source;
         let in_doubt = matches!(here.state(), Some(SourceState::AwaitingRunning | SourceState::InDoubt));
@@ -246,12 +253,12 @@ impl World {
         here.on(SourceEvent::Failed);
         if word {
             self.took_contradicted_word |= self.contradicted;
-            // If it ran there, the operator has written that off.
+            // If the guest ran at the destination, the operator has written that off.
             self.destination.has_run &= self.lied;
         }
     }
 
-    /// The destination's patience ends, or its operator's.
+    /// The patience of the destination or of its operator ends.
     pub(crate) fn destination_fails(&mut self) {
         self.destination.on(DestinationEvent::Failed);
     }
@@ -265,7 +272,7 @@ impl World {
         !self.destination.is_up && self.destination.guest == GuestThere::None
     }
 
-    /// The driver's act begins: the destination is asked, and its silence awaited.
+    /// The driver begins to check the word: it asks the destination and waits out its silence.
     pub(crate) fn fence_destination(&mut self) {
         self.lied |= !self.is_destination_off();
         self.contradicted = false;
@@ -328,7 +335,7 @@ impl World {
         }
     }
 
-    /// A letter arrives. What it makes the machine want is done next.
+    /// A letter arrives. The machine's action is carried out next.
     pub(crate) fn deliver(&mut self, letter: Letter) -> Vec<Letter> {
         let of = attempt_id(letter.attempt);
         if letter.is_to_source() && letter.attempt == self.source.attempt {
@@ -359,7 +366,7 @@ impl World {
         Vec::new()
     }
 
-    /// The network card takes a write whether or not any process hears of it.
+    /// The network card takes a write whether or not any process reads messages.
     pub(crate) fn can_take(&self, letter: Letter) -> bool {
         match letter.says {
             Says::WriteOld | Says::WriteLast => self.destination.open_to == Some(letter.attempt),
@@ -368,7 +375,7 @@ impl World {
         }
     }
 
-    /// What may come of that which the source is to do.
+    /// The possible outcomes of the source's next action.
     pub(crate) fn source_outcomes(&self) -> &'static [Outcome] {
         match self.source.to_do {
             Some(SourceAction::Record(_)) => &[Outcome::Good, Outcome::Bad, Outcome::BadButWritten],
@@ -387,7 +394,7 @@ impl World {
         }
     }
 
-    /// The source does what it is to do.
+    /// Carries out the source's next action.
     pub(crate) fn source_does(&mut self, outcome: Outcome) -> Vec<Letter> {
         let here = &mut self.source;
         let Some(action) = here.to_do.take() else { return Vec::new() };
@@ -428,7 +435,7 @@ impl World {
         }
     }
 
-    /// The destination does what it is to do.
+    /// Carries out the destination's next action.
     pub(crate) fn destination_does(&mut self, outcome: Outcome) -> Vec<Letter> {
         use {DestinationAction as Do, DestinationEvent as E};
         let verifies_early = self.mutant == Some(Mutant::VerifyBeforeRevoke);
@@ -480,8 +487,9 @@ impl World {
         Vec::new()
     }
 
-    /// From here on nothing fails and no letter is lost: the hosts start again, all that is wanted is done and all that is
-    /// said is heard, and whoever waits for what will not come gives up; the destination last, as it has the longest patience.
+    /// From now on nothing fails and no letter is lost. The hosts restart, all actions are carried out, all
+    /// letters arrive, and a host that waits in vain gives up; the destination last, because it has the
+    /// longest patience.
     pub(crate) fn heal(&mut self) {
         for _ in 0..100 {
             let letters = if !self.source.is_up {
@@ -510,7 +518,7 @@ impl World {
     }
 
     fn settle_letters(&mut self, letter: Letter) {
-        // Whoever is busy is done with it first.
+        // A busy host finishes its actions first.
         let mut sent = Vec::new();
         while letter.is_to_source() && self.source.to_do.is_some() {
             sent.extend(self.source_does(Outcome::Good));
