@@ -150,13 +150,13 @@ impl Plain {
 /// The length of a frame.
 const PIECE: usize = 4 << 20;
 
-/// A stream whose far end reads `bytes` bytes into a buffer as large.
+/// A stream with a far end that reads `bytes` bytes into a buffer as large.
 fn reading(bytes: usize) -> Stream {
     let mut into = vec![1; bytes];
     Stream::new(move |socket| into.chunks_mut(PIECE).try_for_each(|piece| socket.read_exact(piece)))
 }
 
-/// A connection over loopback whose far end receives one pass after another and answers each with a byte.
+/// A connection over loopback; its far end receives one pass after another and answers each with a byte.
 struct Stream {
     near: Option<TcpStream>,
     far: Option<JoinHandle<()>>,

@@ -41,7 +41,7 @@ pub(crate) struct DowntimeArgs {
     /// A folder in memory, for journals that cost nothing
     #[arg(long, default_value = "/dev/shm", value_name = "DIR")]
     in_memory: PathBuf,
-    /// A folder on the disk whose journals are measured
+    /// A folder for journals on the disk to measure
     #[arg(long, default_value = ".", value_name = "DIR")]
     on_disk: PathBuf,
     /// The `sterna` command [default: the one beside this program]

@@ -4,7 +4,7 @@ use sterna::memory::{GuestRam, PAGE_LEN, PageRun};
 use vm_memory::bitmap::NewBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// RAM whose pages were never touched.
+/// RAM without any touched page.
 ///
 /// # Panics
 /// If the host lacks the memory.
@@ -13,7 +13,7 @@ pub fn untouched<B: NewBitmap>(len_bytes: usize) -> GuestMemoryMmap<B> {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), len_bytes)]).expect("the memory can be reserved")
 }
 
-/// RAM whose pages are all allocated: each begins with `word`, the rest is zero.
+/// RAM with all its pages allocated: each begins with `word`, the rest is zero.
 ///
 /// Pages that are only reserved would all be read from one page of zeros, which measures nothing.
 ///

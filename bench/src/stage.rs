@@ -21,7 +21,7 @@ pub struct Stage<'criterion> {
 }
 
 impl<'criterion> Stage<'criterion> {
-    /// A stage whose limit takes `limit_bytes` bytes a pass.
+    /// A stage with a limit of `limit_bytes` bytes a pass.
     pub fn new(
         criterion: &'criterion mut Criterion,
         name: impl Into<String>,

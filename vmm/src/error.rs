@@ -11,7 +11,7 @@ pub enum MachineError {
     #[error("this machine cannot be: {0}")]
     Config(String),
 
-    /// There is no /dev/kvm.
+    /// The host has no /dev/kvm.
     #[error(
         "no /dev/kvm on this host: enable virtualization in the firmware, then `modprobe kvm_intel` or \
          `modprobe kvm_amd`; without KVM a synthetic machine still runs"

@@ -261,7 +261,7 @@ pub trait Machine: Send + Sync + Debug {
     /// [`MachineError::WrongPhase`] unless paused; [`MachineError::Kvm`].
     fn save(&self) -> Result<Vec<u8>, MachineError>;
 
-    /// Loads a saved state into a fresh machine whose RAM already holds the guest's memory, and leaves the
+    /// Loads a saved state into a fresh machine with the guest's memory already in its RAM, and leaves the
     /// machine paused. All possible checks precede the first change. After an error the machine is still
     /// fresh and may be loaded again.
     ///

@@ -27,7 +27,7 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Reserves RAM and touches none of it.
+    /// Reserves RAM without touching it.
     pub(crate) fn new(config: MachineConfig) -> Result<Self, MachineError> {
         validate(&config)?;
         let memory = guest_ram(&config)?;

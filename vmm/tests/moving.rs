@@ -49,8 +49,8 @@ fn a_guest_with_memory_above_the_hole_moves() {
     }
 }
 
-/// The timers' state is in the local APIC, in model specific registers, in PIC and PIT. A vCPU whose timer is
-/// lost sleeps for ever.
+/// The timers' state is in the local APIC, in model specific registers, in PIC and PIT. A vCPU that has lost
+/// its timer sleeps for ever.
 #[test]
 fn timers_go_on_after_the_move() {
     let Some(new) = kvm() else { return };

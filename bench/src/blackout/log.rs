@@ -1,4 +1,4 @@
-//! A dirty log like KVM's: slots of 64 GiB, whose bitmaps are copied one at a time.
+//! A dirty log like KVM's: slots of 64 GiB, with bitmaps that are copied one at a time.
 
 use std::sync::{Mutex, PoisonError};
 

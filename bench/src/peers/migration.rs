@@ -26,7 +26,7 @@ impl Load {
     }
 }
 
-/// A migration that ended and whose memory was found equal.
+/// A migration that ended, with equal memory at both ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Migration {
     /// By the program's own report, set-up included.

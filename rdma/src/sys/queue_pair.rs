@@ -108,7 +108,8 @@ impl QueuePair {
             self.keep(region);
         }
         let mut first_refused: *mut ibv_send_wr = ptr::null_mut();
-        // SAFETY: the chain ends in null; its requests point at live segments whose regions were just kept.
+        // SAFETY: the chain ends in null; its requests point at live segments, and the queue pair just kept
+        // their regions.
         let result = requests.with_chain(|head| unsafe { self.post_send(head, &raw mut first_refused) });
         let outcome = result.map_err(|source| {
             let posted = if first_refused.is_null() { 0 } else { requests.index_of(first_refused) };
@@ -134,7 +135,7 @@ impl QueuePair {
         request.wr.remote_addr = transfer.remote_address;
         request.wr.rkey = transfer.remote_key;
         let mut refused = ptr::null_mut();
-        // SAFETY: one request, whose segment lives through the call and whose region was just kept.
+        // SAFETY: one request; its segment lives through the call, and its region was just kept.
         unsafe { self.post_send(&raw mut request, &raw mut refused) }
     }
 
@@ -172,7 +173,7 @@ impl QueuePair {
     }
 
     /// # Safety
-    /// `head` must be a chain of initialised requests that ends in null, whose segments live through the call
+    /// `head` must be a chain of initialised requests that ends in null; their segments live through the call
     /// and lie in regions that this queue pair keeps.
     unsafe fn post_send(
         &self,

@@ -165,7 +165,7 @@ pub(super) fn blank_request(opcode: std::ffi::c_uint) -> ibv_send_wr {
     }
 }
 
-/// The first element of a box, whose ownership passes to the caller.
+/// The first element of a box; its ownership passes to the caller.
 fn owned_pointer<T>(slice: *mut [T]) -> NonNull<T> {
     NonNull::new(slice.cast::<T>()).expect("Box::into_raw never returns null")
 }

@@ -57,8 +57,8 @@ pub(crate) const NEXT_BEAT: u64 = 0xd8;
 pub(crate) const NO_PAGE: u64 = u64::MAX;
 
 /// The length of a tick. The first is for vCPU 0 of a guest that writes at a rate: its beats show how much
-/// the guest is slowed and how long it stood still. The second is for all other vCPUs, whose beats only show
-/// that they live: an idle guest should cost its host next to nothing.
+/// the guest is slowed and how long it stood still. The second is for all other vCPUs: their beats only show
+/// that they live, and an idle guest should cost its host next to nothing.
 const TICK_US: u64 = 2_000;
 const QUIET_TICK_US: u64 = 10_000;
 /// More pages a tick than any host can write; keeps the fixed-point arithmetic in range.

@@ -26,7 +26,7 @@ pub(crate) const PAGE_TABLES: u64 = 0x10_0000;
 
 pub(crate) const VCPUS_MAX: u8 = 64;
 pub(crate) const MEMORY_BYTES_MIN: u64 = 16 << 20;
-/// One PML4 entry maps 512 GiB, and the hole takes one of them.
+/// One PML4 entry maps 512 GiB, and the hole takes one GiB.
 pub(crate) const MEMORY_BYTES_MAX: u64 = 511 * GIB;
 
 pub(crate) const GIB: u64 = 1 << 30;

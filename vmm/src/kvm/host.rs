@@ -88,7 +88,7 @@ pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> Result<(), MachineError>
 }
 
 /// CPUID for the guest: all that KVM supports, plus the features of the in-kernel local APIC, minus features
-/// whose state is not saved.
+/// without saved state.
 pub(crate) fn guest_cpuid(kvm: &Kvm) -> Result<CpuId, MachineError> {
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE: u32 = 1 << 24;

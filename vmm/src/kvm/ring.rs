@@ -2,7 +2,7 @@
 //!
 //! Linux, Documentation/virt/kvm/api.rst, KVM_CAP_DIRTY_LOG_RING_ACQ_REL. The kernel makes an entry *dirty*,
 //! the VMM makes it *to be reset*, and `KVM_RESET_DIRTY_RINGS` returns it to the kernel, which then tracks
-//! the page again. A vCPU whose ring is nearly full leaves the guest until the VMM has made room.
+//! the page again. A vCPU with a nearly full ring leaves the guest until the VMM has made room.
 //!
 //! A kernel that interprets guests may check too late and overwrite entries that the VMM has not taken.
 //! `collect` detects this, and then all pages count as written.
@@ -65,7 +65,7 @@ pub(super) fn enable(vm: &VmFd, entries: u32) -> Result<(), MachineError> {
 ///
 /// KVM tracks pages from [`watch`](Self::watch) to [`forget`](Self::forget). [`collect`](Self::collect) marks
 /// the pages written so far in the software bitmap of [`Machine::memory`](crate::Machine::memory), and KVM
-/// tracks them again when it returns. A vCPU whose ring is full does the same by itself. So a caller that
+/// tracks them again when it returns. A vCPU with a full ring does the same by itself. So a caller that
 /// empties the software bitmap after `collect` may read the pages at once.
 #[derive(Debug)]
 pub struct DirtyRings {
@@ -170,8 +170,8 @@ impl DirtyRings {
         self.times_overrun.load(Ordering::Relaxed)
     }
 
-    /// Holds the lock until all pages are marked: a thread that waited for the lock finds every page marked
-    /// whose entry has left a ring.
+    /// Holds the lock until all pages are marked: a thread that waited for the lock finds a mark for every
+    /// entry that has left a ring.
     fn collect_from(&self, all: &mut Rings, index: usize) -> io::Result<u64> {
         let Rings { rings, collected } = all;
         let ring = &mut rings[index];
@@ -209,7 +209,7 @@ impl DirtyRings {
         })
     }
 
-    /// Pages whose entries are lost are not tracked any more, and their numbers are unknown.
+    /// KVM does not track the pages of lost entries any more, and their numbers are unknown.
     fn count_all_as_written(&self) -> io::Result<()> {
         if self.watched.load(Ordering::Relaxed) {
             self.set_flags(0)?;

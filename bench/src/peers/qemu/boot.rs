@@ -30,7 +30,7 @@ const DATA: u16 = 0x10;
 const GDT: usize = 0x100;
 const GDTR: usize = GDT + 24;
 
-/// The sector for a guest whose RAM ends at `ram_end`. The guest then writes `loop_bytes` over and over;
+/// The sector for a guest with RAM up to `ram_end`. The guest then writes `loop_bytes` over and over;
 /// with `None` it halts.
 pub(super) fn sector(ram_end: u32, loop_bytes: Option<u32>) -> [u8; 512] {
     let mut code = Vec::new();

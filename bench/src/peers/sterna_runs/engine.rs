@@ -28,7 +28,7 @@ pub(crate) struct Lanes {
     pub(crate) lanes: u8,
 }
 
-/// RAM of the guest whose rounds are timed.
+/// RAM of the guest in the timed rounds.
 pub(crate) const LANES_RAM_BYTES: u64 = 256 << 20;
 
 /// The number of timed rounds of each kind, all in memory that is registered and touched.
@@ -36,7 +36,7 @@ pub(crate) fn lane_rounds(setup: &Setup) -> usize {
     if setup.quick { 2 } else { 4 }
 }
 
-/// Moves a guest whose log lists all pages in some rounds and every second page in others.
+/// Moves a guest with a log that lists all pages in some rounds and every second page in others.
 pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>) -> Result<Lanes, Failure> {
     let rounds = lane_rounds(setup);
     let kinds = [Pages::All, Pages::EverySecond];
@@ -86,7 +86,7 @@ pub(crate) fn own_cpu_s_per_gib(setup: &Setup) -> Result<f64, Failure> {
 /// A profile consists of samples, a hundred a second where the kernel's ticks are that long.
 const PROFILED_BYTES_MIN: u64 = 3 << 30;
 
-/// Moves a guest whose RAM is zeros by RDMA; returns an upper bound of the MB that left this machine's
+/// Moves a guest with zeroed RAM by RDMA; returns an upper bound of the MB that left this machine's
 /// interfaces meanwhile.
 pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Zeros)?;
