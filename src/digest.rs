@@ -1,8 +1,8 @@
 //! Digests of guest RAM, by which the two ends compare it.
 //!
-//! RAM is hashed in blocks of [`BLOCK_PAGES`] with BLAKE3. Pages that were never touched count as zeros without being
-//! touched, so that comparing a large, mostly empty guest costs neither time nor memory. Only of a paused guest do digests
-//! mean anything.
+//! RAM is hashed in blocks of [`BLOCK_PAGES`] with BLAKE3. Pages that were never touched count as zeros and
+//! stay untouched, so that comparing a large, mostly empty guest costs neither time nor memory. Digests are
+//! meaningful only for a paused guest, or for blocks that are not written to meanwhile.
 
 use rayon::prelude::*;
 

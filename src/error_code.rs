@@ -1,4 +1,4 @@
-//! Codes of errors: stable names, where the texts may change.
+//! Stable codes of errors, for texts that may change.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use strum::{EnumMessage, IntoEnumIterator};
 
 /// The code of an error, as `area.name`: `transport.no-device`.
 ///
-/// A code stays the same from version to version, so it is what programs match that see errors as text or JSON. `docs/errors.md`
-/// lists all of them.
+/// A code stays the same from version to version, so programs that see errors as text or JSON match on it.
+/// `docs/errors.md` lists all codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ErrorCode {
     area: &'static str,
@@ -15,24 +15,24 @@ pub struct ErrorCode {
 }
 
 impl ErrorCode {
-    /// Of this name in this area.
+    /// A code from its two parts.
     pub(crate) fn new(area: &'static str, name: &'static str) -> Self {
         Self { area, name }
     }
 
-    /// What failed: the first part.
+    /// The first part: which area failed.
     #[must_use]
     pub fn area(self) -> &'static str {
         self.area
     }
 
-    /// How it failed, within its area: the second part.
+    /// The second part: how it failed.
     #[must_use]
     pub fn name(self) -> &'static str {
         self.name
     }
 
-    /// Every code there is, with its meaning in a sentence; in the order of areas, and within one of the enum.
+    /// Every code with its meaning in a sentence; ordered by area, and within an area as in the enum.
     #[must_use]
     pub fn all() -> Vec<(Self, &'static str)> {
         [
@@ -69,7 +69,7 @@ impl fmt::Display for ErrorCode {
     }
 }
 
-/// The codes of one enum's variants, but of those whose code is that of the error in them.
+/// The codes of one enum's variants, without the variants that take the code of an inner error.
 pub(crate) fn codes_of<K>(area: &'static str, passed_on: &[K]) -> Vec<(ErrorCode, &'static str)>
 where
     K: IntoEnumIterator + EnumMessage + PartialEq + Into<&'static str> + Copy,
@@ -80,11 +80,12 @@ where
         .collect()
 }
 
-/// Gives an error enum its codes: `area.` and the variant's name. A variant that is `via` another error has that one's code.
+/// Gives an error enum its codes: `area.` and the variant's name. A variant that is `via` another error has
+/// the code of that error.
 macro_rules! coded {
     ($error:ident, $kinds:ident, $area:literal $(, via $($inner:ident),+)?) => {
         impl $error {
-            /// The code of what failed.
+            /// The stable code of this error.
             #[must_use]
             pub fn code(&self) -> $crate::error_code::ErrorCode {
                 match self {

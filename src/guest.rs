@@ -1,4 +1,4 @@
-//! What the engine needs of a VMM.
+//! The interface between the engine and a VMM.
 
 use std::error::Error;
 use std::fmt;
@@ -11,99 +11,102 @@ use crate::panics::{Panicked, caught};
 use crate::saved_state::{SectionError, StateReader, StateWriter};
 use crate::wire::Refusal;
 
-/// What both ends ask of a guest in the hands of a VMM.
+/// What both ends need from a VMM for a guest.
 ///
-/// A VMM implements this and [`SourceGuest`] for a guest that leaves, this and [`DestinationGuest`] for one that
-/// arrives; a VMM in which a guest may do both has one type with all three. Nothing has a default: what a VMM forgot
-/// should not compile.
+/// A VMM implements this and [`SourceGuest`] for a guest that leaves, this and [`DestinationGuest`] for one
+/// that arrives; a VMM with guests that may do both has one type with all three. No method has a default, so
+/// a missing one does not compile.
 ///
-/// The VMM may be another process: RAM then is a file that both map
-/// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by what that process says
-/// ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) is for its failures), and calls whose answer was lost are
-/// [`RunOutcome::Unknown`].
+/// The VMM may be another process. Then RAM is a file that both processes map
+/// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by messages of that
+/// process ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) reports its failures), and a call with a lost
+/// answer returns [`RunOutcome::Unknown`].
 pub trait Guest: Send + Sync {
     /// The guest's name on this host, at most 128 bytes.
     fn name(&self) -> &str;
 
     /// A view of all of its RAM. It may be mapped from a memfd of another process.
     ///
-    /// From this call until the migration is over, none of it may be discarded or mapped anew, as by a balloon: RDMA
-    /// hardware would go on reading the pages that were mapped before.
+    /// From this call until the migration is over, no part of RAM may be discarded or remapped, such as by a
+    /// balloon: RDMA hardware would go on reading the pages that were mapped before.
     ///
-    /// At the source it is asked for again after each round and, once the guest is paused and its state saved, before
-    /// anything counts on it: a migration fails if memory was plugged, unplugged or replaced meanwhile.
+    /// At the source the engine calls it again after each round and, once the guest is paused and its state
+    /// saved, before it relies on the memory: a migration fails if memory was plugged, unplugged or replaced
+    /// meanwhile.
     ///
     /// # Errors
     /// The VMM's own.
     fn ram(&self) -> Result<GuestRam, GuestError>;
 
-    /// The latest sign of life of the guest itself, if it gives any. It measures the downtime that the guest sees.
+    /// The guest's latest heartbeat, if it sends any. It measures the downtime that the guest sees.
     fn heartbeat(&self) -> Option<Heartbeat>;
 }
 
 /// A running guest that is to leave.
 ///
-/// The engine calls, in this order: [`details`](Self::details), [`ram`](Guest::ram), [`dirty_log`](Self::dirty_log),
-/// [`throttle`](Self::throttle) any number of times, [`pause`](Self::pause), [`save`](Self::save); and
-/// [`resume`](Self::resume) if the attempt fails after `pause` was called. Once [`migrate`](crate::source::migrate) has
-/// returned a report, the VMM destroys the guest.
+/// The engine calls, in this order: [`details`](Self::details), [`ram`](Guest::ram),
+/// [`dirty_log`](Self::dirty_log), [`throttle`](Self::throttle) any number of times, [`pause`](Self::pause),
+/// [`save`](Self::save); and [`resume`](Self::resume) if the attempt fails after `pause` was called. Once
+/// [`migrate`](crate::source::migrate) has returned a report, the VMM destroys the guest.
 pub trait SourceGuest: Guest {
-    /// What a [`GuestHost`] at the destination needs to make the same machine: vCPUs, devices, CPU features. The format
-    /// is the VMM's own, the length at most 256 KiB. RAM is described by [`ram`](Guest::ram).
+    /// What a [`GuestHost`] at the destination needs to build the same machine: vCPUs, devices, CPU features.
+    /// The format is the VMM's own, the length at most 256 KiB. [`ram`](Guest::ram) describes RAM.
     ///
     /// # Errors
     /// The VMM's own.
     fn details(&self) -> Result<Vec<u8>, GuestError>;
 
-    /// The record of *all* writes to RAM: those of the vCPUs, of the VMM and of its devices. For a KVM guest usually
-    /// [`EitherLog`](crate::dirty::EitherLog) of a [`KvmLog`](crate::dirty::KvmLog) and a
+    /// The record of *all* writes to RAM: those of the vCPUs, of the VMM and of its devices. For a KVM guest
+    /// usually [`EitherLog`](crate::dirty::EitherLog) of a [`KvmLog`](crate::dirty::KvmLog) and a
     /// [`SoftwareLog`](crate::dirty::SoftwareLog).
     ///
     /// # Errors
     /// The VMM's own.
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError>;
 
-    /// Slows the vCPUs by so many percent of their time, 0 to 99; 0 takes effect at once.
+    /// Slows the vCPUs by this percentage of their time, 0 to 99; 0 takes effect at once.
     ///
     /// # Errors
     /// The VMM's own; the migration goes on without throttling.
     fn throttle(&self, percent: u8) -> Result<(), GuestError>;
 
-    /// Stops all vCPUs, and devices from touching RAM. Once it returns, RAM changes no more, except by
+    /// Stops all vCPUs, and stops devices from accessing RAM. Once it returns, RAM changes no more, except by
     /// [`save`](Self::save).
     ///
     /// # Errors
     /// The VMM's own. The guest may be paused or not: the engine calls [`resume`](Self::resume).
     fn pause(&self) -> Result<(), GuestError>;
 
-    /// Writes the state of vCPUs and devices of the paused guest, as named sections in the VMM's own formats. It may write
-    /// to RAM: the dirty log is harvested again afterwards.
+    /// Writes the state of vCPUs and devices of the paused guest, as named sections in the VMM's own formats.
+    /// It may write to RAM: the dirty log is harvested again afterwards.
     ///
-    /// What is written is sent at once, so a VMM need not have its state in one piece. A write waits where the link is
-    /// slower than the VMM, and fails where the state becomes longer than
-    /// [`Options::state_max_bytes`](crate::source::Options) and the destination allow: the attempt ends then, whatever
-    /// this returns, and the guest runs on.
+    /// The engine sends the state as it is written, so a VMM need not have it in one piece. A write waits if
+    /// the link is slower than the VMM, and fails if the state becomes longer than
+    /// [`Options::state_max_bytes`](crate::source::Options) and the destination allow: then the attempt ends,
+    /// whatever this returns, and the guest runs on.
     ///
     /// # Errors
     /// The VMM's own, or that of a write.
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError>;
 
-    /// Lets the guest run on after a failed attempt. The guest is usually paused; after an error of
-    /// [`pause`](Self::pause) it may still run, and goes on.
+    /// Resumes the guest after a failed attempt. The guest is usually paused; after an error of
+    /// [`pause`](Self::pause) it may still run, and continues.
     ///
     /// # Errors
-    /// The VMM's own: the guest stays paused. A VMM that cannot tell returns [`RunOutcome::Unknown`] instead.
+    /// The VMM's own: the guest stays paused. A VMM that does not know returns [`RunOutcome::Unknown`]
+    /// instead.
     fn resume(&self) -> Result<RunOutcome, GuestError>;
 }
 
-/// A guest that arrives, in a machine that a [`GuestHost`] made and that has never run.
+/// A guest that arrives, in a machine that a [`GuestHost`] built and that has never run.
 ///
-/// The engine calls [`ram`](Guest::ram), [`load`](Self::load) and [`start`](Self::start) in this order. After a failure,
-/// whichever of them was the last, it calls [`discard`](Self::discard); after a panic of the VMM it may only drop the
-/// guest.
+/// The engine calls [`ram`](Guest::ram), [`load`](Self::load) and [`start`](Self::start) in this order. After
+/// a failure in any of these calls, it calls [`discard`](Self::discard); after a panic of the VMM it may only
+/// drop the guest.
 pub trait DestinationGuest: Guest {
-    /// Puts a saved state into the machine. The state comes from a peer: bound and check everything. What was read of it
-    /// is freed. A section that is left unread is an error, also if this returns `Ok`.
+    /// Loads a saved state into the machine. The state comes from a peer: bound and check everything. The
+    /// engine frees the parts that were read. A section that is left unread is an error, even if this returns
+    /// `Ok`.
     ///
     /// # Errors
     /// The VMM's own; the machine will not be started. Name the section that is unknown or missing, as
@@ -111,70 +114,73 @@ pub trait DestinationGuest: Guest {
     /// [`StateReader::section`](StateReader::section) do.
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError>;
 
-    /// Lets the loaded guest run. It is called at most once, after the source gave the guest away.
+    /// Starts the loaded guest. Called at most once, after the source handed the guest over.
     ///
     /// # Errors
-    /// The VMM's own. An error promises that no vCPU has run and none will: the source hears so, and runs the guest on.
-    /// A VMM that cannot promise that returns [`RunOutcome::Unknown`]: the guest then stays with this host.
+    /// The VMM's own. An error promises that no vCPU has run and none will: the destination reports that to
+    /// the source, which resumes the guest. A VMM that cannot promise that returns [`RunOutcome::Unknown`]:
+    /// the guest then stays with this host.
     fn start(&self) -> Result<RunOutcome, GuestError>;
 
-    /// Frees the machine, which is not to run on this host.
+    /// Frees the machine, which will not run on this host.
     ///
     /// # Errors
-    /// The VMM's own: the machine may still exist. It is logged, and the source hears nothing from this side: it finds
-    /// out by itself that the attempt is over.
+    /// The VMM's own: the machine may still exist. The error is logged, and this side does not report it to
+    /// the source, which detects by itself that the attempt is over.
     fn discard(self) -> Result<(), GuestError>
     where
         Self: Sized;
 }
 
-/// Whether a guest runs after it was told to.
+/// Whether a guest runs after a request to run it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// It runs.
+    /// The guest runs.
     Running,
-    /// It may run or not, and only its VMM can tell: as when that is another process, and its answer was lost.
+    /// The guest may run or not, and only its VMM knows: for example, if the VMM is another process and its
+    /// answer was lost.
     Unknown {
-        /// Why that is not known.
+        /// Why that is unknown.
         reason: String,
     },
 }
 
-/// Makes the machines for guests that arrive.
+/// Builds the machines for guests that arrive.
 pub trait GuestHost {
     /// The machine.
     type Guest: DestinationGuest;
 
-    /// Makes the machine, with all of its RAM reserved and none of it touched, or says why not.
+    /// Builds the machine, with all of its RAM reserved and none touched, or refuses with a reason.
     ///
-    /// `proposal` comes from a peer. Names in it may be matched against what this host knows, never opened as files.
+    /// `proposal` comes from a peer. Names in it may be matched against names known to this host, but never
+    /// opened as files.
     ///
     /// # Errors
-    /// A [`Refusal`], which the source's operator reads.
+    /// A [`Refusal`], which is shown to the source's operator.
     fn prepare(&self, proposal: &Proposal<'_>) -> Result<Self::Guest, Refusal>;
 }
 
-/// A guest that wants to come.
+/// A guest that a source offers.
 #[derive(Clone, Copy, Debug)]
 pub struct Proposal<'hello> {
     /// Its name.
     pub name: &'hello str,
-    /// Where its RAM is and how large.
+    /// The layout of its RAM.
     pub ram: &'hello crate::memory::RamLayout,
     /// What [`SourceGuest::details`] returned at the source, at most 256 KiB.
     pub details: &'hello [u8],
 }
 
-/// A guest's sign of life.
+/// A guest's heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// How many there have been since the guest first started, at whatever host.
+    /// How many heartbeats it has sent since it first started, at any host.
     pub count: u64,
-    /// How long ago the last one was.
+    /// Time since the last one.
     pub age: Duration,
 }
 
-/// Discards a guest; whether the VMM did so.
+/// Discards a guest; returns whether the VMM did so.
 pub(crate) fn discard<G: DestinationGuest>(guest: G) -> bool {
     let why = match caught(|| guest.discard()) {
         Ok(Ok(())) => return true,
@@ -185,7 +191,7 @@ pub(crate) fn discard<G: DestinationGuest>(guest: G) -> bool {
     false
 }
 
-/// The latest heartbeat. It is a measurement, so a VMM that panics over it goes without.
+/// The latest heartbeat. It is only a measurement, so a panic of the VMM counts as no heartbeat.
 pub(crate) fn heartbeat_of(guest: &dyn Guest) -> Option<Heartbeat> {
     caught(|| guest.heartbeat()).unwrap_or_else(|Panicked(text)| {
         tracing::error!("the VMM panicked when it was asked for the guest's heartbeat: {text}");
@@ -203,7 +209,7 @@ impl GuestError {
         Self(error.into())
     }
 
-    /// The VMM's error, to be downcast by who knows its type.
+    /// The VMM's error, for a caller that downcasts to its type.
     #[must_use]
     pub fn inner(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.0

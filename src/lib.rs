@@ -1,14 +1,15 @@
-//! Live migration of KVM guests: by one-sided RDMA writes out of the source's guest RAM straight into the destination's,
-//! or over TCP where there is no RDMA.
+//! Live migration of KVM guests: by one-sided RDMA writes from the source's guest RAM straight into the
+//! destination's, or over TCP without RDMA.
 //!
 //! # Embedding
 //!
 //! A VMM implements [`Guest`](guest::Guest) for its machine, with [`SourceGuest`](guest::SourceGuest) and
-//! [`DestinationGuest`](guest::DestinationGuest) for the two ends, and [`GuestHost`](guest::GuestHost) for whatever makes one; then
-//! it calls [`migrate`](source::migrate) at the source and [`Receiver::receive`](destination::Receiver::receive) at the
-//! destination. Two programs show that: `examples/embed_kvm.rs` is a VMM of 200 lines that moves its guest, and
-//! `examples/external_memory.rs` moves a guest whose VMM is another process. The adapter of the `sterna` command to its own small VMM,
-//! `src/cli/machine.rs`, does all that a VMM can.
+//! [`DestinationGuest`](guest::DestinationGuest) for the two ends, and [`GuestHost`](guest::GuestHost) for
+//! building machines. Then it calls [`migrate`](source::migrate) at the source and
+//! [`Receiver::receive`](destination::Receiver::receive) at the destination. Two programs show that:
+//! `examples/embed_kvm.rs` is a VMM of 200 lines that moves its guest, and `examples/external_memory.rs`
+//! moves a guest of a VMM in another process. The adapter of the `sterna` command to its own small VMM,
+//! `src/cli/machine.rs`, uses the whole interface.
 //!
 //! ```no_run
 //! # fn example(guest: &dyn sterna::guest::SourceGuest) -> Result<(), Box<dyn std::error::Error>> {
@@ -16,22 +17,22 @@
 //! use sterna::state::{HostState, StorageCheck};
 //!
 //! let state = HostState::in_folder("/var/lib/my-vmm".as_ref(), StorageCheck::Refuse)?;
-//! // Before the guest starts: its name is taken on this host, and no guest of that name is known to run elsewhere.
+//! // Before the guest starts: claim its name on this host, and check that it does not run elsewhere.
 //! let claim = state.start(guest.name(), false)?;
-//! // ... start the guest, and when it is to move:
+//! // ... start the guest; later, to migrate it:
 //! let report = migrate(guest, &claim, "host-b:7837", &Options::default(), &())?;
 //! println!("it runs at host-b, after a downtime of {} ms", report.downtime_ms);
-//! // Now destroy the machine: it is host-b's.
+//! // Now destroy the machine: host-b owns the guest.
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! A VMM on a host with RDMA calls [`load_ahead`](transport::rdma::load_ahead) when it starts, so that no migration waits for the
-//! drivers to be loaded.
+//! A VMM on a host with RDMA calls [`load_ahead`](transport::rdma::load_ahead) when it starts, so that no
+//! migration waits for the drivers to load.
 //!
 //! # Rooms
 //!
-//! A page's way through the house is one line with no turning back:
+//! A page takes one path through the modules, and never back:
 //!
 //! ```text
 //! KVM log → bitmap words → page runs → (zero test) → lane → queue pair → destination RAM
@@ -39,21 +40,21 @@
 //!
 //! | room | |
 //! |---|---|
-//! | [`guest`] | what the engine needs of a VMM |
+//! | [`guest`] | the interface between the engine and a VMM |
 //! | [`source`], [`destination`] | the five steps of a migration, at either end |
-//! | [`session`] | what guests and files share: the link, one pass over the pages, cancelling |
+//! | [`session`] | shared by guests and files: the link, one pass over the pages, cancelling |
 //! | [`image`] | a file instead of a guest: memory images, over the same lanes |
-//! | [`memory`] | guest RAM as the engine sees it: regions, page runs, holes |
+//! | [`memory`] | guest RAM as the engine accesses it: regions, page runs, holes |
 //! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
 //! | [`transport`] | how pages travel: RDMA, TCP |
-//! | [`control`], [`wire`] | what two hosts say to each other: the connection, and the words |
+//! | [`control`], [`wire`] | the control connection, and the protocol's messages |
 //! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
-//! | [`saved_state`] | the saved state of vCPUs and devices on its way |
+//! | [`saved_state`] | the saved state of vCPUs and devices in transit |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
-//! | [`handover`], [`state`], [`lock`] | who owns the VM, what a host must not forget of that, and an arbiter |
-//! | [`preflight`] | what this machine has, and what mends what it lacks |
-//! | [`verify`] | whether what arrived is what the source has |
-//! | [`progress`] | what a migration tells, and its report |
+//! | [`handover`], [`state`], [`lock`] | who owns the VM, the host's durable records, and an arbiter |
+//! | [`preflight`] | what this machine has, and how to fix what it lacks |
+//! | [`verify`] | whether the memory that arrived is the source's |
+//! | [`progress`] | events of a migration, and its report |
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("Sterna migrates KVM guests, which needs Linux on a 64-bit machine");

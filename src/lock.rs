@@ -1,16 +1,20 @@
-//! An arbiter between two hosts: a file on storage that both see, and that only who runs the guest has locked.
+//! An arbiter between two hosts: a file on shared storage, locked by the host that runs the guest.
 //!
-//! The records and the messages of a handover need none. It guards against what they cannot know: an operator's word that is
-//! false, a guest that is started by hand on a third host, a state file that was lost.
+//! The records and the messages of a handover need no arbiter. It guards against what they cannot know: an
+//! operator's word that is false, a guest that is started by hand on a third host, a state file that was
+//! lost.
 //!
-//! The source takes it before the guest starts and gives it up right before GO leaves, once COMMITTED is recorded; the destination
-//! takes it before RUNNING is recorded, or refuses; whoever takes the guest back takes it first.
+//! The source acquires the lock before the guest starts and releases it right before GO leaves, once
+//! COMMITTED is recorded. The destination acquires it before RUNNING is recorded, or refuses. A source that
+//! takes the guest back acquires the lock first.
 //!
-//! It is a `flock(2)`, which belongs to the open file and so ends with the process, however that ends. What it is worth is up to the file
-//! system. One of this host arbitrates between processes of this host. NFS (where Linux makes a byte-range lock at the server of it),
-//! CephFS, GFS2, OCFS2 and others that carry `flock` arbitrate between hosts; both ends find out beforehand whether it does. An NFS server
-//! takes the lock of a client away that it has not heard of for the time of a lease, and nobody tells the guest there, which runs on: so
-//! with a lease an arbiter is as good as the fencing of who lost it.
+//! The lock is a `flock(2)`, which belongs to the open file and so ends with the process, however the process
+//! ends. Its worth depends on the file system. A local file system arbitrates between processes of this host.
+//! NFS (where Linux turns it into a byte-range lock at the server), CephFS, GFS2, OCFS2 and others that carry
+//! `flock` arbitrate between hosts; both ends check beforehand whether it does. An NFS server revokes the
+//! lock of a client that it has not heard from for the time of a lease, and the guest at that client is not
+//! informed and runs on. So with a lease an arbiter is only as good as the fencing of the host that lost the
+//! lock.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -29,7 +33,8 @@ use thiserror::Error;
 use crate::error_code::coded;
 use crate::wire::LockToken;
 
-/// The lock of one guest, as one host has it. Clones are the same lock, which lasts until it is given up or the last of them goes.
+/// The lock of one guest on one host. Clones are the same lock, which is held until it is released or the
+/// last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Lock(Arc<Inner>);
 
@@ -41,9 +46,9 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Locked.
+    /// The open file while the lock is held.
     file: Option<File>,
-    /// What the file says that it is, once that is known. No other is taken.
+    /// The lock's token from the file, once known. A file with another token is refused.
     token: Option<LockToken>,
 }
 
@@ -57,41 +62,41 @@ struct State {
 )]
 #[non_exhaustive]
 pub enum LockError {
-    /// Somebody else has it.
+    /// Another process holds the lock.
     #[error(
         "the lock {path} is held by another process{by}: the guest may run there. Let that end, or wait for it"
     )]
     Held {
         /// The file.
         path: PathBuf,
-        /// Who took it last, as far as the file tells.
+        /// The process that acquired it last, according to the file.
         by: String,
     },
-    /// A guest runs here without the lock that it was to have.
+    /// A guest runs on this host without its lock.
     #[error("the lock {0} is not held here, where the guest runs: take it before the guest starts")]
     NotHeld(PathBuf),
-    /// It is not the file that the source has locked.
+    /// The lock file is not the one that the source holds.
     #[error(
         "the lock {0} is another file than the source's: both ends need one file, on storage that they share"
     )]
     Other(PathBuf),
-    /// Two can hold it at the same time.
+    /// The lock does not exclude other hosts: two hosts can hold it at the same time.
     #[error(
         "the lock {0} is no arbiter: the source holds it, and it could be taken here all the same. It must be one file on a file \
          system that carries locks between hosts"
     )]
     NoArbiter(PathBuf),
-    /// It is somebody else's file.
+    /// The file is not a lock file of Sterna.
     #[error("{0} is no lock file of sterna, and is left alone: name one that is empty, or does not exist")]
     Foreign(PathBuf),
-    /// The file system refused.
+    /// The file system refused an operation on the lock file.
     #[error("cannot {what} the lock {path}: {error}")]
     Io {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The kernel's answer.
+        /// The kernel's error.
         error: io::Error,
     },
 }
@@ -99,16 +104,16 @@ pub enum LockError {
 coded!(LockError, LockErrorKind, "lock");
 
 impl Lock {
-    /// The lock at this path, which may be another on each host. It is not taken yet.
+    /// The lock at this path, which may differ between hosts. It is not acquired yet.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self(Arc::new(Inner { path: path.into(), state: Mutex::default() }))
     }
 
-    /// Takes it, and makes the file if there is none. Does nothing if it is held here already.
+    /// Acquires the lock, and makes the file if it is missing. Does nothing if this value holds it already.
     ///
     /// # Errors
-    /// [`LockError`]; it is not held then, and the guest must not run here.
+    /// [`LockError`]; the lock is not held then, and the guest must not run on this host.
     pub fn take(&self) -> Result<(), LockError> {
         let mut state = self.state();
         if state.file.is_some() {
@@ -118,7 +123,7 @@ impl Lock {
         if !self.lock(&file)? {
             return Err(self.held(&file));
         }
-        // Somebody may have put another in its place meanwhile, which others would lock.
+        // The file may have been replaced meanwhile, and other processes would lock the new one.
         if !is_at(&file, &self.0.path) {
             return Err(self.failed("lock")(ErrorKind::NotFound.into()));
         }
@@ -130,13 +135,13 @@ impl Lock {
         if state.token.is_some_and(|known| known != token) {
             return Err(LockError::Other(self.0.path.clone()));
         }
-        // For people; it is held all the same.
+        // For messages; the lock is held without it.
         let _ = file.write_all_at(&holder(), HEAD_LEN as u64);
         (state.file, state.token) = (Some(file), Some(token));
         Ok(())
     }
 
-    /// The same, waiting for whoever holds it, for so long.
+    /// As [`take`](Self::take), but waits up to `limit` for the holder to release the lock.
     ///
     /// # Errors
     /// [`LockError`].
@@ -150,17 +155,17 @@ impl Lock {
         }
     }
 
-    /// Gives it up, if it is held: the guest must not run here from now on.
+    /// Releases the lock, if it is held: the guest must not run on this host from now on.
     pub fn give_up(&self) {
         if let Some(file) = self.state().file.take()
             && let Err(error) = rustix::fs::flock(&file, FlockOperation::Unlock)
         {
-            // It ends with the file, which is closed now.
+            // The lock ends with the file, which is closed now.
             tracing::warn!("{}", self.failed("give up")(error.into()));
         }
     }
 
-    /// By what the other side knows it.
+    /// The token by which the other side knows the lock.
     ///
     /// # Errors
     /// [`LockError::NotHeld`].
@@ -170,7 +175,8 @@ impl Lock {
         held.ok_or_else(|| LockError::NotHeld(self.0.path.clone()))
     }
 
-    /// At the destination: finds out whether it is the one that the source holds, and whether that keeps this host from taking it.
+    /// At the destination: checks that it is the source's lock, and that the source's hold keeps this host
+    /// from acquiring it.
     ///
     /// # Errors
     /// [`LockError`].
@@ -194,7 +200,7 @@ impl Lock {
     fn open(&self, make: bool) -> Result<File, LockError> {
         let path = &self.0.path;
         let mut options = OpenOptions::new();
-        // Nothing that is no plain file makes us wait.
+        // Opening something other than a regular file must not block.
         let flags = OFlags::NONBLOCK.bits().cast_signed();
         options.read(true).write(true).create(make).mode(0o660).custom_flags(flags);
         let file = options.open(path).map_err(self.failed("open"))?;
@@ -203,7 +209,7 @@ impl Lock {
         if ours { Ok(file) } else { Err(LockError::Foreign(path.clone())) }
     }
 
-    /// Locks the file; false if somebody else has.
+    /// Locks the file; false if another process holds the lock.
     fn lock(&self, file: &File) -> Result<bool, LockError> {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
@@ -212,7 +218,7 @@ impl Lock {
         }
     }
 
-    /// Which lock the file says that it is; `None` of an empty one.
+    /// The token in the file; `None` if it is empty.
     fn read(&self, file: &File) -> Result<Option<LockToken>, LockError> {
         let len = file.metadata().map_err(self.failed("look at"))?.len();
         if len == 0 {
@@ -231,7 +237,7 @@ impl Lock {
         token.map(Some).ok_or_else(|| LockError::Foreign(self.0.path.clone()))
     }
 
-    /// Makes an empty file a lock, which no other is like; it is locked already.
+    /// Gives an empty, locked file a new token.
     fn name(&self, file: &File) -> Result<LockToken, LockError> {
         let mut token = [0; TOKEN_LEN];
         let random = |error: getrandom::Error| self.failed("name")(io::Error::other(error.to_string()));
@@ -239,7 +245,7 @@ impl Lock {
         let mut head = MAGIC.to_vec();
         token.iter().for_each(|byte| head.extend(format!("{byte:02x}").bytes()));
         head.push(b'\n');
-        // The other host is to see it.
+        // The other host must see it.
         file.write_all_at(&head, 0).and_then(|()| file.sync_all()).map_err(self.failed("write to"))?;
         Ok(LockToken(token))
     }
@@ -247,7 +253,7 @@ impl Lock {
     fn held(&self, file: &File) -> LockError {
         let mut text = vec![0; HOLDER_LEN];
         let len = file.read_at(&mut text, HEAD_LEN as u64).unwrap_or(0);
-        // Whatever is there is shown in a terminal.
+        // The text is shown in a terminal, whatever it contains.
         let by: String = text[..len].iter().map(|&byte| char::from(byte)).filter(|&c| is_plain(c)).collect();
         let by = match by.trim() {
             "" => String::new(),
@@ -261,13 +267,13 @@ impl Lock {
     }
 }
 
-/// Whether a file is the one of this name.
+/// Whether this path refers to the open file.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     file.metadata().map(place).is_ok_and(|opened| fs::metadata(path).map(place).is_ok_and(|at| at == opened))
 }
 
-/// Who takes it, for people: of the length that it always has, as another is there already.
+/// The holder, for messages: padded to a fixed length, to replace the previous text.
 fn holder() -> Vec<u8> {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let mut text = format!("process {} on {}", process::id(), host.trim()).into_bytes();
@@ -280,10 +286,10 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_graphic() || c == ' '
 }
 
-/// How long a host waits for the lock of a guest that is its own now: the other side is about to give it up.
+/// How long a host waits for the lock of a guest that it now owns: the other side is about to release it.
 pub(crate) const LOCK_MAX: Duration = Duration::from_secs(5);
 
-/// How long to sleep before it is tried again.
+/// How long to sleep before the next try.
 const NAP: Duration = Duration::from_millis(20);
 
 /// The file's first line: this, the token in hexadecimal digits, and the line's end.
@@ -291,7 +297,7 @@ const MAGIC: &[u8] = b"sterna lock ";
 const TOKEN_LEN: usize = 16;
 const HEAD_LEN: usize = MAGIC.len() + 2 * TOKEN_LEN + 1;
 
-/// Length of the second line, which says who took it last.
+/// Length of the second line, which names the process that acquired the lock last.
 const HOLDER_LEN: usize = 128;
 
 #[cfg(test)]
@@ -341,7 +347,7 @@ mod tests {
         assert!(matches!(Lock::at(at("other")).arbitrates(token), Err(LockError::Other(_))));
         fs::copy(&path, at("copy")).unwrap();
         assert!(matches!(Lock::at(at("copy")).arbitrates(token), Err(LockError::NoArbiter(_))));
-        // It was the right one, and is not any more.
+        // It was the right lock, and is no longer.
         let there = Lock::at(&path);
         there.arbitrates(token).unwrap();
         here.give_up();

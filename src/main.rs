@@ -1,6 +1,6 @@
 //! The `sterna` command.
 
-// Both panic where the stream is gone; `cli::output` has `outln!` and `errln!`.
+// Both panic if the stream is closed; `cli::output` has `outln!` and `errln!`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;

@@ -1,13 +1,14 @@
-//! Panics as errors: a defect, also one of the VMM or of an observer, must not leave the rest of a migration waiting for it.
+//! Panics as errors: a defect, even in the VMM or in an observer, must not leave the rest of a migration
+//! waiting for it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// What a panic said.
+/// The message of a panic.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Panicked(pub(crate) String);
 
-/// Does `work`. After a panic the caller must use nothing that `work` may have left half changed.
+/// Does `work`. After a panic the caller must not use anything that `work` may have left half changed.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     catch_unwind(AssertUnwindSafe(work)).map_err(Panicked::from)
 }

@@ -1,4 +1,4 @@
-//! What a migration tells while it runs, and what it reports at its end.
+//! The events of a migration while it runs, and its report at the end.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -10,27 +10,28 @@ use crate::convergence::{Downtime, Limits};
 use crate::transport::TransportKind;
 use crate::verify::Verify;
 
-/// Sees what happens in a migration, as it happens.
+/// Receives the events of a migration as they happen.
 ///
-/// The migrating thread makes these calls, some of them while the guest is paused, so an implementation returns at once: it neither
-/// writes to a socket or a terminal nor waits for a lock that is held while somebody does. Queue the event in bounded memory, let
-/// another thread pass it on, and lose events where its reader does not keep up; [`Report`] has all that matters in the end.
+/// The migrating thread makes these calls, some of them while the guest is paused, so an implementation
+/// returns at once: it does not write to a socket or a terminal, nor wait for a lock that another thread
+/// holds while it does. Queue the event in bounded memory, let another thread pass it on, and drop events if
+/// the reader does not keep up; [`Report`] has everything that matters in the end.
 pub trait Observer: Sync {
-    /// Something happened.
+    /// An event happened.
     fn event(&self, event: &Event);
 }
 
-/// Nobody listens.
+/// Ignores all events.
 impl Observer for () {
     fn event(&self, _event: &Event) {}
 }
 
-/// What happens in a migration, at the source where no other end is named.
+/// An event of a migration, at the source unless the destination is named.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The destination is reached and has reserved the guest's RAM.
+    /// The destination is connected and has reserved the guest's RAM.
     Connected {
         /// How the pages will travel.
         transport: TransportKind,
@@ -39,67 +40,69 @@ pub enum Event {
         /// The guest's RAM in pages.
         total_pages: u64,
     },
-    /// RDMA failed while the guest ran, and the migration begins anew over TCP.
+    /// RDMA failed while the guest ran, and the migration starts again over TCP.
     FellBack {
-        /// What failed.
+        /// The failure.
         why: String,
     },
     /// A round is over.
     Round {
-        /// Which, from 1.
+        /// Its number, from 1.
         number: u32,
-        /// What it was like.
+        /// Its measurements.
         #[serde(flatten)]
         round: RoundReport,
-        /// How long the guest would stand still if it were paused now; `None` if something is left to send and nothing was sent
-        /// yet that would tell how long that takes.
+        /// The downtime if the guest were paused now; `None` if pages are left and the bandwidth is unknown
+        /// because nothing was sent yet.
         predicted_downtime_ms: Option<f64>,
     },
-    /// As it looks, the rounds will not come down to the downtime limit. Told once, after the second round at the earliest.
+    /// The rounds are not expected to come down to the downtime limit. Reported once, after the second round
+    /// at the earliest.
     NotConverging {
-        /// Why not.
+        /// The reason.
         why: String,
-        /// What would help, any of it.
+        /// Changes that would help; each suffices.
         help: String,
-        /// What the guest wrote of new pages in the last round, in MB/s.
+        /// New pages that the guest wrote in the last round, in MB/s.
         dirty_rate_mbps: f64,
-        /// What the link carries, in MB/s; `None` if nothing was sent yet that would tell.
+        /// The bandwidth of the link, in MB/s; `None` if nothing was sent yet to measure it.
         bandwidth_mbps: Option<f64>,
     },
     /// The guest is slowed, because the rounds do not get smaller.
     Throttled {
-        /// By how much.
+        /// By how much, in percent.
         percent: u8,
     },
     /// More downtime is allowed, because the rounds do not get smaller.
     Relaxed {
-        /// So much, in milliseconds.
+        /// The new limit, in milliseconds.
         downtime_limit_ms: f64,
     },
-    /// The operator has changed the limits; from this round on they are these.
+    /// The operator has changed the limits; these apply from this round on.
     LimitsChanged(LimitsReport),
-    /// The switch begins although the downtime limit will not be kept.
+    /// The switch begins although it will exceed the downtime limit.
     Stopping {
-        /// How long the guest is expected to stand still, in milliseconds; `None` if nothing was sent yet that would tell.
+        /// The predicted downtime, in milliseconds; `None` if nothing was sent yet to measure the bandwidth.
         predicted_downtime_ms: Option<f64>,
     },
-    /// Blocks of RAM were hashed at both ends while the guest ran, so that they need not be while it is paused.
+    /// Both ends hashed blocks of RAM while the guest ran, so that these need not be hashed while it is
+    /// paused.
     Hashed {
-        /// How many, of 2 MiB.
+        /// The number of blocks, of 2 MiB each.
         blocks: u64,
-        /// How many the guest has.
+        /// The number of all the guest's blocks.
         of: u64,
         /// How long it took.
         ms: f64,
     },
     /// The guest is paused for the switch.
     Paused,
-    /// GO was sent and no word came back: the destination is asked what became of the guest.
+    /// GO was sent and no answer came: the source asks the destination for the outcome.
     Asking {
-        /// What happened instead of an answer.
+        /// The failure that occurred instead of an answer.
         why: String,
     },
-    /// At the destination: a guest wants to come.
+    /// At the destination: a source offers a guest.
     Incoming {
         /// Its name at the source.
         name: String,
@@ -110,14 +113,14 @@ pub enum Event {
     },
     /// At the destination: the guest was refused.
     Refused {
-        /// What the source hears.
+        /// The reason that the source receives.
         why: String,
     },
-    /// At the destination: the machine is made, and the lanes lead to its RAM.
+    /// At the destination: the machine is built, and the lanes are connected to its RAM.
     LanesConnected,
     /// At the destination: all pages of a round have arrived.
     RoundClosed {
-        /// Which, from 1.
+        /// Its number, from 1.
         number: u32,
     },
     /// At the destination: the guest is ready to run, and the source decides.
@@ -126,7 +129,7 @@ pub enum Event {
     Running,
     /// The destination runs the guest.
     Switched {
-        /// How long nobody ran it, in milliseconds.
+        /// How long no host ran it, in milliseconds.
         downtime_ms: f64,
     },
 }
@@ -134,19 +137,19 @@ pub enum Event {
 /// The limits of a migration, in the units of the command line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitsReport {
-    /// How long the guest may stand still, in milliseconds.
+    /// How long the guest may be paused, in milliseconds.
     pub downtime_limit_ms: f64,
-    /// How far relaxing may raise that, in milliseconds.
+    /// How far relaxing may raise the downtime, in milliseconds.
     pub downtime_max_ms: f64,
-    /// How fast pages may be sent, in MB/s; `None` is as fast as the link carries them.
+    /// How fast pages may be sent, in MB/s; `None` is as fast as the link.
     pub bandwidth_limit_mbps: Option<f64>,
-    /// How many rounds there may be.
+    /// The most rounds.
     pub max_rounds: u32,
-    /// How long it may take until the switch begins, in seconds.
+    /// The time limit until the switch begins, in seconds.
     pub timeout_s: Option<f64>,
     /// How far the guest may be slowed, in percent.
     pub throttle_max_percent: u8,
-    /// The policies, in order, with commas.
+    /// The policies in order, separated by commas.
     pub if_stuck: String,
 }
 
@@ -166,63 +169,65 @@ impl From<&Limits> for LimitsReport {
     }
 }
 
-/// What one round was like.
+/// Measurements of one round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoundReport {
     /// Pages sent.
     pub pages: u64,
     /// Bytes of those pages.
     pub bytes: u64,
-    /// How long it took, up to the last fence.
+    /// Its duration, up to the last fence.
     pub ms: f64,
-    /// Bytes of pages over the time for which the busiest lane was sending, all lanes together, in MB/s (10⁶ bytes).
+    /// Bytes of pages over the time for which the busiest lane was sending, all lanes together, in MB/s (10⁶
+    /// bytes).
     pub bandwidth_mbps: f64,
-    /// How fast the guest wrote new pages meanwhile, in MB/s; 0 in the last round, where it is paused.
+    /// New pages that the guest wrote meanwhile, in MB/s; 0 in the last round, in which the guest is paused.
     pub dirty_rate_mbps: f64,
-    /// How long the harvest of the dirty log after it took; 0 in the last round, whose harvest comes before it.
+    /// Duration of the harvest of the dirty log after it; 0 in the last round, which follows its harvest.
     pub harvest_ms: f64,
     /// How far the guest was slowed meanwhile, in percent.
     pub throttle_percent: u8,
-    /// How often the guest beat meanwhile, in beats a second; `None` if it gives no heartbeat, or gave too few to tell.
+    /// Heartbeats of the guest meanwhile, per second; `None` if it sends no heartbeats, or too few to
+    /// measure.
     pub heartbeats_per_second: Option<f64>,
     /// Each lane.
     pub lanes: Vec<LaneReport>,
 }
 
-/// What one lane did in a round.
+/// The work of one lane in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaneReport {
     /// Bytes of pages sent.
     pub bytes: u64,
-    /// How long it was sending, the wait for the pace of a bandwidth limit included; without waiting for memory to be registered,
-    /// or finding nothing to send for so long that what it had sent was gone.
+    /// How long it was sending, including waits for the rate limiter; without waits for memory to be
+    /// registered, and without scans that found no pages for so long that the send queue ran empty.
     pub busy_ms: f64,
 }
 
-/// Where the time went in which nobody ran the guest, in milliseconds: as it was predicted, or as it was.
+/// The parts of the downtime, in milliseconds: as predicted, or as measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DowntimeReport {
     /// Stopping the vCPUs.
     pub pause_ms: f64,
-    /// Saving their state and that of devices.
+    /// Saving the state of vCPUs and devices.
     pub save_ms: f64,
     /// The last harvest of the dirty log.
     pub harvest_ms: f64,
-    /// Waiting for memory of the last pages to be registered.
+    /// Waiting until memory for the last pages is registered.
     pub register_ms: f64,
-    /// Sending them, without that.
+    /// Sending the last pages, without that wait.
     pub send_ms: f64,
-    /// Hashing and comparing at both ends, if that was asked for. Predicted once blocks were hashed while the guest ran.
+    /// Hashing and comparing at both ends, if enabled. Predicted once blocks were hashed while the guest ran.
     pub verify_ms: f64,
-    /// Sending the state, and the answer to it.
+    /// Sending the state, and receiving the answer.
     pub transfer_ms: f64,
-    /// Taking remote access away at the destination.
+    /// Revoking remote access at the destination.
     pub revoke_ms: f64,
-    /// Loading the state there.
+    /// Loading the state at the destination.
     pub load_ms: f64,
-    /// From GO to the word that the guest runs.
+    /// From GO to the report that the guest runs.
     pub start_ms: f64,
-    /// All of it without that.
+    /// The sum of all parts except `verify_ms`.
     pub total_ms: f64,
 }
 
@@ -247,34 +252,37 @@ impl From<Downtime> for DowntimeReport {
     }
 }
 
-/// The whole migration.
+/// The report of a whole migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// How the pages travelled.
     pub transport: TransportKind,
-    /// Why RDMA was given up for TCP on the way; `None` if it was not. Rounds, pages and bytes are those since then.
+    /// Why RDMA was abandoned for TCP; `None` if it was not. Rounds, pages and bytes count from then on.
     pub fell_back: Option<String>,
-    /// From the call to the destination's word that the guest runs.
+    /// From the call to the destination's report that the guest runs.
     pub total_ms: f64,
-    /// Of that, until the first round began: connecting, and reserving at the destination. Memory is registered in the rounds.
+    /// The part of `total_ms` until the first round began: connecting, and reserving memory at the
+    /// destination. Memory is registered in the rounds.
     pub setup_ms: f64,
-    /// From the call until a lane had taken the first run of pages, its memory registered; `None` if no page travelled.
+    /// From the call until a lane had taken the first run of pages, with its memory registered; `None` if no
+    /// page was sent.
     pub first_byte_ms: Option<f64>,
-    /// From the pause to the destination's word that the guest runs.
+    /// From the pause to the destination's report that the guest runs.
     pub downtime_ms: f64,
-    /// Of that, hashing and comparing at both ends, if that was asked for.
+    /// The part of `downtime_ms` for hashing and comparing at both ends, if enabled.
     pub verify_ms: f64,
-    /// From the guest's last heartbeat at the source to its first at the destination, less the flight of one message;
-    /// `None` if the guest gives none.
+    /// From the guest's last heartbeat at the source to its first at the destination, less the time of one
+    /// message; `None` if the guest sends none.
     pub guest_downtime_ms: Option<f64>,
-    /// The downtime that was predicted when the switch was decided, by parts; `None` if nothing had been sent by then that would
-    /// tell how long the rest takes.
+    /// The predicted downtime when the switch was decided, by parts; `None` if nothing had been sent by then
+    /// to measure the bandwidth.
     pub predicted: Option<DowntimeReport>,
-    /// The downtime as it was, by parts.
+    /// The measured downtime, by parts.
     pub measured: DowntimeReport,
-    /// How often the guest beat in a second before the first round; `None` if it gives no heartbeat, or gave too few to tell.
+    /// Heartbeats of the guest per second before the first round; `None` if it sends no heartbeats, or too
+    /// few to measure.
     pub heartbeats_per_second: Option<f64>,
-    /// The limits at the end, as they were asked for.
+    /// The limits at the end, as the operator set them.
     pub limits: LimitsReport,
     /// Every round, the first with all of RAM, the last while the guest was paused.
     pub rounds: Vec<RoundReport>,
@@ -286,13 +294,13 @@ pub struct Report {
     pub pages_zero: u64,
     /// Bytes of pages over the time of the rounds, in MB/s (10⁶ bytes).
     pub throughput_mbps: f64,
-    /// What was to be compared.
+    /// What was compared.
     pub verify: Verify,
-    /// Pages that both ends compared and found equal.
+    /// Pages that both ends compared as equal.
     pub verified_pages: u64,
-    /// Blocks of 2 MiB whose digests from while the guest ran were good to the end.
+    /// Blocks of 2 MiB that were hashed while the guest ran, with digests that stayed valid to the end.
     pub blocks_hashed_running: u64,
-    /// Blocks of 2 MiB that were hashed while it was paused.
+    /// Blocks of 2 MiB that were hashed while the guest was paused.
     pub blocks_hashed_paused: u64,
 }
 
@@ -303,7 +311,7 @@ pub(crate) fn mbps(bytes: u64, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { bytes / 1e6 / time.as_secs_f64() }
 }
 
-/// A time as reports and events have it.
+/// A time in milliseconds, for reports and events.
 pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }

@@ -1,6 +1,7 @@
-//! How fast a running guest writes its memory: its dirty log, switched on for a moment. Nothing is sent.
+//! Measures how fast a running guest writes its memory: switches its dirty log on for a moment. Nothing is
+//! sent.
 //!
-//! What comes of it is what a [`Forecast`](crate::convergence::Forecast) of a migration needs.
+//! The result is the input of a [`Forecast`](crate::convergence::Forecast) of a migration.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,24 +16,25 @@ use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
 use crate::session::HeartbeatAt;
 
-/// What was seen of a guest.
+/// The measurements of a guest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampled {
     /// All of its RAM in bytes.
     pub ram_bytes: u64,
-    /// How much of it was ever touched.
+    /// How many bytes were ever touched.
     pub touched_bytes: u64,
     /// How much it wrote in intervals of several lengths, the shortest first.
     pub samples: Vec<DirtySample>,
     /// How long a harvest of the dirty log took.
     pub harvest: Duration,
-    /// How often it beat in a second before it was watched; `None` if it gives no heartbeat, or gave too few to tell.
+    /// Heartbeats of the guest per second before its dirty log was on; `None` if it sends no heartbeats, or
+    /// too few to measure.
     pub heartbeats_per_second: Option<f64>,
-    /// The same while it was watched.
+    /// The same while its dirty log was on.
     pub heartbeats_per_second_watched: Option<f64>,
 }
 
-/// Why a guest could not be sampled. It runs on.
+/// Why a guest could not be sampled. The guest runs on.
 #[derive(Debug, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(SamplingErrorKind),
@@ -48,18 +50,19 @@ pub enum SamplingError {
     /// The dirty log failed.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
-    /// Guest RAM.
+    /// Guest RAM could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
 
 coded!(SamplingError, SamplingErrorKind, "sampling", via Dirty, Memory);
 
-/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of it: about twice as long
-/// in all. Its writes are slower meanwhile, as they are in the rounds of a migration. No migration of it may be under way.
+/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of that
+/// time: about twice as long in total. The guest's writes are slower meanwhile, as in the rounds of a
+/// migration. The guest must not be migrating.
 ///
 /// # Errors
-/// [`SamplingError`]. The dirty log is off again, if the kernel lets it be.
+/// [`SamplingError`]. The dirty log is off again, unless the kernel refuses.
 pub fn sample(guest: &dyn SourceGuest, longest: Duration) -> Result<Sampled, SamplingError> {
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let layout = ram.layout();
@@ -90,7 +93,7 @@ pub fn sample(guest: &dyn SourceGuest, longest: Duration) -> Result<Sampled, Sam
 }
 
 impl Sampled {
-    /// A migration of this guest over a link that carries so many bytes a second, within these limits.
+    /// A migration of this guest over a link that carries `bandwidth` bytes a second, within these limits.
     #[must_use]
     pub fn plan(&self, bandwidth: f64, limits: crate::convergence::Limits) -> Plan {
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -108,13 +111,14 @@ impl Sampled {
     }
 }
 
-/// The round trip of a link that is not known yet: that within a data centre, with what it takes to wake a process.
+/// The assumed round trip of an unknown link: that within a data centre, including the time to wake a
+/// process.
 const ROUND_TRIP: Duration = Duration::from_micros(200);
 
-/// A record on a disk that is not known either: what a solid-state disk takes, over a file system.
+/// The assumed time of a record on an unknown disk: that of a solid-state disk, through a file system.
 const RECORD: Duration = Duration::from_micros(500);
 
-/// A dirty log that is on; off when this is dropped.
+/// A dirty log that is on; dropping this switches it off.
 struct Watch<'log> {
     log: &'log dyn DirtyLog,
     dirty: DirtyBitmap,
@@ -126,7 +130,8 @@ struct Watch<'log> {
 impl Watch<'_> {
     fn begin(&mut self) -> Result<(), SamplingError> {
         self.log.start()?;
-        // Logs may begin with all pages dirty; and while all of them are cleared, those first in line are written again.
+        // Logs may begin with all pages dirty; and while all pages are cleared, the first ones are written
+        // again.
         self.dirty.fill();
         self.clear()?;
         self.harvest()?;

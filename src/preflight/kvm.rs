@@ -5,17 +5,17 @@ use std::io::{self, ErrorKind};
 use super::tree::Tree;
 use super::{Check, Outcome, Platform};
 
-/// What was read of KVM.
+/// The readings of KVM.
 #[derive(Clone, Debug, Default)]
 pub struct KvmReadings {
     /// Whether `/dev/kvm` opens.
     pub access: KvmAccess,
-    /// What KVM says of itself. Asking takes ioctls, which are the VMM's business: [`Readings::take`](super::Readings::take)
-    /// leaves None, and the VMM fills it in if it wants these judged.
+    /// KVM's answers about itself. They take ioctls, which the VMM makes:
+    /// [`Readings::take`](super::Readings::take) leaves None, and the VMM fills it in to have them judged.
     pub capabilities: Option<KvmCapabilities>,
-    /// The processor's flag for hardware virtualisation: `vmx` or `svm`. None as well on processors other than x86.
+    /// The processor's flag for hardware virtualisation: `vmx` or `svm`. None on processors other than x86.
     pub hardware: Option<&'static str>,
-    /// Whether the processor is an x86, where the flag says something.
+    /// Whether the processor is an x86, on which the flag is meaningful.
     pub x86: bool,
 }
 
@@ -24,18 +24,18 @@ pub struct KvmReadings {
 pub enum KvmAccess {
     /// For reading and writing.
     Usable,
-    /// There is no such file.
+    /// The file does not exist.
     #[default]
     Missing,
-    /// It is there, and this process may not open it.
+    /// The file exists, but this process may not open it.
     Denied,
-    /// It is there, and no driver is behind it.
+    /// The file exists, but has no driver.
     NoDriver,
-    /// It did not open for another reason, in the system's words.
+    /// It did not open for another reason, with the system's message.
     Other(String),
 }
 
-/// What KVM answers about itself.
+/// KVM's answers about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvmCapabilities {
     /// `KVM_GET_API_VERSION`: 12 since Linux 2.6.22.

@@ -6,15 +6,15 @@ use super::{Check, Outcome, Readings};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
-/// Below this even a small guest has no room.
+/// Below this even a small guest does not fit.
 const SCARCE_BYTES: u64 = 512 * MIB;
 /// The kernel's default of `vm.max_map_count`.
 const DEFAULT_MAPPINGS: u64 = 65_530;
 
-/// What was read of memory and its limits.
+/// The readings of memory and its limits.
 #[derive(Clone, Debug, Default)]
 pub struct MemoryReadings {
-    /// As [`available_memory_bytes`] has it.
+    /// As returned by [`available_memory_bytes`].
     pub available_bytes: Option<u64>,
     /// How much memory may be locked.
     pub memlock: Memlock,
@@ -29,7 +29,7 @@ pub struct MemoryReadings {
 /// How much memory this process may lock, which RDMA does with all guest RAM that it registers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Memlock {
-    /// The soft `RLIMIT_MEMLOCK`; None where there is no limit.
+    /// The soft `RLIMIT_MEMLOCK`; None if unlimited.
     pub limit_bytes: Option<u64>,
     /// Whether the process may lock more than that (`CAP_IPC_LOCK`).
     pub may_exceed: bool,
@@ -58,16 +58,16 @@ pub fn memlock() -> Memlock {
     Memlock::read(&Tree::machine())
 }
 
-/// How much memory a new guest could have: what the kernel calls available, or less where a control group
-/// (version 1 or 2) of this process or one above it leaves less. File cache that the group can drop counts as
-/// free. None where the kernel does not say.
+/// How much memory a new guest could have: the kernel's available memory, or less if a control group (version
+/// 1 or 2) of this process or above it leaves less. File cache that the group can drop counts as free. None
+/// if the kernel does not report it.
 #[must_use]
 pub fn available_memory_bytes() -> Option<u64> {
     read_available(&Tree::machine())
 }
 
-/// How much memory this process has in use: its own and that which it shares, without pages of files on disk
-/// and huge pages. 0 where the kernel does not say.
+/// How much memory this process uses: private and shared, without pages of files on disk and huge pages. 0 if
+/// the kernel does not report it.
 #[must_use]
 pub fn resident_memory_bytes() -> u64 {
     read_resident(&Tree::machine())
@@ -103,7 +103,7 @@ fn kibibytes(meminfo: &str, key: &str) -> Option<u64> {
     field(meminfo, key)?.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least room that a memory control group leaves, of this process's own group and all above it.
+/// The least space left by a memory control group: this process's own group and all above it.
 fn control_group_room(tree: &Tree) -> Option<u64> {
     let groups = tree.text("proc/self/cgroup")?;
     let mounts = tree.text("proc/self/mountinfo")?;
@@ -122,9 +122,9 @@ fn control_group_room(tree: &Tree) -> Option<u64> {
     groups.lines().filter_map(of_line).min()
 }
 
-/// The names of a control group's files.
+/// The files of a control group.
 struct GroupFiles {
-    /// Above the last, processes are slowed down and their memory is taken back.
+    /// Above the last limit, the kernel slows processes down and reclaims their memory.
     limits: &'static [&'static str],
     usage: &'static str,
     droppable: &'static str,
@@ -142,7 +142,7 @@ const VERSION_2: GroupFiles = GroupFiles {
 };
 
 struct Mount {
-    /// The group that is mounted, `/` but for containers without a group namespace.
+    /// The mounted group: `/`, except in containers without a group namespace.
     root: String,
     point: PathBuf,
 }
@@ -170,7 +170,7 @@ fn room_upwards(tree: &Tree, mount: &Mount, path: &str, files: &GroupFiles) -> O
 }
 
 fn room_of(tree: &Tree, group: &Path, files: &GroupFiles) -> Option<u64> {
-    // "max" is no number and so no limit.
+    // "max" is not a number and so no limit.
     let limit = files.limits.iter().filter_map(|limit| tree.number(group.join(limit))).min()?;
     let usage = tree.number(group.join(files.usage))?;
     let statistics = tree.text(group.join("memory.stat")).unwrap_or_default();
@@ -214,7 +214,7 @@ fn judge_memlock(readings: &Readings) -> Check {
             format!("the limit on locked memory ({}) does not bind this process (CAP_IPC_LOCK)", size(limit));
         return Check::new(ID, Outcome::Pass, found);
     }
-    // Without a device to register memory with, a low limit harms nothing yet.
+    // Without a device to register memory with, a low limit does no harm yet.
     let outcome =
         if readings.rdma.devices.is_empty() || limit >= GIB { Outcome::Info } else { Outcome::Warn };
     let found = format!("at most {} may be locked: RDMA moves no guest with more RAM", size(limit));
@@ -265,7 +265,7 @@ fn judge_mappings(readings: &Readings) -> Check {
     }
 }
 
-/// Bytes for people: `1.5 GiB`.
+/// Bytes in readable form: `1.5 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     let (unit_bytes, unit) = match bytes {
         GIB.. => (GIB, "GiB"),

@@ -1,8 +1,9 @@
-//! What this machine has for running and moving guests, what it lacks, and the command that mends each lack.
+//! Checks of this machine: what it has for running and moving guests, what it lacks, and the command that
+//! fixes each lack.
 //!
-//! Reading and judging are apart: [`Readings::take`] looks at `/proc`, `/sys`, `/dev` and the verbs library and never
-//! fails; [`judge`] turns what was read into [`Check`]s and [`Transports`] looks at nothing else, so that both can be
-//! tried on machines that do not exist.
+//! Reading and judging are separate: [`Readings::take`] reads `/proc`, `/sys`, `/dev` and the verbs library
+//! and never fails. [`judge`] turns the readings into [`Check`]s, and [`Transports`] uses only them, so that
+//! both can be tested on machines that do not exist.
 
 mod kvm;
 mod memory;
@@ -25,16 +26,17 @@ pub use sysfs_rdma::{Gid, ModuleState, RdmaDevice, RdmaPort, rdma_devices};
 
 use tree::Tree;
 
-/// What one check found.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// Which check, as `group.name`. Does not change between releases; one for each device may carry the same.
+    /// The check, as `group.name`. Does not change between releases; checks of several devices may share an
+    /// id.
     pub id: &'static str,
-    /// How it ended.
+    /// The outcome.
     pub outcome: Outcome,
-    /// What was found, in a sentence.
+    /// The finding, in a sentence.
     pub found: String,
-    /// The command that mends a lack, or a sentence where no command can. None where nothing lacks.
+    /// The command that fixes a lack, or a sentence if no command can. None if nothing lacks.
     pub remedy: Option<String>,
 }
 
@@ -54,7 +56,7 @@ impl Check {
     }
 }
 
-/// How a check ended, from good to bad.
+/// The outcome of a check, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Outcome {
@@ -64,11 +66,11 @@ pub enum Outcome {
     Info,
     /// Something will be slow, or something that is set up cannot be used.
     Warn,
-    /// Guests cannot be run or moved here.
+    /// This machine cannot run or move guests.
     Fail,
 }
 
-/// All that was read of a machine.
+/// All readings of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
     /// Distribution, kernel, privileges of this process.
@@ -79,7 +81,7 @@ pub struct Readings {
     pub memory: MemoryReadings,
     /// Network interfaces.
     pub network: NetworkReadings,
-    /// RDMA devices, as the kernel and as the verbs library see them.
+    /// RDMA devices, as the kernel and the verbs library list them.
     pub rdma: RdmaReadings,
 }
 
@@ -98,7 +100,7 @@ impl Readings {
     }
 }
 
-/// Judges what was read.
+/// Judges the readings.
 #[must_use]
 pub fn judge(readings: &Readings) -> Vec<Check> {
     let mut checks = kvm::judge(&readings.kvm, &readings.platform);

@@ -1,14 +1,14 @@
 use super::tree::Tree;
 use super::{Check, Outcome, Readings};
 
-/// What was read of network interfaces.
+/// The readings of network interfaces.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkReadings {
     /// All interfaces of this network namespace, by name.
     pub netdevs: Vec<Netdev>,
     /// The interface of the default route.
     pub default_netdev: Option<String>,
-    /// The firewall's manager, if one is at work.
+    /// The active firewall manager, if any.
     pub firewall: Option<Firewall>,
 }
 
@@ -21,7 +21,7 @@ pub struct Netdev {
     pub mtu_bytes: u32,
     /// Whether it is set up (`ip link set … up`).
     pub up: bool,
-    /// Whether it is set up and has a link to something.
+    /// Whether it is up and has a link.
     pub carrier: bool,
     /// Whether it is a loopback interface.
     pub loopback: bool,
@@ -77,8 +77,8 @@ impl Netdev {
         })
     }
 
-    /// The RoCE MTU that fits: the largest of 256, 512, … 4096 bytes that leaves the interface's MTU room for 80 bytes of
-    /// headers (Linux, drivers/infiniband/sw/rxe).
+    /// The RoCE MTU that fits: the largest of 256, 512, … 4096 bytes that leaves 80 bytes of the interface's
+    /// MTU for headers (Linux, drivers/infiniband/sw/rxe).
     #[must_use]
     pub fn roce_mtu_bytes(&self) -> u32 {
         let room = self.mtu_bytes.saturating_sub(80);
@@ -95,7 +95,7 @@ impl Firewall {
         ufw.lines().any(|line| line.trim().eq_ignore_ascii_case("ENABLED=yes")).then_some(Self::Ufw)
     }
 
-    /// The command that opens UDP port 4791, the port of RoCE version 2; None for a firewall that nothing is known of.
+    /// The command that opens UDP port 4791, the port of RoCE version 2.
     #[must_use]
     pub fn open_roce_port(self) -> &'static str {
         match self {

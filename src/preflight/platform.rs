@@ -3,7 +3,7 @@ use std::{env, fs};
 
 use super::tree::{Tree, field};
 
-/// What the remedies depend on: distribution, kernel, privileges.
+/// The facts that remedies depend on: distribution, kernel, privileges.
 #[derive(Clone, Debug, Default)]
 pub struct Platform {
     /// As `uname -r` prints it.
@@ -14,28 +14,28 @@ pub struct Platform {
     pub packages: Packages,
     /// Whether this process is in a container (a PID namespace other than the machine's).
     pub container: bool,
-    /// What this process may do.
+    /// The privileges of this process.
     pub privileges: Privileges,
 }
 
-/// The package tools that remedies speak of.
+/// The package tools that remedies name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Packages {
     /// Debian, Ubuntu.
     Apt,
-    /// Fedora, Red Hat Enterprise Linux and its kin.
+    /// Fedora, Red Hat Enterprise Linux and its derivatives.
     Dnf,
     /// SUSE.
     Zypper,
     /// Arch.
     Pacman,
-    /// Another one: the remedy names the packages only.
+    /// Another one: the remedy names only the packages.
     #[default]
     Other,
 }
 
-/// Capabilities of this process, of those that matter here. A user namespace gives only the look of them, so there all
-/// are false: the kernel asks for these in the initial user namespace.
+/// The relevant capabilities of this process. All are false in a user namespace, which grants them in
+/// appearance only: the kernel requires them in the initial user namespace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Privileges {
     /// Effective user id 0.
@@ -62,7 +62,7 @@ impl Platform {
         }
     }
 
-    /// The command, with `sudo` where this process is not root.
+    /// The command, with `sudo` unless this process is root.
     #[must_use]
     pub fn as_root(&self, command: &str) -> String {
         if self.privileges.root { command.to_owned() } else { format!("sudo {command}") }
@@ -85,7 +85,7 @@ impl Platform {
         self.install(if self.packages == Packages::Dnf { "iproute" } else { "iproute2" })
     }
 
-    /// What brings the kernel module `rdma_rxe` to a kernel that lacks it.
+    /// How to get the kernel module `rdma_rxe` for a kernel that lacks it.
     #[must_use]
     pub fn install_soft_roce_module(&self) -> String {
         let kernel = &self.kernel_release;
@@ -95,9 +95,9 @@ impl Platform {
             );
         }
         match (self.packages, self.distribution.as_str()) {
-            // Ubuntu keeps the less usual modules in a package of their own.
+            // Ubuntu keeps less common modules in a package of their own.
             (Packages::Apt, "ubuntu") => self.install(&format!("linux-modules-extra-{kernel}")),
-            // Debian's `cloud` kernels are built without InfiniBand; the ordinary one has it.
+            // Debian's `cloud` kernels are built without InfiniBand; the ordinary kernel has it.
             (Packages::Apt, _) => {
                 let architecture = if env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
                 format!("{}, then boot that kernel", self.install(&format!("linux-image-{architecture}")))
@@ -146,8 +146,9 @@ impl Privileges {
     }
 }
 
-/// A container has a PID namespace of its own; the initial one bears a fixed number (Linux, include/linux/proc_ns.h).
-/// Files such as `/.dockerenv` also lie in virtual machines that were made from a container's image.
+/// A container has a PID namespace of its own; the initial one has a fixed number (Linux,
+/// include/linux/proc_ns.h). Files such as `/.dockerenv` also exist in virtual machines made from a
+/// container's image.
 fn in_container(tree: &Tree) -> bool {
     const INITIAL: &str = "pid:[4026531836]";
     fs::read_link(tree.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace != Path::new(INITIAL))
@@ -163,7 +164,8 @@ fn release_field(release: &str, key: &str) -> String {
     value.unwrap_or_default().trim_matches('"').to_owned()
 }
 
-/// Where the program `name` is: in `PATH`, or in the folders of administration that an ordinary user's `PATH` leaves out.
+/// The path of the program `name`: in `PATH`, or in the administrator's folders that an ordinary user's
+/// `PATH` omits.
 #[must_use]
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

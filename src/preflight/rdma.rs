@@ -5,23 +5,23 @@ use super::sysfs_rdma::{ModuleState, RdmaDevice, RdmaPort, read_devices};
 use super::tree::Tree;
 use super::{Check, Outcome, Readings, program};
 
-/// What was read of RDMA.
+/// The readings of RDMA.
 #[derive(Clone, Debug, Default)]
 pub struct RdmaReadings {
-    /// The devices as the kernel has them.
+    /// The devices as the kernel lists them.
     pub devices: Vec<RdmaDevice>,
-    /// The verbs library, and the devices as it has them.
+    /// The verbs library, and the devices as it lists them.
     pub library: VerbsLibrary,
     /// The kernel module of soft-RoCE.
     pub soft_roce_module: ModuleState,
-    /// Whether there is iproute2's program `rdma`, which makes soft-RoCE devices.
+    /// Whether iproute2's program `rdma`, which makes soft-RoCE devices, is installed.
     pub rdma_program: bool,
 }
 
 /// The verbs library, libibverbs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VerbsLibrary {
-    /// It does not load: the loader's or the library's words.
+    /// It does not load: the message of the loader or the library.
     Missing(String),
     /// It loads and lists these devices.
     Loaded(Vec<VerbsDevice>),
@@ -33,7 +33,7 @@ impl Default for VerbsLibrary {
     }
 }
 
-/// A device as the verbs library has it.
+/// A device as the verbs library lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerbsDevice {
     /// Its name.
@@ -54,7 +54,8 @@ pub struct Transports {
 }
 
 impl Transports {
-    /// Judges what was read. A device is ready if the library opens it and one of its ports could carry a connection.
+    /// Judges the readings. A device is ready if the library opens it and one of its ports could carry a
+    /// connection.
     #[must_use]
     pub fn of(readings: &Readings) -> Self {
         let ready = |soft: bool| {
@@ -99,7 +100,7 @@ fn read_library() -> VerbsLibrary {
         Err(Error::LibraryNotFound { reason }) => return VerbsLibrary::Missing(reason),
         Err(error) => return VerbsLibrary::Missing(error.to_string()),
     };
-    // Having none is an error to it; the kernel's own list says whether it is one here.
+    // The library reports an error if it finds no device; the kernel's own list says whether that is a fault.
     let infos = library.devices().unwrap_or_default();
     let devices = infos.into_iter().map(|info| {
         let ports = Device::open(&library, &info.name).and_then(|device| device.ports());
@@ -143,7 +144,7 @@ fn judge_library(readings: &Readings) -> Check {
     }
 }
 
-/// From the outside in: what is wrong first hides what would be wrong next.
+/// From the outside in: the first fault hides those that depend on it.
 fn judge_device(readings: &Readings, device: &RdmaDevice) -> Vec<Check> {
     const ID: &str = "rdma.device";
     let name = &device.name;
@@ -212,7 +213,7 @@ fn judge_port(
 ) -> Vec<Check> {
     let label = format!("{} port {}", device.name, port.number);
     let netdev = port.netdev.as_ref().or(device.soft_roce_on.as_ref());
-    // An unused port of a card whose other port works is nothing to warn of.
+    // An unused port of a card with a working port needs no warning.
     let outcome = if readings.rdma.devices.iter().any(|other| readings.rdma.ready(other)) {
         Outcome::Info
     } else {
@@ -284,7 +285,7 @@ fn judge_mtu(
 
 fn judge_no_device(readings: &Readings) -> Check {
     let RdmaReadings { library, soft_roce_module, rdma_program, .. } = &readings.rdma;
-    // Where one of these lacks, its own check says what to do first.
+    // If one of these is missing, its own check gives the first remedy.
     let can_be_made = *rdma_program
         && *soft_roce_module != ModuleState::Absent
         && matches!(library, VerbsLibrary::Loaded(_));

@@ -9,9 +9,10 @@ pub struct RdmaDevice {
     pub name: String,
     /// For a soft-RoCE device, the network interface that it is made on.
     pub soft_roce_on: Option<String>,
-    /// Whether it speaks iWARP, which has other connections than those that Sterna makes.
+    /// Whether it speaks iWARP, which uses another kind of connection than Sterna's.
     pub iwarp: bool,
-    /// The name of its file in `/dev/infiniband`, such as `uverbs0`; None while the kernel module `ib_uverbs` is missing.
+    /// The name of its file in `/dev/infiniband`, such as `uverbs0`; None without the kernel module
+    /// `ib_uverbs`.
     pub verbs_file: Option<String>,
     /// Its ports.
     pub ports: Vec<RdmaPort>,
@@ -22,24 +23,24 @@ pub struct RdmaDevice {
 pub struct RdmaPort {
     /// Its number, from 1.
     pub number: u8,
-    /// Its state in the kernel's word, such as `ACTIVE` or `DOWN`.
+    /// Its state in the kernel's term, such as `ACTIVE` or `DOWN`.
     pub state: String,
     /// Whether its link is InfiniBand, addressed by LID; else it is Ethernet (RoCE), addressed by GID.
     pub infiniband: bool,
     /// The network interface behind it.
     pub netdev: Option<String>,
-    /// Its table of GIDs, without the empty places.
+    /// Its table of GIDs, without the empty entries.
     pub gids: Vec<Gid>,
 }
 
 /// An entry of a port's table of GIDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gid {
-    /// Its place in the table.
+    /// Its index in the table.
     pub index: u32,
     /// The address.
     pub address: Ipv6Addr,
-    /// Whether it is of RoCE version 2, which travels in UDP; else version 1 or InfiniBand.
+    /// Whether it is a RoCE version 2 address, which travels in UDP; else version 1 or InfiniBand.
     pub roce_v2: bool,
 }
 
@@ -50,10 +51,11 @@ pub enum ModuleState {
     Present,
     /// A file that `modprobe` will load.
     Loadable,
-    /// No such module comes with this kernel.
+    /// This kernel has no such module.
     #[default]
     Absent,
-    /// The kernel's modules are not described on this machine, and the module may be built in: only trying tells.
+    /// This machine has no description of the kernel's modules, and the module may be built in: only loading
+    /// it would tell.
     Unknown,
 }
 
@@ -82,7 +84,7 @@ impl RdmaDevice {
             .collect();
         ports.sort_by_key(|port| port.number);
         Self {
-            // Of all drivers, only rdma_rxe has this file.
+            // Only the driver rdma_rxe has this file.
             soft_roce_on: tree.text(format!("{folder}/parent")),
             // "1: CA" for InfiniBand and RoCE, "4: RNIC" for iWARP.
             iwarp: tree.text(format!("{folder}/node_type")).is_some_and(|kind| kind.starts_with("4:")),
@@ -116,8 +118,8 @@ impl RdmaPort {
         self.state == "ACTIVE"
     }
 
-    /// The GID that a RoCE connection should use: version 2, an IPv4 address before an IPv6 one that is routed; a
-    /// link-local one does not count.
+    /// The GID for a RoCE connection: version 2, an IPv4 address before a routed IPv6 one; a link-local one
+    /// does not count.
     #[must_use]
     pub fn roce_gid(&self) -> Option<Gid> {
         let mut usable = self.gids.iter().filter(|gid| gid.roce_v2 && !gid.link_local());
@@ -129,12 +131,12 @@ impl RdmaPort {
 impl Gid {
     fn read(tree: &Tree, folder: &str, index: u32) -> Option<Self> {
         let address: Ipv6Addr = tree.text(format!("{folder}/gids/{index}"))?.parse().ok()?;
-        // The kernel answers with an error for the type of an empty place.
+        // The kernel reports an error for the type of an empty entry.
         let kind = tree.text(format!("{folder}/gid_attrs/types/{index}"))?;
         (!address.is_unspecified()).then(|| Self { index, address, roce_v2: kind == "RoCE v2" })
     }
 
-    /// The IPv4 address, of an entry that maps one.
+    /// The IPv4 address, if the entry maps one.
     #[must_use]
     pub fn ipv4(&self) -> Option<Ipv4Addr> {
         self.address.to_ipv4_mapped()
@@ -158,7 +160,7 @@ impl ModuleState {
         match lists("modules.dep") {
             Some(true) => Self::Loadable,
             Some(false) => Self::Absent,
-            // It cannot be built in without the RDMA core, which shows itself by this folder.
+            // It cannot be built in without the RDMA core, which has this folder.
             None if tree.exists("sys/class/infiniband") => Self::Unknown,
             None => Self::Absent,
         }

@@ -1,7 +1,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The root that readings are taken under: `/`, or a made-up machine's folder in tests.
+/// The root of all readings: `/`, or the folder of a made-up machine in tests.
 #[derive(Debug)]
 pub(super) struct Tree {
     root: PathBuf,
@@ -25,8 +25,8 @@ impl Tree {
         self.path(path).exists()
     }
 
-    /// A file's text without white space at its ends; None if it cannot be read (many files of sysfs answer with an error
-    /// where there is nothing to say).
+    /// A file's text without white space at its ends; None if it cannot be read (many files of sysfs return
+    /// an error instead of an empty value).
     pub(super) fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         let text = fs::read_to_string(self.path(path)).ok()?;
         Some(text.trim().to_owned())
@@ -36,7 +36,7 @@ impl Tree {
         self.text(path)?.parse().ok()
     }
 
-    /// The names in a folder, sorted; none if there is no such folder.
+    /// The names in a folder, sorted; none if the folder does not exist.
     pub(super) fn names(&self, path: impl AsRef<Path>) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.path(path)) else { return Vec::new() };
         let mut names: Vec<String> =
@@ -46,7 +46,7 @@ impl Tree {
     }
 }
 
-/// The value of `key` in text of lines such as `MemTotal:  24 kB` or `inactive_file 4096`.
+/// The value of `key` in lines such as `MemTotal:  24 kB` or `inactive_file 4096`.
 pub(super) fn field<'text>(text: &'text str, key: &str) -> Option<&'text str> {
     text.lines().find_map(|line| {
         let rest = line.strip_prefix(key)?;

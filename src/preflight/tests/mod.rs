@@ -1,10 +1,10 @@
-//! Machines that are broken in one way each, and what is said of them.
+//! Machines that are broken in one way each, and the resulting checks.
 
 mod reading;
 
 use super::*;
 
-/// A machine where nothing lacks: KVM by hardware, memory, a soft-RoCE device on eth0.
+/// A machine that lacks nothing: KVM by hardware, memory, a soft-RoCE device on eth0.
 fn sound() -> Readings {
     Readings {
         platform: Platform {
@@ -89,7 +89,8 @@ fn check(readings: &Readings, id: &str) -> Check {
     found.remove(0)
 }
 
-/// The sound machine, broken by `broken`: one check of `id` ends as `outcome` and its remedy contains `remedy`.
+/// The sound machine, broken by `broken`: one check of `id` ends as `outcome` and its remedy contains
+/// `remedy`.
 #[track_caller]
 fn assert_found(id: &str, outcome: Outcome, remedy: &str, broken: impl FnOnce(&mut Readings)) -> Check {
     let mut readings = sound();
@@ -205,7 +206,7 @@ fn memlock_is_too_low_unless_the_process_may_exceed_it() {
         r.platform.container = true;
     });
     assert_found("memory.locked", Outcome::Pass, "", |r| r.memory.memlock = limit(true));
-    // Nothing there that would lock memory: no false alarm.
+    // Nothing would lock memory: no false alarm.
     let mut readings = without_device();
     readings.memory.memlock = limit(false);
     assert_eq!(self::check(&readings, "memory.locked").outcome, Outcome::Info);
@@ -232,7 +233,7 @@ fn verbs_library_missing() {
         missing(r);
         r.platform.packages = Packages::Dnf;
     });
-    // Without a device that it could drive, that is no fault.
+    // Without a device to drive, that is no fault.
     let mut readings = without_device();
     missing(&mut readings);
     assert_eq!(check(&readings, "rdma.library").outcome, Outcome::Info);
@@ -304,7 +305,7 @@ fn port_down() {
     assert_found("rdma.port", Outcome::Warn, "sudo ip link set dev eth0 up", |r| {
         r.rdma.devices[0].ports[0].state = "DOWN".to_owned();
     });
-    // The second port of a card whose first one works.
+    // The second port of a card with a working first port.
     let mut readings = sound();
     let unused =
         RdmaPort { number: 2, state: "DOWN".to_owned(), ..readings.rdma.devices[0].ports[0].clone() };

@@ -1,4 +1,4 @@
-//! Machines made of files, and what is read of them.
+//! Machines made of files, and the readings taken from them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -108,7 +108,7 @@ fn privileges_and_the_limit_on_locked_memory() {
     let privileges = Privileges::read(&tree);
     assert_eq!((privileges.root, privileges.ipc_lock, privileges.net_admin), (true, true, false));
 
-    // The same in a user namespace, which gives no such right.
+    // The same in a user namespace, which grants no such privilege.
     fs::write(folder.path().join("proc/self/uid_map"), "         0       1000          1\n").expect("a file");
     assert!(!Privileges::read(&tree).ipc_lock);
     fs::write(folder.path().join("proc/self/limits"), "Max locked memory unlimited unlimited bytes")
