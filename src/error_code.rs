@@ -81,7 +81,7 @@ where
 }
 
 /// Gives an error enum its codes: `area.` and the variant's name. A variant that is `via` another error has
-/// the code of that error.
+/// the code of the inner error.
 macro_rules! coded {
     ($error:ident, $kinds:ident, $area:literal $(, via $($inner:ident),+)?) => {
         impl $error {

@@ -18,9 +18,9 @@ use crate::wire::Refusal;
 /// a missing one does not compile.
 ///
 /// The VMM may be another process. Then RAM is a file that both processes map
-/// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by messages of that
-/// process ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) reports its failures), and a call with a lost
-/// answer returns [`RunOutcome::Unknown`].
+/// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by messages of the
+/// other process ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) reports its failures), and a call with a
+/// lost answer returns [`RunOutcome::Unknown`].
 pub trait Guest: Send + Sync {
     /// The guest's name on this host, at most 128 bytes.
     fn name(&self) -> &str;
@@ -187,7 +187,7 @@ pub(crate) fn discard<G: DestinationGuest>(guest: G) -> bool {
         Ok(Err(error)) => error.to_string(),
         Err(Panicked(text)) => format!("the VMM panicked: {text}"),
     };
-    tracing::error!("a guest that is not to run here could not be freed: {why}");
+    tracing::error!("a guest that will not run on this host could not be freed: {why}");
     false
 }
 

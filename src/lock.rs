@@ -73,7 +73,7 @@ pub enum LockError {
         by: String,
     },
     /// A guest runs on this host without its lock.
-    #[error("the lock {0} is not held here, where the guest runs: take it before the guest starts")]
+    #[error("the lock {0} is not held on this host, where the guest runs: take it before the guest starts")]
     NotHeld(PathBuf),
     /// The lock file is not the one that the source holds.
     #[error(
@@ -82,7 +82,7 @@ pub enum LockError {
     Other(PathBuf),
     /// The lock does not exclude other hosts: two hosts can hold it at the same time.
     #[error(
-        "the lock {0} is no arbiter: the source holds it, and it could be taken here all the same. It must be one file on a file \
+        "the lock {0} is no arbiter: the source holds it, and this host could still take it. It must be one file on a file \
          system that carries locks between hosts"
     )]
     NoArbiter(PathBuf),

@@ -12,7 +12,7 @@ use crate::verify::Verify;
 
 /// Receives the events of a migration as they happen.
 ///
-/// The migrating thread makes these calls, some of them while the guest is paused, so an implementation
+/// The migrating thread makes these calls, some while the guest is paused, so an implementation
 /// returns at once: it does not write to a socket or a terminal, nor wait for a lock that another thread
 /// holds while it does. Queue the event in bounded memory, let another thread pass it on, and drop events if
 /// the reader does not keep up; [`Report`] has everything that matters in the end.

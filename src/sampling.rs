@@ -57,7 +57,7 @@ pub enum SamplingError {
 
 coded!(SamplingError, SamplingErrorKind, "sampling", via Dirty, Memory);
 
-/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of that
+/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of this
 /// time: about twice as long in total. The guest's writes are slower meanwhile, as in the rounds of a
 /// migration. The guest must not be migrating.
 ///

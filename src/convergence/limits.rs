@@ -54,7 +54,7 @@ impl Default for Limits {
     }
 }
 
-/// Measures when the rounds do not come down to the downtime.
+/// A reaction to rounds that do not come down to the downtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
     /// Slow the guest, step by step.
@@ -175,7 +175,7 @@ pub enum IfStuckError {
     #[error("`{0}` is none of throttle, relax, stop, abort")]
     Unknown(String),
     /// The chain names a policy twice.
-    #[error("`{0}` is there twice")]
+    #[error("`{0}` is named twice")]
     Twice(&'static str),
     /// The chain has a policy after one that ends the rounds.
     #[error("nothing can come after `{0}`, which ends the rounds")]

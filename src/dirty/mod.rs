@@ -116,8 +116,8 @@ pub enum DirtyError {
         "this kernel's KVM lacks KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 with INITIALLY_SET; Linux 5.7 or newer has it: {0}"
     )]
     NoManualProtect(#[source] io::Error),
-    /// KVM refused to harvest or to reset its dirty rings, which belong to the VMM.
-    #[error("KVM refused to keep or to reset the dirty rings: {0}")]
+    /// KVM refused an operation on its dirty rings, which belong to the VMM.
+    #[error("KVM refused an operation on its dirty rings: {0}")]
     Rings(#[source] io::Error),
     /// The VMM's memory slots do not match its guest's RAM.
     #[error(

@@ -103,10 +103,10 @@ pub enum JournalError {
         theirs: u16,
     },
     /// A record that was intact is damaged: its content is unknown.
-    #[error("record {0} is damaged, so what became of the last migration is unknown")]
+    #[error("record {0} is damaged, so the outcome of the last migration is unknown")]
     Damaged(usize),
     /// The name of the other side is longer than a record can hold.
-    #[error("the other side's name is {0} bytes long, and a record takes {PEER_MAX}")]
+    #[error("the other side's name is {0} bytes long, and a record holds {PEER_MAX}")]
     Peer(usize),
 }
 

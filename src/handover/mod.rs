@@ -116,7 +116,7 @@ use crate::wire::AttemptId;
 #[non_exhaustive]
 pub enum HandoverError {
     /// The message belongs to another attempt.
-    #[error("a message of migration attempt {got:?} came in attempt {ours:?}; it is not followed")]
+    #[error("a message of migration attempt {got:?} arrived in attempt {ours:?} and is rejected")]
     OtherAttempt {
         /// This attempt.
         ours: AttemptId,
@@ -124,10 +124,10 @@ pub enum HandoverError {
         got: AttemptId,
     },
     /// The driver did something other than what its state machine asked for.
-    #[error("the handover wants something else to be done now; this is a defect of sterna")]
+    #[error("the handover requires another action now; this is a defect of sterna")]
     OtherAction,
     /// The protocol does not allow this event in this state.
-    #[error("the handover cannot take `{event}` while `{state}`")]
+    #[error("the handover cannot process `{event}` in state `{state}`")]
     OutOfTurn {
         /// The event.
         event: &'static str,

@@ -127,7 +127,7 @@ pub enum StoreError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The file system is full.
-    #[error("the file system is full; free some of it, and send again what is missing in {}", path.display())]
+    #[error("the file system is full; free some space, and send the file again to complete {}", path.display())]
     Full {
         /// The file with the data that arrived.
         path: PathBuf,

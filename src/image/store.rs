@@ -56,7 +56,7 @@ impl Store {
         }
         let Some(name) = into.file_name().filter(|_| !into.as_os_str().as_encoded_bytes().ends_with(b"/"))
         else {
-            return Err(unusable(&"there is no such folder"));
+            return Err(unusable(&"the folder does not exist"));
         };
         if name.as_encoded_bytes().ends_with(PARTIAL.as_bytes()) {
             return Err(unusable(&"such a name is that of a file which is not whole yet"));
@@ -66,7 +66,7 @@ impl Store {
             _ => unusable(&format_args!("its folder cannot be opened: {error}")),
         })?;
         match folder.look(name).map_err(|error| unusable(&error))? {
-            Some(there) if !is_file(&there) => Err(unusable(&"what is there is not a regular file")),
+            Some(there) if !is_file(&there) => Err(unusable(&"the path exists and is not a regular file")),
             Some(_) if !replace => Err(StoreError::Exists { path: into.to_owned() }),
             _ => Ok(Self { place: Place::File(folder, name.to_owned()), replace }),
         }
@@ -305,7 +305,7 @@ fn check_target(folder: &Folder, name: &OsStr, replace: bool) -> Result<(), Refu
     let target = folder.path(name);
     match folder.look(name).map_err(refused("look at", &target))? {
         Some(there) if !is_file(&there) => {
-            Err(Refusal::Image(format!("{} is there and no regular file", target.display())))
+            Err(Refusal::Image(format!("{} exists and is not a regular file", target.display())))
         }
         Some(_) if !replace => Err(Refusal::FileExists(target.display().to_string())),
         _ => Ok(()),

@@ -55,7 +55,7 @@ pub enum MemoryError {
         pages: u64,
     },
     /// The mapping of a RAM region has no host address.
-    #[error("RAM region at {guest_address:#x} is not mapped here: {reason}")]
+    #[error("RAM region at {guest_address:#x} is not mapped in this process: {reason}")]
     NotMapped {
         /// Guest physical address at which the region begins.
         guest_address: u64,

@@ -89,7 +89,7 @@ impl fmt::Display for KvmAccess {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Usable => formatter.write_str("/dev/kvm opens"),
-            Self::Missing => formatter.write_str("there is no /dev/kvm"),
+            Self::Missing => formatter.write_str("/dev/kvm does not exist"),
             Self::Denied => formatter.write_str("this user may not open /dev/kvm"),
             Self::NoDriver => formatter.write_str("/dev/kvm has no driver behind it"),
             Self::Other(reason) => write!(formatter, "/dev/kvm does not open: {reason}"),
@@ -121,16 +121,16 @@ fn judge_access(kvm: &KvmReadings, platform: &Platform) -> Check {
         KvmAccess::Missing => Check::new(
             ID,
             Outcome::Warn,
-            "there is no /dev/kvm: only the synthetic guest runs here, which `sterna demo` uses by itself",
+            "/dev/kvm does not exist: only the synthetic guest runs on this machine; `sterna demo` falls back to it",
         )
         .mend(driver_remedy(kvm, platform)),
         KvmAccess::NoDriver => Check::new(
             ID,
             Outcome::Warn,
-            "/dev/kvm is there with no driver behind it: only the synthetic guest runs here",
+            "/dev/kvm exists without a driver: only the synthetic guest runs on this machine",
         )
         .mend(driver_remedy(kvm, platform)),
-        KvmAccess::Denied => Check::new(ID, Outcome::Fail, "/dev/kvm is there and this user may not open it")
+        KvmAccess::Denied => Check::new(ID, Outcome::Fail, "/dev/kvm exists, but this user may not open it")
             .mend(if platform.container {
                 "start the container with --device /dev/kvm --group-add \"$(stat -c %g /dev/kvm)\"".to_owned()
             } else {
@@ -182,7 +182,7 @@ fn judge_hardware(kvm: &KvmReadings) -> Option<Check> {
         None if kvm.x86 => Some(Check::new(
             ID,
             Outcome::Info,
-            "the processor shows neither vmx nor svm: KVM works by software here, and guests are slow",
+            "the processor shows neither vmx nor svm: KVM works by software, and guests are slow",
         )),
         None => None,
     }

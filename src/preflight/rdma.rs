@@ -272,7 +272,7 @@ fn judge_mtu(
     }
     let found = match netdev {
         Some(netdev) => format!(
-            "{label} sends only {mtu_bytes} bytes a packet: {} has MTU {}, and 4096 want 4200",
+            "{label} sends only {mtu_bytes} bytes a packet: {} has MTU {}, and 4096 need 4200",
             netdev.name, netdev.mtu_bytes
         ),
         None => format!("{label} sends only {mtu_bytes} bytes a packet, not 4096"),
@@ -320,7 +320,7 @@ fn judge_module(readings: &Readings) -> Check {
 fn judge_program(readings: &Readings) -> Check {
     const ID: &str = "rdma.program";
     if readings.rdma.rdma_program {
-        Check::new(ID, Outcome::Pass, "iproute2's rdma is here")
+        Check::new(ID, Outcome::Pass, "iproute2's rdma is installed")
     } else {
         Check::new(ID, Outcome::Info, "no program `rdma`, which makes soft-RoCE devices")
             .mend(readings.platform.install_iproute())
