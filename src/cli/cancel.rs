@@ -1,4 +1,4 @@
-//! `sterna cancel`: ends a migration that is under way, as long as the guest is not given away.
+//! `sterna cancel`: ends a running migration, as long as the guest has not been given away.
 
 use std::process::ExitCode;
 use std::thread;
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &CancelArgs) -> ExitCode {
         Ok(other) => return output::error(Exit::Failed, format!("{name} answered {other:?}")),
         Err(error) => return output::error(Exit::Refused, error),
     }
-    // It will be heeded; what is left is to see it through.
+    // The holder will obey; this command waits until it has.
     loop {
         match ask(name, &Request::Status) {
             Ok(Answer::Status(status)) if status.migrating => thread::sleep(Duration::from_millis(50)),

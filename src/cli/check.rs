@@ -1,4 +1,4 @@
-//! `sterna check`: what this machine has for migrations, and what mends what it lacks.
+//! `sterna check`: whether this machine can migrate guests, and a remedy for each problem.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal;
@@ -13,13 +13,13 @@ use sterna::preflight::{Check, KvmAccess, KvmCapabilities, Outcome, Readings, Tr
 use super::exit::Exit;
 use super::output::outln;
 
-/// What `sterna check` takes.
+/// The options of `sterna check`.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CheckArgs {
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Exit with 1 where there is a warning; otherwise only failures count (11)
+    /// Exit with 1 on a warning; otherwise only failures count (11)
     #[arg(long)]
     strict: bool,
 }
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &CheckArgs) -> ExitCode {
     }
     let report = Report::of(&readings);
     let text = if args.json { report.json() } else { report.text(Paint::for_stdout()) };
-    // Without a reader the exit code still answers.
+    // Without a reader the exit code still tells the result.
     outln!("{}", text.trim_end());
     report.exit_code(args.strict)
 }
@@ -45,10 +45,10 @@ fn kvm_capabilities() -> Option<KvmCapabilities> {
     })
 }
 
-/// What the command says; serialised, its JSON.
+/// The report of the command; serialised, its JSON.
 #[derive(Debug, Serialize)]
 struct Report {
-    /// The worst of the checks.
+    /// The worst result of the checks.
     outcome: Outcome,
     checks: Vec<Check>,
     transports: Transports,
@@ -120,7 +120,7 @@ fn line(text: &mut String, content: std::fmt::Arguments<'_>) {
     writeln!(text, "{content}").expect("a string takes all that is written to it");
 }
 
-/// Whether to colour.
+/// Whether to use colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Paint {
     Plain,
@@ -128,7 +128,7 @@ enum Paint {
 }
 
 impl Paint {
-    /// As <https://no-color.org> wants it.
+    /// According to <https://no-color.org>.
     fn for_stdout() -> Self {
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         if std::io::stdout().is_terminal() && !refused { Self::Colour } else { Self::Plain }

@@ -1,18 +1,18 @@
-//! The state of a made-up device, as long as it is asked to be: with it the built-in guest behaves as one with a frame buffer or a
-//! virtual GPU does. Its bytes cannot be compressed, and are looked at when they are loaded.
+//! The state of a simulated device, of any length: with it the built-in guest behaves like one with a frame
+//! buffer or a virtual GPU. Its bytes do not compress, and are checked when they are loaded.
 
 use std::io::{self, BufRead, ErrorKind, Write};
 
-/// How many words are made at once: 64 KiB, which stay in a processor's cache.
+/// How many words are generated at once: 64 KiB, which fit a processor's cache.
 const BLOCK_WORDS: usize = 8 << 10;
 const WORD_BYTES: usize = size_of::<u64>();
 
-/// Writes so many bytes.
+/// Writes `len_bytes` bytes.
 pub(super) fn write(len_bytes: u64, to: &mut dyn Write) -> io::Result<()> {
     each_block(len_bytes, |block| to.write_all(block))
 }
 
-/// Reads so many bytes, and fails if they are not those that are written.
+/// Reads `len_bytes` bytes, and fails if they differ from those of `write`.
 pub(super) fn check(len_bytes: u64, from: &mut dyn BufRead) -> io::Result<()> {
     each_block(len_bytes, |mut block| {
         while !block.is_empty() {

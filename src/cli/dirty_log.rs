@@ -1,4 +1,4 @@
-//! How the built-in machine records what its vCPUs write: the choice, and the adapter for dirty rings.
+//! How the built-in machine records its vCPUs' writes: the choice, and the adapter for dirty rings.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use sterna_vmm::{
     new_kvm_with_rings, new_synthetic,
 };
 
-/// Of this host alone: wherever the guest goes, that host has a choice of its own.
+/// Options for this host alone: each host that the guest moves to has its own choice.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct DirtyLogArgs {
-    /// How KVM records what the guest writes
+    /// How KVM records the guest's writes
     #[arg(long, value_enum, default_value_t)]
     pub(crate) dirty_log: DirtyLogKind,
     /// Entries of each vCPU's dirty ring: a power of two from 1024 to 65536 [default: 65536]
@@ -22,15 +22,16 @@ pub(crate) struct DirtyLogArgs {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DirtyLogKind {
-    /// A bit for each page: what a round costs grows with the guest's RAM
+    /// A bit for each page: the cost of a round grows with the guest's RAM
     #[default]
     Bitmap,
-    /// A list for each vCPU: what it costs grows with what is written. For large guests that write little; not for synthetic ones
+    /// A list for each vCPU: the cost grows with the amount written. For large guests that write little; not
+    /// for synthetic ones
     Ring,
 }
 
 impl DirtyLogArgs {
-    /// Makes a machine of a kind.
+    /// Makes a machine of this kind.
     pub(crate) fn new_machine(
         self,
         kind: MachineKind,
@@ -62,7 +63,7 @@ impl DirtyLogArgs {
     }
 }
 
-/// What the vCPUs list in their dirty rings and what the VMM writes, both of which come to the software bitmap.
+/// The vCPUs' writes from their dirty rings and the VMM's own writes, both by way of the software bitmap.
 #[derive(Debug)]
 pub(crate) struct RingLog {
     pub(crate) rings: Arc<DirtyRings>,
@@ -71,19 +72,19 @@ pub(crate) struct RingLog {
 
 impl DirtyLog for RingLog {
     fn start(&self) -> Result<(), DirtyError> {
-        // First: a ring that is full later on is emptied into the software bitmap.
+        // First, because a full ring is emptied into the software bitmap.
         self.software.start()?;
         self.rings.watch().map_err(DirtyError::Rings)
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
-        // All of the rings at once; what is of other regions waits in the bitmap for its turn.
+        // Collects all rings at once; the pages of other regions stay in the bitmap until their harvest.
         self.rings.collect().map_err(DirtyError::Rings)?;
         self.software.harvest(region, dirty)
     }
 
     fn clear(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
-        // Collected is cleared.
+        // Collecting has cleared the pages.
         Ok(())
     }
 

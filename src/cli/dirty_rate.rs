@@ -17,20 +17,20 @@ pub(crate) struct DirtyRateArgs {
     /// Name of the guest
     #[arg(value_parser = socket::parse_name)]
     name: String,
-    /// What the link carries, in MB/s; may be given more than once [default: 110, 1100, 2800, 11000]
+    /// The link's throughput, in MB/s; may be given more than once [default: 110, 1100, 2800, 11000]
     #[arg(long, value_name = "MB/S", value_parser = clap::value_parser!(u64).range(1..))]
     bandwidth: Vec<u64>,
-    /// Watch the guest for this long, after half and less of it, in ms
+    /// Longest interval of sampling, after shorter ones, in ms
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(16..=60_000))]
     interval: u64,
     #[command(flatten)]
     limits: LimitArgs,
-    /// Print all of it as JSON, one object
+    /// Print everything as one JSON object
     #[arg(long)]
     json: bool,
 }
 
-/// Links of 1, 10, 25 and 100 Gb/s, as far as pages fill them.
+/// Links of 1, 10, 25 and 100 Gb/s, counting pages only.
 const LINKS_MBPS: [u64; 4] = [110, 1100, 2800, 11_000];
 
 pub(crate) fn run(args: &DirtyRateArgs) -> ExitCode {
@@ -88,7 +88,7 @@ fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
     }
 }
 
-/// How it would end, in words.
+/// The end of such a migration, in words.
 fn verdict(forecast: &Forecast) -> String {
     let help =
         forecast.diverging.map_or(String::new(), |diverging| format!("; it would take {}", diverging.help));

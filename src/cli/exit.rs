@@ -1,4 +1,4 @@
-//! What the exit codes mean: each says where the guest is.
+//! The exit codes: each says where the guest is.
 
 use std::process::ExitCode;
 
@@ -15,13 +15,13 @@ Exit codes say where the guest is:
    13  lost: it runs nowhere
   130  cancelled (143 by SIGTERM); the guest is at the source";
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Exit {
-    /// As asked.
+    /// Done as asked.
     Done,
-    /// Asked for what cannot be.
+    /// The arguments are invalid.
     Usage,
     /// Failed; a guest that was to move is at the source.
     Failed,
@@ -33,7 +33,7 @@ pub(crate) enum Exit {
     Lost,
     /// Cancelled; the guest is at the source.
     Cancelled,
-    /// The same by SIGTERM.
+    /// Cancelled by SIGTERM; the guest is at the source.
     Terminated,
 }
 

@@ -1,8 +1,8 @@
-//! What mends an error, in terms of this command's options: by the code of the error.
+//! Remedies for errors in terms of this command's options, by the error's code.
 //!
-//! The library says what failed and names no option, because a VMM that embeds it has others.
+//! The library's errors name no option, because a VMM that embeds the library has others.
 
-/// What to do about an error of this code, if there is more to say than its text does.
+/// The remedy for an error of this code, if it goes beyond the error's text.
 pub(crate) fn hint(code: &str) -> Option<&'static str> {
     HINTS.iter().find(|(of, _)| *of == code).map(|(_, hint)| *hint)
 }
@@ -74,7 +74,7 @@ mod tests {
             .collect();
         for (code, hint) in HINTS {
             assert!(codes.contains(*code), "no error has the code {code}");
-            // What is not in backticks are other programs' words.
+            // Words outside backticks belong to other programs.
             for word in hint.split('`').skip(1).step_by(2).flat_map(str::split_whitespace) {
                 assert!(!word.starts_with("--") || options.contains(word), "{code}: no option {word}");
             }

@@ -1,4 +1,4 @@
-//! A guest that is on its way to this host: all that can be asked of it is what is to become of it.
+//! A guest on its way to this host: the control socket answers only questions about its fate.
 
 use std::os::unix::net::UnixStream;
 
@@ -9,7 +9,7 @@ use super::protocol::{Answer, Found, Request};
 use super::server::{Asked, Serve, Served};
 use super::socket::write_line;
 
-/// Answers for it until it has arrived.
+/// Answers for the guest until it has arrived.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     pub(crate) pending: PendingArrival,
@@ -28,7 +28,7 @@ impl Serve for Incoming {
 }
 
 impl Incoming {
-    /// Where the guest is; `None` if it is this host's already, whose process is about to answer for it.
+    /// Where the guest is; `None` if it already belongs to this host: its process is about to answer.
     fn found(&self, run_destination: bool) -> Option<Found> {
         let found = |exit, what: &str| Some(Found { exit, what: what.into() });
         match if run_destination { self.pending.source_is_fenced() } else { Ok(WordOutcome::NotKept) } {

@@ -1,4 +1,4 @@
-//! How pages travel, on the command line: the same for guests and for files.
+//! The transport of pages on the command line: the same options for guests and for files.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -7,28 +7,30 @@ use sterna::transport::rdma::RdmaTuning;
 
 use super::size::Size;
 
-/// By which transport, over how many lanes, and how these behave.
+/// The transport, the number of lanes, and their parameters.
 #[derive(Clone, Debug, PartialEq, Args, Serialize, Deserialize)]
 pub(crate) struct LaneArgs {
-    /// How the pages travel
+    /// The transport of the pages
     #[arg(long, value_enum, default_value_t)]
     pub(crate) transport: Transport,
-    /// How many lanes (queue pairs or TCP streams) [default: 4 for RDMA; for TCP as many as processors, at most 4]
+    /// Number of lanes (queue pairs or TCP streams) [default: 4 for RDMA; for TCP as many as processors, at
+    /// most 4]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) lanes: Option<u8>,
-    /// Pin at most so much memory for RDMA at this end; the rest takes turns [default: what `ulimit -l` allows]
+    /// Pin at most this much memory for RDMA at this end; the rest takes turns [default: what `ulimit -l`
+    /// allows]
     #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
     pin_limit: Option<Size>,
     /// The longest single write [default: 1M]
     #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
     rdma_write: Option<Size>,
-    /// How many writes are posted with one doorbell [default: 128]
+    /// Number of writes posted with one doorbell [default: 128]
     #[arg(long, value_name = "N", help_heading = "RDMA")]
     rdma_list: Option<u32>,
-    /// After how many writes one is signalled [default: 256]
+    /// Signal one write in this many [default: 256]
     #[arg(long, value_name = "N", help_heading = "RDMA")]
     rdma_signal: Option<u32>,
-    /// How much may be on its way on a lane [default: 16M]
+    /// Most bytes in flight on a lane [default: 16M]
     #[arg(long, value_name = "SIZE", help_heading = "RDMA")]
     rdma_window: Option<Size>,
 }
@@ -49,7 +51,7 @@ impl LaneArgs {
     }
 }
 
-/// The transports that can be asked for.
+/// The transports to choose from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Transport {

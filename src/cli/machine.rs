@@ -1,4 +1,4 @@
-//! The adapter from `sterna-vmm`'s machines to what the engine asks of a guest.
+//! The adapter from `sterna-vmm`'s machines to the engine's guest.
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -33,9 +33,9 @@ use super::socket::{Listener, SocketError};
 pub(crate) struct MachineGuest {
     pub(crate) name: String,
     pub(crate) machine: SharedMachine,
-    /// Its control socket, which holds the name from the first moment on.
+    /// Its control socket, which reserves the name from the start.
     pub(crate) socket: Server,
-    /// How much state a made-up device adds to the machine's.
+    /// How much state a simulated device adds to the machine's.
     device_state_bytes: u64,
     cost: Mutex<SwitchCost>,
 }
@@ -45,24 +45,24 @@ impl MachineGuest {
         Self { name, machine, socket, device_state_bytes: 0, cost: Mutex::default() }
     }
 
-    /// The same, with a made-up device that has so much state.
+    /// The same guest with a simulated device that has this much state.
     pub(crate) fn with_device_state(self, device_state_bytes: u64) -> Self {
         Self { device_state_bytes, ..self }
     }
 
-    /// Pauses, saves and resumes a guest that has just been started, so that it is known how long that takes.
+    /// Pauses, saves and resumes a guest that has just been started, to measure how long that takes.
     pub(crate) fn rehearse(&self) -> Result<(), GuestError> {
         self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)?;
         let saved = self.save(&mut StateWriter::new(&mut io::sink()));
         self.machine.resume().map_err(GuestError::new)?;
         saved?;
         let mut cost = self.cost();
-        // Nobody has loaded it yet; it is as much work.
+        // No load has been measured yet; it is as much work.
         cost.load = cost.save;
         Ok(())
     }
 
-    /// What its switch costs, as far as it was ever paused, saved or loaded here.
+    /// The cost of its switch, as far as this host has paused, saved or loaded it.
     pub(crate) fn switch_cost(&self) -> SwitchCost {
         *self.cost()
     }
@@ -85,7 +85,7 @@ impl MachineGuest {
     }
 }
 
-/// Writes on, and adds up how long that waits.
+/// Passes writes on, and adds up the time that they take.
 struct Measured<'save, W> {
     to: W,
     waited: &'save mut Duration,
@@ -104,7 +104,7 @@ impl<W: Write> Write for Measured<'_, W> {
     }
 }
 
-/// The sections of its saved state: the machine's, and that of a made-up device if it has one.
+/// The sections of its saved state: the machine's, and that of a simulated device if it has one.
 const MACHINE: &str = "machine";
 const DEVICE: &str = "made-up-device";
 
@@ -180,7 +180,7 @@ impl SourceGuest for MachineGuest {
             device_state::write(self.device_state_bytes, &mut device)?;
         }
         let mut cost = self.cost();
-        // What the link takes is the engine's to say.
+        // The engine accounts for the link's time.
         (cost.state_bytes, cost.save) = (state.bytes_written(), began.elapsed().saturating_sub(waited));
         Ok(())
     }
@@ -224,21 +224,21 @@ impl DestinationGuest for MachineGuest {
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
-    // SAFETY: these are the slots that the machine set, without flags, before it ran; it sets none and
-    // deletes none as long as it exists.
+    // SAFETY: the machine set these slots, without flags, before it ran; it sets and deletes no other slot as
+    // long as it exists.
     unsafe { KvmLog::new(vm, slots, ram) }.map_err(GuestError::new)
 }
 
 /// Makes machines for guests that arrive.
 #[derive(Debug)]
 pub(crate) struct MachineHost {
-    /// The name under which the guest lives here; `None` keeps its own.
+    /// The guest's name on this host; `None` keeps its own.
     pub(crate) name: Option<String>,
     /// The most RAM that a guest may have.
     pub(crate) memory_max_bytes: Option<u64>,
-    /// How KVM records what the guest writes.
+    /// How KVM records the guest's writes.
     pub(crate) dirty_log: DirtyLogArgs,
-    /// The operator's handle on a guest that arrives.
+    /// The operator's handle on an arriving guest.
     pub(crate) pending: PendingArrival,
 }
 

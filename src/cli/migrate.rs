@@ -1,4 +1,4 @@
-//! `sterna migrate`: has a guest moved, and shows how that goes.
+//! `sterna migrate`: asks for a guest's migration, and shows its progress.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,67 +25,70 @@ pub(crate) struct MigrateArgs {
     /// Name of the guest
     #[arg(value_parser = socket::parse_name)]
     name: String,
-    /// Where to: a host on which `sterna receive` runs
+    /// Destination: a host on which `sterna receive` runs
     #[arg(long, value_name = "HOST[:PORT]", required_unless_present_any = ["set", "watch"])]
     to: Option<String>,
-    /// Change a limit of a migration that is under way, by the name of its option; may be given more than once, but with no
-    /// other option than --json
+    /// Change a limit of a running migration, by the name of its option; may be given more than once, but
+    /// with no other option than --json
     #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "state_max", "LaneArgs", "LimitArgs"])]
     set: Vec<String>,
-    /// Show how a migration goes that is under way, and end as the command would that began it. Ctrl-C ends the watching alone
+    /// Show the progress of a running migration, and exit as the command that began it. Ctrl-C ends only the
+    /// watching
     #[arg(long, conflicts_with_all = ["to", "set", "verify", "LaneArgs", "LimitArgs"])]
     watch: bool,
     #[command(flatten)]
     how: MoveArgs,
-    /// How much of its memory both ends compare
+    /// How much of the guest's memory both ends compare
     #[arg(long, value_enum, value_name = "HOW", default_value_t = VerifyChoice::Off)]
     verify: VerifyChoice,
-    /// Print the report as JSON, one object, as the last line
+    /// Print the report as one JSON object, as the last line
     #[arg(long)]
     json: bool,
 }
 
-/// How a migration is to be done.
+/// The options of a migration.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MoveArgs {
     #[command(flatten)]
     pub(crate) lanes: LaneArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
-    /// Send no more state of vCPUs and devices than this, for which the guest stands still [default: 1G]
+    /// Send at most this much state of vCPUs and devices, during which the guest is paused [default: 1G]
     #[arg(long, value_name = "SIZE")]
     pub(crate) state_max: Option<Size>,
 }
 
-/// When to switch, and what to do when it does not come to that. What is not given is as the library has it.
+/// When to switch, and what to do when the rounds do not get short enough. An option that is not given has
+/// the library's default.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LimitArgs {
-    /// How long the guest may stand still at the switch, in ms [default: 300]
+    /// Longest downtime at the switch, in ms [default: 300]
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
-    /// How far `--if-stuck relax` may raise that, in ms [default: 5 times the limit]
+    /// How far `--if-stuck relax` may raise the downtime limit, in ms [default: 5 times the limit]
     #[arg(long, value_name = "MS")]
     downtime_max: Option<u64>,
-    /// Send no faster than this, in MB/s; 0 is as fast as the link carries [default: 0]
+    /// Send no faster than this, in MB/s; 0 is no limit [default: 0]
     #[arg(long, value_name = "MB/S")]
     bandwidth_limit: Option<u64>,
-    /// Send no more rounds than this while the guest runs [default: 100]
+    /// Send at most this many rounds while the guest runs [default: 100]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     max_rounds: Option<u32>,
-    /// Switch or give up, as --if-stuck has it, after this time; 0 is none [default: 0]
+    /// Switch or give up, as --if-stuck says, after this many seconds; 0 is no limit [default: 0]
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Slow the guest by up to so many percent; 0 never does [default: 99]
+    /// Throttle the guest by at most this many percent; 0 never does [default: 99]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
     throttle_max: Option<u8>,
-    /// What to do, in this order, when the rounds do not come down to the downtime limit: `throttle` slows the guest, `relax`
-    /// allows more downtime, `stop` switches all the same, `abort` gives up. Without the last two it goes on until rounds or
-    /// time are over, and gives up then [default: throttle]
+    /// What to do, in this order, when the rounds do not come down to the downtime limit: `throttle` slows
+    /// the guest, `relax` allows more downtime, `stop` switches all the same, `abort` gives up. Without the
+    /// last two the migration continues until rounds or time are used up, and then gives up [default:
+    /// throttle]
     #[arg(long, value_parser = parse_if_stuck, value_name = "POLICY,...")]
     if_stuck: Option<String>,
 }
 
-/// The options of [`LimitArgs`] alone, to read `--set` by.
+/// The options of [`LimitArgs`] alone, to parse `--set` with.
 #[derive(Debug, Parser)]
 struct OnlyLimits {
     #[command(flatten)]
@@ -109,7 +112,7 @@ impl LimitArgs {
         }
     }
 
-    /// Those of `--set downtime-limit=50 ...`.
+    /// The limits of `--set downtime-limit=50 ...`.
     fn of_settings(settings: &[String]) -> Result<Self, String> {
         // A bare `--` would end the options, and be no error.
         let words =
@@ -128,14 +131,14 @@ impl LimitArgs {
     }
 }
 
-/// How much is compared.
+/// How much of the memory is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum VerifyChoice {
-    /// Nothing: the wire's checksums protect what travels, and hashing costs CPU at both ends
+    /// Nothing: the wire's checksums protect the pages, and hashing costs CPU at both ends
     Off,
-    /// All memory, most of it while the guest still runs
+    /// All memory, mostly while the guest still runs
     Final,
-    /// All memory, while the guest stands still
+    /// All memory, while the guest is paused
     Full,
 }
 
@@ -194,7 +197,7 @@ pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
     }
 }
 
-/// `--set`: changes the limits of a migration that is under way.
+/// `--set`: changes the limits of a running migration.
 fn set(args: &MigrateArgs) -> ExitCode {
     let limits = match LimitArgs::of_settings(&args.set) {
         Ok(limits) => limits,
@@ -215,7 +218,7 @@ fn set(args: &MigrateArgs) -> ExitCode {
     }
 }
 
-/// Asks the holder of a guest to move it, and tells what happens meanwhile.
+/// Asks the holder of a guest to move it, and reports the progress.
 pub(crate) fn move_guest(
     name: &str,
     request: Move,
@@ -224,7 +227,7 @@ pub(crate) fn move_guest(
     follow(name, &Request::Migrate(Box::new(request)), progress)
 }
 
-/// Tells what the holder of a guest answers while it moves it.
+/// Reports the holder's answers while it moves a guest.
 fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Result<Report, Failure> {
     let here = |error: SocketError, guest: &str| Failure {
         exit: Exit::Refused,
@@ -256,7 +259,7 @@ fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Re
     }
 }
 
-/// `HOST` as `HOST:PORT`; an IPv6 address may stand in brackets or bare.
+/// `HOST` as `HOST:PORT`; an IPv6 address may be in brackets or bare.
 pub(crate) fn with_port(to: &str) -> String {
     match to.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => format!("{host}:{port}"),
@@ -265,7 +268,7 @@ pub(crate) fn with_port(to: &str) -> String {
     }
 }
 
-/// On Ctrl-C or SIGTERM asks for the migration's end; its outcome is awaited all the same. Returns which signal came.
+/// On Ctrl-C or SIGTERM asks to end the migration; the command still awaits its outcome. Returns the signal.
 fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
     let signal = Arc::new(AtomicI32::new(0));
     match Signals::new([SIGINT, SIGTERM]) {

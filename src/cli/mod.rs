@@ -2,22 +2,22 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `run`, `receive` | the two that hold a guest: a fresh one, and one that arrives |
-//! | `migrate` | asks the process that holds a guest to move it, and shows how that goes |
-//! | `cancel` | ends a migration that is under way |
-//! | `recover` | what is known of a guest after a migration that went wrong, and what settles it |
+//! | `run`, `receive` | the two that hold a guest: a new one, and one that arrives |
+//! | `migrate` | asks the process that holds a guest to move it, and shows the progress |
+//! | `cancel` | ends a running migration |
+//! | `recover` | reports on a guest after a migration that went wrong, and settles what it can |
 //! | `dirty_rate` | samples a guest's writes, and predicts how it would move |
 //! | `send` | moves a file to a `receive` that waits for one |
-//! | `demo` | all of it at once: two processes, a guest, a migration, and what came of it |
-//! | `check`, `soft_roce` | what this machine has, and a soft-RoCE device where it has none |
+//! | `demo` | everything at once: two processes, a guest, a migration, and its result |
+//! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest` |
-//! | `vm_process`, `arriving` | who has a guest in hand, and answers for it |
-//! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its words |
-//! | `progress` | how a migration goes, for all who watch it |
-//! | `signals` | what SIGHUP, SIGINT and SIGTERM mean to a process that holds a guest |
-//! | `lanes` | how pages travel: the same options for guests and files |
-//! | `state` | where this host keeps the state of its guests |
-//! | `output`, `exit`, `size` | how things are printed, what exit codes mean, how sizes are written |
+//! | `vm_process`, `incoming` | the holder of a guest, which answers for it; a guest on its way |
+//! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its messages |
+//! | `progress` | a migration's events, for all clients that watch it |
+//! | `signals` | the effect of SIGHUP, SIGINT and SIGTERM on a process that holds a guest |
+//! | `lanes` | the transport of pages: the same options for guests and files |
+//! | `state` | the folder of this host's guest state |
+//! | `output`, `exit`, `size` | printing, exit codes, sizes |
 
 mod cancel;
 mod check;
@@ -57,10 +57,10 @@ use tracing_subscriber::EnvFilter;
 use self::exit::Exit;
 use self::signals::Stage;
 
-/// The port at which a destination listens unless told otherwise.
+/// The default port of a destination.
 pub(crate) const DEFAULT_PORT: u16 = 7837;
 
-/// Moves running KVM guests between hosts: by one-sided RDMA writes, or over TCP where there is no RDMA.
+/// Moves running KVM guests between hosts: by one-sided RDMA writes, or over TCP without RDMA.
 #[derive(Debug, Parser)]
 #[command(name = "sterna", version, max_term_width = 110, after_help = exit::HELP)]
 struct Sterna {
@@ -72,21 +72,21 @@ struct Sterna {
 enum Command {
     /// Start a guest, and hold it until it is stopped or has moved
     Run(run::RunArgs),
-    /// Wait for a guest to arrive, and hold it then; or, with --into, for a file
+    /// Wait for a guest and hold it; or, with --into, wait for a file
     Receive(receive::ReceiveArgs),
     /// Move a guest to another host
     Migrate(migrate::MigrateArgs),
-    /// End a migration that is under way, unless the guest is being given away already
+    /// End a running migration, unless the guest is already being given away
     Cancel(cancel::CancelArgs),
-    /// Say what became of a guest whose migration went wrong, and settle what can be settled
+    /// Report on a guest after a migration that went wrong, and settle what can be settled
     Recover(recover::RecoverArgs),
-    /// Sample how fast a guest writes its memory, and say whether and how it would move
+    /// Sample how fast a guest writes its memory, and report whether and how it would move
     DirtyRate(dirty_rate::DirtyRateArgs),
     /// Move a memory image or any large file to another host
     Send(send::SendArgs),
-    /// Show it: two processes on this machine, and a guest that moves from one to the other
+    /// Show a migration: two processes on this machine, and a guest that moves from one to the other
     Demo(demo::DemoArgs),
-    /// Say what this machine has for migrations, and what mends what it lacks
+    /// Check whether this machine can migrate guests, and name a remedy for each problem
     Check(check::CheckArgs),
     /// Make or remove a soft-RoCE device: RDMA on an ordinary network interface
     SoftRoce(soft_roce::SoftRoceArgs),
@@ -104,7 +104,7 @@ pub(crate) fn main() -> ExitCode {
     let command = match Sterna::try_parse() {
         Ok(sterna) => sterna.command,
         Err(text) => {
-            // Help, or what is wrong; unlike `parse`, this leaves an error of the stream to us.
+            // Prints the help or the mistake; unlike `parse`, this does not exit on an error of the stream.
             let _ = text.print();
             return if text.use_stderr() { Exit::Usage } else { Exit::Done }.into();
         }
@@ -120,7 +120,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 impl Command {
-    /// Where the guest is at first, of the commands that hold one.
+    /// The guest's first stage, for the commands that hold a guest.
     fn first_stage(&self) -> Option<Stage> {
         match self {
             Command::Run(_) => Some(Stage::Starting),
@@ -145,12 +145,12 @@ impl Command {
     }
 }
 
-/// Ends a command that panics with an exit code that means something.
+/// Ends a command that panics with a meaningful exit code.
 fn never_101(command: impl FnOnce() -> ExitCode) -> ExitCode {
     panic::catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|_| Exit::Failed.into())
 }
 
-/// Has panics of any thread go where all errors go.
+/// Reports panics of all threads where errors go.
 fn report_panics() {
     panic::set_hook(Box::new(|panic| {
         output::errln!("error: {panic}\nThis is a bug in Sterna; please report it with these lines");

@@ -1,4 +1,4 @@
-//! How a migration goes, for any number of clients that watch it. None of them can hold it up.
+//! The progress of a migration, for any number of clients that watch it. No client can delay the migration.
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use sterna::progress::{Event, Observer};
 use super::protocol::Answer;
 use super::socket::write_line;
 
-/// What happens in one migration, for the clients that watch it.
+/// The events of one migration, for the clients that watch it.
 #[derive(Debug, Default)]
 pub(crate) struct Broadcast {
     state: Mutex<State>,
@@ -19,11 +19,11 @@ pub(crate) struct Broadcast {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The latest events. A client that is slower than they come misses some.
+    /// The latest events. A slow client misses some.
     events: VecDeque<Event>,
-    /// How many there were before those.
+    /// How many events preceded these.
     forgotten: usize,
-    /// How the migration ended.
+    /// The end of the migration.
     end: Option<Answer>,
     clients: usize,
 }
@@ -31,17 +31,17 @@ struct State {
 /// How many events are kept.
 const EVENTS_MAX: usize = 256;
 
-/// How long the end of a migration waits for clients to read of it: the process may end with it.
+/// How long the end of a migration waits for clients to read it, because the process may end with it.
 const FAREWELL_MAX: Duration = Duration::from_secs(2);
 
 impl Broadcast {
-    /// One more client.
+    /// Adds a client.
     pub(crate) fn join(self: &Arc<Self>) -> Following {
         self.state().clients += 1;
         Following(self.clone())
     }
 
-    /// The migration has ended. Waits a moment until the clients have read of that.
+    /// Ends the migration for its clients. Waits briefly until they have read the answer.
     pub(crate) fn end(&self, answer: Answer) {
         let deadline = Instant::now() + FAREWELL_MAX;
         let mut state = self.state();
@@ -56,7 +56,7 @@ impl Broadcast {
         }
     }
 
-    /// What comes after the first `seen` events: the next, or the end.
+    /// The answer after the first `seen` events: the next event, or the end.
     fn next(&self, seen: &mut usize) -> Answer {
         let mut state = self.state();
         loop {
@@ -77,17 +77,17 @@ impl Broadcast {
     }
 }
 
-/// One client's part in it.
+/// One client's subscription.
 #[derive(Debug)]
 pub(crate) struct Following(Arc<Broadcast>);
 
 impl Following {
-    /// Writes to the client what has happened and what happens, until the migration has ended or the client has gone.
+    /// Writes past and new events to the client, until the migration has ended or the client has gone.
     pub(crate) fn follow(self, mut stream: UnixStream) {
         let mut seen = 0;
         loop {
             let answer = self.0.next(&mut seen);
-            // This waits for the client, and nothing waits for this.
+            // This write waits for the client, and the migration does not wait for this thread.
             let told = write_line(&mut stream, &answer);
             if told.is_err() || !matches!(answer, Answer::Progress(_)) {
                 return;
@@ -137,7 +137,7 @@ mod tests {
             let (deaf, unread) = UnixStream::pair().unwrap();
             scope.spawn(|| broadcast.join().follow(unread));
             broadcast.event(&throttled(7));
-            // More than a socket holds: with a client that does not read, this returns all the same.
+            // More than a socket holds: this returns even if the client does not read.
             for _ in 0..100 * EVENTS_MAX {
                 broadcast.event(&throttled(8));
             }

@@ -1,4 +1,4 @@
-//! What is said over a control socket: one JSON object a line, a request first, then answers.
+//! The messages of a control socket: one JSON object a line, a request first, then answers.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -14,23 +14,24 @@ use sterna_vmm::MachineKind;
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 
-/// What the holder of a guest may be asked.
+/// A request to the holder of a guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "kebab-case")]
 pub(crate) enum Request {
-    /// How the guest is doing.
+    /// The guest's status.
     Status,
-    /// Move it. Answered by events, then by a report or a failure.
+    /// Move the guest. Answered by events, then by a report or a failure.
     Migrate(Box<Move>),
-    /// Watch a migration that is under way. Answered as the request that began it.
+    /// Watch a running migration. Answered like the request that began it.
     Watch,
-    /// Change the limits of a migration that is under way.
+    /// Change the limits of a running migration.
     LimitsPatch(LimitsPatch),
-    /// Watch what it writes, for this long at the longest.
+    /// Sample the guest's writes for at most this long.
     DirtyRate { longest_ms: u64 },
-    /// End a migration that is under way.
+    /// End a running migration.
     Cancel,
-    /// Say what became of it, and settle what can be settled; on the operator's word that the other host is fenced also this.
+    /// Report what became of the guest, and settle what can be settled; with the operator's word that the
+    /// other host is fenced, also resume or run the guest.
     Recover { resume_source: bool, run_destination: bool },
     /// Let the guest check its own memory.
     Check,
@@ -38,7 +39,7 @@ pub(crate) enum Request {
     Stop,
 }
 
-/// A migration as it is asked for.
+/// The parameters of a migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Move {
     pub(crate) to: String,
@@ -48,21 +49,21 @@ pub(crate) struct Move {
     pub(crate) verify: Verify,
 }
 
-/// Limits that are given; the others stay as they are.
+/// New limits; limits that are not given keep their values.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LimitsPatch {
     pub(crate) downtime_limit_ms: Option<u64>,
     pub(crate) downtime_max_ms: Option<u64>,
-    /// 0 is none.
+    /// 0 is no limit.
     pub(crate) bandwidth_limit_mbps: Option<u64>,
     pub(crate) max_rounds: Option<u32>,
-    /// 0 is none.
+    /// 0 is no limit.
     pub(crate) timeout_s: Option<u64>,
     pub(crate) throttle_max_percent: Option<u8>,
     pub(crate) if_stuck: Option<String>,
 }
 
-/// What the holder answers.
+/// An answer of the holder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub(crate) enum Answer {
@@ -76,17 +77,17 @@ pub(crate) enum Answer {
     Sampled(Samples),
     /// To `check`.
     Checked(Checked),
-    /// To `tune`: the limits now.
+    /// To `tune`: the limits in force.
     Limits(LimitsReport),
     /// To `recover`.
     Found(Found),
     /// To `cancel` and `stop`.
     Done,
-    /// Not done.
+    /// The request failed.
     Failed(Failure),
 }
 
-/// How a guest is doing.
+/// A guest's status.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) name: String,
@@ -95,17 +96,17 @@ pub(crate) struct Status {
     pub(crate) memory_bytes: u64,
     pub(crate) vcpus: u8,
     pub(crate) migrating: bool,
-    /// It was given away and nobody has said what became of it.
+    /// The guest was given away, and its fate is unknown.
     pub(crate) in_doubt: bool,
     pub(crate) heartbeats: u64,
-    /// How often the count of heartbeats did not go on from where it was.
+    /// How often a heartbeat's count did not follow the one before.
     pub(crate) heartbeat_regressions: u64,
     /// Passes over the working set.
     pub(crate) passes: u64,
     pub(crate) throttle_percent: u8,
 }
 
-/// What was seen of a guest's writes.
+/// Samples of a guest's writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Samples {
     pub(crate) ram_bytes: u64,
@@ -116,7 +117,7 @@ pub(crate) struct Samples {
     pub(crate) samples: Vec<Sample>,
 }
 
-/// How much it wrote in one interval.
+/// The guest's writes in one interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) ms: f64,
@@ -124,28 +125,28 @@ pub(crate) struct Sample {
     pub(crate) mbps: f64,
 }
 
-/// What a guest found of its own memory.
+/// The result of a guest's check of its own memory.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Checked {
     pub(crate) pages: u64,
     pub(crate) wrong: u64,
 }
 
-/// What became of a guest: as an exit code, and in words that follow its name.
+/// The fate of a guest: as an exit code, and in words that follow its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Found {
     pub(crate) exit: Exit,
     pub(crate) what: String,
 }
 
-/// Why something was not done, and where the guest is.
+/// Why a request failed, and where the guest is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) what: String,
     /// Where the guest is, as a clause.
     pub(crate) guest: String,
-    /// The code of the library's error, where it was one.
+    /// The code of the library's error, if it was one.
     pub(crate) code: Option<String>,
 }
 
@@ -201,7 +202,7 @@ impl Samples {
 }
 
 impl LimitsPatch {
-    /// Changes what is given; nothing if something given cannot be.
+    /// Changes the given limits; changes none if one is invalid.
     pub(crate) fn apply_to(&self, limits: &mut Limits) -> Result<(), IfStuckError> {
         let if_stuck: Option<IfStuck> = self.if_stuck.as_deref().map(str::parse).transpose()?;
         let given = |millis: Option<u64>| millis.map(Duration::from_millis);

@@ -29,48 +29,51 @@ use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {
-    /// Address at which to listen: whoever reaches it may send a guest here, so choose a trusted network
+    /// Address to listen on. Every host that reaches it may send a guest, so choose a trusted network
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     listen: IpAddr,
-    /// Port at which to listen; 0 picks a free one
+    /// Port to listen on; 0 picks a free one
     #[arg(long, default_value_t = DEFAULT_PORT)]
     port: u16,
-    /// Name for the guest here [default: the one it has]
+    /// Name for the guest on this host [default: its own]
     #[arg(long, value_parser = socket::parse_name)]
     name: Option<String>,
-    /// Take no guest with more RAM than this
+    /// Refuse guests with more RAM than this
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
     #[command(flatten)]
     dirty_log: DirtyLogArgs,
-    /// Pin at most so much memory for RDMA; the rest takes turns [default: what `ulimit -l` allows]
+    /// Pin at most this much memory for RDMA; the rest takes turns [default: what `ulimit -l` allows]
     #[arg(long, value_name = "SIZE")]
     pin_limit: Option<Size>,
-    /// Take no guest whose vCPUs and devices have more state to save than this; it is held in memory until it is loaded
+    /// Refuse guests with more saved state of vCPUs and devices than this; memory holds it until it is loaded
     /// [default: 1G]
     #[arg(long, value_name = "SIZE")]
     state_max: Option<Size>,
-    /// Wait for a file instead, which `sterna send` brings: its path here, or a folder in which it keeps its name
+    /// Wait for a file from `sterna send` instead: its path on this host, or a folder in which it keeps its
+    /// name
     #[arg(long, value_name = "FILE|DIR", conflicts_with_all = ["name", "memory_max", "state_max", "DirtyLogArgs"])]
     into: Option<PathBuf>,
-    /// Replace a file that is there already
+    /// Replace an existing file
     #[arg(long, requires = "into")]
     force: bool,
-    /// How long to hold a guest that is ready to run when its source is lost, in seconds; then it is given up here
+    /// How long to hold a guest that is ready to run when its source is lost, in seconds; after that the
+    /// destination gives it up
     #[arg(long, default_value_t = 600, value_name = "SECONDS", conflicts_with = "into")]
     takeover_timeout: u64,
     #[command(flatten)]
     state: StateArgs,
-    /// Take only a guest that runs with this lock at its source, a file on storage that the hosts share, and run it with that
+    /// Accept only a guest that runs with this lock at its source, a file on storage that the hosts share,
+    /// and run it with the lock
     #[arg(long, value_name = "FILE", conflicts_with = "into")]
     lock: Option<PathBuf>,
-    /// End after the first attempt, also if it fails
+    /// End after the first attempt, even if it fails
     #[arg(long)]
     once: bool,
-    /// Print what happens as JSON, an object a line
+    /// Print events as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// End, and the guest with it, when standard input is closed
+    /// End this process, and the guest with it, when standard input is closed
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
 }
@@ -83,7 +86,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(store) => store,
         Err(error) => return output::coded(Exit::Refused, error.code(), error),
     };
-    // No host asks for what became of a file.
+    // No host asks for the fate of a file.
     let state = if store.is_some() { Ok(HostState::lost_with_this_process()) } else { args.state.state() };
     let state = match state {
         Ok(state) => state,
@@ -129,7 +132,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
             }
         }
     };
-    // The guest has this process to itself: as soon as its source knows of it, nobody listens here.
+    // The process belongs to this guest: it stops listening as soon as the source knows that the guest runs.
     if !arrival.settled {
         let attempt_id = arrival.attempt_id;
         let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(attempt_id));
@@ -140,7 +143,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     hold_arrival(arrival, lock, args.json)
 }
 
-/// Listens at an address, of which port 0 picks a free one.
+/// Listens at an address; port 0 picks a free one.
 fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ReceiveError> {
     TcpListener::bind(address)
         .and_then(|listener| listener.local_addr().map(|address| (listener, address)))

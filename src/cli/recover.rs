@@ -1,4 +1,4 @@
-//! `sterna recover`: what is known of a guest after a migration that went wrong, and what settles it.
+//! `sterna recover`: reports on a guest after a migration that went wrong, and settles what it can.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,25 +19,27 @@ use super::state::StateArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
-    /// Name of the guest, here
+    /// Name of the guest on this host
     #[arg(value_parser = socket::parse_name)]
     name: String,
-    /// Run the guest on here, its source, although the destination does not say what became of it
+    /// Run the guest on this host, its source, although the destination has not reported the guest's fate
     #[arg(long, requires = "other_host_is_fenced", conflicts_with = "run_destination")]
     resume_source: bool,
-    /// Run the guest here, its destination, which is ready and has lost the source
+    /// Run the guest on this host, its destination, which is ready and has lost the source
     #[arg(long, requires = "other_host_is_fenced")]
     run_destination: bool,
-    /// Your word that the other host is off, or can reach neither the guest's disks nor its network, and stays so until it was
-    /// restarted. It counts only if that host gives no sign of life. If it is not true, the guest runs twice
+    /// Your word that the other host is off, or can reach neither the guest's disks nor its network, and
+    /// stays so until it was restarted. It counts only if that host gives no sign of life. If it is not true,
+    /// the guest runs twice
     #[arg(long)]
     other_host_is_fenced: bool,
     #[command(flatten)]
     state: StateArgs,
-    /// The guest's lock, where its process here has ended: a process that has it elsewhere may run the guest
+    /// The guest's lock, if its process on this host has ended: a process elsewhere that holds the lock may
+    /// run the guest
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// Print it as JSON, one object
+    /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -49,7 +51,7 @@ pub(crate) fn run(args: &RecoverArgs) -> ExitCode {
     }
 }
 
-/// What there is to say.
+/// The report of the command.
 struct Report {
     records: Vec<Record>,
     /// Whether a process of this host has the guest.
@@ -61,7 +63,8 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
     let state = args.state.state()?;
     let deadline = Instant::now() + ENDS_WITHIN;
     let found = loop {
-        // A process that is just ending breaks off, and may have its state locked a little longer: what it leaves tells.
+        // A process that is just ending closes the connection and may keep its state locked a little longer.
+        // Its records then tell.
         let last_chance = Instant::now() >= deadline;
         let ending = match by_process(&state, args, last_chance) {
             Ok(Some(found)) => break found,
@@ -78,7 +81,7 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
         }
         thread::sleep(NAP);
     };
-    // As they are now, after what was settled.
+    // The records as they are now, after settling.
     let seen = state.look(&args.name).unwrap_or_else(|error| {
         tracing::warn!("{error}");
         None
@@ -90,17 +93,17 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
 
 /// Why a process that has the guest has not answered.
 enum Unanswered {
-    /// It is about to end, as it seems.
+    /// It seems to be ending.
     Ending(String),
     Failed(String),
 }
 
-/// Asks the process that has the guest; `None` if there is none.
+/// Asks the process that has the guest; `None` if no process has it.
 fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Result<Option<Found>, Unanswered> {
     let failed = |error: &dyn std::fmt::Display| Unanswered::Failed(error.to_string());
     let request =
         Request::Recover { resume_source: args.resume_source, run_destination: args.run_destination };
-    // A process that has the guest knows, whatever a disk has made of its file.
+    // The process that has the guest knows its fate, even if its file is damaged.
     let (sighting, unreadable) = match state.look(&args.name) {
         Ok(sighting) => (sighting, None),
         Err(error) => (None, Some(error)),
@@ -110,7 +113,7 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
     if let (Err(SocketError::NoGuest { .. }), Some(contact)) =
         (&answer, holder.as_ref().and_then(|holder| holder.contact.as_ref()))
     {
-        // Its control socket may be in another folder than this command looks in.
+        // Its control socket may be in another folder than this command's.
         answer = ask_in(Path::new(contact), &args.name, &request);
     }
     match (answer, sighting, holder) {
@@ -129,7 +132,7 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
     }
 }
 
-/// The guest's process lives, because its state file is locked, and cannot be asked.
+/// The guest's process lives, because its state file is locked, but cannot be asked.
 fn unreachable(sighting: &Sighting, holder: &LockHolder) -> Found {
     let contact = holder.contact.as_deref().map_or_else(
         || "the folder of its control socket is unknown ($STERNA_RUNTIME_DIR)".to_owned(),
@@ -150,7 +153,7 @@ fn unreachable(sighting: &Sighting, holder: &LockHolder) -> Found {
     Found { exit, what: format!("{what}: a process{holder} has it, and {contact}") }
 }
 
-/// No process of this host has the guest: all that is left of it are records.
+/// No process of this host has the guest: only records are left.
 fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenError> {
     let found = |exit, what: String| Ok(Found { exit, what });
     if args.run_destination {
@@ -166,7 +169,8 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
     if state.look(&args.name)?.is_none() {
         return unknown();
     }
-    // To claim it records what became of a guest whose process was ready to run it. It also shows that no process has it.
+    // The claim records the fate of a guest that a process was ready to run. It also shows that no process
+    // has the guest.
     let journal = state.claim(&args.name)?.journal();
     match Standing::of(&journal) {
         Standing::Ended(Record { mark: RecordKind::Running, peer, .. }) => found(
@@ -193,19 +197,19 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
         Standing::InDoubt(Record { peer, .. }) => {
             found(Exit::InDoubt, format!("was given to {peer} and may run there"))
         }
-        // It was to come here, and its process ended before it was ready.
+        // The guest was to come to this host, but its process ended before it was ready.
         Standing::Unknown => unknown(),
     }
 }
 
-/// COMMITTED was recorded, and the guest here has ended with its process.
+/// COMMITTED was recorded, and the guest at this host has ended with its process.
 fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
     let peer = doubt.peer().to_owned();
     let lost = |how: &str| Found {
         exit: Exit::Lost,
         what: format!("{how}, and ended with its process here: it may be started anew, on one host"),
     };
-    // With a word pending the destination is asked, and given nothing.
+    // While the operator's word is pending, the destination receives a question but no GO.
     match if fenced { doubt.fenced() } else { doubt.ask_for(ASKED_FOR) } {
         Verdict::Moved => Found { exit: Exit::Done, what: format!("runs at {peer}, or has run there") },
         Verdict::Kept if fenced => {
@@ -222,11 +226,12 @@ fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
     }
 }
 
-/// How long a process that has broken off may take to close its files. It had given back its guest's memory before.
+/// How long a process that has closed its connection may take to close its files. It has freed its guest's
+/// memory before.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 const NAP: Duration = Duration::from_millis(50);
 
-/// For how long the other host is asked: an operator waits.
+/// How long the other host is asked, because an operator waits.
 const ASKED_FOR: Duration = Duration::from_secs(5);
 
 impl Report {

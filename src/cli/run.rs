@@ -30,22 +30,22 @@ pub(crate) struct RunArgs {
     guest: GuestArgs,
     #[command(flatten)]
     state: StateArgs,
-    /// Start a new guest although one of this name was given to another host: your word that this one is another. It takes over
-    /// what is known of the name on this host
+    /// Start a new guest although one of this name was given to another host: your word that this is another
+    /// guest. It replaces this host's records of the name
     #[arg(long)]
     new: bool,
-    /// Run the guest only while this file is locked, which is on storage that the hosts share: an arbiter between them
+    /// Run the guest only while this file is locked: an arbiter between the hosts, on storage that they share
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
-    /// Print what happens as JSON, an object a line
+    /// Print events as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// End, and the guest with it, when standard input is closed
+    /// End this process, and the guest with it, when standard input is closed
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
 }
 
-/// What a guest is made of.
+/// The parts of a guest.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct GuestArgs {
     /// RAM of the guest
@@ -57,16 +57,16 @@ pub(crate) struct GuestArgs {
     /// How much memory the guest writes over and over [default: all that it can]
     #[arg(long, value_name = "SIZE")]
     pub(crate) working_set: Option<Size>,
-    /// How fast it writes, in MB/s; 0 is an idle guest
+    /// How fast the guest writes, in MB/s; 0 is an idle guest
     #[arg(long, default_value_t = 25, value_name = "MB/S")]
     pub(crate) dirty_rate: u64,
     /// Back the RAM with huge pages
     #[arg(long, value_enum, value_name = "SIZE")]
     pub(crate) hugepages: Option<HugePages>,
-    /// What runs the guest
+    /// The kind of machine
     #[arg(long, value_enum, default_value_t)]
     pub(crate) machine: MachineChoice,
-    /// Give the guest a device with so much state to save and load, for tests and benchmarks
+    /// Give the guest a device with this much state to save and load, for tests and benchmarks
     #[arg(long, default_value = "0", value_name = "SIZE", hide = true)]
     pub(crate) device_state: Size,
     #[command(flatten)]
@@ -90,7 +90,7 @@ pub(crate) enum MachineChoice {
     Auto,
     /// A real guest on KVM
     Kvm,
-    /// Threads that behave as the guest would, for machines without KVM
+    /// Threads that behave like the guest, for hosts without KVM
     Synthetic,
 }
 
@@ -115,7 +115,7 @@ impl GuestArgs {
 }
 
 impl MachineChoice {
-    /// The kind to make on this host, and what to say about it.
+    /// The kind to make on this host, and a note to print about it.
     pub(crate) fn decide(self) -> (MachineKind, Option<String>) {
         match self {
             Self::Kvm => (MachineKind::Kvm, None),
@@ -130,7 +130,7 @@ impl MachineChoice {
         }
     }
 
-    /// The command-line word for it.
+    /// The kind's word on the command line.
     pub(crate) fn word(kind: MachineKind) -> &'static str {
         match kind {
             MachineKind::Kvm => "kvm",
@@ -191,7 +191,7 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
     Ok(Exit::Done.into())
 }
 
-/// Says how the holding of a guest ended.
+/// Prints how the holding of a guest ended.
 pub(crate) fn say_end(name: &str, ended: &Ended, json: bool) {
     match ended {
         Ended::Moved(to) if json => {

@@ -1,4 +1,4 @@
-//! `sterna send`: moves a file to where `sterna receive --into` runs.
+//! `sterna send`: moves a file to a host that runs `sterna receive --into`.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,14 +37,15 @@ Exit codes say where the data is:
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct SendArgs {
-    /// The file: a memory image, or any other, also on hugetlbfs or in /dev/shm. Nothing may write to it meanwhile
+    /// The file: a memory image, or any other, also on hugetlbfs or in /dev/shm. No process may write to it
+    /// meanwhile
     file: PathBuf,
-    /// Where to: a host on which `sterna receive --into PATH` runs
+    /// Destination: a host on which `sterna receive --into PATH` runs
     #[arg(long, value_name = "HOST[:PORT]")]
     to: String,
     #[command(flatten)]
     lanes: LaneArgs,
-    /// Print the report as JSON, one object, as the last line
+    /// Print the report as one JSON object, as the last line
     #[arg(long)]
     json: bool,
 }
@@ -147,7 +148,7 @@ fn json_report(report: &Report) -> serde_json::Value {
     })
 }
 
-/// On Ctrl-C or SIGTERM asks for the end. Returns which signal came.
+/// On Ctrl-C or SIGTERM asks for the end. Returns the signal.
 fn cancel_on_signal(cancel: &Cancel) -> Arc<AtomicI32> {
     let signal = Arc::new(AtomicI32::new(0));
     match Signals::new([SIGINT, SIGTERM]) {
@@ -157,7 +158,8 @@ fn cancel_on_signal(cancel: &Cancel) -> Arc<AtomicI32> {
                 let Some(came) = signals.forever().next() else { return };
                 signal.store(came, Ordering::Relaxed);
                 cancel.cancel();
-                // An answer may be awaited that takes long. Nothing is lost by leaving: the destination keeps what it has.
+                // The transfer may be waiting for a slow answer. Leaving loses nothing: the destination keeps
+                // the data that it has.
                 thread::sleep(HEED_MAX);
                 errln!("error: cancelled\nwhere: what arrived is kept at the destination");
                 exit(128 + came);
@@ -168,13 +170,13 @@ fn cancel_on_signal(cancel: &Cancel) -> Arc<AtomicI32> {
     signal
 }
 
-/// How long the transfer may take to heed a signal.
+/// How long the transfer may take to obey a signal.
 const HEED_MAX: Duration = Duration::from_secs(2);
 
-/// How often a line is printed where there is no terminal to draw on.
+/// The interval of progress lines where stderr is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(3);
 
-/// Shows how far it is, on stderr, until the other end of `end` is gone.
+/// Shows the progress on stderr, until the other end of `end` is dropped.
 fn show(progress: &Progress, end: &Receiver<()>) {
     let bar = std::io::stderr().is_terminal().then(|| {
         let style = "  {msg:10} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}, {eta}";

@@ -1,4 +1,5 @@
-//! The control socket of a guest, served: by whoever has the guest in hand at the moment.
+//! The server of a guest's control socket. The part of the program that holds the guest at the moment
+//! answers.
 
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
@@ -8,19 +9,19 @@ use std::thread;
 use super::protocol::Request;
 use super::socket::{Listener, read_line};
 
-/// What is asked: a request, or why it is none.
+/// A request, or the reason for which the line is none.
 pub(crate) type Asked = Result<Request, serde_json::Error>;
 
-/// Whoever answers.
+/// A part of the program that answers requests.
 pub(crate) trait Serve: Send + Sync {
-    /// Answers, or leaves it to whoever comes after.
+    /// Answers, or leaves the request to its successor.
     fn serve(&self, asked: Asked, stream: UnixStream) -> Served;
 }
 
-/// What became of a request.
+/// The result of serving a request.
 pub(crate) enum Served {
     Done,
-    /// To be answered by the next who has the guest in hand.
+    /// The next holder of the guest has to answer.
     NotYet(Box<Asked>, UnixStream),
 }
 
@@ -37,7 +38,7 @@ struct Shared {
 #[derive(Default)]
 struct Desk {
     who: Option<Arc<dyn Serve>>,
-    /// How many have sat at it.
+    /// How many servers have been installed.
     count: u64,
     closed: bool,
 }
@@ -49,21 +50,21 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Server {
-    /// Requests wait until somebody [serves](Self::serve) them.
+    /// Requests wait until [`serve`](Self::serve) installs a server.
     pub(crate) fn new(listener: Listener) -> Self {
         let server = Self(Arc::new(Shared { listener, desk: Mutex::default(), changed: Condvar::new() }));
         let shared = server.0.clone();
         thread::spawn(move || {
             for stream in shared.listener.incoming() {
                 let shared = shared.clone();
-                // Without a thread left the connection closes, and the next may be served.
+                // If no thread can start, the connection closes, and a later one may be served.
                 let _ = thread::Builder::new().spawn(move || shared.converse(stream));
             }
         });
         server
     }
 
-    /// From now on this one answers.
+    /// Installs the server that answers from now on.
     pub(crate) fn serve(&self, who: Arc<dyn Serve>) {
         let mut desk = self.0.desk();
         desk.who = Some(who);
@@ -71,7 +72,7 @@ impl Server {
         self.0.changed.notify_all();
     }
 
-    /// Takes the socket away, so that nobody finds the guest here any more.
+    /// Removes the socket, so that no command finds the guest on this host any more.
     pub(crate) fn close(&self) {
         self.0.listener.close();
         let mut desk = self.0.desk();

@@ -1,12 +1,12 @@
-//! What signals mean to a process that holds a guest, or waits for one.
+//! The effect of signals on a process that holds a guest, or waits for one.
 //!
 //! | the guest | SIGHUP | SIGINT, SIGTERM |
 //! |---|---|---|
 //! | none, or a file in its place | ends the process | end the process |
 //! | is being started | nothing | end the process |
 //! | arrives, and runs at its source | ends the process if it does not arrive | end the process |
-//! | is loaded, and may have to run here | the same | the same; a guest that runs here then needs another signal |
-//! | runs here | nothing | end both, once no migration is under way or in doubt |
+//! | is loaded, and may have to run on this host | the same | the same; a guest that runs on this host then needs another signal |
+//! | runs on this host | nothing | end both, once no migration is under way or in doubt |
 
 use std::fs;
 use std::process;
@@ -22,36 +22,36 @@ use super::output::{self, errln};
 use super::protocol::Failure;
 use super::socket;
 
-/// Where the guest is on its way through this process.
+/// The stage of the guest in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// None is here.
+    /// No guest.
     Empty,
-    /// It is being started here.
+    /// The guest is being started.
     Starting,
-    /// It is on its way, and runs at its source.
+    /// The guest is on its way, and runs at its source.
     Incoming,
-    /// It is loaded: its source may give it away at any moment.
+    /// The guest is loaded: its source may give it away at any moment.
     Ready,
-    /// It runs here.
+    /// The guest runs on this host.
     Held,
 }
 
 #[derive(Debug)]
 struct State {
     stage: Stage,
-    /// A signal that is yet to be obeyed.
+    /// A signal that has not been obeyed yet.
     came: Option<i32>,
 }
 
 static STATE: Mutex<State> = Mutex::new(State { stage: Stage::Empty, came: None });
 static CHANGED: Condvar = Condvar::new();
 
-/// From now on this process ends by a signal only as the table has it.
+/// From now on a signal ends this process only according to the table.
 pub(crate) fn catch(stage: Stage) {
     state().stage = stage;
     let ignored = ignored();
-    // As `nohup` and shells want it.
+    // A signal that the parent ignored stays ignored, as `nohup` and shells expect.
     let caught = [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0);
     let waiting = Signals::new(caught).and_then(|mut signals| {
         thread::Builder::new().name("signals".into()).spawn(move || signals.forever().for_each(obey))
@@ -61,17 +61,17 @@ pub(crate) fn catch(stage: Stage) {
     }
 }
 
-/// A guest is about to come.
+/// A guest is about to arrive.
 pub(crate) fn guest_arrives() {
     state().stage = Stage::Incoming;
 }
 
-/// Its source may give it away from now on.
+/// From now on its source may give the guest away.
 pub(crate) fn guest_is_ready() {
     state().stage = Stage::Ready;
 }
 
-/// It did not come, or will not run here.
+/// The guest did not arrive, or will not run on this host.
 pub(crate) fn no_guest() {
     let mut state = state();
     state.stage = Stage::Empty;
@@ -80,7 +80,8 @@ pub(crate) fn no_guest() {
     }
 }
 
-/// The guest runs here. On SIGINT or SIGTERM `stop` ends it and this process, unless it says what is in the way.
+/// The guest runs on this host. On SIGINT or SIGTERM `stop` ends it and this process, unless it returns an
+/// obstacle.
 pub(crate) fn guest_is_held(name: &str, stop: impl Fn() -> Result<(), Failure> + Send + 'static) {
     let mut state = state();
     state.stage = Stage::Held;
@@ -108,10 +109,10 @@ pub(crate) fn guest_is_held(name: &str, stop: impl Fn() -> Result<(), Failure> +
     }
 }
 
-/// How often it is looked whether the guest may be ended.
+/// The interval for retrying `stop`.
 const NAP: Duration = Duration::from_millis(50);
 
-/// Waits for the signal that is to end a guest that runs here.
+/// Waits for the signal that is to end a running guest.
 fn await_end() -> i32 {
     let mut state = state();
     loop {
@@ -142,7 +143,8 @@ fn obey(signal: i32) {
     }
 }
 
-/// Ends this process by a signal, as if that had not been caught. Nothing changes meanwhile: the caller has the state locked.
+/// Ends this process by a signal, as if it had not been caught. The caller holds the lock of the state, so
+/// nothing changes meanwhile.
 fn end(state: &State, signal: i32) -> ! {
     let name = describe(signal);
     match state.stage {

@@ -1,4 +1,4 @@
-//! Where this host keeps the state of its guests.
+//! The folder of this host's guest state.
 
 use std::env;
 use std::fs;
@@ -11,18 +11,19 @@ use sterna::state::{FolderError, HostState, StorageCheck};
 /// The folder of the state.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StateArgs {
-    /// Folder of the guests' state files, on a disk of this host alone [default: $STERNA_STATE_DIR, else /var/lib/sterna for
-    /// root and ~/.local/state/sterna for others]
+    /// Folder of the guests' state files, on a disk of this host alone [default: $STERNA_STATE_DIR, else
+    /// /var/lib/sterna for root and ~/.local/state/sterna for others]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Use that folder also on a file system that a restart empties or that other hosts share. What became of a guest may be
-    /// unknown then, or another host's word be taken for this one's [default: $STERNA_STATE_DIR_ANYWAY, if it is 1]
+    /// Use the folder even on a file system that a restart empties or that other hosts share. A guest's fate
+    /// may then be unknown, or another host's record be taken for this one's [default:
+    /// $STERNA_STATE_DIR_ANYWAY, if it is 1]
     #[arg(long)]
     state_dir_anyway: bool,
 }
 
 impl StateArgs {
-    /// The state there. The text of an error has a remedy.
+    /// Opens the state in the folder. The text of an error has a remedy.
     pub(crate) fn state(&self) -> Result<HostState, String> {
         let anyway =
             self.state_dir_anyway || env::var_os("STERNA_STATE_DIR_ANYWAY").is_some_and(|set| set == "1");

@@ -31,44 +31,45 @@ use super::socket::{self, write_line};
 /// Why a process does not hold its guest any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
-    /// It runs at the destination, which is named.
+    /// The guest runs at this destination.
     Moved(String),
-    /// It was asked to stop.
+    /// A request or a signal stopped the guest.
     Stopped,
 }
 
-/// A guest and what is being done with it.
+/// A guest and the work on it.
 #[derive(Debug)]
 struct VmProcess {
     guest: MachineGuest,
-    /// Its name on this host, for as long as it is here.
+    /// Its name on this host, as long as the guest is on it.
     claim: GuestClaim,
-    /// Held for as long as the guest runs here.
+    /// Held as long as the guest runs on this host.
     lock: Option<Lock>,
     work: Mutex<Work>,
-    /// What is asked about a guest in doubt.
+    /// The doubt about the guest, if any.
     doubt: Mutex<Option<Doubt>>,
     ended: Sender<Ended>,
 }
 
-/// Who may do what with the guest: one thing at a time.
+/// The work on the guest: one kind at a time.
 #[derive(Debug)]
 enum Work {
-    /// Nothing is under way.
+    /// None.
     Idle,
-    /// It is being moved, to the destination that is named.
+    /// It is moving to the named destination.
     Migrating(Cancel, LimitsHandle, String, Arc<Broadcast>),
-    /// Its writes are watched.
+    /// Its writes are sampled.
     Sampling,
     /// It checks its own memory.
     Checking,
-    /// It was handed over and nobody knows whether it arrived.
+    /// It was handed over, and its arrival is not confirmed.
     InDoubt,
-    /// It is another host's, or was stopped: its process is about to end.
+    /// It belongs to another host, or was stopped: its process is about to end.
     Gone,
 }
 
-/// Ends this process when its standard input is closed: with whoever started it and holds the other end, however that ends.
+/// Ends this process when its standard input is closed, and so with the parent that holds the other end,
+/// however the parent ends.
 pub(crate) fn end_with_stdin() {
     thread::spawn(|| {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
@@ -86,7 +87,7 @@ pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -
     vm_process.guest.socket.serve(Arc::new(AtDesk(vm_process.clone())));
     let stopping = vm_process.clone();
     signals::guest_is_held(&vm_process.guest.name, move || stopping.stop());
-    // A sender lives in `vm_process`, so this waits for one to speak.
+    // A sender lives in `vm_process`, so this waits until one sends.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     vm_process.guest.socket.close();
     vm_process.guest.machine.stop();
@@ -129,12 +130,12 @@ impl VmProcess {
                 failed(Exit::Failed, format!("cannot be understood: {error}"), "the guest is as it was")
             }
         };
-        // Whoever asked may be gone; what was done is done.
+        // The client may be gone; the request is carried out all the same.
         let _ = write_line(&mut stream, &answer);
         self.end(ended);
     }
 
-    /// Ends the guest and this process, if nothing is under way.
+    /// Ends the guest and this process, if no work is under way.
     fn stop(&self) -> Result<(), Failure> {
         match self.begin(Work::Gone) {
             Err(Answer::Failed(failure)) => Err(failure),
@@ -174,7 +175,7 @@ impl VmProcess {
         }
     }
 
-    /// Begins a migration in a thread of its own, so that it does not depend on any client.
+    /// Begins a migration in its own thread, so that it does not depend on any client.
     fn start_to_migrate(self: &Arc<Self>, request: Move) -> Result<Following, Answer> {
         let options = match request.options() {
             Ok(options) => {
@@ -198,7 +199,7 @@ impl VmProcess {
         })
     }
 
-    /// What a client follows that watches a migration.
+    /// The subscription of a client that watches a migration.
     fn watch(&self) -> Result<Following, Answer> {
         match &*self.work() {
             Work::Migrating(.., broadcast) => Ok(broadcast.join()),
@@ -227,9 +228,9 @@ impl VmProcess {
         }
     }
 
-    /// Has the destination asked what became of the guest until it says.
+    /// Keeps asking the destination for the guest's fate until it answers.
     fn keep_asking(self: &Arc<Self>, doubt: Doubt) {
-        // In this order: a guest in doubt has one that can be asked about.
+        // In this order: a guest in doubt always has a doubt that can be settled.
         *self.doubt() = Some(doubt);
         *self.work() = Work::InDoubt;
         let vm_process = self.clone();
@@ -246,12 +247,13 @@ impl VmProcess {
         });
     }
 
-    /// Asks the destination once what became of a guest in doubt, and acts on that. Returns how this process is to end, if it is.
+    /// Asks the destination once for the fate of a guest in doubt, and acts on the answer. Returns how this
+    /// process is to end, if it is.
     fn ask_once(&self) -> Result<Option<Ended>, StillInDoubt> {
         self.settle(Doubt::ask)
     }
 
-    /// Settles the doubt by a question, or by the operator's word; nothing else asks meanwhile.
+    /// Settles the doubt by a question or by the operator's word; no other thread asks meanwhile.
     fn settle(&self, by: fn(&mut Doubt) -> Verdict) -> Result<Option<Ended>, StillInDoubt> {
         let mut doubt = self.doubt();
         let Some(asking) = doubt.as_mut() else { return Ok(None) };
@@ -273,10 +275,10 @@ impl VmProcess {
         Ok(ended)
     }
 
-    /// What became of the guest; `fenced` is the operator's word that the destination's host is.
+    /// The fate of the guest; with `fenced`, on the operator's word that the destination is fenced.
     fn recover(&self, fenced: bool) -> (Found, Option<Ended>) {
         let found = |exit, what: &str| Found { exit, what: what.into() };
-        // With a word pending the destination is asked, and given nothing.
+        // While the operator's word is pending, the destination receives a question but no GO.
         let asked = self.settle(if fenced { Doubt::fenced } else { Doubt::ask });
         let ended = match asked {
             Ok(ended) => ended,
@@ -300,7 +302,7 @@ impl VmProcess {
         (found, ended)
     }
 
-    /// The guest was given away in vain, and is this host's again.
+    /// The destination did not run the guest: it belongs to this host again.
     fn take_back(&self) {
         if let Err(error) = self.guest.machine.resume() {
             tracing::error!("{} is this host's again, and cannot be resumed: {error}", self.guest.name);
@@ -381,7 +383,7 @@ impl VmProcess {
         }
     }
 
-    /// Begins something, if nothing else is under way.
+    /// Begins this work, if no other is under way.
     fn begin(&self, work: Work) -> Result<(), Answer> {
         match &mut *self.work() {
             idle @ Work::Idle => *idle = work,
@@ -395,7 +397,7 @@ impl VmProcess {
     }
 }
 
-/// Ends what is under way, also if it panics: the next request must find the guest free.
+/// Ends the work, even if it panics: the next request must find the guest free.
 struct IdleOnDrop<'vm_process>(&'vm_process VmProcess);
 
 impl Drop for IdleOnDrop<'_> {
@@ -404,7 +406,7 @@ impl Drop for IdleOnDrop<'_> {
     }
 }
 
-/// Ends a migration that panics. The records of a guest that it left paused say whose it is.
+/// Ends a migration that panics. If it left the guest paused, the records decide which host owns the guest.
 struct SettleOnPanic<'vm_process>(&'vm_process Arc<VmProcess>);
 
 impl Drop for SettleOnPanic<'_> {
@@ -434,7 +436,7 @@ impl Drop for SettleOnPanic<'_> {
     }
 }
 
-/// The holder in its place at the control socket.
+/// The holder's place as the server of the control socket.
 struct AtDesk(Arc<VmProcess>);
 
 impl Serve for AtDesk {
@@ -498,9 +500,10 @@ fn exit_of(error: &MigrationError) -> Exit {
 
 const NONE_UNDER_WAY: &str = "no migration of this guest is under way";
 
-/// How long to wait before a destination is asked again what became of the guest: longer each time.
+/// The first pause before the destination is asked again for the guest's fate; each pause is longer than the
+/// last.
 const ASKED_AGAIN_MIN: Duration = Duration::from_secs(1);
 const ASKED_AGAIN_MAX: Duration = Duration::from_secs(30);
 
-/// How long a guest's writes may be watched at a time: nothing else can be done with it meanwhile.
+/// The longest sampling of a guest's writes: it excludes all other work.
 const WATCHED_MAX: Duration = Duration::from_secs(60);

@@ -1,4 +1,5 @@
-//! `sterna demo`: a guest moves between two real processes of this machine, and everything about it is checked.
+//! `sterna demo`: a guest moves between two real processes of this machine, and the demo checks everything
+//! about it.
 
 mod processes;
 
@@ -30,15 +31,15 @@ pub(crate) struct DemoArgs {
     /// Address of this machine over which to move [default: the RDMA device's, or loopback]
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
-    /// How much of its memory both ends compare; `off` shows the downtime as it is in production
+    /// How much of the guest's memory both ends compare; `off` shows the downtime as it is in production
     #[arg(long, value_enum, value_name = "HOW", default_value_t = VerifyChoice::Full)]
     verify: VerifyChoice,
-    /// Print the report as JSON, one object, as the last line
+    /// Print the report as one JSON object, as the last line
     #[arg(long)]
     json: bool,
 }
 
-/// What the demo saw of the guest, before and after.
+/// The guest as the demo saw it, before and after.
 struct Seen {
     report: Report,
     before: Status,
@@ -95,7 +96,7 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
     Ok(Seen { report, before, after, checked, source_ended })
 }
 
-/// Judges what was seen, and prints it.
+/// Judges the result, and prints it.
 fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
     let Seen { report, before, after, checked, source_ended } = seen;
     let mut wrong = Vec::new();
@@ -143,7 +144,7 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
     if wrong.is_empty() { Exit::Done.into() } else { Exit::Lost.into() }
 }
 
-/// The RDMA device's address where RDMA may be used, else loopback.
+/// The RDMA device's address where RDMA is allowed, else loopback.
 fn default_address(transport: Transport) -> IpAddr {
     let device = match transport {
         Transport::Tcp => None,
@@ -152,12 +153,13 @@ fn default_address(transport: Transport) -> IpAddr {
     device.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
-/// Waits until the guest beats and has all of its memory, so that a migration moves something real.
+/// Waits until the guest beats and has written all of its working set, so that the migration has real
+/// content.
 fn wait_until_at_work(name: &str) -> Result<Status, Failure> {
     wait_for(name, "the guest does not start", |status| status.heartbeats >= 3 && status.passes >= 1)
 }
 
-/// Waits until the guest has beaten again, and then again.
+/// Waits until the guest has beaten twice more.
 fn wait_for_beats(name: &str, before: u64) -> Result<Status, Failure> {
     let first = wait_for(name, "the guest does not go on", |status| status.heartbeats > before)?;
     wait_for(name, "the guest does not go on", |status| status.heartbeats > first.heartbeats + 2)

@@ -1,4 +1,4 @@
-//! The demo's two processes: started, watched, and ended with it.
+//! The demo's two processes: started, watched, and ended with the demo.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -20,7 +20,7 @@ use crate::cli::protocol::Failure;
 use crate::cli::run::{GuestArgs, HugePages, MachineChoice};
 use crate::cli::size::Size;
 
-/// The two processes that hold the guest, one after the other. Both are gone when this is dropped.
+/// The two processes that hold the guest, one after the other. Dropping this ends both.
 pub(super) struct Holders {
     source: Option<Child>,
     destination: Option<Child>,
@@ -29,7 +29,8 @@ pub(super) struct Holders {
 
 impl Holders {
     pub(super) fn new() -> Result<Self, Failure> {
-        // Sockets of their own, so that a demo meets no guest of the operator's. Both children and this process use it.
+        // Its own folder for sockets, so that a demo meets no guest of the operator's. Both children and this
+        // process use it.
         let runtime = tempfile::Builder::new()
             .prefix("sterna-demo-")
             .permissions(fs::Permissions::from_mode(0o700))
@@ -56,7 +57,7 @@ impl Holders {
         self.destination.as_ref().map_or(0, Child::id)
     }
 
-    /// Whether the source's process ends by itself, and well, within a time.
+    /// Whether the source's process exits by itself with success within this time.
     pub(super) fn source_has_ended(&mut self, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         let Some(source) = self.source.as_mut() else { return false };
@@ -80,7 +81,8 @@ impl Drop for Holders {
     }
 }
 
-/// On Ctrl-C, SIGTERM or SIGHUP ends the demo without its sockets left over. The two processes end with their standard input.
+/// On Ctrl-C, SIGTERM or SIGHUP ends the demo and removes its sockets. The two processes end with their
+/// standard input.
 fn leave_nothing_behind(runtime: &Path) {
     let runtime = runtime.to_owned();
     match Signals::new([SIGHUP, SIGINT, SIGTERM]) {
@@ -148,7 +150,7 @@ pub(super) fn start_runner(
     Ok(())
 }
 
-/// Starts this program anew and waits for the first event it prints.
+/// Starts this program again and waits for its first event.
 fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     let program =
         std::env::current_exe().map_err(|error| failed(format!("cannot find this program: {error}")))?;
@@ -167,7 +169,7 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     let mut line = String::new();
     let said = events.read_line(&mut line).is_ok() && !line.is_empty();
     if !said {
-        // It has said why on stderr, which is ours too.
+        // It has printed the reason on stderr, which it shares with this process.
         let _ = child.kill();
         let status = child.wait().map_err(|error| failed(error.to_string()))?;
         let exit = if status.code() == Some(2) { Exit::Usage } else { Exit::Failed };
@@ -181,7 +183,7 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
     }
 }
 
-/// Reads the rest of what a child prints, so that it never waits for a full pipe or dies of a closed one.
+/// Reads the rest of a child's output, so that the child never waits for a full pipe or dies of a closed one.
 fn drain(events: BufReader<ChildStdout>) {
     thread::spawn(move || events.lines().map_while(Result::ok).for_each(drop));
 }

@@ -1,4 +1,4 @@
-//! How things are said: errors in three lines, progress on stderr, results on stdout.
+//! Output: errors in three lines, progress on stderr, results on stdout.
 
 mod streams;
 
@@ -17,7 +17,7 @@ use super::size::Size;
 
 pub(crate) use streams::{Log, err, errln, flush, never_wait, out, outln};
 
-/// Says what failed, where the guest is if one is concerned, and ends with the code for it.
+/// Prints what failed and, where a guest is concerned, where it is; returns the exit code.
 pub(crate) fn failed(failure: &Failure) -> ExitCode {
     errln!("error: {}", failure.what);
     errln!("where: {}", failure.guest);
@@ -25,14 +25,14 @@ pub(crate) fn failed(failure: &Failure) -> ExitCode {
     failure.exit.into()
 }
 
-/// Says what failed in the library where no guest is concerned.
+/// Prints an error of the library that concerns no guest.
 pub(crate) fn coded(exit: Exit, code: ErrorCode, what: impl Display) -> ExitCode {
     errln!("error: {what}");
     help(Some(&code.to_string()));
     exit.into()
 }
 
-/// Says the code of an error, and what mends it.
+/// Prints the code of an error, and its remedy.
 pub(crate) fn help(code: Option<&str>) {
     let Some(code) = code else { return };
     if let Some(hint) = hint(code) {
@@ -41,7 +41,7 @@ pub(crate) fn help(code: Option<&str>) {
     errln!("code:  {code}");
 }
 
-/// Says what failed where no guest is concerned.
+/// Prints an error that concerns no guest.
 pub(crate) fn error(exit: Exit, what: impl Display) -> ExitCode {
     errln!("error: {what}");
     exit.into()
@@ -155,7 +155,7 @@ fn compared(report: &Report) -> String {
     }
 }
 
-/// Where the downtime went, and what was predicted.
+/// The parts of the downtime, and their predictions.
 fn parts(report: &Report) -> String {
     let DowntimeReport { pause_ms, save_ms, harvest_ms, send_ms, revoke_ms, load_ms, .. } = report.measured;
     let rest_ms = report.measured.transfer_ms + report.measured.start_ms;
@@ -180,7 +180,7 @@ pub(crate) fn print_lines(lines: &[(&'static str, String)]) {
     }
 }
 
-/// A report as the JSON object that `--json` promises; `wrong_pages` counts all that any check found.
+/// A report as the JSON object that `--json` promises; `wrong_pages` counts the findings of all checks.
 pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String, serde_json::Value> {
     let object = serde_json::json!({
         "status": "completed",

@@ -1,4 +1,5 @@
-//! Lines on stdout and stderr. Output that fails is lost: it never ends a process that holds a guest, nor holds one up.
+//! Lines on stdout and stderr. Output that fails is lost: it never ends or delays a process that holds a
+//! guest.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
@@ -29,7 +30,7 @@ pub(crate) fn err(text: Arguments<'_>) {
     write(Stream::Err, format!("{text}\n").into_bytes());
 }
 
-/// What the log is written to: stderr, a line a write.
+/// The destination of the log: stderr, one line a write.
 #[derive(Debug)]
 pub(crate) struct Log;
 
@@ -53,23 +54,24 @@ enum Stream {
 /// The queues of both streams, once this process must not wait for their readers.
 static QUEUES: OnceLock<[Queue; 2]> = OnceLock::new();
 
-/// Lines for one stream, which a thread of its own writes.
+/// Lines for one stream, written by a thread of its own.
 type Queue = SyncSender<Entry>;
 
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Everything before this is written.
+    /// All entries before this one are written.
     RecordKind(Sender<()>),
 }
 
-/// How many lines wait for a reader that is slow; those that come then are lost.
+/// How many lines wait for a slow reader; further lines are lost.
 const LINES_MAX: usize = 1024;
 
 /// How long the end of the process waits for readers.
 const FLUSH_MAX: Duration = Duration::from_secs(1);
 
-/// From now on no write waits for its reader: a terminal that was stopped by Ctrl-S, or a full pipe, must not stop a guest.
+/// From now on no write waits for its reader: a terminal that was stopped by Ctrl-S, or a full pipe, must not
+/// stop a guest.
 pub(crate) fn never_wait() {
     if let (Ok(out), Ok(err)) = (start(Stream::Out), start(Stream::Err)) {
         let _ = QUEUES.set([out, err]);
@@ -89,12 +91,12 @@ fn start(stream: Stream) -> io::Result<Queue> {
     Ok(queue)
 }
 
-/// Waits a moment until what was written is with its readers.
+/// Waits briefly until the readers have received the output.
 pub(crate) fn flush() {
     let deadline = Instant::now() + FLUSH_MAX;
     for queue in QUEUES.get().into_iter().flatten() {
         let (reached, wait) = channel();
-        // A full queue has a reader that does not read.
+        // The reader of a full queue does not read.
         if queue.try_send(Entry::RecordKind(reached)).is_ok() {
             let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
@@ -114,7 +116,8 @@ fn write(stream: Stream, line: Vec<u8>) {
     }
 }
 
-/// The reader may have gone away, the disk may be full, the terminal may have hung up: nothing is to be done about it.
+/// The reader may have gone, the disk may be full, the terminal may have hung up: no remedy exists, so the
+/// error is ignored.
 fn write_now(stream: Stream, line: &[u8]) {
     let _ = match stream {
         Stream::Out => {

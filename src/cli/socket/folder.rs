@@ -1,4 +1,5 @@
-//! The folder of the control sockets. It is this user's alone, and is used by handle, so that nobody can put another in its place.
+//! The folder of the control sockets. It belongs to this user alone, and this module uses it by handle, so
+//! that no other user can replace it.
 
 use std::fs;
 use std::io;
@@ -17,15 +18,16 @@ use rustix::process::geteuid;
 
 use super::SocketError;
 
-/// A folder chosen by this process itself, which goes before all others.
+/// A folder that this process chose itself, which takes precedence over all others.
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();
 
-/// Uses another folder for the control sockets from here on; the first choice stays.
+/// Uses another folder for the control sockets from now on; a first choice stays.
 pub(crate) fn use_directory(directory: &Path) {
     let _ = CHOSEN.set(directory.to_owned());
 }
 
-/// The folder of the control sockets: `$STERNA_RUNTIME_DIR`, else that of the user's session, else a private one in /run or /tmp.
+/// The folder of the control sockets: `$STERNA_RUNTIME_DIR`, else that of the user's session, else a private
+/// one in /run or /tmp.
 pub(crate) fn directory() -> PathBuf {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(directory) = CHOSEN.get().cloned().or_else(|| set("STERNA_RUNTIME_DIR")) {
@@ -39,24 +41,24 @@ pub(crate) fn directory() -> PathBuf {
     }
 }
 
-/// The folder, open. Nobody but this user and root can change what is in it.
+/// The folder, open. Only this user and root can change its content.
 #[derive(Debug)]
 pub(super) struct Folder {
     handle: OwnedFd,
     path: PathBuf,
 }
 
-/// Which file a control socket is: its device and inode.
+/// The identity of a control socket's file: its device and inode.
 pub(super) type Identity = (u64, u64);
 
 /// How many connections wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// How long another process may keep the folder locked, which takes it microseconds.
+/// How long another process may keep the folder locked; it needs microseconds.
 const LOCKED_MAX: Duration = Duration::from_secs(10);
 
 impl Folder {
-    /// Opens it, and makes it if there is none.
+    /// Opens the folder, and makes it if it is missing.
     pub(super) fn make() -> Result<Self, SocketError> {
         let path = directory();
         fs::DirBuilder::new()
@@ -67,12 +69,12 @@ impl Folder {
         Self::open()
     }
 
-    /// Opens it, and checks whose it is.
+    /// Opens the folder, and checks its owner.
     pub(super) fn open() -> Result<Self, SocketError> {
         Self::open_at(&directory())
     }
 
-    /// The same of another folder than that of this process.
+    /// The same for another folder than this process's.
     pub(super) fn open_at(path: &Path) -> Result<Self, SocketError> {
         let open = |error: Errno| SocketError::Open { path: path.display().to_string(), error: error.into() };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -84,15 +86,15 @@ impl Folder {
         }
     }
 
-    /// Where a guest's socket is, for people.
+    /// The path of a guest's socket, for messages.
     pub(super) fn path(&self, name: &str) -> String {
         self.path.join(file_name(name)).display().to_string()
     }
 
-    /// Keeps all others who would make or remove a socket away, until what this returns is dropped.
+    /// Excludes all other processes that would make or remove a socket, until the returned handle is dropped.
     pub(super) fn lock(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        // Opened anew for each lock, so that it excludes also other threads.
+        // Opened anew for each lock, so that it also excludes other threads.
         let lock = rustix::fs::openat(&self.handle, ".", flags, Mode::empty())?;
         let deadline = Instant::now() + LOCKED_MAX;
         loop {
@@ -106,7 +108,7 @@ impl Folder {
         }
     }
 
-    /// Connects to the process that listens at a guest's socket, if it is this user's or root's.
+    /// Connects to the process that listens at a guest's socket, if the process belongs to this user or root.
     pub(super) fn connect(&self, name: &str) -> Result<UnixStream, SocketError> {
         let none =
             |error: io::Error| SocketError::NoGuest { name: name.to_owned(), path: self.path(name), error };
@@ -126,7 +128,8 @@ impl Folder {
         }
     }
 
-    /// Listens at a guest's socket, which is not there yet; for this user alone from the first moment on.
+    /// Listens at a guest's socket, which must not exist yet; only this user can connect, from the first
+    /// moment on.
     pub(super) fn bind(&self, name: &str) -> io::Result<(UnixListener, Identity)> {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -139,7 +142,7 @@ impl Folder {
         Ok((UnixListener::from(socket), identity))
     }
 
-    /// Which socket has a guest's name, if there is one.
+    /// The identity of the socket with a guest's name, if it exists.
     pub(super) fn identity(&self, name: &str) -> Option<Identity> {
         let found = rustix::fs::statat(&self.handle, file_name(name), AtFlags::SYMLINK_NOFOLLOW).ok()?;
         is_socket(&found).then_some((found.st_dev, found.st_ino))
@@ -154,7 +157,8 @@ fn file_name(name: &str) -> String {
     format!("{name}.sock")
 }
 
-/// A path to what a handle stands for: neither connect(2) nor bind(2) takes the handle. It is short too, as they want it.
+/// A path to the file behind a handle, because neither connect(2) nor bind(2) takes a handle. The path is
+/// also short enough for them.
 fn by_handle(handle: &impl AsFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", handle.as_fd().as_raw_fd()))
 }

@@ -1,4 +1,4 @@
-//! Where the control sockets of guests are, and how to talk to one.
+//! The control sockets of guests: their place, and a client and a listener for one.
 
 mod folder;
 
@@ -21,7 +21,7 @@ pub(crate) use self::folder::{directory, use_directory};
 /// The longest line that either side takes, in bytes.
 const LINE_MAX: u64 = 1 << 20;
 
-/// What can be wrong with a control socket.
+/// Errors of control sockets.
 #[derive(Debug, Error)]
 pub(crate) enum SocketError {
     #[error(
@@ -64,13 +64,14 @@ pub(crate) fn check_name(name: &str) -> Result<(), SocketError> {
     Err(SocketError::Name(name.chars().take(80).collect()))
 }
 
-/// Where other processes of this host find the control sockets of this one: for a guest's state file.
+/// The folder of this process's control sockets, for a guest's state file: other processes of this host find
+/// them by it.
 pub(crate) fn contact() -> String {
     let folder = directory();
     std::path::absolute(&folder).unwrap_or(folder).display().to_string()
 }
 
-/// The control socket of a guest that this process holds; gone when dropped.
+/// The control socket of a guest that this process holds; dropping it removes the socket.
 #[derive(Debug)]
 pub(crate) struct Listener {
     place: Arc<Place>,
@@ -78,7 +79,7 @@ pub(crate) struct Listener {
     closed: AtomicBool,
 }
 
-/// Where such a socket is.
+/// The place of such a socket.
 #[derive(Debug)]
 struct Place {
     folder: Folder,
@@ -96,19 +97,19 @@ pub(crate) fn remove_all() {
 }
 
 impl Listener {
-    /// Makes the socket, for this user alone.
+    /// Makes the socket; only this user can connect.
     pub(crate) fn bind(name: &str) -> Result<Self, SocketError> {
         check_name(name)?;
         let folder = Folder::make()?;
         let make = |error| SocketError::Make { path: folder.path(name), error };
-        // Of two that start at once, the second finds the first's socket.
+        // Of two processes that start at once, the second finds the first's socket.
         let locked = folder.lock().map_err(make)?;
         match folder.connect(name) {
             Ok(_) => return Err(SocketError::Taken(name.to_owned())),
             Err(SocketError::NoGuest { .. }) => {}
             Err(error) => return Err(error),
         }
-        // What is left of a process that was killed.
+        // The socket of a killed process.
         if folder.identity(name).is_some() {
             folder.remove(name).map_err(make)?;
         }
@@ -121,27 +122,27 @@ impl Listener {
         Ok(Self { place, listener, closed: AtomicBool::new(false) })
     }
 
-    /// The conversations that others begin, until it is closed.
+    /// The connections of clients, until the listener is closed.
     pub(crate) fn incoming(&self) -> impl Iterator<Item = UnixStream> {
         self.listener
             .incoming()
             .take_while(|_| !self.closed.load(Ordering::Relaxed))
             .inspect(|accepted| {
                 if accepted.is_err() {
-                    // No descriptor is left, say; that may change.
+                    // For example, no descriptor is free; that may change.
                     thread::sleep(Duration::from_millis(50));
                 }
             })
             .flatten()
     }
 
-    /// Takes the socket away, so that nobody finds the guest here any more.
+    /// Removes the socket, so that no command finds the guest on this host any more.
     pub(crate) fn close(&self) {
         if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
         self.place.remove();
-        // Wakes whoever waits for the next conversation; nobody may.
+        // Wakes the thread that waits for the next connection; it may have ended.
         let _ = socket2::SockRef::from(&self.listener).shutdown(Shutdown::Both);
     }
 }
@@ -153,7 +154,7 @@ impl Drop for Listener {
 }
 
 impl Place {
-    /// Removes the socket, unless somebody did and the name is another's by now.
+    /// Removes the socket, unless it was already removed and the name belongs to another socket.
     fn remove(&self) {
         let removed = self.folder.lock().and_then(|_locked| {
             let is_ours = self.folder.identity(&self.name) == Some(self.identity);
@@ -166,7 +167,7 @@ impl Place {
     }
 }
 
-/// A conversation with the process that holds a guest.
+/// A connection to the process that holds a guest.
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: UnixStream,
@@ -204,14 +205,14 @@ impl Client {
     }
 }
 
-/// Asks one thing and returns the one answer.
+/// Sends one request and returns its one answer.
 pub(crate) fn ask(name: &str, request: &Request) -> Result<Answer, SocketError> {
     let mut client = Client::connect(name)?;
     client.ask(request)?;
     client.answer()
 }
 
-/// The same of a process whose control socket is in another folder than this process would look in.
+/// The same for a process with its control socket in another folder than this process's.
 pub(crate) fn ask_in(folder: &Path, name: &str, request: &Request) -> Result<Answer, SocketError> {
     let mut client = Client::connect_in(folder, name)?;
     client.ask(request)?;
@@ -247,7 +248,7 @@ mod tests {
         use_directory(folder.path());
         let path = folder.path().join("tern.sock");
         for _ in 0..200 {
-            // A socket that a killed process left is what each of them would remove.
+            // The socket of a killed process; each starting process would remove it.
             let left = Folder::open().unwrap().bind("tern").unwrap();
             drop(left);
             let barrier = Barrier::new(TOGETHER);
@@ -264,7 +265,7 @@ mod tests {
             assert!(lost.iter().all(|lost| matches!(lost, Err(SocketError::Taken(_)))), "{lost:?}");
             assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
-            // Whose socket was removed by hand leaves its successor's alone.
+            // A listener leaves its successor's socket alone after its own was removed by hand.
             std::fs::remove_file(&path).unwrap();
             let next = Listener::bind("tern").unwrap();
             drop(won);

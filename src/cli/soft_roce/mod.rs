@@ -1,6 +1,6 @@
 //! `sterna soft-roce`: RDMA in software on an ordinary network interface, by the kernel module `rdma_rxe`.
 //!
-//! `plan` decides from what was read of the machine, `system` does what was decided.
+//! `plan` decides from the machine's readings, `system` carries out the decision.
 
 mod plan;
 mod status;
@@ -17,7 +17,7 @@ use self::status::DeviceStatus;
 use super::exit::Exit;
 use super::output::{errln, outln};
 
-/// What `sterna soft-roce` takes.
+/// The options of `sterna soft-roce`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct SoftRoceArgs {
     #[command(subcommand)]
@@ -26,12 +26,12 @@ pub(crate) struct SoftRoceArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Make a soft-RoCE device and wait until it can be used; one that is there already is left as it is
+    /// Make a soft-RoCE device and wait until it is usable; an existing one stays as it is
     Up {
         /// The network interface that faces the other host [default: that of the default route]
         #[arg(long, value_name = "INTERFACE")]
         netdev: Option<String>,
-        /// What to call the device
+        /// Name for the device
         #[arg(long, default_value = "rxe0", value_parser = device_name)]
         name: String,
     },
@@ -41,7 +41,7 @@ enum Action {
         #[arg(long, default_value = "rxe0", value_parser = device_name)]
         name: String,
     },
-    /// List the soft-RoCE devices; exit code 1 if none can be used
+    /// List the soft-RoCE devices; exit code 1 if none is usable
     Status {
         /// Print one JSON object instead of text
         #[arg(long)]
@@ -91,9 +91,9 @@ fn make(facts: &Facts, steps: &[Step]) -> Result<(), ExitCode> {
     Ok(())
 }
 
-/// Says what the device has and what its user should know.
+/// Prints the device's properties and advice for its user.
 fn describe(device: &RdmaDevice) {
-    // Read anew: the device exists only now.
+    // Read again: the device did not exist before.
     let readings = Readings::take();
     let status = DeviceStatus::of(device, &readings.network);
     outln!("{status}");
@@ -166,7 +166,8 @@ fn say_error(exit: Exit, error: &dyn Display, remedy: Option<String>) -> ExitCod
     exit.into()
 }
 
-/// The kernel's rule for device names (`IB_DEVICE_NAME_MAX`, no `%`), and no more than a file name may have.
+/// The kernel's rule for device names (`IB_DEVICE_NAME_MAX`, no `%`), without characters that a file name
+/// cannot have.
 fn device_name(text: &str) -> Result<String, String> {
     let fits = (1..64).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));

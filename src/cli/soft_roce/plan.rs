@@ -1,4 +1,4 @@
-//! Decides what to do from what was read; touches nothing.
+//! Decides what to do from the machine's readings; changes nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,29 +7,29 @@ use std::net::IpAddr;
 use sterna::preflight::{ModuleState, Netdev, RdmaDevice, Readings};
 use thiserror::Error;
 
-/// What the decisions are made from.
+/// The input of the decisions.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) readings: Readings,
-    /// The addresses of each interface; None if they could not be asked for.
+    /// The addresses of each interface; `None` if they could not be read.
     pub(super) addresses: Option<BTreeMap<String, Vec<IpAddr>>>,
 }
 
-/// How a device comes up.
+/// How to bring a device up.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// It is there.
+    /// The device exists.
     Already { name: String },
-    /// By these steps.
+    /// Take these steps.
     Make { name: String, steps: Vec<Step> },
 }
 
-/// How a device goes.
+/// How to remove a device.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Removal {
-    /// It is not there.
+    /// The device does not exist.
     NotThere,
-    /// By this step.
+    /// Take this step.
     Remove(Step),
 }
 
@@ -109,7 +109,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// The command that mends it.
+    /// The command that removes the obstacle.
     pub(super) fn remedy(&self, facts: &Facts) -> Option<String> {
         let platform = &facts.readings.platform;
         let remedy = match self {
@@ -146,7 +146,7 @@ impl Refusal {
     }
 }
 
-/// Decides how the soft-RoCE device `name` comes up, on `netdev` or on the interface of the default route.
+/// Decides how to bring up the soft-RoCE device `name`, on `netdev` or on the interface of the default route.
 pub(super) fn up(facts: &Facts, netdev: Option<&str>, name: &str) -> Result<Plan, Refusal> {
     let devices = &facts.readings.rdma.devices;
     if let Some(device) = devices.iter().find(|device| device.name == name) {
@@ -155,7 +155,7 @@ pub(super) fn up(facts: &Facts, netdev: Option<&str>, name: &str) -> Result<Plan
     let netdev = choose_netdev(facts, netdev)?;
     let on_same = |device: &&RdmaDevice| device.soft_roce_on.as_ref() == Some(&netdev.name);
     if let Some(device) = devices.iter().find(on_same) {
-        // The kernel allows one to an interface.
+        // The kernel allows one device per interface.
         return Ok(Plan::Already { name: device.name.clone() });
     }
     let again = format!("sterna soft-roce up --netdev {} --name {name}", netdev.name);
@@ -177,7 +177,8 @@ pub(super) fn up(facts: &Facts, netdev: Option<&str>, name: &str) -> Result<Plan
     Ok(Plan::Make { name: name.to_owned(), steps })
 }
 
-/// Decides how the soft-RoCE device `name` goes. `holders` says who has a file of `/dev/infiniband` open.
+/// Decides how to remove the soft-RoCE device `name`. `holders` returns the processes with a file of
+/// `/dev/infiniband` open.
 pub(super) fn down(
     facts: &Facts,
     name: &str,
@@ -197,11 +198,11 @@ pub(super) fn down(
     Ok(Removal::Remove(Step::DeleteLink { name: name.to_owned() }))
 }
 
-/// What to do when a step fails although nothing spoke against it.
+/// The remedy for a step that fails although the plan found no obstacle.
 pub(super) fn remedy_of_failed(step: &Step, facts: &Facts) -> Option<String> {
     let platform = &facts.readings.platform;
     match step {
-        // The kernel answers "Invalid argument" where it has no such link type.
+        // The kernel answers "Invalid argument" if it lacks this link type.
         Step::AddLink { .. } if facts.readings.rdma.soft_roce_module == ModuleState::Unknown => {
             Some(platform.install_soft_roce_module())
         }

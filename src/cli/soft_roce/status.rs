@@ -1,4 +1,4 @@
-//! How a soft-RoCE device stands.
+//! The status of a soft-RoCE device.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 use sterna::preflight::{NetworkReadings, RdmaDevice};
 
-/// What is said of a device.
+/// The reported status of a device.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct DeviceStatus {
     pub(super) name: String,
@@ -19,7 +19,7 @@ pub(super) struct DeviceStatus {
     state: String,
     gid_index: Option<u32>,
     address: Option<IpAddr>,
-    /// Whether a connection can be made over it.
+    /// Whether a connection over it can be made.
     pub(super) ready: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Does what was decided, and asks what `sterna::preflight` does not read.
+//! Carries out decisions, and reads what `sterna::preflight` does not.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -14,13 +14,13 @@ use thiserror::Error;
 
 use super::plan::{Facts, Holder, Step};
 
-/// How long a command may take. Removing a device hangs in the kernel for as long as a program uses it.
+/// How long a command may take. Removing a device blocks in the kernel as long as a program uses the device.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a new device may take to get its address, which the kernel does in the background.
+/// How long a new device may take to get its address, which the kernel assigns in the background.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Why a step was not done.
+/// Why a step failed.
 #[derive(Debug, Error)]
 pub(super) enum StepError {
     #[error("the program `{program}` is missing")]
@@ -54,7 +54,8 @@ pub(super) fn execute(step: &Step) -> Result<(), StepError> {
             Some(_) => return Err(StepError::Failed { stderr: read_stderr(&mut child), command }),
             None if Instant::now() < deadline => thread::sleep(POLL_INTERVAL),
             None => {
-                // Not waited for: inside the kernel it may not hear the signal until the device is free.
+                // Without waiting: inside the kernel the process may not receive the signal until the device
+                // is free.
                 let _ = child.kill();
                 return Err(StepError::TimedOut { command });
             }
@@ -65,13 +66,13 @@ pub(super) fn execute(step: &Step) -> Result<(), StepError> {
 fn read_stderr(child: &mut Child) -> String {
     let mut text = String::new();
     if let Some(stderr) = &mut child.stderr {
-        // What cannot be read is not said; that the command failed is.
+        // Unreadable output is left out of the error; the failure itself is reported.
         let _ = stderr.take(4096).read_to_string(&mut text);
     }
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Why a device that is there cannot be used yet.
+/// Why an existing device is not usable yet.
 #[derive(Debug, Error)]
 pub(super) enum NotReady {
     #[error("{name} has gone away again")]
@@ -122,7 +123,8 @@ fn readiness(device: Option<RdmaDevice>, name: &str) -> Result<RdmaDevice, NotRe
     }
 }
 
-/// The IP addresses of each interface, asked of `ip`; None where it is missing or too old to answer in JSON.
+/// The IP addresses of each interface, from the command `ip`; `None` if it is missing or too old to answer in
+/// JSON.
 pub(super) fn addresses() -> Option<BTreeMap<String, Vec<IpAddr>>> {
     #[derive(Deserialize)]
     struct Interface {
@@ -143,7 +145,7 @@ pub(super) fn addresses() -> Option<BTreeMap<String, Vec<IpAddr>>> {
     Some(addresses.collect())
 }
 
-/// The processes that have `/dev/infiniband/{verbs_file}` open, as far as this one may look.
+/// The processes that have `/dev/infiniband/{verbs_file}` open, as far as this process may see.
 pub(super) fn holders(verbs_file: &str) -> Vec<Holder> {
     let file = Path::new("/dev/infiniband").join(verbs_file);
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };

@@ -72,7 +72,7 @@ fn make(name: &str, steps: &[Step]) -> Result<Plan, Refusal> {
     Ok(Plan::Make { name: name.to_owned(), steps: steps.to_vec() })
 }
 
-/// What `up` says on the machine of `facts`, changed by `change`; the refusal's remedy has to contain `remedy`.
+/// The refusal of `up` on the machine of `facts`, changed by `change`; its remedy must contain `remedy`.
 #[track_caller]
 fn refused(netdev: Option<&str>, remedy: &str, change: impl FnOnce(&mut Facts)) -> Refusal {
     let mut facts = facts();
@@ -153,7 +153,7 @@ fn an_interface_without_an_address_is_refused() {
         f.addresses = Some(BTreeMap::from([("eth0".to_owned(), vec![address])]));
     };
     assert!(matches!(refused(None, command, link_local), Refusal::NoAddress { .. }));
-    // Addresses that could not be asked for are no reason to refuse.
+    // Addresses that could not be read are no reason to refuse.
     let mut unknown = facts();
     unknown.addresses = None;
     assert!(up(&unknown, None, "rxe0").is_ok());
