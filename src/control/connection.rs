@@ -23,7 +23,7 @@ const INBOX_BYTES_MAX: usize = 8 << 20;
 /// The longest body of a frame of saved state: bytes and offset.
 const STATE_BODY_MAX: usize = STATE_FRAME_MAX + size_of::<u64>();
 
-/// What a message in the inbox counts for in addition to its body.
+/// Bytes counted for each message in the inbox in addition to its body.
 const MESSAGE_BYTES: usize = 256;
 
 /// A connection, the messages that arrived on it, and the lanes that end with it.

@@ -39,7 +39,7 @@ pub const STEP_MAX: Duration = Duration::from_secs(20);
 /// How long to try to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
-/// What can go wrong on the control channel.
+/// Errors of the control channel.
 #[derive(Debug, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(ControlErrorKind),

@@ -159,7 +159,7 @@ impl fmt::Display for IfStuck {
     }
 }
 
-/// What is wrong with a chain of policies.
+/// Errors in a chain of policies.
 #[derive(Clone, Debug, PartialEq, Eq, Error, EnumDiscriminants)]
 #[strum_discriminants(
     name(IfStuckErrorKind),

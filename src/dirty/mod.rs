@@ -61,8 +61,8 @@ use crate::error_code::coded;
 ///
 /// A stream that breaks is an error of the next harvest, [`DirtyError::Vmm`].
 pub trait DirtyLog: Send + Sync + Debug {
-    /// Begins to record. Every write after it returns is seen by a later harvest. What was written before
-    /// counts as dirty without the log.
+    /// Begins to record. Every write after it returns is seen by a later harvest. Pages written before it
+    /// count as dirty without the log.
     ///
     /// # Errors
     /// [`DirtyError`] if recording cannot begin; then it has not.

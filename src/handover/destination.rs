@@ -28,7 +28,7 @@ pub enum DestinationState {
     Refused,
 }
 
-/// What happened at the destination.
+/// An event at the destination, reported by its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DestinationEvent {
     /// FINAL and the last fence of every lane arrived.

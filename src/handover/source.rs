@@ -39,7 +39,7 @@ pub enum SourceState {
     Released,
 }
 
-/// What happened at the source.
+/// An event at the source, reported by its driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SourceEvent {
     /// The vCPUs are about to be paused.

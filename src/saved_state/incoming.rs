@@ -12,7 +12,7 @@ use thiserror::Error;
 use crate::error_code::coded;
 use crate::wire::{STATE_FRAME_MAX, StateFrame};
 
-/// What is wrong with a saved state that a peer sent.
+/// Errors in a saved state that a peer sent.
 #[derive(Clone, Debug, Error, PartialEq, Eq, EnumDiscriminants)]
 #[strum_discriminants(
     name(SavedStateErrorKind),

@@ -24,7 +24,7 @@ const BYTES_END: usize = FRAME_HEAD_LEN + STATE_FRAME_MAX;
 pub(crate) struct StateSender {
     max_bytes: u64,
     written: u64,
-    /// How much the VMM has written in total, if that exceeds the limit.
+    /// How much the VMM tried to write in total, if that exceeds the limit.
     too_long: Option<u64>,
     /// Whether the connection has failed.
     cut: bool,
@@ -95,7 +95,7 @@ impl StateSender {
         })
     }
 
-    /// The least that the VMM wanted to write, if that exceeds the limit.
+    /// How much the VMM tried to write at least, if that exceeds the limit.
     pub(crate) fn too_long(&self) -> Option<u64> {
         self.too_long
     }

@@ -17,7 +17,7 @@ pub(crate) struct DestinationDigests {
     equal: Vec<bool>,
 }
 
-/// What is wrong with the digests, or with the memory.
+/// Errors in the digests, or differences in the memory.
 #[derive(Debug, Error)]
 pub(crate) enum CheckError {
     #[error("digests of blocks that do not exist")]

@@ -266,7 +266,7 @@ pub struct SwitchCosts {
     pub state_max_bytes: u64,
 }
 
-/// What the destination did between FINAL and PREPARED.
+/// The destination's work between FINAL and PREPARED.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Completion {
     /// Pages with digests that compared equal.
@@ -295,9 +295,9 @@ pub enum Refusal {
         needed_bytes.div_ceil(1 << 20)
     )]
     Memory {
-        /// What the guest needs.
+        /// Bytes that the guest needs.
         needed_bytes: u64,
-        /// What is available.
+        /// Bytes that are available.
         available_bytes: u64,
     },
     /// The destination already has a guest with that name.
@@ -325,9 +325,9 @@ pub enum Refusal {
         needed_bytes.div_ceil(1 << 20)
     )]
     Space {
-        /// What the file needs.
+        /// Bytes that the file needs.
         needed_bytes: u64,
-        /// What is free.
+        /// Bytes that are free.
         available_bytes: u64,
     },
     /// The destination cannot store this file.

@@ -25,7 +25,7 @@ pub use message::{
 pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
 pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 
-/// What is wrong with bytes that a peer sent.
+/// Errors in bytes that a peer sent.
 #[derive(Clone, Debug, Error, PartialEq, Eq, EnumDiscriminants)]
 #[strum_discriminants(
     name(WireErrorKind),

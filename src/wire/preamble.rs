@@ -30,7 +30,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a connection is for.
+/// The purpose of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// The control channel of a migration.
@@ -43,7 +43,7 @@ pub enum Role {
 /// answers with its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preamble {
-    /// What the connection is for.
+    /// The purpose of the connection.
     pub role: Role,
     /// The migration that it belongs to.
     pub token: Token,

@@ -22,7 +22,7 @@ const PLACES: usize = PLACES_MASK + 1 + WORD_PLACES;
 /// for each bit.
 const PLACES_MASK: usize = WORDS_MAX * 64 - 1;
 
-/// Space for a word: a position for each bit, and as many more as are written at once.
+/// Space for a word: a position for each bit, and one block more, because a whole block is written at once.
 type WordRoom = [u16; WORD_PLACES];
 const WORD_PLACES: usize = 64 + AT_ONCE;
 
