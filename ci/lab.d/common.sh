@@ -1,10 +1,11 @@
 # The labs' host side: messages, packages, the cache, and the life of one lab from job file to exit code.
 # Sourced by ci/lab, which sets `checkout`, `parts` and `kind`, and followed by uml.sh or vm.sh, which define
 #   prepare           makes sure of packages and kernel
-#   lab_command       fills the array `command`: what starts the lab. It has the folder `run` for its files, gives the lab
-#                     the folders `writable` and connects the lab's stdout to descriptor 3, its stderr to descriptor 4.
+#   lab_command       fills the array `command`, which starts the lab. The command keeps its files in the folder
+#                     `run`, gives the lab the folders `writable`, and connects its stdout to descriptor 3 and
+#                     its stderr to descriptor 4.
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2154 # some variables are set here for the other files, some there for this one
+# shellcheck disable=SC2034,SC2154 # this file and the others set variables for each other
 
 cache=${STERNA_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sterna}
 memory=${STERNA_LAB_MEMORY:-3G}
@@ -14,15 +15,15 @@ lab= # process id of the running lab
 
 say() { printf 'lab: %s\n' "$*" >&2; }
 
-# 125 is what env(1), timeout(1) and docker(1) answer when they fail themselves, not the command they run.
+# env(1), timeout(1) and docker(1) exit with 125, too, when they fail themselves and not the command they run.
 die() {
     say "$*"
     exit 125
 }
 
-# --- packages -------------------------------------------------------------------------------------------------------
+# --- packages -------------------------------------------------------------------------------------------
 
-# need_packages PACKAGE…: installs the ones that are missing, or says the command that would.
+# need_packages PACKAGE…: installs the missing ones, or prints the command that would.
 need_packages() {
     local package missing=()
     command -v apt-get >/dev/null ||
@@ -60,8 +61,8 @@ known_package() {
     return 1
 }
 
-# newest_known_package NAME…: the same, but lists that are older than a day are updated first where they lack NAME: the
-# image of a new machine knows the packages of the day on which it was made.
+# newest_known_package NAME…: the same, but first updates lists that are older than a day and lack NAME: the
+# image of a new machine has the package lists of the day on which it was made.
 newest_known_package() {
     known_package "$@" && return
     ((EUID == 0)) && [[ $(find /var/lib/apt/lists -maxdepth 0 -mmin +1440) ]] && apt_update && known_package "$@"
@@ -71,14 +72,14 @@ candidate_version() {
     LC_ALL=C apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
 }
 
-# unpack_packages DIR PACKAGE…: downloads packages and unpacks them into DIR. Needs no root and installs nothing.
+# unpack_packages DIR PACKAGE…: downloads packages and unpacks them into DIR. Needs no root, installs nothing.
 unpack_packages() {
     local dir=$1
     shift
     mkdir -p "$dir/debs"
     (
         cd "$dir/debs" || exit
-        # As root, apt would download as the user _apt, who may not write here.
+        # As root, apt would download as the user _apt, which may not write to this folder.
         get=(apt-get -qq -o APT::Sandbox::User=root download "$@")
         "${get[@]}" >&2 || { apt_update && "${get[@]}" >&2; } || die "apt-get could not download: $*"
         for deb in ./*.deb; do
@@ -88,11 +89,11 @@ unpack_packages() {
     rm -r "$dir/debs"
 }
 
-# --- the cache ------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------------
 
-# cached NAME BUILDER: sets `entry` to the cache's folder NAME. When it is not there, BUILDER WORK is called to fill
-# WORK/entry, which then moves into place whole: a lock keeps a second lab waiting, and a preparation that was cut off
-# leaves nothing that could be taken for an entry.
+# cached NAME BUILDER: sets `entry` to the cache's folder NAME. If the folder is missing, calls BUILDER WORK
+# to fill WORK/entry, and then moves that into place whole: a lock makes a second lab wait, and an interrupted
+# preparation leaves nothing that looks like an entry.
 cached() {
     local name=$1 builder=$2
     entry=$cache/$name
@@ -114,7 +115,7 @@ cached() {
     ) 9>"$cache/$kind.lock"
 }
 
-# logged LOG COMMAND…: runs a long command quietly; its output is shown when it fails.
+# logged LOG COMMAND…: runs a long command quietly; shows its output if it fails.
 logged() {
     local log=$1
     shift
@@ -124,7 +125,7 @@ logged() {
     }
 }
 
-# --- one lab, from its start to its end -----------------------------------------------------------------------------
+# --- one lab, from its start to its end -----------------------------------------------------------------
 
 # run_lab COMMAND…: runs it in the lab and exits with its exit code.
 run_lab() {
@@ -139,15 +140,15 @@ run_lab() {
     cp "$parts/inside.sh" "$run/inside.sh"
     write_job "$@" >"$run/job"
 
-    # The lab writes into pipes: handed our own stdout, it would set O_NONBLOCK on it for everyone who shares it. When
-    # nobody reads any more, the lab ends, as a program in a pipeline does.
+    # The lab writes into pipes: given this script's stdout, it would set O_NONBLOCK on it for all processes
+    # that share it. When the reader is gone, the lab ends, as a program in a pipeline does.
     exec 3> >(cat || kill -PIPE $$)
     local stdout=$!
     exec 4> >(cat >&2 || kill -PIPE $$)
     local stderr=$!
     lab_command
-    # `timeout` gives the lab a process group of its own and kills all of it; should this script be killed, the kernel
-    # tells `timeout`.
+    # `timeout` gives the lab its own process group and kills the whole group; if this script is killed, the
+    # kernel signals `timeout`.
     setpriv --pdeathsig TERM timeout --kill-after=5 "$timeout_s" "${command[@]}" </dev/null >"$run/console" 2>&1 &
     lab=$!
     exec 3>&- 4>&-
@@ -183,7 +184,7 @@ find_writable() {
     fi
 }
 
-# What inside.sh reads: the environment, the folders that stay writable, and the command, all as shell words.
+# Writes the input of inside.sh: the environment, the writable folders, and the command, all as shell words.
 write_job() {
     local directory=$checkout
     [[ $(pwd -P)/ != "$checkout"/* ]] || directory=$(pwd -P)

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Process 1 of either lab, once its root file system stands: brings up the network and the soft-RoCE device, runs the
-# job and switches the lab off. Files to and from the host are in /run/lab/host.
+# Process 1 of either lab, once its root file system is mounted: brings up the network and the soft-RoCE
+# device, runs the job and switches the lab off. Files to and from the host are in /run/lab/host.
 # shellcheck disable=SC2154 # checkout, directory and writable come from the job file
 set -uo pipefail
 
@@ -31,15 +31,15 @@ mount_system() {
     ln -sfn /proc/self/fd/2 /dev/stderr
 }
 
-# The command writes into pipes and not to the lab's devices, so that it can open /dev/stdout anew, and so that the end
-# of its output can be seen.
+# The command writes into pipes and not to the lab's devices, so that it can open /dev/stdout anew, and so
+# that this script sees the end of its output.
 open_output() {
     local out err
     if [[ $STERNA_LAB_KIND == vm ]]; then
         out=$(virtio_port stdout) err=$(virtio_port stderr)
     else
         out=/dev/ttyS0 err=/dev/ttyS1
-        # Held open, or the settings would be lost. Raw: no line feed becomes CR LF.
+        # Held open, or the settings would be lost. Raw: a line feed stays one and does not become CR LF.
         exec 5<>$out 6<>$err
         stty -F $out raw -echo
         stty -F $err raw -echo
@@ -69,7 +69,7 @@ mount_writable() {
     done
 }
 
-# UML has everything built in.
+# The UML kernel has all modules built in.
 load_modules() {
     local module
     mkdir -p /lib/modules /run/lab/kernel
@@ -78,7 +78,7 @@ load_modules() {
     for module in veth rdma_rxe ib_uverbs rdma_ucm; do
         modprobe "$module" || fail "the kernel $(uname -r) has no module $module"
     done
-    # One of them fits the processor.
+    # One of the two fits the processor.
     modprobe -q kvm_amd || modprobe -q kvm_intel
 }
 
@@ -91,7 +91,7 @@ make_network() {
     ip link set veth1 mtu 9000 up
 } >&4 2>&4
 
-# By Sterna's own command as on any machine, or, before that is built, by what it calls.
+# By Sterna's own command as on any machine, or by the commands that it runs, if it is not built yet.
 soft_roce_up() {
     local sterna=$checkout/target/release/sterna
     if [[ -x $sterna ]]; then
@@ -101,7 +101,8 @@ soft_roce_up() {
     fi
 } >&4 2>&4
 
-# The kernel fills the GID table a moment after the device appears: wait for the IPv4-mapped entry of 10.77.0.1.
+# The kernel fills the GID table a moment after the device appears: wait for the IPv4-mapped entry of
+# 10.77.0.1.
 wait_for_device() {
     local attempt
     for ((attempt = 0; attempt < 100; attempt++)); do
@@ -126,7 +127,7 @@ run_job() {
     finish "$code"
 }
 
-# 9p is slow to page a program in: lay a copy in memory over it, under the same path.
+# Paging a program in over 9p is slow: mount a copy in memory over it, under the same path.
 copy_program() {
     [[ $1 == "$checkout"/* || $1 == "${writable[-1]}"/* ]] || return 0
     cp -- "$1" /run/lab/program && mount --bind /run/lab/program "$1"
@@ -137,8 +138,8 @@ fail() {
     finish 125
 }
 
-# finish CODE: ends what the job left running, which closes the output pipes; waits until they are empty; tells the
-# host and switches off.
+# finish CODE: ends the processes that the job left running, which closes the output pipes; waits until they
+# are empty; reports CODE to the host and switches the lab off.
 finish() {
     local process
     for process in /proc/[0-9]*; do
@@ -148,7 +149,7 @@ finish() {
     exec 3>&- 4>&-
     wait "$stdout_cat" "$stderr_cat"
     if [[ $STERNA_LAB_KIND == uml ]]; then
-        # Setting a terminal waits until its output has left.
+        # Setting a terminal's mode waits until its output has been sent.
         stty -F /dev/ttyS0 raw
         stty -F /dev/ttyS1 raw
     fi

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The UML kernel's first program. Its root is the host's file system, read-only: put a layer over it that takes the
-# lab's writes, and go on there with inside.sh.
+# The UML kernel's first program. Its root is the host's file system, read-only: put a layer over it that
+# takes the lab's writes, and go on there with inside.sh.
 set -eu
 host=${0%/*} # the folder that common.sh calls `run`
 

@@ -1,4 +1,4 @@
-# User-mode Linux with soft-RoCE built in: see common.sh for what this file has to define.
+# User-mode Linux with soft-RoCE built in: common.sh lists what this file has to define.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables shared with common.sh
 
@@ -24,7 +24,8 @@ prepare() {
     fi
 }
 
-# 6.12 is the kernel the lab was tried with; a distribution without it has a newer or older one under the same name.
+# 6.12 is the kernel that the lab was tested with; a distribution without it has another one under the same
+# name.
 uml_source_package() {
     newest_known_package linux-source-6.12 ||
         apt-cache pkgnames linux-source- | grep -E '^linux-source-[0-9][0-9.]*$' | sort -Vr | head -n 1 | grep .
@@ -63,8 +64,8 @@ lab_command() {
     )
 }
 
-# UML keeps its memory in an unlinked file and runs code out of it: /dev/shm where that is large enough (a container's
-# often is not) and allows it, else on disk.
+# UML keeps its memory in an unlinked file and runs code out of it: /dev/shm where that is large enough (a
+# container's often is not) and allows it, else on disk.
 uml_memory_folder() {
     local free_bytes
     free_bytes=$(df --output=avail --block-size=1 /dev/shm 2>/dev/null | tail -n 1)

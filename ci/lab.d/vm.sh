@@ -1,8 +1,9 @@
-# A distribution's own kernel in QEMU, with /dev/kvm: see common.sh for what this file has to define.
+# A distribution's own kernel in QEMU, with /dev/kvm: common.sh lists what this file has to define.
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables shared with common.sh
 
-# What the root file system needs before anything can be loaded from it. Of some kernels parts of this are built in.
+# The modules for mounting the root file system, from which no module can be loaded before. Some kernels have
+# parts of them built in.
 vm_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay)
 
 prepare() {
@@ -16,7 +17,7 @@ prepare() {
     cached "vm-$version-${recipe::12}" vm_build
 }
 
-# Debian's `cloud` kernels have no InfiniBand; 6.12 is the kernel that the lab was tried with.
+# Debian's `cloud` kernels have no InfiniBand; 6.12 is the kernel that the lab was tested with.
 vm_kernel_package() {
     newest_known_package linux-image-6.12-amd64 || known_package linux-image-amd64 linux-image-generic
 }
@@ -25,7 +26,7 @@ vm_build() {
     local work=$1 root=$1/initramfs tree=$1/entry package packages version
     need_packages busybox-static cpio gzip xz-utils zstd
     package=$(vm_kernel_package)
-    # The package names a kernel of today; Ubuntu has the kernel's modules in packages beside it.
+    # The package depends on the current kernel; Ubuntu has the kernel's modules in further packages.
     mapfile -t packages < <(
         apt-cache depends --recurse --important "$package" | grep -xE 'linux-(image|modules|modules-extra)-[0-9]\S+' |
             sort -u
@@ -33,7 +34,7 @@ vm_build() {
     say "downloading the kernel: ${packages[*]}"
     unpack_packages "$tree" "${packages[@]}"
     rm -rf "${tree:?}/usr/share"
-    # Some releases pack /lib/modules and some /usr/lib/modules, and kmod of some looks into the one or the other.
+    # Some releases pack /lib/modules and some /usr/lib/modules, and kmod reads one or the other.
     mkdir -p "$tree/usr"
     if [[ -d $tree/lib ]]; then ln -sT ../lib "$tree/usr/lib"; else ln -sT usr/lib "$tree/lib"; fi
     version=$(basename "$tree"/lib/modules/*)
@@ -67,7 +68,8 @@ vm_copy_modules() {
 }
 
 lab_command() {
-    # In one thread: with one for each CPU, a kernel that patches its own code on one was seen to trip over it on the other.
+    # In one thread: with a thread for each CPU, a kernel that patches its own code on one CPU was seen to fail on
+    # the other.
     local i accelerator=(-accel "tcg,thread=single" -cpu max)
     if vm_has_nested_kvm; then
         accelerator=(-accel kvm -cpu host)
@@ -93,13 +95,13 @@ lab_command() {
     done
 }
 
-# vm_share TAG FOLDER ACCESS: 9p over virtio. QEMU wants a comma doubled; `remap` keeps inode numbers of several file
-# systems apart.
+# vm_share TAG FOLDER ACCESS: 9p over virtio. QEMU wants a comma doubled; `remap` keeps inode numbers of
+# several file systems apart.
 vm_share() {
     command+=(-virtfs "local,mount_tag=$1,path=${2//,/,,},$3,security_model=none,multidevs=remap")
 }
 
-# KVM by hardware, which can also give the guest a KVM of its own.
+# Whether the host has hardware KVM that can give the guest a KVM of its own.
 vm_has_nested_kvm() {
     [[ -w /dev/kvm ]] && grep -qwE 'svm|vmx' /proc/cpuinfo &&
         grep -qsE 'Y|1' /sys/module/kvm_{amd,intel}/parameters/nested
