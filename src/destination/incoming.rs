@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::mpsc;
 
-use super::acceptor::{Reconnect, with_acceptor};
+use super::acceptor::with_acceptor;
 use super::complete::Completed;
 use super::error::ReceiveError;
 use super::options::Options;
@@ -12,7 +12,7 @@ use crate::control::ControlChannel;
 use crate::guest::{DestinationGuest, GuestHost, RunOutcome};
 use crate::memory::RamLayout;
 use crate::progress::{Event, Observer};
-use crate::session::{Listener, Sheltered, next_opening, prepare_any};
+use crate::session::{Listener, Reconnect, Sheltered, next_opening, prepare_any};
 use crate::state::GuestClaim;
 use crate::wire::{AttemptId, Hello, Message, Refusal};
 

@@ -79,13 +79,14 @@ fn connect(
         .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
     let [record_us, revoke_us] = [handover.record_time(), lane_receiver.revoke_time()]
         .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    let lanes = listener.lanes(lane_receiver.token());
     let state_max_bytes = options.state_max_bytes();
     control.send(&Message::Ready(
         lane_receiver.ready(),
         SwitchCosts { record_us, revoke_us, state_max_bytes },
     ))?;
     control.expect_state(hello.state_bytes.min(state_max_bytes));
-    lane_receiver.connect(listener.socket()).map_err(|error| explain_lanes(error, control))?;
+    lane_receiver.connect(&lanes).map_err(|error| explain_lanes(error, control))?;
     Ok((ram, lane_receiver, handover))
 }
 

@@ -6,7 +6,6 @@
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::acceptor::Reconnect;
 use super::arriving::Arriving;
 use super::complete::Running;
 use super::error::ReceiveError;
@@ -21,7 +20,7 @@ use crate::lock::LOCK_MAX;
 use crate::panics::caught_or;
 use crate::progress::Event;
 use crate::saved_state::StateReader;
-use crate::session::{TICK, out_of_turn};
+use crate::session::{Reconnect, TICK, out_of_turn};
 use crate::wire::{Completion, Message, Outcome};
 
 impl<'attempt, G: DestinationGuest> Filled<'attempt, G> {

@@ -107,8 +107,9 @@ impl Receiver {
             .map_err(SessionError::from)?;
         let mut lane_receiver = land(&content.lanes, control, &ram, self.pin_max_bytes)
             .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
+        let lanes = self.listener.lanes(lane_receiver.token());
         control.send(&Message::Ready(lane_receiver.ready(), SwitchCosts::default()))?;
-        lane_receiver.connect(self.listener.socket()).map_err(|error| explain_lanes(error, control))?;
+        lane_receiver.connect(&lanes).map_err(|error| explain_lanes(error, control))?;
         Ok(Some(lane_receiver))
     }
 }

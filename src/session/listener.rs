@@ -1,33 +1,48 @@
-//! The socket at which sources connect.
+//! The socket at which sources connect, shared by all attempts.
+//!
+//! There is one accept loop, and no thread of its own: whichever thread waits for a connection accepts for all of them, and keeps
+//! what belongs to another attempt for that one.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
 use super::cancel::Cancel;
 use super::error::SessionError;
+use super::greeting::{first_message, read_greeting};
 use super::opening::{HELLO_MAX, Opening};
-use super::outcome::outcome;
-use crate::control::{ControlChannel, ControlError, greet, read_preamble};
+use super::outcome::answer;
+use super::routes::{Reconnect, Routes};
+use crate::control::{ControlChannel, read_preamble};
 use crate::state::HostState;
-use crate::wire::{AttemptId, Message, Outcome, Refusal, Role};
+use crate::transport::{LaneConnection, LaneConnections};
+use crate::wire::{AttemptId, Message, Refusal, Role, Token};
 
 /// A listening socket, and the records from which sources in doubt get an answer.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
     state: HostState,
+    shared: Mutex<Shared>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Whether a thread accepts connections for all.
+    is_accepting: bool,
+    routes: Routes,
 }
 
 impl Listener {
     pub(crate) fn new(socket: TcpListener, state: HostState) -> Self {
-        Self { socket, state }
-    }
-
-    pub(crate) fn socket(&self) -> &TcpListener {
-        &self.socket
+        if let Err(error) = socket.set_nonblocking(false) {
+            tracing::warn!("the listening socket stays in its mode: {error}");
+        }
+        Self { socket, state, shared: Mutex::default(), changed: Condvar::new() }
     }
 
     pub(crate) fn state(&self) -> &HostState {
@@ -43,64 +58,20 @@ impl Listener {
         &self,
         cancel: &Cancel,
     ) -> Result<(ControlChannel, O), SessionError> {
+        let _wanted = Wanted::new(self);
         loop {
             cancel.check()?;
-            let Some(mut control) = self.accept_within(Some(TICK), HELLO_MAX)? else { continue };
-            let from = control.peer_address();
-            let refusal = match control.receive("HELLO", Some(HELLO_MAX)).map(O::of) {
-                Ok(Ok(opening)) => return Ok((control, opening)),
-                Ok(Err(other)) => match *other {
-                    Message::Ask(attempt_id) => {
-                        self.answer(&mut control, attempt_id);
-                        None
-                    }
-                    other => {
-                        tracing::warn!("{from} began with {} and was turned away", other.name());
-                        matches!(other, Message::Hello(_) | Message::OfferImage(_)).then_some(O::OTHERS)
-                    }
-                },
-                Err(error) => {
-                    tracing::warn!("{from} was turned away: {error}");
-                    match error {
-                        ControlError::Wire(error) => Some(Refusal::Incompatible(error.to_string())),
-                        _ => None,
-                    }
+            let next = self.wait(TICK, |routes| routes.openings.pop_front()).map_err(SessionError::Accept)?;
+            let Some((mut control, message)) = next else { continue };
+            match O::of(message) {
+                Ok(opening) => return Ok((control, opening)),
+                Err(other) => {
+                    let from = control.peer_address();
+                    tracing::warn!("{from} began with {} and was turned away", other.name());
+                    let _ = control.send(&Message::Refused(O::OTHERS));
                 }
-            };
-            if let Some(refusal) = refusal {
-                let _ = control.send(&Message::Refused(refusal));
             }
         }
-    }
-
-    /// The next control connection, if one comes within this time. A peer that connects has `greeting_max` to say what it is.
-    pub(crate) fn accept_within(
-        &self,
-        limit: Option<Duration>,
-        greeting_max: Duration,
-    ) -> Result<Option<ControlChannel>, SessionError> {
-        // accept(2) heeds the receive timeout.
-        SockRef::from(&self.socket).set_read_timeout(limit).map_err(SessionError::Accept)?;
-        let (mut stream, from) = match self.socket.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(None);
-            }
-            Err(error) => return Err(SessionError::Accept(error)),
-        };
-        match read_preamble(&mut stream, greeting_max) {
-            Ok(preamble) if preamble.role == Role::Control => match ControlChannel::answer(stream) {
-                Ok(control) => return Ok(Some(control)),
-                Err(error) => tracing::warn!("{from} went away: {error}"),
-            },
-            Ok(_) => tracing::warn!("{from} brings a data lane that no migration here waits for"),
-            Err(error) => {
-                tracing::warn!("{from} was turned away: {error}");
-                // In this side's own terms, so that a peer of another version can name both.
-                let _ = greet(&stream);
-            }
-        }
-        Ok(None)
     }
 
     /// What a connection brings that was accepted elsewhere.
@@ -111,58 +82,106 @@ impl Listener {
         if read_preamble(&mut stream, HELLO_MAX)?.role != Role::Control {
             return Err(SessionError::OutOfTurn("a data lane"));
         }
-        let mut control = ControlChannel::answer(stream)?;
-        let message = control.receive("HELLO", Some(HELLO_MAX))?;
+        let (control, message) = first_message(stream, HELLO_MAX)?;
         match O::of(message) {
             Ok(opening) => Ok((control, opening)),
             Err(other) => {
-                self.answer_stranger(&mut control, &other);
+                self.answer_stranger(control, &other);
                 Err(SessionError::OutOfTurn(other.name()))
             }
         }
     }
 
+    /// Has sources that come again for this attempt kept for it.
+    pub(crate) fn attempt(&self, attempt_id: AttemptId) -> AttemptRoute<'_> {
+        self.lock().routes.attempts.insert(attempt_id, None);
+        AttemptRoute { listener: self, attempt_id }
+    }
+
+    /// Has connections of lanes that bear this token kept for one attempt. Without a token there are none.
+    pub(crate) fn lanes(&self, token: Option<Token>) -> LaneRoute<'_> {
+        if let Some(token) = token {
+            self.lock().routes.lanes.entry(token).or_default();
+        }
+        LaneRoute { listener: self, token }
+    }
+
     /// Answers sources that ask, until the one of this attempt has heard what became of its guest.
     pub(crate) fn answer_until_done(&self, attempt_id: AttemptId) {
+        let asking = self.attempt(attempt_id);
         loop {
-            let mut control = match self.accept_within(None, HELLO_MAX) {
-                Ok(Some(control)) => control,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::warn!("sources that ask get no answer any more: {error}");
-                    return;
-                }
-            };
-            match control.receive("a question", Some(HELLO_MAX)) {
-                Ok(Message::Ask(of)) => {
-                    if self.answer(&mut control, of) && of == attempt_id {
+            match asking.reconnect_within(TICK) {
+                Ok(Some(mut reconnect)) => {
+                    if answer(&self.state, &mut reconnect.control, attempt_id) {
                         return;
                     }
                 }
-                Ok(message) => self.answer_stranger(&mut control, &message),
-                Err(error) => tracing::warn!("{} was turned away: {error}", control.peer_address()),
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(
+                        "the listening socket failed, and sources that ask get no answer any more: {error}"
+                    );
+                    return;
+                }
             }
         }
     }
 
-    /// Sends a source what is on record of an attempt; whether it knows then that its guest runs here, and has recorded that.
-    pub(crate) fn answer(&self, control: &mut ControlChannel, attempt_id: AttemptId) -> bool {
-        let from = control.peer_address();
-        let Some(outcome) = outcome(&self.state, attempt_id) else { return false };
-        tracing::info!("{from} asks about attempt {attempt_id:?}: {outcome:?}");
-        if let Err(error) = control.send(&Message::Outcome(attempt_id, outcome)) {
-            tracing::warn!("{from} asked and went away: {error}");
-            return false;
+    /// Waits until `take` finds what it wants. Connections are accepted meanwhile, by this thread or by another that waits.
+    fn wait<T>(
+        &self,
+        limit: Duration,
+        mut take: impl FnMut(&mut Routes) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let deadline = Instant::now() + limit;
+        let mut shared = self.lock();
+        loop {
+            if let Some(taken) = take(&mut shared.routes) {
+                return Ok(Some(taken));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(None);
+            }
+            if shared.is_accepting {
+                shared = self.changed.wait_timeout(shared, left).unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            shared.is_accepting = true;
+            drop(shared);
+            let turn = Turn(self);
+            self.accept_within(left)?;
+            drop(turn);
+            shared = self.lock();
         }
-        outcome == Outcome::Running
-            && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(attempt_id))
     }
 
-    /// Answers questions about other attempts from the records, and refuses new guests as Busy.
-    pub(crate) fn answer_stranger(&self, control: &mut ControlChannel, message: &Message) {
+    /// Accepts a connection, if one comes in time, and keeps or answers it.
+    fn accept_within(&self, limit: Duration) -> io::Result<()> {
+        // accept(2) heeds the receive timeout, of which 0 would be for ever.
+        SockRef::from(&self.socket).set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
+        let (stream, from) = match self.socket.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let greeting_max = if self.lock().routes.attempts.is_empty() { HELLO_MAX } else { GREETING_MAX };
+        let Some(greeting) = read_greeting(stream, from, greeting_max) else { return Ok(()) };
+        let stranger = self.lock().routes.keep(greeting);
+        self.changed.notify_all();
+        if let Some((control, message)) = stranger {
+            self.answer_stranger(control, &message);
+        }
+        Ok(())
+    }
+
+    /// Answers questions about other attempts from the records, and refuses guests for which no thread waits as Busy.
+    fn answer_stranger(&self, mut control: ControlChannel, message: &Message) {
         match message {
             Message::Ask(attempt_id) => {
-                self.answer(control, *attempt_id);
+                answer(&self.state, &mut control, *attempt_id);
             }
             Message::Hello(_) | Message::OfferImage(_) => {
                 let _ = control.send(&Message::Refused(Refusal::Busy));
@@ -170,7 +189,89 @@ impl Listener {
             other => tracing::warn!("{} began with {}", control.peer_address(), other.name()),
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// How often it is looked whether the wait is over.
+/// Another thread accepts after this one, also if this one fails.
+struct Turn<'listener>(&'listener Listener);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_accepting = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// A thread that waits for an opening.
+struct Wanted<'listener>(&'listener Listener);
+
+impl<'listener> Wanted<'listener> {
+    fn new(listener: &'listener Listener) -> Self {
+        listener.lock().routes.openings_wanted += 1;
+        Self(listener)
+    }
+}
+
+impl Drop for Wanted<'_> {
+    fn drop(&mut self) {
+        let mut shared = self.0.lock();
+        let routes = &mut shared.routes;
+        routes.openings_wanted -= 1;
+        // Those for which no thread waits now.
+        let late = routes.openings.split_off(routes.openings.len().min(routes.openings_wanted));
+        drop(shared);
+        for (control, message) in late {
+            self.0.answer_stranger(control, &message);
+        }
+    }
+}
+
+/// The sources that come again for an attempt.
+#[derive(Debug)]
+pub(crate) struct AttemptRoute<'listener> {
+    listener: &'listener Listener,
+    attempt_id: AttemptId,
+}
+
+impl AttemptRoute<'_> {
+    /// The next, if one comes in time.
+    pub(crate) fn reconnect_within(&self, limit: Duration) -> io::Result<Option<Reconnect>> {
+        self.listener.wait(limit, |routes| routes.attempts.get_mut(&self.attempt_id).and_then(Option::take))
+    }
+}
+
+impl Drop for AttemptRoute<'_> {
+    fn drop(&mut self) {
+        self.listener.lock().routes.attempts.remove(&self.attempt_id);
+    }
+}
+
+/// The connections of an attempt's lanes.
+#[derive(Debug)]
+pub(crate) struct LaneRoute<'listener> {
+    listener: &'listener Listener,
+    token: Option<Token>,
+}
+
+impl LaneConnections for LaneRoute<'_> {
+    fn connection_within(&self, limit: Duration) -> io::Result<Option<LaneConnection>> {
+        self.listener.wait(limit, |routes| routes.lanes.get_mut(&self.token?)?.pop_front())
+    }
+}
+
+impl Drop for LaneRoute<'_> {
+    fn drop(&mut self) {
+        if let Some(token) = self.token {
+            self.listener.lock().routes.lanes.remove(&token);
+        }
+    }
+}
+
+/// How often it is looked whether a wait is over.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
+
+/// How long a peer that connects during an attempt may take for each thing that it says: the attempt may wait for this thread.
+const GREETING_MAX: Duration = Duration::from_secs(2);

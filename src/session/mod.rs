@@ -4,6 +4,7 @@
 mod answer;
 mod cancel;
 mod error;
+mod greeting;
 mod guest_heartbeat;
 mod lane_stats;
 mod link;
@@ -12,6 +13,7 @@ mod opening;
 mod outcome;
 mod pass;
 mod rate_limiter;
+mod routes;
 mod send_gate;
 mod sheltered;
 
@@ -20,9 +22,10 @@ pub use cancel::Cancel;
 pub use error::SessionError;
 pub(crate) use guest_heartbeat::HeartbeatAt;
 pub(crate) use link::{Link, connect, new_attempt_id, unexpected};
-pub(crate) use listener::{Listener, TICK};
+pub(crate) use listener::{AttemptRoute, Listener, TICK};
 pub(crate) use opening::{ArrivalError, explain_lanes, next_opening, prepare_any};
 pub(crate) use pass::PrecopyPass;
 pub(crate) use rate_limiter::RateLimiter;
+pub(crate) use routes::Reconnect;
 pub(crate) use send_gate::SendGate;
 pub(crate) use sheltered::Sheltered;

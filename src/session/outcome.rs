@@ -1,12 +1,27 @@
 //! What a host's records say to a source that asks.
 
+use super::opening::HELLO_MAX;
+use crate::control::ControlChannel;
 use crate::handover::{RecordKind, Side};
 use crate::state::{HostState, StateError};
-use crate::wire::{AttemptId, Outcome};
+use crate::wire::{AttemptId, Message, Outcome};
+
+/// Sends a source what is on record of an attempt; whether it knows then that its guest runs here, and has recorded that.
+pub(super) fn answer(state: &HostState, control: &mut ControlChannel, attempt_id: AttemptId) -> bool {
+    let from = control.peer_address();
+    let Some(outcome) = outcome(state, attempt_id) else { return false };
+    tracing::info!("{from} asks about attempt {attempt_id:?}: {outcome:?}");
+    if let Err(error) = control.send(&Message::Outcome(attempt_id, outcome)) {
+        tracing::warn!("{from} asked and went away: {error}");
+        return false;
+    }
+    outcome == Outcome::Running
+        && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(attempt_id))
+}
 
 /// What this host's state says of an attempt that this process has nothing more to do with. `None` if it cannot be said: what was
 /// given up counts only once that is recorded.
-pub(super) fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
+fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
     let Some((name, record)) = state.find(attempt_id, Side::Destination) else {
         return Some(Outcome::Unknown);
     };

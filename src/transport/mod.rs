@@ -16,7 +16,8 @@ mod remains;
 pub mod tcp;
 
 use std::fmt::Debug;
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +29,7 @@ pub use remains::{Leak, Remains};
 use crate::control::ControlChannel;
 use crate::dirty::DirtyBitmap;
 use crate::memory::PageRun;
-use crate::wire::{ChunkKey, ChunkRange, LaneReady};
+use crate::wire::{ChunkKey, ChunkRange, LaneReady, Token};
 
 /// The two ways for pages to travel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,16 +112,41 @@ pub trait Lane: Send + Debug {
     fn waited(&self) -> Duration;
 }
 
+/// Where connections of lanes arrive: a socket that all attempts share, of which this brings those of one attempt.
+pub trait LaneConnections {
+    /// The next connection that bears the attempt's token, if one comes in time. Its preamble was read.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn connection_within(&self, limit: Duration) -> io::Result<Option<LaneConnection>>;
+}
+
+/// A connection of one lane.
+#[derive(Debug)]
+pub struct LaneConnection {
+    /// Which lane it says that it is.
+    pub lane: u8,
+    /// The connection.
+    pub stream: TcpStream,
+    /// The address of the source.
+    pub from: SocketAddr,
+}
+
 /// The destination's end of all lanes.
 pub trait LaneReceiver: Send + Debug {
     /// What the source must know to connect its lanes.
     fn ready(&self) -> LaneReady;
 
-    /// Waits for the lanes to connect, where they do so by connections to `listener`.
+    /// The token that the connections of its lanes bear, where lanes are connections to the socket of this host's receiver.
+    fn token(&self) -> Option<Token> {
+        None
+    }
+
+    /// Waits for the lanes to connect, where they are such connections.
     ///
     /// # Errors
     /// [`TransportError`] if they do not in time.
-    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError>;
+    fn connect(&mut self, connections: &dyn LaneConnections) -> Result<(), TransportError>;
 
     /// Lets the source write to these chunks of RAM, which must lie in the guest.
     ///

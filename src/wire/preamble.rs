@@ -16,7 +16,7 @@ pub const PREAMBLE_LEN: usize = size_of::<Raw>();
 const MAGIC: [u8; 8] = *b"STERNA\r\n";
 
 /// A secret of one migration attempt: a data connection shows it to prove that it belongs to the attempt.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Hash)]
 pub struct Token(pub [u8; 16]);
 
 impl Token {

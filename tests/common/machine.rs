@@ -48,6 +48,7 @@ pub(crate) enum Fault {
 
 #[derive(Debug)]
 pub(crate) struct TestGuest {
+    name: String,
     pub(crate) machine: SharedMachine,
     pub(crate) faults: Mutex<Vec<Fault>>,
     /// Whether the log of the VMM's own writes is left out.
@@ -71,6 +72,11 @@ impl TestGuest {
     /// A small guest at work.
     pub(crate) fn started() -> Self {
         Self::started_at(20)
+    }
+
+    /// The same by another name than `tern`.
+    pub(crate) fn named(self, name: &str) -> Self {
+        Self { name: name.to_owned(), ..self }
     }
 
     /// The same, writing at this rate in MB/s.
@@ -115,6 +121,7 @@ impl TestGuest {
 
     fn of(machine: SharedMachine) -> Self {
         Self {
+            name: "tern".into(),
             machine,
             faults: Mutex::default(),
             forget_own_writes: AtomicBool::default(),
@@ -170,8 +177,8 @@ impl TestGuest {
 }
 
 impl Guest for TestGuest {
-    fn name(&self) -> &'static str {
-        "tern"
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn ram(&self) -> Result<GuestRam, GuestError> {
@@ -316,7 +323,7 @@ impl GuestHost for TestHost {
         details.config.vcpus = self.vcpus.unwrap_or(details.config.vcpus);
         let guest = TestGuest::of(make(details.kind, details.config));
         self.faults.iter().for_each(|&fault| guest.fail(fault));
-        Ok(TestGuest { resumed: self.resumed.clone(), ..guest })
+        Ok(TestGuest { resumed: self.resumed.clone(), ..guest.named(proposal.name) })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::handover::RecordKind;
 use crate::memory::GuestRam;
 use crate::saved_state::IncomingState;
 use crate::state::GuestClaim;
-use crate::transport::{LaneReceiver, Leak, Remains, TransportError};
+use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
 use crate::verify::DestinationDigests;
 use crate::wire::{AttemptId, ChunkKey, ChunkRange, Final, LaneReady, StateFrame, Token};
 
@@ -51,7 +51,7 @@ impl LaneReceiver for NotedReceiver {
         LaneReady::Tcp(Token::NONE)
     }
 
-    fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
+    fn connect(&mut self, _connections: &dyn LaneConnections) -> Result<(), TransportError> {
         Ok(())
     }
 

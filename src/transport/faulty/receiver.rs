@@ -1,4 +1,3 @@
-use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,8 +6,8 @@ use sterna_rdma::RemoteKey;
 
 use super::Once;
 use crate::transport::tcp::TcpReceiver;
-use crate::transport::{LaneReceiver, Leak, Remains, TransportError};
-use crate::wire::{ChunkKey, ChunkRange, LaneReady};
+use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
+use crate::wire::{ChunkKey, ChunkRange, LaneReady, Token};
 
 /// What goes wrong at the destination.
 #[derive(Debug, Default)]
@@ -76,8 +75,12 @@ impl LaneReceiver for FaultyReceiver {
         self.tcp.ready()
     }
 
-    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
-        self.tcp.connect(listener)
+    fn token(&self) -> Option<Token> {
+        self.tcp.token()
+    }
+
+    fn connect(&mut self, connections: &dyn LaneConnections) -> Result<(), TransportError> {
+        self.tcp.connect(connections)
     }
 
     fn register(&mut self, chunks: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {

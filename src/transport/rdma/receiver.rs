@@ -1,5 +1,4 @@
 use std::fmt;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use super::path::RdmaPath;
 use super::pinning::{pin_budget, register};
 use super::{FENCES, STALL_MAX};
 use crate::memory::GuestRam;
-use crate::transport::{LaneReceiver, Leak, Remains, TransportError};
+use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
 use crate::wire::{ChunkKey, ChunkRange, LaneReady};
 
 /// The destination's queue pairs, and the chunks that the source may write to.
@@ -101,7 +100,7 @@ impl LaneReceiver for RdmaReceiver {
         LaneReady::Rdma { endpoints, pin_max_bytes: self.pin_max_bytes }
     }
 
-    fn connect(&mut self, _listener: &TcpListener) -> Result<(), TransportError> {
+    fn connect(&mut self, _connections: &dyn LaneConnections) -> Result<(), TransportError> {
         Ok(())
     }
 

@@ -1,26 +1,21 @@
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{STALL_MAX, broken};
-use crate::control::{PeerLiveness, read_preamble, tune};
+use crate::control::{PeerLiveness, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::panics::caught_or;
-use crate::transport::{LaneReceiver, Remains, TransportError};
+use crate::transport::{LaneConnection, LaneConnections, LaneReceiver, Remains, TransportError};
 use crate::wire::{
-    ChunkKey, ChunkRange, FRAME_BYTES_MAX, LaneReady, PageFrame, Preamble, RUNS_MAX, Role, Token, WireError,
-    WireRun,
+    ChunkKey, ChunkRange, FRAME_BYTES_MAX, LaneReady, PageFrame, RUNS_MAX, Token, WireError, WireRun,
 };
-
-/// How long a connection that was just opened has to say what it is.
-const GREETING_MAX: Duration = Duration::from_secs(2);
 
 /// How long to sleep at most before it is looked whether the source is there.
 const NAP_MAX: Duration = Duration::from_millis(50);
@@ -64,15 +59,10 @@ impl TcpReceiver {
     }
 
     /// Takes a connection if it is one of the lanes still missing.
-    fn take(&mut self, mut stream: TcpStream) -> Result<(), String> {
-        let preamble = read_preamble(&mut stream, GREETING_MAX).map_err(|error| error.to_string())?;
-        let Preamble { role: Role::Lane(lane), token } = preamble else {
-            return Err("a migration is under way here".into());
-        };
+    fn take(&mut self, LaneConnection { lane, stream, .. }: LaneConnection) -> Result<(), String> {
         let index = usize::from(lane);
-        match self.lanes.get(index) {
-            Some(None) if token == self.token => {}
-            _ => return Err("it belongs to no lane of this migration".into()),
+        if !matches!(self.lanes.get(index), Some(None)) {
+            return Err("it belongs to no lane of this migration".into());
         }
         let reader = tune(&stream)
             .and_then(|()| stream.set_read_timeout(None))
@@ -102,24 +92,26 @@ impl LaneReceiver for TcpReceiver {
         LaneReady::Tcp(self.token)
     }
 
-    fn connect(&mut self, listener: &TcpListener) -> Result<(), TransportError> {
+    fn token(&self) -> Option<Token> {
+        Some(self.token)
+    }
+
+    fn connect(&mut self, connections: &dyn LaneConnections) -> Result<(), TransportError> {
         let deadline = Instant::now() + STALL_MAX;
         while let Some(lane) = self.lanes.iter().position(Option::is_none) {
             // A source that has gone connects nothing more.
             self.liveness.check()?;
-            let failed = |error: io::Error| broken(lane, error);
-            // accept(2) heeds the receive timeout.
-            SockRef::from(listener).set_read_timeout(Some(NAP_MAX)).map_err(failed)?;
-            let accepted = listener.accept();
-            SockRef::from(listener).set_read_timeout(None).map_err(failed)?;
-            let (stream, from) = match accepted {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
-                    continue;
+            self.liveness.check_not_interrupted()?;
+            let connection = connections.connection_within(NAP_MAX).map_err(|error| broken(lane, error))?;
+            match connection {
+                Some(connection) => {
+                    let from = connection.from;
+                    if let Err(reason) = self.take(connection) {
+                        tracing::warn!("a connection from {from} was closed: {reason}");
+                    }
                 }
-                accepted => accepted.map_err(failed)?,
-            };
-            if let Err(reason) = self.take(stream) {
-                tracing::warn!("a connection from {from} was closed: {reason}");
+                None if Instant::now() < deadline => {}
+                None => return Err(broken(lane, io::ErrorKind::WouldBlock.into())),
             }
         }
         Ok(())

@@ -1,0 +1,73 @@
+//! Which attempt a connection belongs to.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::greeting::Greeting;
+use crate::control::ControlChannel;
+use crate::transport::LaneConnection;
+use crate::wire::{AttemptId, Message, Token};
+
+/// A source that comes anew for its own guest: with a question, or with GO.
+#[derive(Debug)]
+pub(crate) struct Reconnect {
+    pub(crate) control: ControlChannel,
+    pub(crate) message: Message,
+}
+
+/// Who waits for what, and what has come for them.
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    /// How many threads wait for an opening.
+    pub(super) openings_wanted: usize,
+    /// Sources that have said what they bring.
+    pub(super) openings: VecDeque<(ControlChannel, Message)>,
+    /// Attempts whose sources may come again. One at a time: a source has no reason to come twice at once.
+    pub(super) attempts: HashMap<AttemptId, Option<Reconnect>>,
+    /// Attempts that wait for connections of their lanes.
+    pub(super) lanes: HashMap<Token, VecDeque<LaneConnection>>,
+}
+
+impl Routes {
+    /// Keeps a connection for the attempt or the thread that waits for it; gives back a source for which none does.
+    pub(super) fn keep(&mut self, greeting: Greeting) -> Option<(ControlChannel, Message)> {
+        match greeting {
+            Greeting::Lane(token, connection) => {
+                self.keep_lane(token, connection);
+                None
+            }
+            Greeting::Control(control, message) => self.keep_source(*control, message),
+        }
+    }
+
+    fn keep_lane(&mut self, token: Token, connection: LaneConnection) {
+        let from = connection.from;
+        match self.lanes.get_mut(&token) {
+            Some(waiting) if waiting.len() < LANES_MAX => waiting.push_back(connection),
+            _ => tracing::warn!("a connection from {from} was closed: it belongs to no lane that is awaited"),
+        }
+    }
+
+    fn keep_source(
+        &mut self,
+        control: ControlChannel,
+        message: Message,
+    ) -> Option<(ControlChannel, Message)> {
+        match &message {
+            Message::Ask(attempt_id) | Message::Go(attempt_id) => match self.attempts.get_mut(attempt_id) {
+                Some(slot) => {
+                    slot.get_or_insert(Reconnect { control, message });
+                    None
+                }
+                None => Some((control, message)),
+            },
+            Message::Hello(_) | Message::OfferImage(_) if self.openings.len() < self.openings_wanted => {
+                self.openings.push_back((control, message));
+                None
+            }
+            _ => Some((control, message)),
+        }
+    }
+}
+
+/// What a destination accepts.
+const LANES_MAX: usize = 64;
