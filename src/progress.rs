@@ -1,7 +1,6 @@
 //! The events of a migration while it runs, and its report at the end.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -79,7 +78,7 @@ pub enum Event {
         downtime_limit_ms: f64,
     },
     /// The operator has changed the limits; these apply from this round on.
-    LimitsChanged(LimitsReport),
+    LimitsChanged(Limits),
     /// The switch begins although it will exceed the downtime limit.
     Stopping {
         /// The predicted downtime, in milliseconds; `None` if nothing was sent yet to measure the bandwidth.
@@ -132,41 +131,6 @@ pub enum Event {
         /// How long no host ran it, in milliseconds.
         downtime_ms: f64,
     },
-}
-
-/// The limits of a migration, in the units of the command line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LimitsReport {
-    /// How long the guest may be paused, in milliseconds.
-    pub downtime_limit_ms: f64,
-    /// How far relaxing may raise the downtime, in milliseconds.
-    pub downtime_max_ms: f64,
-    /// How fast pages may be sent, in MB/s; `None` is as fast as the link.
-    pub bandwidth_limit_mbps: Option<f64>,
-    /// The most rounds.
-    pub max_rounds: u32,
-    /// The time limit until the switch begins, in seconds.
-    pub timeout_s: Option<f64>,
-    /// How far the guest may be slowed, in percent.
-    pub throttle_max_percent: u8,
-    /// The policies in order, separated by commas.
-    pub if_stuck: String,
-}
-
-impl From<&Limits> for LimitsReport {
-    fn from(limits: &Limits) -> Self {
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let mbps = |rate: NonZeroU64| rate.get() as f64 / 1e6;
-        Self {
-            downtime_limit_ms: ms(limits.downtime),
-            downtime_max_ms: ms(limits.downtime_relaxed_max()),
-            bandwidth_limit_mbps: limits.bandwidth_max.map(mbps),
-            max_rounds: limits.rounds_max,
-            timeout_s: limits.timeout.map(|timeout| timeout.as_secs_f64()),
-            throttle_max_percent: limits.throttle_max_percent,
-            if_stuck: limits.if_stuck.to_string(),
-        }
-    }
 }
 
 /// Measurements of one round.
@@ -283,7 +247,7 @@ pub struct Report {
     /// few to measure.
     pub heartbeats_per_second: Option<f64>,
     /// The limits at the end, as the operator set them.
-    pub limits: LimitsReport,
+    pub limits: Limits,
     /// Every round, the first with all of RAM, the last while the guest was paused.
     pub rounds: Vec<RoundReport>,
     /// Bytes of pages sent, all rounds.

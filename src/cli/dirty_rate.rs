@@ -6,7 +6,7 @@ use clap::Args;
 use sterna::convergence::{Decision, Forecast, Limits};
 
 use super::exit::Exit;
-use super::migrate::LimitArgs;
+use super::limits::LimitArgs;
 use super::output::{self, outln};
 use super::protocol::{Answer, Request, Samples};
 use super::size::Size;
@@ -35,9 +35,7 @@ const LINKS_MBPS: [u64; 4] = [110, 1100, 2800, 11_000];
 
 pub(crate) fn run(args: &DirtyRateArgs) -> ExitCode {
     let mut limits = Limits::default();
-    if let Err(error) = args.limits.tune().apply_to(&mut limits) {
-        return output::error(Exit::Usage, error);
-    }
+    args.limits.apply_to(&mut limits);
     let samples = match ask(&args.name, &Request::DirtyRate { longest_ms: args.interval }) {
         Ok(Answer::Sampled(samples)) => samples,
         Ok(Answer::Failed(failure)) => return output::failed(&failure),

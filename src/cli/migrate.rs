@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
 
-use clap::{Args, CommandFactory, Parser};
+use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use sterna::convergence::IfStuck;
 use sterna::progress::{Event, Report};
 use sterna::verify::Verify;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
+use super::limits::{self, LimitArgs};
 use super::output::{errln, outln};
-use super::protocol::{Answer, Failure, LimitsPatch, Move, Request};
+use super::protocol::{Answer, Failure, Move, Request};
 use super::size::Size;
 use super::socket::{self, Client, SocketError, ask};
 use super::{DEFAULT_PORT, output};
@@ -58,79 +58,6 @@ pub(crate) struct MoveArgs {
     pub(crate) state_max: Option<Size>,
 }
 
-/// When to switch, and what to do when the rounds do not get short enough. An option that is not given has
-/// the library's default.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct LimitArgs {
-    /// Longest downtime at the switch, in ms [default: 300]
-    #[arg(long, value_name = "MS")]
-    downtime_limit: Option<u64>,
-    /// How far `--if-stuck relax` may raise the downtime limit, in ms [default: 5 times the limit]
-    #[arg(long, value_name = "MS")]
-    downtime_max: Option<u64>,
-    /// Send no faster than this, in MB/s; 0 is no limit [default: 0]
-    #[arg(long, value_name = "MB/S")]
-    bandwidth_limit: Option<u64>,
-    /// Send at most this many rounds while the guest runs [default: 100]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
-    max_rounds: Option<u32>,
-    /// Switch or give up, as --if-stuck says, after this many seconds; 0 is no limit [default: 0]
-    #[arg(long, value_name = "SECONDS")]
-    timeout: Option<u64>,
-    /// Throttle the guest by at most this many percent; 0 never does [default: 99]
-    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
-    throttle_max: Option<u8>,
-    /// What to do, in this order, when the rounds do not come down to the downtime limit: `throttle` slows
-    /// the guest, `relax` allows more downtime, `stop` switches all the same, `abort` gives up. Without the
-    /// last two the migration continues until rounds or time are used up, and then gives up [default:
-    /// throttle]
-    #[arg(long, value_parser = parse_if_stuck, value_name = "POLICY,...")]
-    if_stuck: Option<String>,
-}
-
-/// The options of [`LimitArgs`] alone, to parse `--set` with.
-#[derive(Debug, Parser)]
-struct OnlyLimits {
-    #[command(flatten)]
-    limits: LimitArgs,
-}
-
-fn parse_if_stuck(text: &str) -> Result<String, String> {
-    text.parse::<IfStuck>().map(|chain| chain.to_string()).map_err(|error| error.to_string())
-}
-
-impl LimitArgs {
-    pub(crate) fn tune(&self) -> LimitsPatch {
-        LimitsPatch {
-            downtime_limit_ms: self.downtime_limit,
-            downtime_max_ms: self.downtime_max,
-            bandwidth_limit_mbps: self.bandwidth_limit,
-            max_rounds: self.max_rounds,
-            timeout_s: self.timeout,
-            throttle_max_percent: self.throttle_max,
-            if_stuck: self.if_stuck.clone(),
-        }
-    }
-
-    /// The limits of `--set downtime-limit=50 ...`.
-    fn of_settings(settings: &[String]) -> Result<Self, String> {
-        // A bare `--` would end the options, and be no error.
-        let words =
-            settings.iter().map(|setting| format!("--{}", if setting.is_empty() { "=" } else { setting }));
-        let parsed = OnlyLimits::try_parse_from(["set".to_owned()].into_iter().chain(words));
-        parsed.map(|only| only.limits).map_err(|error| {
-            let names: Vec<_> = OnlyLimits::command()
-                .get_arguments()
-                .filter_map(|argument| argument.get_long())
-                .filter(|&name| name != "help")
-                .map(str::to_owned)
-                .collect();
-            let first = error.to_string().lines().next().unwrap_or_default().replace("error: ", "");
-            format!("--set takes LIMIT=VALUE, LIMIT one of {}: {first}", names.join(", "))
-        })
-    }
-}
-
 /// How much of the memory is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum VerifyChoice {
@@ -157,7 +84,7 @@ impl MoveArgs {
         Move {
             to,
             lanes: self.lanes.clone(),
-            limits: self.limits.tune(),
+            limits: self.limits.clone(),
             state_max_bytes: self.state_max.map(|size| size.0),
             verify: verify.into(),
         }
@@ -203,12 +130,12 @@ fn set(args: &MigrateArgs) -> ExitCode {
         Ok(limits) => limits,
         Err(what) => return output::error(Exit::Usage, what),
     };
-    match ask(&args.name, &Request::LimitsPatch(limits.tune())) {
+    match ask(&args.name, &Request::SetLimits(limits)) {
         Ok(Answer::Limits(limits)) => {
             if args.json {
                 outln!("{}", serde_json::json!({ "status": "set", "limits": limits }));
             } else {
-                outln!("{}: {}", args.name, output::limits(&limits));
+                outln!("{}: {}", args.name, limits::line(&limits));
             }
             Exit::Done.into()
         }
@@ -294,30 +221,6 @@ fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn limits_are_set_by_the_names_and_within_the_bounds_of_their_options() {
-        let set = |settings: &[&str]| {
-            LimitArgs::of_settings(&settings.iter().map(|&setting| setting.to_owned()).collect::<Vec<_>>())
-        };
-        let tune = set(&["downtime-limit=50", "bandwidth-limit=0", "if-stuck=relax, stop"]).unwrap().tune();
-        let expected = LimitsPatch {
-            downtime_limit_ms: Some(50),
-            bandwidth_limit_mbps: Some(0),
-            if_stuck: Some("relax,stop".into()),
-            ..LimitsPatch::default()
-        };
-        assert_eq!(tune, expected);
-        for wrong in
-            ["downtime-limit", "downtime-limit=soon", "throttle-max=100", "lanes=2", "if-stuck=wait", "=", ""]
-        {
-            let error = set(&[wrong]).unwrap_err();
-            assert!(
-                error.contains("one of downtime-limit, downtime-max, bandwidth-limit"),
-                "{wrong}: {error}"
-            );
-        }
-    }
 
     #[test]
     fn whoever_changes_limits_is_told_of_options_that_would_be_ignored() {

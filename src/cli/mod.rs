@@ -29,6 +29,7 @@ mod exit;
 mod hints;
 mod incoming;
 mod lanes;
+mod limits;
 mod machine;
 mod migrate;
 mod output;

@@ -1,11 +1,10 @@
 //! The messages of a control socket: one JSON object a line, a request first, then answers.
 
-use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sterna::convergence::{DirtySample, IfStuck, IfStuckError, Limits};
-use sterna::progress::{Event, LimitsReport, Report};
+use sterna::convergence::{DirtySample, Limits};
+use sterna::progress::{Event, Report};
 use sterna::sampling::Sampled;
 use sterna::source::{LimitsHandle, Options};
 use sterna::verify::Verify;
@@ -13,6 +12,7 @@ use sterna_vmm::MachineKind;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
+use super::limits::LimitArgs;
 
 /// A request to the holder of a guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub(crate) enum Request {
     /// Watch a running migration. Answered like the request that began it.
     Watch,
     /// Change the limits of a running migration.
-    LimitsPatch(LimitsPatch),
+    SetLimits(LimitArgs),
     /// Sample the guest's writes for at most this long.
     DirtyRate { longest_ms: u64 },
     /// End a running migration.
@@ -44,23 +44,9 @@ pub(crate) enum Request {
 pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) lanes: LaneArgs,
-    pub(crate) limits: LimitsPatch,
+    pub(crate) limits: LimitArgs,
     pub(crate) state_max_bytes: Option<u64>,
     pub(crate) verify: Verify,
-}
-
-/// New limits; limits that are not given keep their values.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct LimitsPatch {
-    pub(crate) downtime_limit_ms: Option<u64>,
-    pub(crate) downtime_max_ms: Option<u64>,
-    /// 0 is no limit.
-    pub(crate) bandwidth_limit_mbps: Option<u64>,
-    pub(crate) max_rounds: Option<u32>,
-    /// 0 is no limit.
-    pub(crate) timeout_s: Option<u64>,
-    pub(crate) throttle_max_percent: Option<u8>,
-    pub(crate) if_stuck: Option<String>,
 }
 
 /// An answer of the holder.
@@ -77,8 +63,8 @@ pub(crate) enum Answer {
     Sampled(Samples),
     /// To `check`.
     Checked(Checked),
-    /// To `tune`: the limits in force.
-    Limits(LimitsReport),
+    /// To `set-limits`: the limits in force.
+    Limits(Limits),
     /// To `recover`.
     Found(Found),
     /// To `cancel` and `stop`.
@@ -151,10 +137,10 @@ pub(crate) struct Failure {
 }
 
 impl Move {
-    pub(crate) fn options(&self) -> Result<Options, IfStuckError> {
+    pub(crate) fn options(&self) -> Options {
         let mut limits = Limits::default();
-        self.limits.apply_to(&mut limits)?;
-        Ok(Options {
+        self.limits.apply_to(&mut limits);
+        Options {
             transport: self.lanes.transport.into(),
             lanes: self.lanes.lanes,
             rdma: self.lanes.tuning(),
@@ -162,7 +148,7 @@ impl Move {
             state_max_bytes: self.state_max_bytes,
             verify: self.verify,
             ..Options::default()
-        })
+        }
     }
 }
 
@@ -198,26 +184,5 @@ impl Samples {
             heartbeats_per_second: self.heartbeats_per_second,
             heartbeats_per_second_watched: self.heartbeats_per_second_watched,
         }
-    }
-}
-
-impl LimitsPatch {
-    /// Changes the given limits; changes none if one is invalid.
-    pub(crate) fn apply_to(&self, limits: &mut Limits) -> Result<(), IfStuckError> {
-        let if_stuck: Option<IfStuck> = self.if_stuck.as_deref().map(str::parse).transpose()?;
-        let given = |millis: Option<u64>| millis.map(Duration::from_millis);
-        limits.downtime = given(self.downtime_limit_ms).unwrap_or(limits.downtime);
-        limits.downtime_max = given(self.downtime_max_ms).or(limits.downtime_max);
-        if let Some(megabytes) = self.bandwidth_limit_mbps {
-            limits.bandwidth_max = NonZeroU64::new(megabytes.saturating_mul(1_000_000));
-        }
-        limits.rounds_max = self.max_rounds.unwrap_or(limits.rounds_max);
-        if let Some(seconds) = self.timeout_s {
-            limits.timeout = (seconds > 0).then_some(Duration::from_secs(seconds));
-        }
-        let throttle_max_percent = self.throttle_max_percent.map(|percent| percent.min(99));
-        limits.throttle_max_percent = throttle_max_percent.unwrap_or(limits.throttle_max_percent);
-        limits.if_stuck = if_stuck.unwrap_or_else(|| limits.if_stuck.clone());
-        Ok(())
     }
 }

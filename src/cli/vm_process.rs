@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sterna::handover::{Record, RecordKind};
 use sterna::lock::Lock;
-use sterna::progress::{LimitsReport, Observer};
+use sterna::progress::Observer;
 use sterna::sampling::sample;
 use sterna::source::{
     Cancel, Doubt, GuestIs, LimitsHandle, MigrationError, MigrationFailure, Options, StillInDoubt, Verdict,
@@ -20,10 +20,11 @@ use sterna::state::GuestClaim;
 use sterna_vmm::Phase;
 
 use super::exit::Exit;
+use super::limits::LimitArgs;
 use super::machine::MachineGuest;
 use super::output::errln;
 use super::progress::{Broadcast, Following};
-use super::protocol::{Answer, Checked, Failure, Found, LimitsPatch, Move, Request, Status};
+use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status};
 use super::server::{Asked, Serve, Served};
 use super::signals;
 use super::socket::{self, write_line};
@@ -110,7 +111,7 @@ impl VmProcess {
                 Ok(following) => return following.follow(stream),
                 Err(refusal) => refusal,
             },
-            Ok(Request::LimitsPatch(tune)) => self.tune(&tune),
+            Ok(Request::SetLimits(given)) => self.set_limits(&given),
             Ok(Request::DirtyRate { longest_ms }) => self.dirty_rate(longest_ms),
             Ok(Request::Cancel) => self.cancel(),
             Ok(Request::Check) => self.check(),
@@ -177,15 +178,11 @@ impl VmProcess {
 
     /// Begins a migration in its own thread, so that it does not depend on any client.
     fn start_to_migrate(self: &Arc<Self>, request: Move) -> Result<Following, Answer> {
-        let options = match request.options() {
-            Ok(options) => {
-                Options { switch_cost: self.guest.switch_cost(), lock: self.lock.clone(), ..options }
-            }
-            Err(error) => return Err(failed(Exit::Usage, error.to_string(), "the guest is as it was")),
-        };
+        let (switch_cost, lock) = (self.guest.switch_cost(), self.lock.clone());
+        let options = Options { switch_cost, lock, ..request.options() };
         let broadcast = Arc::new(Broadcast::default());
-        let (cancel, tuning) = (options.cancel.clone(), options.limits.clone());
-        self.begin(Work::Migrating(cancel, tuning, request.to.clone(), broadcast.clone()))?;
+        let (cancel, limits) = (options.cancel.clone(), options.limits.clone());
+        self.begin(Work::Migrating(cancel, limits, request.to.clone(), broadcast.clone()))?;
         let (vm_process, following) = (self.clone(), broadcast.join());
         let started = thread::Builder::new().spawn(move || {
             let answer = vm_process.migrate(&request.to, &options, &*broadcast);
@@ -335,16 +332,11 @@ impl VmProcess {
         }
     }
 
-    fn tune(&self, tune: &LimitsPatch) -> Answer {
-        let Work::Migrating(_, tuning, ..) = &*self.work() else {
+    fn set_limits(&self, given: &LimitArgs) -> Answer {
+        let Work::Migrating(_, limits, ..) = &*self.work() else {
             return failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was");
         };
-        let mut applied = Ok(());
-        let limits = tuning.change(|limits| applied = tune.apply_to(limits));
-        match applied {
-            Ok(()) => Answer::Limits(LimitsReport::from(&limits)),
-            Err(error) => failed(Exit::Usage, error.to_string(), "the limits are as they were"),
-        }
+        Answer::Limits(limits.change(|limits| given.apply_to(limits)))
     }
 
     fn dirty_rate(&self, longest_ms: u64) -> Answer {

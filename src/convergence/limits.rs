@@ -3,25 +3,35 @@ use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::error_code::coded;
+use serde::{Deserialize, Serialize};
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
+use super::units::{mbps_if_any, ms, ms_if_any, s_if_any};
+use crate::error_code::coded;
+
 /// The limits that the operator sets for a migration. All may be changed while the migration runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Events and reports carry them in the units of the command line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// How long the guest may be paused at the switch.
+    #[serde(rename = "downtime_limit_ms", with = "ms")]
     pub downtime: Duration,
     /// How far [`Policy::Relax`] may raise the downtime; `None` is [`Limits::RELAX_FACTOR`] times as far.
+    #[serde(rename = "downtime_max_ms", with = "ms_if_any")]
     pub downtime_max: Option<Duration>,
     /// The most rounds while the guest runs.
+    #[serde(rename = "max_rounds")]
     pub rounds_max: u32,
     /// The time limit until the switch begins; `None` is no limit.
+    #[serde(rename = "timeout_s", with = "s_if_any")]
     pub timeout: Option<Duration>,
     /// How far the guest may be slowed when the rounds do not get smaller, in percent; 0 forbids it.
     pub throttle_max_percent: u8,
     /// How many bytes of pages may be sent each second, over all lanes; `None` is no limit. It holds for the
     /// last round too, so the switch has the bandwidth that the rounds measured.
+    #[serde(rename = "bandwidth_limit_mbps", with = "mbps_if_any")]
     pub bandwidth_max: Option<NonZeroU64>,
     /// What to do when the rounds do not come down to the downtime.
     pub if_stuck: IfStuck,
@@ -90,7 +100,8 @@ impl Policy {
 /// A chain without `stop` or `abort` at its end continues with rounds until [`Limits::rounds_max`] or the
 /// time limit is reached; then the migration gives up. If the downtime limit is below the cost of a switch
 /// with nothing left to send, no round can help, and the migration gives up at once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct IfStuck(Vec<Policy>);
 
 impl Default for IfStuck {
@@ -149,6 +160,20 @@ impl FromStr for IfStuck {
             Policy::ALL.into_iter().find(|policy| policy.word() == word).ok_or_else(unknown)
         };
         Self::new(&text.split(',').map(policy).collect::<Result<Vec<_>, _>>()?)
+    }
+}
+
+impl TryFrom<String> for IfStuck {
+    type Error = IfStuckError;
+
+    fn try_from(text: String) -> Result<Self, IfStuckError> {
+        text.parse()
+    }
+}
+
+impl From<IfStuck> for String {
+    fn from(chain: IfStuck) -> Self {
+        chain.to_string()
     }
 }
 

@@ -22,6 +22,7 @@ mod forecast;
 mod history;
 mod limits;
 mod prediction;
+mod units;
 
 pub use bucket::Bucket;
 pub use decision::{Convergence, Decision};

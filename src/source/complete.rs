@@ -7,7 +7,7 @@ use super::pages::Pages;
 use super::steering::Steering;
 use crate::convergence::Downtime;
 use crate::panics::{Panicked, caught};
-use crate::progress::{Event, LimitsReport, Report, RoundReport, mbps, ms};
+use crate::progress::{Event, Report, RoundReport, mbps, ms};
 use crate::session::Link;
 use crate::wire::{Completion, Message};
 
@@ -70,7 +70,7 @@ impl Switched<'_> {
             predicted: steering.predicted.known().map(|_| steering.predicted.into()),
             measured: measured.parts.into(),
             heartbeats_per_second: self.heartbeats_per_second,
-            limits: LimitsReport::from(&steering.limits),
+            limits: steering.limits.clone(),
             rounds: pages.rounds.clone(),
             bytes_sent,
             pages_sent,

@@ -8,7 +8,7 @@ use super::migration::{Connected, Migration};
 use super::pages::Pages;
 use super::throttle::throttle;
 use crate::convergence::{Convergence, Downtime, History, Limits, Why};
-use crate::progress::{Event, LimitsReport, ms};
+use crate::progress::{Event, ms};
 use crate::session::Link;
 
 /// What is known after the latest round.
@@ -44,7 +44,7 @@ impl Steering {
             return false;
         }
         self.history.limits_changed(limits.bandwidth_max != self.limits.bandwidth_max);
-        migration.observer.event(&Event::LimitsChanged(LimitsReport::from(&limits)));
+        migration.observer.event(&Event::LimitsChanged(limits.clone()));
         self.limits = limits;
         if self.history.throttle_percent() > self.limits.throttle_max_percent {
             self.throttle(migration, self.limits.throttle_max_percent);

@@ -205,7 +205,7 @@ fn arrived(what: String) -> Failure {
 #[cfg(test)]
 mod tests {
     use sterna::convergence::Limits;
-    use sterna::progress::{DowntimeReport, LimitsReport};
+    use sterna::progress::DowntimeReport;
     use sterna::transport::TransportKind;
     use sterna::verify::Verify;
 
@@ -238,7 +238,7 @@ mod tests {
             predicted: Some(DowntimeReport::default()),
             measured: DowntimeReport::default(),
             heartbeats_per_second: None,
-            limits: LimitsReport::from(&Limits::default()),
+            limits: Limits::default(),
             rounds: Vec::new(),
             bytes_sent: 0,
             pages_sent: 0,

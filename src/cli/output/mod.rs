@@ -6,12 +6,13 @@ use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
 use sterna::error_code::ErrorCode;
-use sterna::progress::{DowntimeReport, Event, LimitsReport, Report};
+use sterna::progress::{DowntimeReport, Event, Report};
 use sterna::transport::TransportKind;
 use sterna::verify::Verify;
 
 use super::exit::Exit;
 use super::hints::hint;
+use super::limits;
 use super::protocol::Failure;
 use super::size::Size;
 
@@ -81,7 +82,7 @@ pub(crate) fn progress(event: &Event) {
         Event::Relaxed { downtime_limit_ms } => {
             errln!("  rounds do not get smaller: {downtime_limit_ms:.0} ms of downtime allowed");
         }
-        Event::LimitsChanged(changed) => errln!("  limits changed: {}", limits(changed)),
+        Event::LimitsChanged(changed) => errln!("  limits changed: {}", limits::line(changed)),
         Event::Stopping { predicted_downtime_ms } => {
             let unknown = "that nobody knows".to_owned();
             let downtime = predicted_downtime_ms.map_or(unknown, |ms| format!("of about {ms:.0} ms"));
@@ -97,19 +98,6 @@ pub(crate) fn progress(event: &Event) {
         }
         _ => {}
     }
-}
-
-/// The limits of a migration, in a line.
-pub(crate) fn limits(limits: &LimitsReport) -> String {
-    let LimitsReport {
-        downtime_limit_ms, downtime_max_ms, max_rounds, throttle_max_percent, if_stuck, ..
-    } = limits;
-    let bandwidth = limits.bandwidth_limit_mbps.map_or("no".into(), |limit| format!("{limit:.0} MB/s"));
-    let timeout = limits.timeout_s.map_or("no".into(), |limit| format!("{limit:.0} s"));
-    format!(
-        "downtime-limit {downtime_limit_ms:.0} ms, downtime-max {downtime_max_ms:.0} ms, bandwidth-limit {bandwidth}, \
-         max-rounds {max_rounds}, timeout {timeout}, throttle-max {throttle_max_percent} %, if-stuck {if_stuck}"
-    )
 }
 
 /// The summary of a migration for people, as lines of a label and a text.
