@@ -33,8 +33,7 @@ fn run(host: &Host, more: &[&str]) -> Process {
 }
 
 /// A guest that was given away; its destination is ready and has not received GO. No message from the
-/// destination that says that the guest runs gets through until `open` is set, and no question before `asks`
-/// is.
+/// destination that says that the guest runs gets through until `open` is set, and no question before `asks`.
 #[test]
 fn an_operators_word_that_the_destination_contradicts_hands_out_no_go_and_is_not_taken() {
     for source_dies in [false, true] {

@@ -42,7 +42,7 @@ struct Orders {
     leave: bool,
     throttle_percent: u8,
     throttler: bool,
-    /// How many threads have started, stand still because of `pause`, and have ended.
+    /// How many threads have started; stand still because of `pause`; have ended.
     started: usize,
     quiet: usize,
     ended: usize,
@@ -290,8 +290,7 @@ impl Drop for EndOfThread<'_> {
     }
 }
 
-/// How long to run and how long to rest: windows of 10 ms, longer where the running part would fall below 1
-/// ms.
+/// How long to run and how long to rest, in windows of 10 ms; longer where running would fall below 1 ms.
 fn throttle_window(percent: u8) -> (Duration, Duration) {
     let run_percent = u64::from(100 - percent.min(99));
     let window_us = (100_000 / run_percent).max(10_000);
