@@ -19,7 +19,7 @@ use sterna::memory::GuestRam;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{Options, migrate};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::tcp::TcpProvider;
 use sterna::wire::Refusal;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -187,7 +187,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let claim = source.start(guest.name(), false)?;
     guest.load_program().and_then(|()| Ok(guest.resume()?))?;
     thread::sleep(Duration::from_millis(100));
-    let options = Options { transport: TransportChoice::Tcp, ..Options::default() };
+    let options = Options { transports: TcpProvider.into(), ..Options::default() };
     let report = migrate(&guest, &claim, &to, &options, &())?;
     let arrival = arriving.join().expect("the destination does not panic")?;
     let (left_with, arrived_with) = (guest.counter()?, arrival.guest.counter()?);

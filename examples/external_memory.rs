@@ -28,7 +28,7 @@ use sterna::memory::{GuestRam, PAGE_BYTES, PAGE_LEN, RamRegion, RegionLayout};
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{Options, migrate};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::tcp::TcpProvider;
 use sterna::wire::Refusal;
 use vm_memory::bitmap::{Bitmap, NewBitmap};
 
@@ -266,7 +266,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let claim = source.start(guest.name(), false)?;
     guest.ask("run")?;
     thread::sleep(Duration::from_millis(200));
-    let options = Options { transport: TransportChoice::Tcp, ..Options::default() };
+    let options = Options { transports: TcpProvider.into(), ..Options::default() };
     let report = migrate(&guest, &claim, &to, &options, &())?;
     let arrival = arriving.join().expect("the destination does not panic")?;
 

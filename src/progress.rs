@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::convergence::{Downtime, Limits};
-use crate::transport::TransportKind;
 use crate::verify::Verify;
 
 /// Receives the events of a migration as they happen.
@@ -32,15 +31,19 @@ impl Observer for () {
 pub enum Event {
     /// The destination is connected and has reserved the guest's RAM.
     Connected {
-        /// How the pages will travel.
-        transport: TransportKind,
+        /// The name of the transport by which the pages will travel, such as `rdma`.
+        transport: String,
         /// The device or addresses, and why this transport.
         via: String,
         /// The guest's RAM in pages.
         total_pages: u64,
     },
-    /// RDMA failed while the guest ran, and the migration starts again over TCP.
+    /// The lanes failed while the guest ran, and the migration starts again over those of another transport.
     FellBack {
+        /// The name of the transport whose lanes failed.
+        from: String,
+        /// The name of the next transport in the list.
+        to: String,
         /// The failure.
         why: String,
     },
@@ -219,9 +222,10 @@ impl From<Downtime> for DowntimeReport {
 /// The report of a whole migration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// How the pages travelled.
-    pub transport: TransportKind,
-    /// Why RDMA was abandoned for TCP; `None` if it was not. Rounds, pages and bytes count from then on.
+    /// The name of the transport by which the pages travelled, such as `rdma`.
+    pub transport: String,
+    /// Why the transport before it was abandoned; `None` if there was none. Rounds, pages and bytes count from
+    /// then on.
     pub fell_back: Option<String>,
     /// From the call to the destination's report that the guest runs.
     pub total_ms: f64,

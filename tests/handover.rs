@@ -17,7 +17,7 @@ use sterna::destination::{Arrival, ReceiveError, Receiver};
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::tcp::TcpProvider;
 use sterna::verify::Verify;
 use sterna_vmm::{MachineKind, Phase};
 
@@ -28,7 +28,7 @@ struct Outcome {
 }
 
 fn options() -> Options {
-    Options { transport: TransportChoice::Tcp, verify: Verify::Full, ..Options::default() }
+    Options { transports: TcpProvider.into(), verify: Verify::Full, ..Options::default() }
 }
 
 /// Moves a guest to `host`, which is another thread of this process.

@@ -14,9 +14,9 @@ use sterna::guest::{Guest, SourceGuest};
 use sterna::memory::{GuestRam, PAGE_BYTES, PageRun};
 use sterna::saved_state::StateWriter;
 use sterna::state::HostState;
-use sterna::transport::rdma::{RdmaPath, RdmaTuning};
-use sterna::transport::{Lane, Offer, Transport, TransportChoice, TransportError};
-use sterna::wire::{AttemptId, Final, Hello, Message, StateFrame};
+use sterna::transport::rdma::{RdmaPath, RdmaProvider};
+use sterna::transport::{Lane, Source, Transport, TransportError, TransportProvider};
+use sterna::wire::{AttemptId, Final, Hello, LaneOffer, Message, StateFrame};
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -80,20 +80,21 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
 fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) {
     let ram = guest.ram().expect("it has RAM");
     let mut control = ControlChannel::connect(to).expect("the destination listens");
-    let offer = Offer::make(TransportChoice::Rdma, &control, &ram, Some(LANES), RdmaTuning::default())
-        .expect("there is a device");
+    let source = Source { control: &control, ram: &ram, lanes: Some(LANES), by_name: true };
+    let offer = RdmaProvider::default().offer(&source).expect("there is a device");
+    let body = offer.body().expect("it is bounded");
     let hello = Hello {
         attempt_id: ATTEMPT_ID,
         name: guest.name().into(),
         ram: ram.layout(),
         details: guest.details().expect("it can be told"),
-        lanes: offer.lanes(),
+        lanes: LaneOffer { scheme: RdmaProvider::SCHEME.into(), lanes: LANES, body },
         lock: None,
         state_bytes: 0,
     };
     control.send(&Message::Hello(hello)).expect("the destination hears");
     let Message::Ready(ready, ..) = hear(&mut control) else { panic!("the destination is not ready") };
-    let mut transport = offer.connect(ready, &control, &ram).expect("the lanes connect");
+    let mut transport = offer.connect(&ready.body, &control, &ram).expect("the lanes connect");
 
     guest.pause().expect("it can be paused");
     let mut bytes = Vec::new();

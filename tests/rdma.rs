@@ -11,11 +11,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use common::{
-    BUSY, ENDLESS, Host, LONG, Process, Receiving, go_between, in_a_lab, machine_word, runs_on, wait_until,
+    BUSY, ENDLESS, Host, LONG, Process, Receiving, change_endpoints, change_keys, go_between, in_a_lab,
+    machine_word, runs_on, wait_until,
 };
 use serde_json::Value;
 use sterna::transport::rdma::RdmaPath;
-use sterna::wire::{LaneReady, Message};
+use sterna::wire::Message;
 use sterna_rdma::RemoteKey;
 
 /// A device, for the time of a test.
@@ -269,13 +270,12 @@ fn a_key_that_is_not_valid_ends_the_attempt_part_way_and_the_guest_can_move_agai
     let receiving = device.receive(&destination, &[]);
     let mut keys_seen = 0;
     let between = go_between(device.address, receiving.address, move |message| {
-        let Message::ChunkKeys(keys) = message else { return };
-        for key in keys {
+        change_keys(message, |key| {
             keys_seen += 1;
             if keys_seen == 2 {
                 key.key = RemoteKey::from_raw(!key.key.to_raw());
             }
-        }
+        });
     });
     let cut = source.migrate("tern", between, &["--transport=rdma"]).wait().expect_code(10);
     cut.says("an RDMA write failed on lane").says("where: the guest runs on at the source");
@@ -335,11 +335,9 @@ fn falls_back_to_tcp(
 fn queue_pairs_that_do_not_connect_make_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
     falls_back_to_tcp(&device, &["--memory=16M"], "ibv_modify_qp failed", |message| {
-        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
-            // An address of the block for documentation, to which no host has a route.
-            let nowhere = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
-            endpoints.iter_mut().for_each(|endpoint| endpoint.gid = nowhere);
-        }
+        // An address of the block for documentation, to which no host has a route.
+        let nowhere = Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets();
+        change_endpoints(message, |endpoint| endpoint.gid = nowhere);
     });
 }
 
@@ -351,11 +349,7 @@ fn an_rdma_network_that_fails_while_the_guest_runs_makes_way_for_tcp() {
         &device,
         &["--memory=32M", BUSY],
         "no answer from the peer after all retries",
-        |message| {
-            if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
-                endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
-            }
-        },
+        |message| change_endpoints(message, |endpoint| endpoint.queue_pair_number ^= 0x00ff_0000),
     );
 }
 
@@ -366,8 +360,7 @@ fn access_that_was_refused_never_makes_way_for_tcp() {
     let running = source.run("tern", &["--memory=16M"]);
     let receiving = device.receive(&destination, &[]);
     let between = go_between(device.address, receiving.address, move |message| {
-        let Message::ChunkKeys(keys) = message else { return };
-        keys.iter_mut().for_each(|key| key.key = RemoteKey::from_raw(!key.key.to_raw()));
+        change_keys(message, |key| key.key = RemoteKey::from_raw(!key.key.to_raw()));
     });
     let refused = source.migrate("tern", between, &[]).wait().expect_code(10);
     refused.says("the peer refused access").says("where: the guest runs on at the source");

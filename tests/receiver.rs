@@ -13,7 +13,7 @@ use sterna::destination::{Options, ReceiveError, Receiver};
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{self, Cancel, GuestIs, LimitsHandle, MigrationError, MigrationFailure, migrate};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::tcp::TcpProvider;
 use sterna::wire::Refusal;
 
 fn receiver() -> (Receiver, SocketAddr) {
@@ -27,7 +27,7 @@ fn moves(guest: &TestGuest, name: &str, to: SocketAddr) -> Result<Report, Migrat
     let claim = HostState::lost_with_this_process().start(name, false).expect("the name is free");
     let limits = LimitsHandle::new(Limits { downtime: PATIENCE, ..Limits::default() });
     let options = source::Options {
-        transport: TransportChoice::Tcp,
+        transports: TcpProvider.into(),
         lanes: Some(2),
         limits,
         ..source::Options::default()

@@ -12,7 +12,7 @@ use sterna::convergence::SwitchCost;
 use sterna::destination::{ReceiveError, Receiver};
 use sterna::source::{GuestIs, MigrationError, MigrationFailure, Options, StateLimit, migrate};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::tcp::TcpProvider;
 use sterna::wire::Message;
 
 /// The time that a slow build of the test guest takes to save does not matter.
@@ -93,8 +93,8 @@ fn a_state_that_is_found_to_be_too_long_while_it_is_saved_ends_the_attempt_and_t
             StateLimit::Destination(bytes) => (bytes + 1, bytes),
         };
         let switch_cost = SwitchCost { state_bytes: 0, ..SwitchCost::default() };
-        let transport = TransportChoice::Tcp;
-        let options = Options { transport, state_max_bytes: Some(ours), switch_cost, ..Options::default() };
+        let transports = TcpProvider.into();
+        let options = Options { transports, state_max_bytes: Some(ours), switch_cost, ..Options::default() };
         let (error, there) = fails(&guest, &options, theirs);
         assert_eq!(error.guest, GuestIs::RunningAtSource, "{error}");
         let MigrationFailure::StateTooLong { state_bytes, limit: told } = error.cause else {

@@ -13,10 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{Ended, Host, Process, Receiving, go_between, in_a_lab, wait_until};
+use common::{Ended, Host, Process, Receiving, change_endpoints, go_between, in_a_lab, wait_until};
 use serde_json::Value;
 use sterna::transport::rdma::RdmaPath;
-use sterna::wire::{LaneReady, Message};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -541,9 +540,7 @@ fn a_file_goes_on_over_tcp_where_the_rdma_lanes_fail() {
     let receiving = hosts.receive("a", &[&format!("--listen={address}"), "--once"]);
     // The peer has no such queue pair: writes get no answer.
     let between = go_between(address, receiving.address, |message| {
-        if let Message::Ready(LaneReady::Rdma { endpoints, .. }, ..) = message {
-            endpoints.iter_mut().for_each(|endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
-        }
+        change_endpoints(message, |endpoint| endpoint.queue_pair_number ^= 0x00ff_0000);
     });
     let report = hosts.send("a", between, &[]).wait().expect_code(0).json();
     assert_eq!(report["transport"], "tcp", "{report}");

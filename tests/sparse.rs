@@ -18,8 +18,8 @@ use sterna::progress::Event;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{LimitsHandle, Options, migrate};
 use sterna::state::HostState;
+use sterna::transport::Transports;
 use sterna::transport::rdma::RdmaPath;
-use sterna::transport::{TransportChoice, TransportKind};
 use sterna::wire::Refusal;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -32,13 +32,13 @@ const MORE_BYTES: u64 = 8 * MIB;
 
 #[test]
 fn over_tcp_a_guest_with_a_page_in_each_64_mib_takes_the_memory_that_it_took_before() {
-    moves_within_its_memory(RAM_BYTES, TransportChoice::Tcp, "127.0.0.1:0");
+    moves_within_its_memory(RAM_BYTES, "tcp", "127.0.0.1:0");
 }
 
 #[test]
 fn by_rdma_a_guest_with_a_page_in_each_64_mib_takes_the_memory_that_it_took_before() {
     let Some(listen) = rdma_or_skip() else { return };
-    moves_within_its_memory(RAM_BYTES, TransportChoice::Rdma, &listen);
+    moves_within_its_memory(RAM_BYTES, "rdma", &listen);
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn a_guest_with_more_ram_than_is_available_moves_by_rdma_and_no_more_is_pinned_t
         println!("skipped: the test's guest cannot have more RAM than this machine");
         return;
     }
-    let via = moves_within_its_memory(ram_bytes, TransportChoice::Rdma, &listen);
+    let via = moves_within_its_memory(ram_bytes, "rdma", &listen);
     println!("{via}");
     // The two ends are on one host, so the second finds a little less available.
     let (_, pinned) = via.split_once(", at most ").expect("it says how much may be pinned");
@@ -73,7 +73,7 @@ fn rdma_or_skip() -> Option<String> {
 
 /// A touched page stays allocated, so the memory after the migration is the most that it had. Returns the
 /// transport's description.
-fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &str) -> String {
+fn moves_within_its_memory(ram_bytes: u64, transport: &str, listen: &str) -> String {
     let receiver = Receiver::bind(listen.parse().expect("an address"), HostState::lost_with_this_process())
         .expect("a free port");
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
@@ -84,7 +84,8 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
 
     // Other work on the same processors may slow the switch.
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
-    let options = Options { transport, limits: LimitsHandle::new(limits), ..Options::default() };
+    let options =
+        Options { transports: only(transport), limits: LimitsHandle::new(limits), ..Options::default() };
     let via = Mutex::new(String::new());
     let watch = Watch(|event: &Event| {
         if let Event::Connected { via: way, .. } = event {
@@ -98,8 +99,7 @@ fn moves_within_its_memory(ram_bytes: u64, transport: TransportChoice, listen: &
         let report = migrate(&guest, &claim, &to, &options, &watch).expect("the guest moves");
         (receiving.join().expect("the destination does not panic"), report)
     });
-    let kind = if transport == TransportChoice::Rdma { TransportKind::Rdma } else { TransportKind::Tcp };
-    assert_eq!(report.transport, kind);
+    assert_eq!(report.transport, transport);
     arrival.guest.runs_whole();
     for address in guest.scattered(STRIDE_BYTES) {
         let word: u64 = arrival.guest.machine.memory().read_obj(GuestAddress(address)).expect("it is in RAM");
@@ -127,7 +127,7 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let before = anonymous_kib();
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
     let options =
-        Options { transport: TransportChoice::Rdma, limits: LimitsHandle::new(limits), ..Options::default() };
+        Options { transports: only("rdma"), limits: LimitsHandle::new(limits), ..Options::default() };
     let arrived = thread::scope(|scope| {
         let receiving = scope.spawn(|| {
             receiver
@@ -229,4 +229,9 @@ impl GuestHost for AnonymousHost {
     fn prepare(&self, _proposal: &Proposal<'_>) -> Result<AnonymousGuest, Refusal> {
         Ok(AnonymousGuest::new())
     }
+}
+
+/// A choice by name.
+fn only(transport: &str) -> Transports {
+    Transports::default().only(transport).expect("it is in the list")
 }

@@ -5,8 +5,8 @@ use std::hint::black_box;
 use criterion::Criterion;
 use sterna::memory::{RamLayout, RegionLayout};
 use sterna::wire::{
-    AttemptId, CHUNKS_MAX, ChunkRange, DIGESTS_MAX, FRAME_BYTES_MAX, Hello, LaneOffer, Message, PageFrame,
-    RUN_LEN, RUNS_MAX, STATE_FRAME_MAX, StateFrame, WireRun,
+    AttemptId, DIGESTS_MAX, FRAME_BYTES_MAX, Hello, LaneOffer, Message, PageFrame, RUN_LEN, RUNS_MAX,
+    STATE_FRAME_MAX, StateFrame, TRANSPORT_BODY_MAX, WireRun,
 };
 use sterna_bench::ram::run;
 use sterna_bench::{Stage, criterion};
@@ -29,8 +29,6 @@ fn messages() -> Vec<(&'static str, Message)> {
         RegionLayout { guest_address: 4 << 30, len_bytes: 61 << 30 },
     ];
     let (name, ram, details) = ("tern".into(), RamLayout { regions }, vec![1; 4096]);
-    let chunks =
-        (0..CHUNKS_MAX as u64).map(|n| ChunkRange { region: 1, first_page: n << 16, pages: 1 << 16 });
     let state = StateFrame { offset: 4 << 20, bytes: vec![0x5a; STATE_FRAME_MAX] };
     vec![
         ("go", Message::Go(attempt_id)),
@@ -41,12 +39,12 @@ fn messages() -> Vec<(&'static str, Message)> {
                 name,
                 ram,
                 details,
-                lanes: LaneOffer::Tcp(4),
+                lanes: LaneOffer { scheme: "tcp".into(), lanes: 4, body: Vec::new() },
                 lock: None,
                 state_bytes: 0,
             }),
         ),
-        ("register slices, 1024", Message::RegisterChunks(chunks.collect())),
+        ("transport, 32 KiB", Message::Transport(vec![0x5a; TRANSPORT_BODY_MAX])),
         ("digests, 16384", Message::Digests(vec![[0xa5; 32]; DIGESTS_MAX])),
         ("state, 256 KiB", Message::State(state)),
     ]

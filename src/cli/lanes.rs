@@ -2,8 +2,9 @@
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use sterna::transport::TransportChoice;
-use sterna::transport::rdma::RdmaTuning;
+use sterna::transport::Transports;
+use sterna::transport::rdma::{RdmaProvider, RdmaTuning};
+use sterna::transport::tcp::TcpProvider;
 
 use super::size::Size;
 
@@ -36,7 +37,17 @@ pub(crate) struct LaneArgs {
 }
 
 impl LaneArgs {
-    pub(crate) fn tuning(&self) -> RdmaTuning {
+    /// The transports to try, in this order.
+    pub(crate) fn transports(&self) -> Transports {
+        let rdma = RdmaProvider::new(self.tuning());
+        match self.transport {
+            Transport::Auto => Transports::from(rdma).then(TcpProvider),
+            Transport::Tcp => TcpProvider.into(),
+            Transport::Rdma => rdma.into(),
+        }
+    }
+
+    fn tuning(&self) -> RdmaTuning {
         let default = RdmaTuning::default();
         let bytes = |size: Option<Size>, default: u64| size.map_or(default, |size| size.0);
         RdmaTuning {
@@ -62,14 +73,4 @@ pub(crate) enum Transport {
     Tcp,
     /// RDMA, or fail
     Rdma,
-}
-
-impl From<Transport> for TransportChoice {
-    fn from(transport: Transport) -> Self {
-        match transport {
-            Transport::Auto => Self::Auto,
-            Transport::Tcp => Self::Tcp,
-            Transport::Rdma => Self::Rdma,
-        }
-    }
 }

@@ -141,9 +141,8 @@ impl Move {
         let mut limits = Limits::default();
         self.limits.apply_to(&mut limits);
         Options {
-            transport: self.lanes.transport.into(),
+            transports: self.lanes.transports(),
             lanes: self.lanes.lanes,
-            rdma: self.lanes.tuning(),
             limits: LimitsHandle::new(limits),
             state_max_bytes: self.state_max_bytes,
             verify: self.verify,

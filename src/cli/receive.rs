@@ -13,7 +13,9 @@ use sterna::image::{self, Store};
 use sterna::lock::Lock;
 use sterna::session::Cancel;
 use sterna::state::HostState;
-use sterna::transport::rdma::load_ahead;
+use sterna::transport::Transports;
+use sterna::transport::rdma::{RdmaProvider, RdmaTuning, load_ahead};
+use sterna::transport::tcp::TcpProvider;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -104,11 +106,11 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         outln!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
     }
     if let Some(store) = store {
-        let receiver = image::Receiver::from_listener(listener, args.pin_limit.map(|size| size.0));
+        let receiver = image::Receiver::from_listener(listener, transports(args.pin_limit));
         return receive_file(&receiver, &store, args);
     }
     let options = Options {
-        pin_max_bytes: args.pin_limit.map(|size| size.0),
+        transports: transports(args.pin_limit),
         state_max_bytes: args.state_max.map(|size| size.0),
         takeover_timeout: Duration::from_secs(args.takeover_timeout),
         lock: lock.clone(),
@@ -148,6 +150,12 @@ fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ReceiveError
     TcpListener::bind(address)
         .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
         .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })
+}
+
+/// The transports by which guests and files arrive, with at most so much memory pinned.
+fn transports(pin_limit: Option<Size>) -> Transports {
+    let tuning = RdmaTuning { pin_max_bytes: pin_limit.map(|size| size.0), ..RdmaTuning::default() };
+    Transports::from(RdmaProvider::new(tuning)).then(TcpProvider)
 }
 
 fn receive_file(receiver: &image::Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {

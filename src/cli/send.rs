@@ -51,12 +51,8 @@ pub(crate) struct SendArgs {
 }
 
 pub(crate) fn run(args: &SendArgs) -> ExitCode {
-    let options = Options {
-        transport: args.lanes.transport.into(),
-        lanes: args.lanes.lanes,
-        rdma: args.lanes.tuning(),
-        cancel: Cancel::default(),
-    };
+    let options =
+        Options { transports: args.lanes.transports(), lanes: args.lanes.lanes, cancel: Cancel::default() };
     let signal = cancel_on_signal(&options.cancel);
     let progress = Progress::default();
     let result = thread::scope(|scope| {
@@ -118,7 +114,7 @@ fn fail(args: &SendArgs, error: &SendError, verifying: bool, signal: i32) -> Exi
 }
 
 fn summary(report: &Report) -> Vec<(&'static str, String)> {
-    let transport = report.transport.map_or("none", transport_name);
+    let transport = report.transport.as_deref().map_or_else(|| "none".into(), transport_name);
     let mut sent = format!("{} at {:.0} MB/s", Size(report.bytes_sent), report.throughput_mbps);
     if report.bytes_resumed > 0 {
         sent += &format!("; {} were there already", Size(report.bytes_resumed));

@@ -6,13 +6,13 @@ use super::pending::PendingArrival;
 use crate::lock::Lock;
 use crate::saved_state::STATE_MAX_DEFAULT;
 use crate::session::Cancel;
+use crate::transport::Transports;
 
 /// How a guest is to be received.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How many bytes of RAM may be registered for RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK` allows. A guest
-    /// with more has its chunks registered in turn.
-    pub pin_max_bytes: Option<u64>,
+    /// By which transports pages are received; the order means nothing, since the source's offer names one.
+    pub transports: Transports,
     /// The longest saved state that is taken, in bytes; `None`: 1 GiB. It is held in memory until it is loaded.
     pub state_max_bytes: Option<u64>,
     /// How long a guest that is ready is held when its source is lost; it is given up then. Ten minutes by default.
@@ -29,7 +29,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            pin_max_bytes: None,
+            transports: Transports::default(),
             state_max_bytes: None,
             takeover_timeout: TAKEOVER_TIMEOUT,
             lock: None,

@@ -13,9 +13,9 @@ use crate::progress::{Event, Observer};
 use crate::saved_state::IncomingState;
 use crate::session::{Listener, explain_lanes};
 use crate::state::StateError;
-use crate::transport::{LaneReceiver, land};
+use crate::transport::{Destination, LaneReceiver};
 use crate::verify::DestinationDigests;
-use crate::wire::{Hello, Message, Refusal, SwitchCosts};
+use crate::wire::{Hello, LaneReady, Message, Refusal, SwitchCosts};
 
 /// A machine to whose RAM the source's lanes lead.
 pub(super) struct Prepared<'attempt, G> {
@@ -75,14 +75,13 @@ fn connect(
     if ram.layout() != hello.ram {
         return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
     }
-    let mut lane_receiver = land(&hello.lanes, control, &ram, options.pin_max_bytes)
-        .map_err(|error| ReceiveError::Refused(Refusal::Transport(error.to_string())))?;
+    let mut lane_receiver = options.transports.receive(&hello.lanes, &Destination { control, ram: &ram })?;
     let [record_us, revoke_us] = [handover.record_time(), lane_receiver.revoke_time()]
         .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     let lanes = listener.lanes(lane_receiver.token());
     let state_max_bytes = options.state_max_bytes();
     control.send(&Message::Ready(
-        lane_receiver.ready(),
+        LaneReady { body: lane_receiver.ready()? },
         SwitchCosts { record_us, revoke_us, state_max_bytes },
     ))?;
     control.expect_state(hello.state_bytes.min(state_max_bytes));

@@ -12,8 +12,8 @@ use crate::convergence::Limits;
 use crate::destination::ReceiveError;
 use crate::progress::Event;
 use crate::source::{MigrationFailure, Options};
+use crate::transport::TransportError;
 use crate::transport::faulty::{FenceFault, ReceiverFaults, WriteFault};
-use crate::transport::{TransportChoice, TransportError, TransportKind};
 use crate::verify::Verify;
 
 fn verifying(verify: Verify) -> Scene {
@@ -55,7 +55,7 @@ fn a_write_that_is_lost_is_not_found_where_nothing_is_compared() {
     each(Moment::ALL, |&moment| {
         let scene = Scene::new();
         let (report, pages) = scene.moved_with(drop_one(&scene, moment));
-        assert_eq!((report.transport, pages), (TransportKind::Rdma, 1));
+        assert_eq!((report.transport.as_str(), pages), ("rdma", 1));
     });
 }
 
@@ -97,7 +97,7 @@ fn delays_repetitions_and_another_order_of_pages_change_nothing() {
             faults.lanes.arm_write(0, 2, fault());
         });
         assert_eq!(faults.lanes.struck(), 3);
-        assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
+        assert_eq!(scene.moved(outcome).transport, "rdma");
     });
     let fences: [fn() -> FenceFault; 2] =
         [|| FenceFault::Delay(Duration::from_millis(50)), || FenceFault::Repeat];
@@ -105,7 +105,7 @@ fn delays_repetitions_and_another_order_of_pages_change_nothing() {
         let (scene, faults) = (Scene::new(), Faults::default());
         let outcome = scene.attempt_at(moment, &faults, || faults.lanes.arm_fence(1, fault()));
         assert_eq!(faults.lanes.struck(), 1);
-        assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
+        assert_eq!(scene.moved(outcome).transport, "rdma");
     });
 }
 
@@ -120,7 +120,7 @@ fn a_later_fence_of_the_lane_stands_for_one_that_is_lost() {
     let outcome =
         scene.attempt_at(Moment::FirstRound, &faults, || faults.lanes.arm_fence(0, FenceFault::Drop));
     assert_eq!(faults.lanes.struck(), 1);
-    assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
+    assert_eq!(scene.moved(outcome).transport, "rdma");
 }
 
 #[test]
@@ -155,20 +155,20 @@ fn a_lane_that_is_cut_makes_way_for_tcp_while_the_guest_runs_and_ends_the_migrat
         |faults| faults.lanes.arm_write(0, 4, WriteFault::Cut),
         |faults| faults.lanes.arm_fence(1, FenceFault::Cut),
     ];
-    let choices = [TransportChoice::Auto, TransportChoice::Rdma, TransportChoice::Tcp];
-    each(pairs(&pairs(&choices, &Moment::ALL), &cuts), |&((transport, moment), cut)| {
-        let scene = Scene::with(Options { transport, ..Options::default() });
+    let choices: [fn() -> Scene; 3] = [Scene::new, || Scene::by_name(&["rdma"]), || Scene::by_name(&["tcp"])];
+    each(pairs(&pairs(&choices, &Moment::ALL), &cuts), |&((scene, moment), cut)| {
+        let scene = scene();
         let faults = Faults::default();
         let outcome = scene.attempt_at(moment, &faults, || cut(&faults));
         assert_eq!(faults.lanes.struck(), 1);
-        if transport == TransportChoice::Auto && moment != Moment::Paused {
+        if scene.schemes.len() > 1 && moment != Moment::Paused {
             scene.fell_back(outcome, &CompletionStatus::RetryExceeded.to_string());
             return;
         }
         let (cause, _) = scene.stayed(outcome);
         let MigrationFailure::Transport(error) = &cause else { panic!("{cause}") };
         let as_tcp_says = matches!(error, TransportError::Stream { .. } | TransportError::Closed { .. });
-        assert_eq!(as_tcp_says, transport == TransportChoice::Tcp, "{cause}");
+        assert_eq!(as_tcp_says, scene.schemes == ["tcp"], "{cause}");
     });
 }
 
@@ -179,12 +179,12 @@ fn lanes_that_are_cut_behind_the_last_fence_have_brought_all_there_is() {
         (0..2).for_each(|lane| faults.lanes.arm_fence(lane, FenceFault::CutAfter));
     });
     assert_eq!(faults.lanes.struck(), 2);
-    assert_eq!(scene.moved(outcome).transport, TransportKind::Rdma);
+    assert_eq!(scene.moved(outcome).transport, "rdma");
 }
 
 #[test]
 fn rdma_that_was_asked_for_by_name_makes_way_for_nothing() {
-    let scene = Scene::with(Options { transport: TransportChoice::Rdma, ..Options::default() });
+    let scene = Scene::by_name(&["rdma"]);
     let faults = Faults::default();
     let outcome = scene.attempt_at(Moment::LaterRound, &faults, || {
         faults.lanes.arm_write(0, 0, WriteFault::Fail(CompletionStatus::RetryExceeded));

@@ -27,8 +27,9 @@ use crate::destination::{self, Arrival, ReceiveError, Receiver};
 use crate::progress::{Event, Observer, Report};
 use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use crate::state::{GuestClaim, HostState};
-use crate::transport::TransportKind;
-use crate::transport::faulty::{LaneFaults, ReceiverFaults, with_lane_receiver, with_lanes};
+use crate::transport::Transports;
+use crate::transport::faulty::{FaultyProvider, LaneFaults, ReceiverFaults};
+use crate::transport::tcp::TcpProvider;
 
 /// When a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +67,8 @@ struct Scene {
     receiver: Receiver,
     host: TestHost,
     options: Options,
+    /// The names of the source's transports. The first is the faulty one.
+    schemes: &'static [&'static str],
 }
 
 /// The results of an attempt at both ends.
@@ -75,7 +78,7 @@ struct Outcome {
 }
 
 impl Scene {
-    /// Two lanes, by RDMA if possible.
+    /// Two lanes, by the faulty transport in the place of RDMA, else by TCP.
     fn new() -> Self {
         Self::with(Options::default())
     }
@@ -86,7 +89,20 @@ impl Scene {
                 .expect("a free port");
         let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
         let options = Options { lanes: Some(2), ..options };
-        Self { guest: TestGuest::started(), claim, receiver, host: TestHost::default(), options }
+        let (guest, host) = (TestGuest::started(), TestHost::default());
+        Self { guest, claim, receiver, host, options, schemes: &["rdma", "tcp"] }
+    }
+
+    /// By one transport alone.
+    fn by_name(scheme: &'static [&'static str; 1]) -> Self {
+        Self { schemes: scheme, ..Self::new() }
+    }
+
+    /// The transports of the source and of the destination, which has them all.
+    fn transports(&self, faults: &Faults) -> (Transports, Transports) {
+        let faulty = |scheme| FaultyProvider::new(scheme, faults.lanes.clone(), faults.lane_receiver.clone());
+        let (first, all) = (faulty(self.schemes[0]), Transports::from(faulty("rdma")).then(TcpProvider));
+        (if self.schemes.len() == 1 { first.into() } else { Transports::from(first).then(TcpProvider) }, all)
     }
 
     /// Migrates with faults that are armed at the moment, and strike before the next round.
@@ -150,13 +166,12 @@ impl Scene {
 
     fn attempt_watched(&self, faults: &Faults, options: &Options, observer: &dyn Observer) -> Outcome {
         let to = self.receiver.local_address().expect("it is bound").to_string();
+        let (transports, of_destination) = self.transports(faults);
+        let options = Options { transports, ..options.clone() };
         thread::scope(|scope| {
-            let source = scope.spawn(|| {
-                with_lanes(&faults.lanes, || migrate(&self.guest, &self.claim, &to, options, observer))
-            });
-            let destination = with_lane_receiver(&faults.lane_receiver, || {
-                self.receiver.receive(&self.host, &destination::Options::default(), &())
-            });
+            let source = scope.spawn(|| migrate(&self.guest, &self.claim, &to, &options, observer));
+            let receiving = destination::Options { transports: of_destination, ..Default::default() };
+            let destination = self.receiver.receive(&self.host, &receiving, &());
             Outcome { source: source.join().expect("the source does not panic"), destination }
         })
     }
@@ -184,7 +199,7 @@ impl Scene {
     #[track_caller]
     fn fell_back(&self, outcome: Outcome, why: &str) {
         let report = self.moved(outcome);
-        assert_eq!(report.transport, TransportKind::Tcp);
+        assert_eq!(report.transport, "tcp");
         let fell_back = report.fell_back.expect("it fell back");
         assert!(fell_back.contains(why), "{fell_back}");
     }

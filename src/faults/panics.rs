@@ -15,7 +15,9 @@ use crate::image::{self, SendFailure, Store, StoreError};
 use crate::progress::Event;
 use crate::session::{Cancel, SessionError};
 use crate::source::{GuestIs, MigrationFailure, Options, migrate};
-use crate::transport::faulty::{FenceFault, LaneFaults, WriteFault, with_lanes};
+use crate::transport::Transports;
+use crate::transport::faulty::{FaultyProvider, FenceFault, LaneFaults, WriteFault};
+use crate::transport::tcp::TcpProvider;
 
 /// Makes these calls of the guest's VMM panic from `moment` on, until the migration has failed.
 fn attempt(scene: &Scene, moment: Moment, calls: &[&'static str]) -> Outcome {
@@ -198,15 +200,17 @@ fn a_file_whose_lane_panics_is_not_stored_and_is_sent_again() {
     fs::create_dir(&into).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let to = listener.local_addr().unwrap().to_string();
-    let receiver = image::Receiver::from_listener(listener, None);
     let store = Store::new(&into, false).unwrap();
     let faults = Arc::new(LaneFaults::default());
-    let options = image::Options { lanes: Some(2), ..image::Options::default() };
+    let faulty = FaultyProvider::new("rdma", faults.clone(), Arc::default());
+    let receiver = image::Receiver::from_listener(listener, faulty.clone().into());
+    let transports = Transports::from(faulty).then(TcpProvider);
+    let options = image::Options { transports, lanes: Some(2), ..image::Options::default() };
     let transfer = || {
         thread::scope(|scope| {
             let stored = scope.spawn(|| receiver.receive(&store, &Cancel::default()));
             let send = || image::send(&path, &to, &options, &image::Progress::default());
-            (with_lanes(&faults, send), stored.join().unwrap())
+            (send(), stored.join().unwrap())
         })
     };
     faults.arm_write(1, 0, WriteFault::Panic);

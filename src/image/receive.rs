@@ -17,8 +17,8 @@ use crate::session::{
     out_of_turn, prepare_any,
 };
 use crate::state::HostState;
-use crate::transport::{LaneReceiver, land};
-use crate::wire::{DIGESTS_MAX, Final, ImageOffer, Message, Refusal, SwitchCosts};
+use crate::transport::{Destination, LaneReceiver, Transports};
+use crate::wire::{DIGESTS_MAX, Final, ImageOffer, LaneReady, Message, Refusal, SwitchCosts};
 
 /// A file that has arrived completely.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +37,16 @@ pub struct Stored {
 #[derive(Debug)]
 pub struct Receiver {
     listener: Listener,
-    pin_max_bytes: Option<u64>,
+    transports: Transports,
 }
 
 impl Receiver {
-    /// Receives at a listening socket, in blocking mode. At most `pin_max_bytes` of a file are registered for
-    /// RDMA, and so pinned, at once; `None`: as much as `RLIMIT_MEMLOCK` allows.
+    /// Receives at a listening socket, in blocking mode, by these transports.
     #[must_use]
-    pub fn from_listener(listener: TcpListener, pin_max_bytes: Option<u64>) -> Self {
+    pub fn from_listener(listener: TcpListener, transports: Transports) -> Self {
         // No source asks for the outcome of a file.
         let listener = Listener::new(listener, HostState::lost_with_this_process());
-        Self { listener, pin_max_bytes }
+        Self { listener, transports }
     }
 
     /// Waits for a file, and returns once it is stored with a digest equal to the source's.
@@ -84,7 +83,14 @@ impl Receiver {
         offer: &ImageOffer,
         control: &mut ControlChannel,
     ) -> Result<Incoming, StoreError> {
-        let mut partial = Partial::open(store, offer)?;
+        let pins_memory = match &offer.content {
+            Some(content) => {
+                let provider = self.transports.named(&content.lanes.scheme);
+                provider.map_err(|error| Refusal::Transport(error.to_string()))?.pins_memory()
+            }
+            None => false,
+        };
+        let mut partial = Partial::open(store, offer, pins_memory)?;
         let lane_receiver =
             self.land_image(&mut partial, offer, control).inspect_err(|_| partial.abandon_if_empty())?;
         Ok(Incoming { partial, lane_receiver })
@@ -105,10 +111,11 @@ impl Receiver {
         }
         let ram = GuestRam::from_mapping(&partial.map(&content.parts)?, &content.parts)
             .map_err(SessionError::from)?;
-        let mut lane_receiver = land(&content.lanes, control, &ram, self.pin_max_bytes)
-            .map_err(|error| StoreError::Refused(Refusal::Transport(error.to_string())))?;
+        let mut lane_receiver =
+            self.transports.receive(&content.lanes, &Destination { control, ram: &ram })?;
         let lanes = self.listener.lanes(lane_receiver.token());
-        control.send(&Message::Ready(lane_receiver.ready(), SwitchCosts::default()))?;
+        let ready = LaneReady { body: lane_receiver.ready()? };
+        control.send(&Message::Ready(ready, SwitchCosts::default()))?;
         lane_receiver.connect(&lanes).map_err(|error| explain_lanes(error, control))?;
         Ok(Some(lane_receiver))
     }

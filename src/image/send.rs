@@ -22,19 +22,16 @@ use crate::progress::{mbps, ms};
 use crate::session::{
     Cancel, Link, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
 };
-use crate::transport::rdma::RdmaTuning;
-use crate::transport::{TransportChoice, TransportKind};
+use crate::transport::Transports;
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
 
 /// How a file is to be sent.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The transport.
-    pub transport: TransportChoice,
+    /// The transports, in the order in which they are tried.
+    pub transports: Transports,
     /// Number of lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
-    /// How RDMA lanes post their writes, and how much memory they may have pinned.
-    pub rdma: RdmaTuning,
     /// Ends the transfer on request.
     pub cancel: Cancel,
 }
@@ -90,8 +87,8 @@ impl Progress {
 /// A file that is stored at the destination, which compared its digest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// How the pages travelled; `None` if the file had none.
-    pub transport: Option<TransportKind>,
+    /// The name of the transport by which the pages travelled, such as `rdma`; `None` if the file had none.
+    pub transport: Option<String>,
     /// The device or addresses, and why this transport.
     pub via: String,
     /// The file's length.
@@ -269,7 +266,7 @@ impl<'transfer> Transfer<'transfer> {
             let mapping = Arc::new(mapping.map_err(|error| source.failed("map", error))?);
             let ram = GuestRam::from_mapping(&mapping, parts).map_err(SessionError::from)?;
             let opening = |attempt_id, lanes| source.offer(attempt_id, Some(lanes));
-            let how = (options.transport, options.lanes, options.rdma);
+            let how = (&options.transports, options.lanes);
             Way::Lanes(Box::new(Link::make(ram, to, how, &options.cancel, opening)?), mapping)
         };
         let mut transfer = Self { source, options, progress, way };
@@ -289,7 +286,7 @@ impl<'transfer> Transfer<'transfer> {
         let (transport, via) = match &self.way {
             Way::NoData(..) => (None, "nothing to send".into()),
             Way::Lanes(link, _) => {
-                (Some(link.transport.kind()), format!("{} ({})", link.transport.via(), link.reason))
+                (Some(link.scheme.clone()), format!("{} ({})", link.transport.via(), link.reason))
             }
         };
         let setup = started.elapsed();
@@ -308,8 +305,8 @@ impl<'transfer> Transfer<'transfer> {
         })
     }
 
-    /// Sends the data that the destination does not hold. If the device or the network fails the RDMA lanes
-    /// meanwhile, and RDMA was not asked for by name, TCP carries the rest.
+    /// Sends the data that the destination does not hold. If the device or the network fails the lanes meanwhile,
+    /// those of the next transport in the list carry the rest.
     fn send_data_over_any_lanes(&mut self) -> Result<Sent, SendFailure> {
         loop {
             let sent = self.send_data();
@@ -318,7 +315,7 @@ impl<'transfer> Transfer<'transfer> {
             else {
                 return sent;
             };
-            if !link.may_fall_back(cause) {
+            if link.falls_back_to(cause).is_none() {
                 return sent;
             }
             let source = self.source;

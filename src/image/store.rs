@@ -18,7 +18,7 @@ use super::extents::gaps;
 use super::folder::{Folder, is_file};
 use crate::digest::Digest;
 use crate::memory::{PAGE_BYTES, PAGE_LEN, RamLayout};
-use crate::wire::{FILE_NAME_MAX, ImageOffer, LaneOffer, Refusal};
+use crate::wire::{FILE_NAME_MAX, ImageOffer, Refusal};
 
 /// The suffix of an incomplete file's name. It must not occur in other names, because such a file is
 /// overwritten.
@@ -119,9 +119,9 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens or makes the file, once it is clear that it can be stored: under its name, and in the available
-    /// space.
-    pub(super) fn open(store: &Store, offer: &ImageOffer) -> Result<Self, StoreError> {
+    /// Opens or makes the file, once it is clear that it can be stored: under its name, in the available space,
+    /// and by a transport that pins memory only where files are in memory.
+    pub(super) fn open(store: &Store, offer: &ImageOffer, pins_memory: bool) -> Result<Self, StoreError> {
         let (folder, target) = store.target(&offer.name)?;
         check_target(&folder, &target, store.replace)?;
         let mut name = target.clone();
@@ -134,13 +134,18 @@ impl Partial {
         let (replace, len_bytes) = (store.replace, offer.len_bytes);
         let partial = Self { file, folder, name, target, path, replace, len_bytes, held };
         partial
-            .check_file_system(offer, metadata.blocks() * 512)
+            .check_file_system(offer, pins_memory, metadata.blocks() * 512)
             .inspect_err(|_| partial.abandon_if_empty())?;
         Ok(partial)
     }
 
     /// Refuses early what would fail late.
-    fn check_file_system(&self, offer: &ImageOffer, allocated_bytes: u64) -> Result<(), Refusal> {
+    fn check_file_system(
+        &self,
+        offer: &ImageOffer,
+        pins_memory: bool,
+        allocated_bytes: u64,
+    ) -> Result<(), Refusal> {
         let failed = |error: Errno| refused("look at the file system of", &self.path)(error.into());
         let kind = rustix::fs::fstatfs(&self.file).map_err(failed)?.f_type;
         let space = rustix::fs::fstatvfs(&self.file).map_err(failed)?;
@@ -149,18 +154,15 @@ impl Partial {
             let pages = space.f_bsize >> 10;
             return Err(Refusal::Image(format!("its length is not in whole huge pages of {pages} KiB")));
         }
-        let rdma = match &offer.content {
-            Some(content) if matches!(content.lanes, LaneOffer::Rdma { .. }) => Some(content),
-            _ => None,
-        };
-        if rdma.is_some() && !huge && kind != libc::TMPFS_MAGIC {
+        let pinned = offer.content.as_ref().filter(|_| pins_memory);
+        if pinned.is_some() && !huge && kind != libc::TMPFS_MAGIC {
             return Err(Refusal::Transport(format!(
                 "{} is on a disk, and Linux lets RDMA write only to files in memory (/dev/shm, hugetlbfs)",
                 self.path.display()
             )));
         }
-        // RDMA pins all the memory that it writes to, including holes.
-        let needed = rdma.map_or(offer.data_bytes, |content| content.parts.total_bytes());
+        // Pinned memory takes space, including holes.
+        let needed = pinned.map_or(offer.data_bytes, |content| content.parts.total_bytes());
         let available_bytes = space.f_bavail.saturating_mul(space.f_frsize);
         // A hugetlbfs without a size of its own reports nothing.
         if space.f_blocks > 0 && needed > available_bytes.saturating_add(allocated_bytes) {
@@ -406,8 +408,8 @@ mod tests {
     fn a_partial_file_is_one_receivers_alone_and_goes_if_nothing_arrived() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path(), false).unwrap();
-        let partial = Partial::open(&store, &offer("tern")).unwrap();
-        let error = Partial::open(&store, &offer("tern")).unwrap_err();
+        let partial = Partial::open(&store, &offer("tern"), false).unwrap();
+        let error = Partial::open(&store, &offer("tern"), false).unwrap_err();
         assert!(matches!(error, StoreError::Refused(Refusal::Image(_))), "{error}");
         assert!(partial.path().ends_with("tern.sterna-partial") && partial.path().exists());
         partial.abandon_if_empty();
@@ -421,21 +423,21 @@ mod tests {
         let path = folder.path().join("tern.sterna-partial");
         fs::write(&path, "from before").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(Partial::open(&store, &offer("tern")).unwrap().held);
+        assert!(Partial::open(&store, &offer("tern"), false).unwrap().held);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        let partial = Partial::open(&store, &offer("tern"), false).unwrap();
         assert!(!partial.held, "what others may have open is not gone on with");
         assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
         drop(partial);
         fs::hard_link(&path, folder.path().join("second")).unwrap();
-        assert!(Partial::open(&store, &offer("tern")).is_err());
+        assert!(Partial::open(&store, &offer("tern"), false).is_err());
     }
 
     #[test]
     fn what_was_taken_away_meanwhile_gets_no_name() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path(), false).unwrap();
-        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        let partial = Partial::open(&store, &offer("tern"), false).unwrap();
         fs::remove_file(partial.path()).unwrap();
         fs::write(partial.path(), "another's").unwrap();
         assert!(partial.finish().is_err());
@@ -449,7 +451,7 @@ mod tests {
         std::os::unix::fs::symlink(folder.path().join("other"), folder.path().join("tern.sterna-partial"))
             .unwrap();
         let store = Store::new(folder.path(), true).unwrap();
-        assert!(Partial::open(&store, &offer("tern")).is_err());
+        assert!(Partial::open(&store, &offer("tern"), false).is_err());
         assert_eq!(fs::read(folder.path().join("other")).unwrap(), b"untouched");
     }
 
@@ -473,7 +475,7 @@ mod tests {
             if as_file {
                 swap();
             }
-            let partial = Partial::open(&store, &offer("tern")).unwrap();
+            let partial = Partial::open(&store, &offer("tern"), false).unwrap();
             if !as_file {
                 swap();
             }
@@ -483,7 +485,7 @@ mod tests {
             for name in ["tern", "tern.sterna-partial"] {
                 assert_eq!(fs::read(victim.join(name)).unwrap(), b"untouched");
             }
-            let given_up = Partial::open(&store, &offer("tern")).unwrap();
+            let given_up = Partial::open(&store, &offer("tern"), false).unwrap();
             given_up.discard();
             assert!(victim.join("tern.sterna-partial").exists());
             fs::remove_file(&named).unwrap();
@@ -496,7 +498,7 @@ mod tests {
     fn a_file_that_came_in_between_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::new(folder.path(), false).unwrap();
-        let partial = Partial::open(&store, &offer("tern")).unwrap();
+        let partial = Partial::open(&store, &offer("tern"), false).unwrap();
         partial.clear().unwrap();
         fs::write(folder.path().join("tern"), "another").unwrap();
         assert!(matches!(partial.finish(), Err(StoreError::Refused(Refusal::FileExists(_)))));

@@ -37,11 +37,11 @@ fn answer_one(
 ) -> Result<Answered, SessionError> {
     // A round may take hours; keepalives show that the source is alive.
     match control.receive("the next round", None)? {
-        Message::RegisterChunks(chunks) => {
-            let keys = lane_receiver.register(&chunks)?;
-            control.send(&Message::ChunkKeys(keys))?;
+        Message::Transport(request) => {
+            if let Some(answer) = lane_receiver.handle(&request)? {
+                control.send(&Message::Transport(answer))?;
+            }
         }
-        Message::ReleaseChunks(chunks) => lane_receiver.release(&chunks)?,
         Message::RoundClosed(round) => {
             lane_receiver.await_round(round)?;
             return Ok(Answered::RoundClosed(round));
@@ -72,8 +72,7 @@ pub(crate) fn await_other_lanes(
             Ok(Message::LanesFailed(_, reason)) => return SessionError::LanesFailed(reason),
             // On their way since before.
             Ok(
-                Message::RegisterChunks(_)
-                | Message::ReleaseChunks(_)
+                Message::Transport(_)
                 | Message::RoundClosed(_)
                 | Message::Digests(_)
                 | Message::BlockDigests(_)

@@ -16,8 +16,7 @@ use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
-use crate::transport::rdma::RdmaTuning;
-use crate::transport::{Offer, Registration, Transport, TransportChoice, TransportError, TransportKind};
+use crate::transport::{Offer, Registration, Transport, TransportError, Transports, shown};
 use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};
 
 /// A destination that has reserved everything, and the lanes to it.
@@ -27,11 +26,15 @@ pub(crate) struct Link {
     pub(crate) transport: Box<dyn Transport>,
     /// Why this transport, for people.
     pub(crate) reason: String,
-    /// Why the RDMA lanes that there were first were given up, if they were.
-    pub(crate) fell_back: Option<String>,
+    /// The transport that there was first and why its lanes were given up, if they were.
+    pub(crate) fell_back: Option<FellBack>,
     /// What the destination says that a switch costs there.
     pub(crate) costs_there: SwitchCosts,
-    choice: TransportChoice,
+    transports: Transports,
+    /// Which of them it is.
+    place: usize,
+    /// Its name.
+    pub(crate) scheme: String,
     pub(crate) ram: GuestRam,
     /// A worker for each lane.
     pub(crate) pool: ThreadPool,
@@ -43,15 +46,15 @@ impl Link {
     pub(crate) fn make(
         ram: GuestRam,
         to: &str,
-        (choice, lanes, tuning): (TransportChoice, Option<u8>, RdmaTuning),
+        (transports, lanes): (&Transports, Option<u8>),
         cancel: &Cancel,
         opening: impl Fn(AttemptId, LaneOffer) -> Message,
     ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + BUSY_MAX;
-        let (mut control, Opened { attempt_id, transport, reason, lanes, fell_back, costs_there }) = loop {
+        let (mut control, opened) = loop {
             let mut control = connect(to, cancel)?;
-            let offer = Offer::make(choice, &control, &ram, lanes, tuning)?;
-            match open(&mut control, &ram, (offer, choice, lanes), cancel, &opening) {
+            let offer = Offer::first(transports, &control, &ram, lanes)?;
+            match open(&mut control, &ram, (offer, transports, lanes), cancel, &opening) {
                 Ok(opened) => break (control, opened),
                 Err(SessionError::Refused(Refusal::Busy)) if Instant::now() < deadline => {
                     thread::sleep(NAP_MAX);
@@ -59,6 +62,7 @@ impl Link {
                 Err(error) => return Err(error),
             }
         };
+        let Opened { attempt_id, transport, place, scheme, reason, lanes, fell_back, costs_there } = opened;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(lanes.into())
             .thread_name(|index| format!("lane-{index}"))
@@ -72,7 +76,9 @@ impl Link {
                 reason,
                 fell_back,
                 costs_there,
-                choice,
+                transports: transports.clone(),
+                place,
+                scheme,
                 ram,
                 pool,
                 lanes,
@@ -84,20 +90,19 @@ impl Link {
     /// What there is to tell of it.
     pub(crate) fn connected(&self) -> Event {
         Event::Connected {
-            transport: self.transport.kind(),
+            transport: self.scheme.clone(),
             via: format!("{} ({})", self.transport.via(), self.reason),
             total_pages: self.ram.layout().total_pages(),
         }
     }
 
-    /// Whether to go on over TCP after this: RDMA was not asked for by name, and what failed is the device or the network.
-    pub(crate) fn may_fall_back(&self, cause: &TransportError) -> bool {
-        self.choice == TransportChoice::Auto
-            && self.transport.kind() == TransportKind::Rdma
-            && cause.may_fall_back()
+    /// The next transport in the list, if that may go on after this: what failed is the device or the network.
+    pub(crate) fn falls_back_to(&self, cause: &TransportError) -> Option<&str> {
+        self.transports.behind(self.place).filter(|_| cause.may_fall_back())
     }
 
-    /// Begins anew over TCP, in a new attempt, after the RDMA lanes failed for this reason: nothing that they brought counts.
+    /// Begins anew over the next transport in the list, in a new attempt, after the lanes failed for this reason: nothing that they
+    /// brought counts.
     pub(crate) fn fall_back(
         &mut self,
         why: String,
@@ -106,13 +111,15 @@ impl Link {
     ) -> Result<(), SessionError> {
         self.control.send(&Message::LanesFailed(self.attempt_id, why.clone()))?;
         // As many as before: the workers and the stripes are there.
-        let lanes = Some(self.lanes);
-        let offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
-        let how = (offer, self.choice, lanes);
+        let (transports, lanes) = (&self.transports, Some(self.lanes));
+        let fell_back = FellBack { from: self.scheme.clone(), why };
+        let peer = (&self.control, &self.ram, lanes);
+        let offer = Offer::next(self.place, transports, peer, fell_back.reason())?;
+        let how = (offer, transports, lanes);
         let opened = open(&mut self.control, &self.ram, how, cancel, opening)?;
         (self.attempt_id, self.transport, self.reason) = (opened.attempt_id, opened.transport, opened.reason);
-        self.costs_there = opened.costs_there;
-        self.fell_back = Some(why);
+        (self.place, self.scheme, self.costs_there) = (opened.place, opened.scheme, opened.costs_there);
+        self.fell_back = Some(opened.fell_back.unwrap_or(fell_back));
         Ok(())
     }
 
@@ -242,34 +249,53 @@ pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, Sessi
     Ok(control)
 }
 
+/// Lanes that were given up.
+#[derive(Clone, Debug)]
+pub(crate) struct FellBack {
+    /// Their transport.
+    pub(crate) from: String,
+    pub(crate) why: String,
+}
+
+impl FellBack {
+    fn reason(&self) -> String {
+        format!("{} failed: {}", shown(&self.from), self.why)
+    }
+}
+
 /// A willing destination.
 struct Opened {
     attempt_id: AttemptId,
     transport: Box<dyn Transport>,
+    place: usize,
+    scheme: String,
     reason: String,
     lanes: u8,
-    fell_back: Option<String>,
+    fell_back: Option<FellBack>,
     costs_there: SwitchCosts,
 }
 
-/// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where RDMA does not
-/// come about, and was not asked for by name, TCP is offered.
+/// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where a transport does
+/// not come about, the next in the list is offered.
 fn open(
     control: &mut ControlChannel,
     ram: &GuestRam,
-    (mut offer, choice, lanes): (Offer, TransportChoice, Option<u8>),
+    (mut offer, transports, lanes): (Offer, &Transports, Option<u8>),
     cancel: &Cancel,
     opening: impl Fn(AttemptId, LaneOffer) -> Message,
 ) -> Result<Opened, SessionError> {
     let mut fell_back = None;
     loop {
         let attempt_id = new_attempt_id()?;
-        let may_fall_back = choice == TransportChoice::Auto && offer.kind() == TransportKind::Rdma;
+        let (place, scheme) = (offer.place(), offer.scheme().to_owned());
+        let has_next = transports.behind(place).is_some();
         control.send(&opening(attempt_id, offer.lanes()))?;
         let (ready, costs_there) = match await_ready(control, ram) {
             Ok(Message::Ready(ready, costs)) => (ready, costs),
-            Ok(Message::Refused(Refusal::Transport(reason))) if may_fall_back => {
-                offer = Offer::tcp(lanes, format!("no RDMA: the destination says: {reason}"));
+            Ok(Message::Refused(Refusal::Transport(reason))) if has_next => {
+                let reason = format!("no {}: the destination says: {reason}", shown(&scheme));
+                offer = Offer::next(place, transports, (control, ram, lanes), reason)
+                    .map_err(|error| give_up(control, attempt_id, error.into()))?;
                 continue;
             }
             Ok(other) => return Err(unexpected("READY", attempt_id, other)),
@@ -278,16 +304,20 @@ fn open(
         };
         let (reason, count) = (offer.reason().to_owned(), offer.count());
         let connected: Result<_, SessionError> =
-            cancel.check().and_then(|()| Ok(offer.connect(ready, control, ram)?));
+            cancel.check().and_then(|()| Ok(offer.connect(&ready, control, ram)?));
         match connected {
             Ok(transport) => {
-                return Ok(Opened { attempt_id, transport, reason, lanes: count, fell_back, costs_there });
+                let lanes = count;
+                let opened =
+                    Opened { attempt_id, transport, place, scheme, reason, lanes, fell_back, costs_there };
+                return Ok(opened);
             }
-            Err(error) if may_fall_back && error.may_fall_back() => {
-                let why = error.to_string();
-                control.send(&Message::LanesFailed(attempt_id, why.clone()))?;
-                offer = Offer::tcp(lanes, format!("RDMA failed: {why}"));
-                fell_back = Some(why);
+            Err(error) if has_next && error.may_fall_back() => {
+                let failed = FellBack { from: scheme, why: error.to_string() };
+                control.send(&Message::LanesFailed(attempt_id, failed.why.clone()))?;
+                offer = Offer::next(place, transports, (control, ram, lanes), failed.reason())
+                    .map_err(|error| give_up(control, attempt_id, error.into()))?;
+                fell_back = Some(failed);
             }
             Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
         }
@@ -307,7 +337,7 @@ fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, 
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
-            Message::ChunkKeys(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
+            Message::Transport(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
             Message::Abort(_, reason) => return Err(SessionError::destination_gave_up(reason)),
             answer => return Ok(answer),
         }

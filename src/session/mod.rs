@@ -21,7 +21,7 @@ pub(crate) use answer::{answer_rounds, await_other_lanes, out_of_turn};
 pub use cancel::Cancel;
 pub use error::SessionError;
 pub(crate) use guest_heartbeat::HeartbeatAt;
-pub(crate) use link::{Link, connect, new_attempt_id, unexpected};
+pub(crate) use link::{FellBack, Link, connect, new_attempt_id, unexpected};
 pub(crate) use listener::{AttemptRoute, Listener, TICK};
 pub(crate) use opening::{ArrivalError, explain_lanes, next_opening, prepare_any};
 pub(crate) use pass::PrecopyPass;

@@ -59,8 +59,8 @@ impl Switched<'_> {
         let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
         let sending_ms: f64 = pages.rounds.iter().map(|round| round.ms).sum();
         Report {
-            transport: link.transport.kind(),
-            fell_back: link.fell_back.clone(),
+            transport: link.scheme.clone(),
+            fell_back: link.fell_back.as_ref().map(|fell_back| fell_back.why.clone()),
             total_ms: ms(total),
             setup_ms: ms(measured.setup),
             first_byte_ms: pages.first_page.map(|first_page| ms(first_page - migration.started)),

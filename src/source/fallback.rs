@@ -1,4 +1,4 @@
-//! When RDMA fails while the guest runs: once more from the beginning, over TCP.
+//! When the lanes fail while the guest runs: once more from the beginning, over the next transport in the list.
 
 use super::error::MigrationFailure;
 use super::precopy::Precopy;
@@ -6,26 +6,28 @@ use super::prepare::hello;
 use crate::progress::Event;
 
 impl Precopy<'_> {
-    /// Sends rounds until the rest fits the downtime. If the device or the network takes the RDMA lanes away meanwhile, and RDMA
-    /// was not asked for by name, they begin anew over TCP.
+    /// Sends rounds until the rest fits the downtime. If the device or the network takes the lanes away meanwhile, the rounds begin
+    /// anew over the next transport in the list.
     pub(super) fn converge_over_any_lanes(&mut self) -> Result<(), MigrationFailure> {
         loop {
             let converged = self.converge();
-            match converged.and_then(|()| Ok(self.connected.link.register_ahead(&self.pages.dirty)?)) {
-                Err(MigrationFailure::Transport(cause)) if self.connected.link.may_fall_back(&cause) => {
-                    self.migration.options.cancel.check()?;
-                    self.fall_back(&cause.to_string())?;
-                }
+            let link = &mut self.connected.link;
+            let cause = match converged.and_then(|()| Ok(link.register_ahead(&self.pages.dirty)?)) {
+                Err(MigrationFailure::Transport(cause)) => cause,
                 converged => return converged,
-            }
+            };
+            let Some(to) = link.falls_back_to(&cause).map(str::to_owned) else { return Err(cause.into()) };
+            self.migration.options.cancel.check()?;
+            self.fall_back(to, &cause.to_string())?;
         }
     }
 
     /// A new attempt on the same control channel. The destination discards what has arrived; at the source every page is dirty
     /// again, since the bits of those that were sent are consumed.
-    fn fall_back(&mut self, why: &str) -> Result<(), MigrationFailure> {
+    fn fall_back(&mut self, to: String, why: &str) -> Result<(), MigrationFailure> {
         let migration = self.migration;
-        migration.observer.event(&Event::FellBack { why: why.to_owned() });
+        let from = self.connected.link.scheme.clone();
+        migration.observer.event(&Event::FellBack { from, to, why: why.to_owned() });
         if self.steering.history.throttle_percent() > 0 {
             self.steering.throttle(migration, 0);
         }

@@ -4,19 +4,16 @@ use super::limits_handle::LimitsHandle;
 use crate::convergence::SwitchCost;
 use crate::lock::Lock;
 use crate::session::Cancel;
-use crate::transport::TransportChoice;
-use crate::transport::rdma::RdmaTuning;
+use crate::transport::Transports;
 use crate::verify::Verify;
 
 /// How a migration is to be done.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// By which transport.
-    pub transport: TransportChoice,
+    /// By which transports, in the order in which they are tried.
+    pub transports: Transports,
     /// Over how many lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
-    /// How RDMA lanes post their writes, and how much memory they may have pinned.
-    pub rdma: RdmaTuning,
     /// When to switch, what to do when it does not come to that, and when to give up.
     pub limits: LimitsHandle,
     /// What a switch is expected to cost where that cannot be measured beforehand.

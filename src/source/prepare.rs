@@ -8,7 +8,7 @@ use crate::lock::Lock;
 use crate::memory::RamLayout;
 use crate::panics::caught_or;
 use crate::progress::Event;
-use crate::session::{HeartbeatAt, Link};
+use crate::session::{FellBack, HeartbeatAt, Link};
 use crate::state::GuestClaim;
 use crate::wire::{AttemptId, Hello, LaneOffer, Message};
 
@@ -34,8 +34,8 @@ impl<'migration> Prepared<'migration> {
             let refused = !matches!(cause, MigrationFailure::Cancelled);
             MigrationError { guest: GuestIs::RunningAtSource, refused, cause, doubt: None }
         })?;
-        if let Some(why) = connected.link.fell_back.clone() {
-            observer.event(&Event::FellBack { why });
+        if let Some(FellBack { from, why }) = connected.link.fell_back.clone() {
+            observer.event(&Event::FellBack { from, to: connected.link.scheme.clone(), why });
         }
         observer.event(&connected.link.connected());
         let heartbeats_per_second = first_beat.rate_until(HeartbeatAt::now(guest));
@@ -48,8 +48,7 @@ fn connect(migration: Migration<'_>, claim: &GuestClaim, to: &str) -> Result<Con
     let records = open_records(claim)?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let hello = hello(migration, ram.layout())?;
-    let how = (options.transport, options.lanes, options.rdma);
-    let mut link = Link::make(ram, to, how, &options.cancel, hello)?;
+    let mut link = Link::make(ram, to, (&options.transports, options.lanes), &options.cancel, hello)?;
     saving::check_expected(&mut link, options)?;
     let peer = Peer { name: to.to_owned(), address: Some(link.control.peer_address()) };
     let handover = DurableHandover::new(records, peer, link.attempt_id, options.lock.clone());

@@ -120,6 +120,27 @@ pub enum TransportError {
     /// A thread of the lanes came upon a defect.
     #[error("a defect of sterna ended a lane: {0}")]
     Panicked(String),
+    /// No transport of this name is in this host's list.
+    #[error("there is no transport named {scheme} here, but {known}")]
+    Unknown {
+        /// The name.
+        scheme: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// Each transport in the list was tried.
+    #[error("no further transport is in the list")]
+    NoneLeft,
+    /// A transport from outside of this library failed.
+    #[error("{scheme}: {error}")]
+    Provider {
+        /// Its name.
+        scheme: String,
+        /// Whether its device or its network failed, so that the next transport may do better.
+        may_fall_back: bool,
+        /// What it says.
+        error: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The system has no randomness to give.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
@@ -140,7 +161,9 @@ impl TransportError {
             | Self::NotRegistered { .. }
             | Self::FailedThere(_)
             | Self::Stalled { .. }
+            | Self::Unknown { .. }
             | Self::Post { error: PostError::Refused { .. }, .. } => true,
+            Self::Provider { may_fall_back, .. } => *may_fall_back,
             Self::Rdma(error) => !matches!(
                 error,
                 sterna_rdma::Error::RegionOutOfRange { .. }
@@ -163,6 +186,7 @@ impl TransportError {
             | Self::Stream { .. }
             | Self::Closed { .. }
             | Self::PeerGaveUp(_)
+            | Self::NoneLeft
             | Self::Disagreement(_)
             | Self::Wire(_)
             | Self::Memory(_)

@@ -1,196 +1,141 @@
-use std::thread;
+//! The choice of a transport from the list.
 
-#[cfg(test)]
-use super::faulty::{self, FaultyOffer, FaultyReceiver};
-use super::rdma::{RdmaOffer, RdmaPath, RdmaReceiver, RdmaTuning};
-use super::tcp::{TcpReceiver, TcpTransport};
-use super::{LaneReceiver, Transport, TransportError, TransportKind};
+use super::error::TransportError;
+use super::lane::Transport;
+use super::provider::{Source, SourceOffer};
+use super::transports::Transports;
 use crate::control::ControlChannel;
 use crate::memory::GuestRam;
-use crate::wire::{LaneOffer, LaneReady};
+use crate::wire::{LANES_MAX, LaneOffer, LaneReady};
 
-/// Which transport the operator wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TransportChoice {
-    /// A hardware RDMA device that has the address from which the peer is reached, else a soft-RoCE one, else TCP.
-    #[default]
-    Auto,
-    /// TCP.
-    Tcp,
-    /// RDMA, or nothing.
-    Rdma,
-}
-
-/// The source's end of the lanes before the destination has answered.
+/// The source's ends of the lanes of one transport in a list, before the destination has answered.
 #[derive(Debug)]
-pub struct Offer {
-    kind: OfferKind,
+pub(crate) struct Offer {
+    /// Its place in the list.
+    place: usize,
+    lanes: LaneOffer,
     reason: String,
-    any_device: bool,
-}
-
-#[derive(Debug)]
-enum OfferKind {
-    Tcp(u8),
-    Rdma(RdmaOffer),
-    #[cfg(test)]
-    Faulty(FaultyOffer),
+    ends: Box<dyn SourceOffer>,
 }
 
 impl Offer {
-    /// Chooses a transport to the peer of `control` and makes its local end for so many lanes, at most 64; `None`: as many as
-    /// suit the transport.
-    ///
-    /// # Errors
-    /// [`TransportError`] if the operator's choice cannot be had. [`TransportChoice::Auto`] falls back to TCP instead.
-    pub fn make(
-        choice: TransportChoice,
+    /// Makes the ends of the first transport in the list by which this host reaches the peer of `control`.
+    pub(crate) fn first(
+        transports: &Transports,
         control: &ControlChannel,
         ram: &GuestRam,
         lanes: Option<u8>,
-        tuning: RdmaTuning,
     ) -> Result<Self, TransportError> {
-        let any_device = choice == TransportChoice::Rdma;
-        let rdma_lanes = at_most_64(lanes.unwrap_or(RDMA_LANES));
-        #[cfg(test)]
-        if let Some(faults) = faulty::lanes_here() {
-            let kind = OfferKind::Faulty(FaultyOffer::new(choice, rdma_lanes, faults));
-            return Ok(Self { kind, reason: "a test wants them".into(), any_device });
-        }
-        let rdma = || {
-            let path = RdmaPath::find(control.local_ip(), any_device)?;
-            RdmaOffer::make(path, ram, rdma_lanes, tuning, any_device)
-        };
-        let offered = |offer, reason: &str| Self {
-            kind: OfferKind::Rdma(offer),
-            reason: reason.to_owned(),
-            any_device,
-        };
-        match choice {
-            TransportChoice::Tcp => Ok(Self::tcp(lanes, "TCP was asked for".into())),
-            TransportChoice::Rdma => Ok(offered(rdma()?, "RDMA was asked for")),
-            TransportChoice::Auto => Ok(match rdma() {
-                Ok(offer) => offered(offer, "an RDMA device has the address that reaches the peer"),
-                Err(TransportError::NoDevice { .. }) => {
-                    Self::tcp(lanes, "no RDMA device of this host reaches the peer".into())
+        Self::from_place(0, transports, (control, ram, lanes), None)
+    }
+
+    /// The same, from the place in the list that follows `after`, because of what became of the transport there.
+    pub(crate) fn next(
+        after: usize,
+        transports: &Transports,
+        (control, ram, lanes): (&ControlChannel, &GuestRam, Option<u8>),
+        reason: String,
+    ) -> Result<Self, TransportError> {
+        Self::from_place(after + 1, transports, (control, ram, lanes), Some(reason))
+    }
+
+    fn from_place(
+        first: usize,
+        transports: &Transports,
+        (control, ram, lanes): (&ControlChannel, &GuestRam, Option<u8>),
+        mut reason: Option<String>,
+    ) -> Result<Self, TransportError> {
+        let by_name = transports.count() == 1;
+        let lanes = lanes.map(|lanes| lanes.clamp(1, LANES_MAX));
+        let mut failed = None;
+        for (place, provider) in transports.at_and_behind(first) {
+            let scheme = provider.scheme();
+            let offered = provider
+                .offer(&Source { control, ram, lanes, by_name })
+                .and_then(|ends| Ok((described(scheme, ends.as_ref(), lanes)?, ends)));
+            match offered {
+                Ok((lanes, ends)) => {
+                    let reason = reason.unwrap_or_else(|| {
+                        if by_name { format!("{} was asked for", shown(scheme)) } else { ends.reason() }
+                    });
+                    return Ok(Self { place, lanes, reason, ends });
                 }
-                Err(error) => Self::tcp(lanes, format!("no RDMA: {error}")),
-            }),
+                Err(error) => {
+                    reason.get_or_insert_with(|| why_not(scheme, &error));
+                    failed = Some(error);
+                }
+            }
         }
+        Err(failed.unwrap_or(TransportError::NoneLeft))
     }
 
-    /// TCP, for this reason, over so many lanes, at most 64; `None`: as many as suit it.
-    #[must_use]
-    pub fn tcp(lanes: Option<u8>, reason: String) -> Self {
-        let lanes = at_most_64(lanes.unwrap_or_else(tcp_lanes));
-        Self { kind: OfferKind::Tcp(lanes), reason, any_device: false }
+    /// Its place in the list.
+    pub(crate) fn place(&self) -> usize {
+        self.place
     }
 
-    /// Which kind was chosen.
-    #[must_use]
-    pub fn kind(&self) -> TransportKind {
-        match self.kind {
-            OfferKind::Tcp(_) => TransportKind::Tcp,
-            OfferKind::Rdma(_) => TransportKind::Rdma,
-            #[cfg(test)]
-            OfferKind::Faulty(ref offer) => offer.kind(),
-        }
+    /// The transport's name.
+    pub(crate) fn scheme(&self) -> &str {
+        &self.lanes.scheme
     }
 
     /// Over how many lanes.
-    #[must_use]
-    pub fn count(&self) -> u8 {
-        match &self.kind {
-            OfferKind::Tcp(lanes) => *lanes,
-            OfferKind::Rdma(offer) => offer.count(),
-            #[cfg(test)]
-            OfferKind::Faulty(offer) => offer.lanes(),
-        }
+    pub(crate) fn count(&self) -> u8 {
+        self.lanes.lanes
     }
 
-    /// Why, for people.
-    #[must_use]
-    pub fn reason(&self) -> &str {
+    /// Why this transport, for people.
+    pub(crate) fn reason(&self) -> &str {
         &self.reason
     }
 
-    /// What to tell the destination.
-    #[must_use]
-    pub fn lanes(&self) -> LaneOffer {
-        match &self.kind {
-            OfferKind::Tcp(lanes) => LaneOffer::Tcp(*lanes),
-            OfferKind::Rdma(offer) => {
-                LaneOffer::Rdma { endpoints: offer.endpoints(), any_device: self.any_device }
-            }
-            #[cfg(test)]
-            OfferKind::Faulty(offer) => LaneOffer::Tcp(offer.lanes()),
-        }
+    /// What HELLO says.
+    pub(crate) fn lanes(&self) -> LaneOffer {
+        self.lanes.clone()
     }
 
     /// Connects the lanes to what the destination has made for them.
-    ///
-    /// # Errors
-    /// [`TransportError`] if they do not connect, or if the answer does not fit the offer.
-    pub fn connect(
+    pub(crate) fn connect(
         self,
-        ready: LaneReady,
+        ready: &LaneReady,
         control: &ControlChannel,
         ram: &GuestRam,
     ) -> Result<Box<dyn Transport>, TransportError> {
-        match (self.kind, ready) {
-            (OfferKind::Tcp(lanes), LaneReady::Tcp(token)) => {
-                Ok(Box::new(TcpTransport::connect(control, lanes, token, ram)?))
-            }
-            (OfferKind::Rdma(offer), LaneReady::Rdma { endpoints, pin_max_bytes }) => {
-                Ok(Box::new(offer.connect(&endpoints, pin_max_bytes, &control.liveness())?))
-            }
-            #[cfg(test)]
-            (OfferKind::Faulty(offer), LaneReady::Tcp(token)) => {
-                Ok(Box::new(offer.connect(control, token, ram)?))
-            }
-            _ => Err(TransportError::Disagreement("one side speaks of TCP, the other of RDMA".into())),
-        }
+        let count = usize::from(self.count());
+        let mut transport = self.ends.connect(&ready.body, control, ram)?;
+        // The workers and the stripes are as many as the offer said.
+        let made = transport.parts().0.len();
+        if made == count { Ok(transport) } else { Err(other_number(&self.lanes.scheme, count, made)) }
     }
 }
 
-/// The work of a queue pair is the adapter's, or that of the kernel's threads, not the lane's: four keep either busy, also for fewer
-/// processors, where they are as fast as one.
-const RDMA_LANES: u8 = 4;
-
-/// A stream's work is done by its sender: more than processors cannot help, and four fill most links.
-fn tcp_lanes() -> u8 {
-    let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u8::try_from(processors.min(4)).unwrap_or(4)
-}
-
-/// What a destination accepts.
-fn at_most_64(lanes: u8) -> u8 {
-    lanes.clamp(1, 64)
-}
-
-/// Makes the destination's end for the lanes that a source offers. RDMA has at most `pin_max_bytes` of RAM registered at
-/// once; `None`: as much as this process may lock.
-///
-/// # Errors
-/// [`TransportError`] if this host has no such transport, or may not pin so much memory.
-pub fn land(
-    offer: &LaneOffer,
-    control: &ControlChannel,
-    ram: &GuestRam,
-    pin_max_bytes: Option<u64>,
-) -> Result<Box<dyn LaneReceiver>, TransportError> {
-    match offer {
-        LaneOffer::Tcp(lanes) => {
-            let lane_receiver = TcpReceiver::new(*lanes, ram, control.liveness())?;
-            #[cfg(test)]
-            if let Some(faults) = faulty::lane_receiver_here() {
-                return Ok(Box::new(FaultyReceiver::new(lane_receiver, faults)));
-            }
-            Ok(Box::new(lane_receiver))
-        }
-        LaneOffer::Rdma { endpoints, any_device } => {
-            let path = RdmaPath::find(control.local_ip(), *any_device)?;
-            Ok(Box::new(RdmaReceiver::make(&path, ram, endpoints, pin_max_bytes, *any_device)?))
-        }
+/// What HELLO says of these ends, if that is what it may say.
+fn described(scheme: &str, ends: &dyn SourceOffer, asked: Option<u8>) -> Result<LaneOffer, TransportError> {
+    let offer = LaneOffer { scheme: scheme.to_owned(), lanes: ends.lanes(), body: ends.body()? };
+    offer.check_bounds()?;
+    match asked {
+        Some(asked) if asked != offer.lanes => Err(other_number(scheme, asked.into(), offer.lanes.into())),
+        _ => Ok(offer),
     }
+}
+
+fn other_number(scheme: &str, asked: usize, made: usize) -> TransportError {
+    TransportError::Provider {
+        scheme: scheme.to_owned(),
+        may_fall_back: false,
+        error: format!("it has made {made} lanes where {asked} are needed").into(),
+    }
+}
+
+/// Why a transport cannot be had, in fewer words than the error.
+fn why_not(scheme: &str, error: &TransportError) -> String {
+    match error {
+        TransportError::NoDevice { .. } => "no RDMA device of this host reaches the peer".into(),
+        error => format!("no {}: {error}", shown(scheme)),
+    }
+}
+
+/// A transport's name, for people.
+pub(crate) fn shown(scheme: &str) -> String {
+    scheme.to_uppercase()
 }

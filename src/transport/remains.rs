@@ -1,6 +1,10 @@
+//! What revocation leaves of the destination's ends.
+
 use std::fmt::Debug;
 
 use thiserror::Error;
+
+use super::error::TransportError;
 
 /// What is left of a [`LaneReceiver`](super::LaneReceiver) once nobody can write to guest RAM through it: memory that is still
 /// registered, and so pinned. It keeps that memory mapped. To drop it lets go of all too, without a word of what failed.
@@ -22,7 +26,7 @@ pub struct Leak {
     /// How much.
     pub bytes: u64,
     /// The device's first answer.
-    pub error: sterna_rdma::Error,
+    pub error: TransportError,
 }
 
 /// Nothing is left.

@@ -5,13 +5,11 @@ use serde::de::DeserializeOwned;
 
 use super::WireError;
 use super::message::{
-    CHUNKS_MAX, DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady,
-    Message, NAME_MAX, STATE_FRAME_MAX, StateFrame,
+    DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LANE_BODY_MAX, LANES_MAX, LaneOffer,
+    Message, NAME_MAX, SCHEME_MAX, STATE_FRAME_MAX, StateFrame, TRANSPORT_BODY_MAX,
 };
 use crate::memory::PAGE_BYTES;
 
-/// The most lanes a migration has.
-const LANES_MAX: usize = 64;
 /// The longest opaque description of a machine, in bytes.
 const DETAILS_MAX: usize = 256 << 10;
 /// The longest text of a reason, in bytes.
@@ -25,8 +23,7 @@ impl Message {
             Self::Hello(_) => 1,
             Self::Ready(..) => 2,
             Self::Refused(_) => 3,
-            Self::RegisterChunks(_) => 4,
-            Self::ChunkKeys(_) => 5,
+            Self::Transport(_) => Self::TRANSPORT_KIND,
             Self::RoundClosed(_) => 6,
             Self::Digests(_) => 7,
             Self::Final(_) => 8,
@@ -37,7 +34,6 @@ impl Message {
             Self::Abort(..) => 13,
             Self::OfferImage(_) => 14,
             Self::Stored(_) => 15,
-            Self::ReleaseChunks(_) => 16,
             Self::Beat => 17,
             Self::LanesFailed(..) => 18,
             Self::Ask(_) => 19,
@@ -48,6 +44,9 @@ impl Message {
             Self::State(_) => Self::STATE_KIND,
         }
     }
+
+    /// The kind of [`Message::Transport`].
+    const TRANSPORT_KIND: u16 = 4;
 
     /// The kind of [`Message::State`].
     pub(crate) const STATE_KIND: u16 = 24;
@@ -76,8 +75,7 @@ impl Message {
             Self::Hello(body) => postcard::to_stdvec(body),
             Self::Ready(lanes, costs) => postcard::to_stdvec(&(lanes, costs)),
             Self::Refused(body) => postcard::to_stdvec(body),
-            Self::RegisterChunks(body) | Self::ReleaseChunks(body) => postcard::to_stdvec(body),
-            Self::ChunkKeys(body) => postcard::to_stdvec(body),
+            Self::Transport(body) => Ok(body.clone()),
             Self::RoundClosed(body) => postcard::to_stdvec(body),
             Self::Digests(body) => postcard::to_stdvec(body),
             Self::Final(body) => postcard::to_stdvec(body),
@@ -113,8 +111,14 @@ impl Message {
     pub(crate) fn decode_owned(kind: u16, body: Vec<u8>) -> Result<Self, WireError> {
         match kind {
             Self::STATE_KIND => StateFrame::decode(body).map(Self::State),
+            Self::TRANSPORT_KIND => Self::of_transport(body),
             _ => Self::decode(kind, &body),
         }
+    }
+
+    fn of_transport(body: Vec<u8>) -> Result<Self, WireError> {
+        bound("a request of a transport", body.len(), TRANSPORT_BODY_MAX)?;
+        Ok(Self::Transport(body))
     }
 
     /// Reads a message of this kind from its body, and checks every bound that the body's length does not
@@ -131,8 +135,7 @@ impl Message {
             1 => Self::Hello(parse(what, body)?),
             2 => parse(what, body).map(|(lanes, costs)| Self::Ready(lanes, costs))?,
             3 => Self::Refused(parse(what, body)?),
-            4 => Self::RegisterChunks(parse(what, body)?),
-            5 => Self::ChunkKeys(parse(what, body)?),
+            Self::TRANSPORT_KIND => Self::of_transport(body.to_vec())?,
             6 => Self::RoundClosed(parse(what, body)?),
             7 => Self::Digests(parse(what, body)?),
             8 => Self::Final(parse(what, body)?),
@@ -144,7 +147,6 @@ impl Message {
             13 => parse(what, body).map(|(attempt_id, text)| Self::Abort(attempt_id, text))?,
             14 => Self::OfferImage(parse(what, body)?),
             15 => Self::Stored(parse(what, body)?),
-            16 => Self::ReleaseChunks(parse(what, body)?),
             17 => parse(what, body).map(|()| Self::Beat)?,
             18 => parse(what, body).map(|(attempt_id, text)| Self::LanesFailed(attempt_id, text))?,
             19 => Self::Ask(parse(what, body)?),
@@ -168,11 +170,7 @@ impl Message {
                 hello.lanes.check_bounds()
             }
             Self::OfferImage(offer) => offer.check_bounds(),
-            Self::Ready(LaneReady::Rdma { endpoints, .. }, ..) => lanes_bound(endpoints.len()),
-            Self::RegisterChunks(chunks) | Self::ReleaseChunks(chunks) => {
-                bound("a list of slices", chunks.len(), CHUNKS_MAX)
-            }
-            Self::ChunkKeys(keys) => bound("a list of keys", keys.len(), CHUNKS_MAX),
+            Self::Ready(ready, ..) => bound("a description of lanes", ready.body.len(), LANE_BODY_MAX),
             Self::Digests(digests) => bound("a list of digests", digests.len(), DIGESTS_MAX),
             Self::BlockDigests(blocks) => bound("a list of digests", blocks.digests.len(), DIGESTS_MAX),
             _ => Ok(()),
@@ -195,11 +193,21 @@ impl StateFrame {
 }
 
 impl LaneOffer {
-    fn check_bounds(&self) -> Result<(), WireError> {
-        match self {
-            Self::Tcp(lanes) => lanes_bound((*lanes).into()),
-            Self::Rdma { endpoints, .. } => lanes_bound(endpoints.len()),
+    /// Whether it is within its bounds: the destination looks only then whether it has such a transport.
+    ///
+    /// # Errors
+    /// [`WireError`], which says what is not.
+    pub(crate) fn check_bounds(&self) -> Result<(), WireError> {
+        bound("a transport's name", self.scheme.len(), SCHEME_MAX)?;
+        let named = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if self.scheme.is_empty() || !self.scheme.bytes().all(named) {
+            return Err(WireError::Malformed("transport's name"));
         }
+        if self.lanes == 0 {
+            return Err(WireError::Malformed("number of lanes"));
+        }
+        bound("a number of lanes", self.lanes.into(), LANES_MAX.into())?;
+        bound("a description of lanes", self.body.len(), LANE_BODY_MAX)
     }
 }
 
@@ -232,8 +240,7 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         1 => ("Hello", DETAILS_MAX + (64 << 10)),
         2 => ("Ready", 16 << 10),
         3 => ("Refused", TEXT_MAX + 64),
-        4 => ("RegisterSlices", CHUNKS_MAX * 24 + 8),
-        5 => ("SliceKeys", CHUNKS_MAX * 24 + 8),
+        Message::TRANSPORT_KIND => ("Transport", TRANSPORT_BODY_MAX),
         6 => ("RoundClosed", 8),
         7 => ("Digests", DIGESTS_MAX * 32 + 8),
         8 => ("Final", 64),
@@ -244,7 +251,6 @@ fn kind_bound(kind: u16) -> Option<(&'static str, usize)> {
         13 => ("Abort", TEXT_MAX + 64),
         14 => ("OfferImage", 64 << 10),
         15 => ("Stored", 16),
-        16 => ("ReleaseSlices", CHUNKS_MAX * 24 + 8),
         17 => ("Beat", 0),
         18 => ("LanesFailed", TEXT_MAX + 64),
         19 => ("Ask", 16),
@@ -268,14 +274,6 @@ fn bound(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
     if len > max { Err(WireError::TooLong { what, len, max }) } else { Ok(()) }
 }
 
-fn lanes_bound(lanes: usize) -> Result<(), WireError> {
-    if lanes == 0 {
-        Err(WireError::Malformed("list of lanes"))
-    } else {
-        bound("a list of lanes", lanes, LANES_MAX)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -283,11 +281,17 @@ mod tests {
     use super::*;
     use crate::memory::{RamLayout, RegionLayout};
     use crate::wire::{
-        AttemptId, BlockDigest, BlockDigests, ChunkRange, Completion, Final, Hello, LockToken, Outcome,
-        Refusal, SwitchCosts, Token,
+        AttemptId, BlockDigest, BlockDigests, Completion, Final, Hello, LaneReady, LockToken, Outcome,
+        Refusal, SwitchCosts,
     };
 
     const ATTEMPT_ID: AttemptId = AttemptId([7; 16]);
+
+    /// As many lanes as there may be, with as much to say of them.
+    fn lanes() -> LaneOffer {
+        let (scheme, body) = ("x-1".repeat(10) + "yz", vec![0xff; LANE_BODY_MAX]);
+        LaneOffer { scheme, lanes: LANES_MAX, body }
+    }
 
     fn hello() -> Hello {
         Hello {
@@ -295,7 +299,7 @@ mod tests {
             name: "tern".into(),
             ram: RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 16 << 20 }] },
             details: vec![1, 2, 3],
-            lanes: LaneOffer::Tcp(2),
+            lanes: lanes(),
             lock: Some(LockToken([7; 16])),
             state_bytes: u64::MAX,
         }
@@ -310,7 +314,7 @@ mod tests {
             name: "ö".repeat(127),
             len_bytes: (1023 << 33) + 4097,
             data_bytes: parts.total_bytes(),
-            content: Some(ImageContent { parts, lanes: LaneOffer::Tcp(64) }),
+            content: Some(ImageContent { parts, lanes: lanes() }),
         }
     }
 
@@ -318,12 +322,11 @@ mod tests {
         vec![
             Message::Hello(hello()),
             Message::Ready(
-                LaneReady::Tcp(Token([1; 16])),
+                LaneReady { body: vec![0xff; LANE_BODY_MAX] },
                 SwitchCosts { record_us: 700, revoke_us: u64::MAX, state_max_bytes: 1 },
             ),
             Message::Refused(Refusal::Memory { needed_bytes: 2, available_bytes: 1 }),
-            Message::RegisterChunks(vec![ChunkRange { region: 0, first_page: 0, pages: 9 }]),
-            Message::ChunkKeys(Vec::new()),
+            Message::Transport(vec![0xff; TRANSPORT_BODY_MAX]),
             Message::RoundClosed(u32::MAX),
             Message::Digests(vec![[0xff; 32]; DIGESTS_MAX]),
             Message::Final(Final {
@@ -342,7 +345,6 @@ mod tests {
             Message::Abort(ATTEMPT_ID, "cancelled".into()),
             Message::OfferImage(image()),
             Message::Stored(ATTEMPT_ID),
-            Message::ReleaseChunks(vec![ChunkRange { region: 0, first_page: 0, pages: 9 }]),
             Message::LanesFailed(ATTEMPT_ID, "the cable is out".into()),
             Message::Ask(ATTEMPT_ID),
             Message::Outcome(ATTEMPT_ID, Outcome::Unknown),
@@ -358,20 +360,25 @@ mod tests {
 
     #[test]
     fn each_message_comes_back_as_it_was_also_at_its_bound() {
-        for (message, kind) in one_of_each().into_iter().zip((1..=16).chain(18..)) {
+        let kinds = (1..=15).filter(|&kind| kind != 5).chain(18..);
+        for (message, kind) in one_of_each().into_iter().zip(kinds) {
             assert_eq!(message.kind(), kind);
             let body = message.encode().unwrap();
             assert!(body.len() <= Message::body_max(kind).unwrap());
             assert_eq!(Message::decode(kind, &body).unwrap(), message);
             assert_eq!(Message::decode_owned(kind, body).unwrap(), message);
         }
-        assert_eq!(Message::body_max(25), Err(WireError::Kind(25)));
+        for kind in [0, 5, 16, 25] {
+            assert_eq!(Message::body_max(kind), Err(WireError::Kind(kind)));
+        }
     }
 
     #[test]
     fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
-        // A part of the state is as long as its frame's head says, and the digest covers the head.
-        let fixed = one_of_each().into_iter().filter(|message| !matches!(message, Message::State(_)));
+        // A part of the state and a transport's request are as long as their frame's head says, and the digest covers
+        // the head.
+        let opaque = |message: &Message| matches!(message, Message::State(_) | Message::Transport(_));
+        let fixed = one_of_each().into_iter().filter(|message| !opaque(message));
         for message in fixed {
             let mut body = message.encode().unwrap();
             assert!(Message::decode(message.kind(), &body[..body.len() - 1]).is_err(), "{}", message.name());
@@ -422,11 +429,24 @@ mod tests {
             refused(Hello { name: "x".repeat(NAME_MAX + 1), ..hello() }),
             WireError::TooLong { .. }
         ));
-        assert_eq!(
-            refused(Hello { lanes: LaneOffer::Tcp(0), ..hello() }),
-            WireError::Malformed("list of lanes")
-        );
-        assert!(matches!(refused(Hello { lanes: LaneOffer::Tcp(65), ..hello() }), WireError::TooLong { .. }));
+        let of_lanes = |lanes| refused(Hello { lanes, ..hello() });
+        assert_eq!(of_lanes(LaneOffer { lanes: 0, ..lanes() }), WireError::Malformed("number of lanes"));
+        for scheme in ["", "RDMA", "tcp\n", "rdma/ü"] {
+            let nameless = LaneOffer { scheme: scheme.into(), ..lanes() };
+            assert_eq!(of_lanes(nameless), WireError::Malformed("transport's name"), "{scheme}");
+        }
+        for too_long in [
+            LaneOffer { lanes: 65, ..lanes() },
+            LaneOffer { scheme: "x".repeat(SCHEME_MAX + 1), ..lanes() },
+            LaneOffer { body: vec![0; LANE_BODY_MAX + 1], ..lanes() },
+        ] {
+            assert!(matches!(of_lanes(too_long), WireError::TooLong { .. }));
+        }
+        let ready = LaneReady { body: vec![0; LANE_BODY_MAX + 1] };
+        let body = postcard::to_stdvec(&(ready, SwitchCosts::default())).unwrap();
+        assert!(matches!(Message::decode(2, &body), Err(WireError::TooLong { .. })));
+        let body = vec![0; TRANSPORT_BODY_MAX + 1];
+        assert!(matches!(Message::decode_owned(4, body), Err(WireError::TooLong { .. })));
         let ram = RamLayout { regions: vec![RegionLayout { guest_address: 0, len_bytes: 1 }] };
         assert_eq!(refused(Hello { ram, ..hello() }), WireError::Malformed("RAM layout"));
         assert!(matches!(Message::decode(10, &[0; 17]), Err(WireError::TooLong { .. })));

@@ -3,11 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use sterna_rdma::{Endpoint, RemoteKey};
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
-use super::Token;
 use crate::error_code::coded;
 use crate::memory::RamLayout;
 
@@ -20,8 +18,14 @@ pub const IMAGE_MAX: u64 = 16 << 40;
 /// The most bytes of saved state in one frame: few enough to stay in a processor's second-level cache between
 /// the steps of the pipeline, and enough to make a system call cheap compared to the copy.
 pub const STATE_FRAME_MAX: usize = 256 << 10;
-/// The most chunks in one request for keys.
-pub const CHUNKS_MAX: usize = 1024;
+/// The most lanes that a migration has.
+pub const LANES_MAX: u8 = 64;
+/// The longest name of a transport, in bytes.
+pub const SCHEME_MAX: usize = 32;
+/// The longest description of the lanes' ends in HELLO and READY, in bytes.
+pub const LANE_BODY_MAX: usize = 8 << 10;
+/// The longest request of a transport beside its lanes, or answer to one, in bytes.
+pub const TRANSPORT_BODY_MAX: usize = 32 << 10;
 /// The most digests in one message.
 pub const DIGESTS_MAX: usize = 16 << 10;
 
@@ -50,13 +54,8 @@ pub enum Message {
     Ready(LaneReady, SwitchCosts),
     /// Destination: refused, for this reason. Nothing has been sent.
     Refused(Refusal),
-    /// Source: register these chunks of RAM for remote writes.
-    RegisterChunks(Vec<ChunkRange>),
-    /// Destination: the keys for the chunks, in the order asked.
-    ChunkKeys(Vec<ChunkKey>),
-    /// Source: no writes to these chunks are in flight, and none will follow until they are registered anew.
-    /// Not answered.
-    ReleaseChunks(Vec<ChunkRange>),
+    /// Source: a request of its transport. Destination: the answer to one. Only the transport reads the body.
+    Transport(Vec<u8>),
     /// Source: every lane has fenced this round.
     RoundClosed(u32),
     /// Digests of consecutive blocks of a file.
@@ -163,51 +162,22 @@ pub struct ImageContent {
 
 /// How the source proposes to send pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LaneOffer {
-    /// This many TCP connections.
-    Tcp(u8),
-    /// Queue pairs, one for each lane.
-    Rdma {
-        /// The source's ends.
-        endpoints: Vec<Endpoint>,
-        /// Whether a device without the address of the control channel is acceptable: RDMA was asked for by
-        /// name.
-        any_device: bool,
-    },
+pub struct LaneOffer {
+    /// The transport's name, such as `rdma`: lower-case letters, digits and `-`, at most [`SCHEME_MAX`] bytes.
+    pub scheme: String,
+    /// How many lanes, at least one and at most [`LANES_MAX`].
+    pub lanes: u8,
+    /// What the destination's end of that transport must know, at most [`LANE_BODY_MAX`] bytes. Only the transport reads it.
+    #[serde(with = "serde_bytes")]
+    pub body: Vec<u8>,
 }
 
 /// The destination's ends of the lanes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LaneReady {
-    /// The destination expects connections that show this token, on the address of the control channel.
-    Tcp(Token),
-    /// Queue pairs, one for each lane.
-    Rdma {
-        /// The destination's ends, connected to the offered ones, in the same order.
-        endpoints: Vec<Endpoint>,
-        /// How much RAM the destination can register at once; `None` if all.
-        pin_max_bytes: Option<u64>,
-    },
-}
-
-/// A part of a RAM region that is registered as a whole. Ordered as in guest RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ChunkRange {
-    /// Index of the region.
-    pub region: u16,
-    /// First page, counted from the region's start.
-    pub first_page: u64,
-    /// How many pages.
-    pub pages: u64,
-}
-
-/// The address and key needed to write into a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChunkKey {
-    /// The address of its first byte, in the destination's address space.
-    pub address: u64,
-    /// The key of its memory region.
-    pub key: RemoteKey,
+pub struct LaneReady {
+    /// What the source's end of the transport must know to connect, at most [`LANE_BODY_MAX`] bytes.
+    #[serde(with = "serde_bytes")]
+    pub body: Vec<u8>,
 }
 
 /// The end of the transfer.

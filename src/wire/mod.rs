@@ -18,9 +18,9 @@ use thiserror::Error;
 
 pub use frame::{FRAME_HEAD_LEN, FrameHead};
 pub use message::{
-    AttemptId, BlockDigest, BlockDigests, CHUNKS_MAX, ChunkKey, ChunkRange, Completion, DIGESTS_MAX,
-    FILE_NAME_MAX, Final, Hello, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, LaneReady, LockToken,
-    Message, NAME_MAX, Outcome, Refusal, STATE_FRAME_MAX, StateFrame, SwitchCosts,
+    AttemptId, BlockDigest, BlockDigests, Completion, DIGESTS_MAX, FILE_NAME_MAX, Final, Hello, IMAGE_MAX,
+    ImageContent, ImageOffer, LANE_BODY_MAX, LANES_MAX, LaneOffer, LaneReady, LockToken, Message, NAME_MAX,
+    Outcome, Refusal, SCHEME_MAX, STATE_FRAME_MAX, StateFrame, SwitchCosts, TRANSPORT_BODY_MAX,
 };
 pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
 pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};

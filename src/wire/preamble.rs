@@ -8,7 +8,7 @@ use super::WireError;
 
 /// The version of everything that follows the preamble. A peer of another version is refused with both
 /// versions named.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// Length of a preamble in bytes, in every version.
 pub const PREAMBLE_LEN: usize = size_of::<Raw>();

@@ -10,6 +10,7 @@ mod host;
 mod machine;
 mod process;
 mod random;
+mod rdma_messages;
 mod relay;
 mod tap;
 #[cfg(feature = "cli")]
@@ -27,6 +28,7 @@ pub(crate) use host::{Host, Receiving, moves_away_from, runs_on};
 pub(crate) use machine::{Fault, TestGuest, TestHost, Watch};
 pub(crate) use process::{Ended, Process};
 pub(crate) use random::Random;
+pub(crate) use rdma_messages::{change_endpoints, change_keys};
 pub(crate) use relay::{Fate, From, relay};
 pub(crate) use tap::{Tap, Then, Way, say_go};
 #[cfg(feature = "cli")]

@@ -39,7 +39,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use sterna::transport::TransportChoice;
+use sterna::transport::rdma::RdmaProvider;
+use sterna::transport::tcp::TcpProvider;
 
 use self::failure::Failure;
 use self::limit::Shape;
@@ -298,16 +299,14 @@ impl Comparison<'_> {
         let (name, outcome) = match (by, load) {
             (By::Qemu(way), load) => (way.name(), qemu::migrate(setup, way, load)),
             (By::SternaTcp, Load::Idle) => (names::OURS_TCP, sterna_runs::migrate(setup, "tcp")),
-            (By::SternaTcp, Load::Loop) => {
-                (names::OURS_TCP, sterna_runs::busy(setup, TransportChoice::Tcp, true))
-            }
+            (By::SternaTcp, Load::Loop) => (names::OURS_TCP, sterna_runs::busy(setup, TcpProvider, true)),
             (By::SternaRdmaUnthrottled, _) => (
                 "sterna rdma, never slowing the guest",
-                sterna_runs::busy(setup, TransportChoice::Rdma, false),
+                sterna_runs::busy(setup, RdmaProvider::default(), false),
             ),
             (By::SternaRdma, Load::Idle) => (names::OURS_RDMA, sterna_runs::migrate(setup, "rdma")),
             (By::SternaRdma, Load::Loop) => {
-                (names::OURS_RDMA, sterna_runs::busy(setup, TransportChoice::Rdma, true))
+                (names::OURS_RDMA, sterna_runs::busy(setup, RdmaProvider::default(), true))
             }
         };
         if let Err(Failure::NotConverged(_) | Failure::NotEnded(_)) = outcome {

@@ -1,7 +1,8 @@
 //! Measurements beside their limits. A turn is so short that the machine hardly changes during it, and the
 //! order changes from turn to turn, so that no position favours a routine.
 
-use sterna::transport::TransportChoice;
+use sterna::transport::rdma::RdmaProvider;
+use sterna::transport::tcp::TcpProvider;
 
 use super::failure::Failure;
 use super::limit::{self, Shape};
@@ -55,13 +56,13 @@ impl Comparison<'_> {
             for &what in &all {
                 match what {
                     Rdma::Lanes(None) => {
-                        let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Rdma, None);
+                        let lanes = sterna_runs::lanes(&self.setup, RdmaProvider::default(), None);
                         queue_pairs = lanes.as_ref().map_or(queue_pairs, |lanes| lanes.lanes.into());
                         self.note(names::LANES, "MB/s", lanes.as_ref().map(|lanes| lanes.all_pages));
                         self.note(names::LANES_PAGES, "MB/s", lanes.map(|lanes| lanes.every_second_page));
                     }
                     Rdma::Lanes(Some(count)) => {
-                        let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Rdma, Some(count));
+                        let lanes = sterna_runs::lanes(&self.setup, RdmaProvider::default(), Some(count));
                         self.note(&names::lanes(count), "MB/s", lanes.map(|lanes| lanes.all_pages));
                     }
                     Rdma::Limit => self.note_limit(names::LIMIT_LANES, &shapes.best),
@@ -93,7 +94,7 @@ impl Comparison<'_> {
                 } else if name == plain {
                     plain::speed(address, streams, sterna_runs::LANES_RAM_BYTES, rounds)
                 } else {
-                    let lanes = sterna_runs::lanes(&self.setup, TransportChoice::Tcp, Some(streams));
+                    let lanes = sterna_runs::lanes(&self.setup, TcpProvider, Some(streams));
                     lanes.map(|lanes| lanes.all_pages)
                 };
                 self.note(name, "MB/s", speed);

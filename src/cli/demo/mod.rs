@@ -206,7 +206,6 @@ fn arrived(what: String) -> Failure {
 mod tests {
     use sterna::convergence::Limits;
     use sterna::progress::DowntimeReport;
-    use sterna::transport::TransportKind;
     use sterna::verify::Verify;
 
     use super::*;
@@ -228,7 +227,7 @@ mod tests {
         };
         let report = Report {
             fell_back: None,
-            transport: TransportKind::Tcp,
+            transport: "tcp".into(),
             total_ms: 1.0,
             setup_ms: 1.0,
             first_byte_ms: Some(1.0),

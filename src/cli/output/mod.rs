@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use sterna::error_code::ErrorCode;
 use sterna::progress::{DowntimeReport, Event, Report};
-use sterna::transport::TransportKind;
 use sterna::verify::Verify;
 
 use super::exit::Exit;
@@ -52,9 +51,11 @@ pub(crate) fn error(exit: Exit, what: impl Display) -> ExitCode {
 pub(crate) fn progress(event: &Event) {
     match event {
         Event::Connected { transport, via, total_pages } => {
-            errln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(*transport));
+            errln!("  {} of RAM over {}: {via}", Size(total_pages * 4096), transport_name(transport));
         }
-        Event::FellBack { why } => errln!("  RDMA failed, going on over TCP: {why}"),
+        Event::FellBack { from, to, why } => {
+            errln!("  {} failed, going on over {}: {why}", transport_name(from), transport_name(to));
+        }
         Event::Round { number, round, predicted_downtime_ms } => {
             let rest = if round.dirty_rate_mbps > 0.0 {
                 let wrote = format!(", guest wrote {:.0} MB/s", round.dirty_rate_mbps);
@@ -204,8 +205,11 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
 }
 
 fn transport(report: &Report) -> String {
-    let name = transport_name(report.transport);
-    report.fell_back.as_ref().map_or(name.into(), |why| format!("{name}, since RDMA failed: {why}"))
+    let name = transport_name(&report.transport);
+    match &report.fell_back {
+        None => name,
+        Some(why) => format!("{name}, after the lanes before failed: {why}"),
+    }
 }
 
 /// A failure as a JSON object.
@@ -219,9 +223,7 @@ pub(crate) fn json_failure(failure: &Failure) -> serde_json::Value {
     })
 }
 
-pub(crate) fn transport_name(kind: TransportKind) -> &'static str {
-    match kind {
-        TransportKind::Tcp => "TCP",
-        TransportKind::Rdma => "RDMA",
-    }
+/// A transport's name as people write it.
+pub(crate) fn transport_name(scheme: &str) -> String {
+    scheme.to_uppercase()
 }

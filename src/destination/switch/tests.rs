@@ -14,9 +14,9 @@ use crate::handover::RecordKind;
 use crate::memory::GuestRam;
 use crate::saved_state::IncomingState;
 use crate::state::GuestClaim;
-use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
+use crate::transport::{LaneReceiver, Leak, Remains, TransportError};
 use crate::verify::DestinationDigests;
-use crate::wire::{AttemptId, ChunkKey, ChunkRange, Final, LaneReady, StateFrame, Token};
+use crate::wire::{AttemptId, Final, StateFrame};
 
 const ATTEMPT_ID: AttemptId = AttemptId([3; 16]);
 
@@ -47,20 +47,8 @@ impl Remains for NotedRemains {
 }
 
 impl LaneReceiver for NotedReceiver {
-    fn ready(&self) -> LaneReady {
-        LaneReady::Tcp(Token::NONE)
-    }
-
-    fn connect(&mut self, _connections: &dyn LaneConnections) -> Result<(), TransportError> {
-        Ok(())
-    }
-
-    fn register(&mut self, _slices: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
+    fn ready(&self) -> Result<Vec<u8>, TransportError> {
         Ok(Vec::new())
-    }
-
-    fn release(&mut self, _slices: &[ChunkRange]) -> Result<(), TransportError> {
-        Ok(())
     }
 
     fn await_round(&mut self, _round: u32) -> Result<(), TransportError> {

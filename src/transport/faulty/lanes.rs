@@ -1,3 +1,5 @@
+//! The source's end.
+
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -5,54 +7,55 @@ use std::time::Duration;
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::faults::{FenceFault, LaneFaults, WriteFault, completed_with};
 use super::registration::FaultyRegistration;
-use super::{FenceFault, LaneFaults, WriteFault, completed_with};
 use crate::control::ControlChannel;
 use crate::memory::{GuestRam, PAGE_BYTES, PageRun};
+use crate::transport::error::TransportError;
+use crate::transport::lane::{Lane, Registration, Transport};
+use crate::transport::provider::SourceOffer;
+use crate::transport::rdma::RdmaProvider;
 use crate::transport::tcp::TcpLane;
-use crate::transport::{Lane, Registration, Transport, TransportChoice, TransportError, TransportKind};
 use crate::wire::Token;
 
 /// Faulty lanes before they are connected.
 #[derive(Debug)]
-pub(crate) struct FaultyOffer {
-    kind: TransportKind,
+pub(super) struct FaultyOffer {
+    scheme: &'static str,
     lanes: u8,
     faults: Arc<LaneFaults>,
 }
 
 impl FaultyOffer {
-    /// Lanes that pass for RDMA's, unless TCP is asked for by name.
-    pub(crate) fn new(choice: TransportChoice, lanes: u8, faults: Arc<LaneFaults>) -> Self {
-        let kind = match choice {
-            TransportChoice::Tcp => TransportKind::Tcp,
-            TransportChoice::Auto | TransportChoice::Rdma => TransportKind::Rdma,
-        };
-        Self { kind, lanes, faults }
+    pub(super) fn new(scheme: &'static str, lanes: u8, faults: Arc<LaneFaults>) -> Self {
+        Self { scheme, lanes, faults }
     }
+}
 
-    pub(crate) fn kind(&self) -> TransportKind {
-        self.kind
-    }
-
-    pub(crate) fn lanes(&self) -> u8 {
+impl SourceOffer for FaultyOffer {
+    fn lanes(&self) -> u8 {
         self.lanes
     }
 
-    pub(crate) fn connect(
-        self,
+    fn body(&self) -> Result<Vec<u8>, TransportError> {
+        Ok(Vec::new())
+    }
+
+    fn connect(
+        self: Box<Self>,
+        ready: &[u8],
         control: &ControlChannel,
-        token: Token,
         ram: &GuestRam,
-    ) -> Result<FaultyTransport, TransportError> {
-        let Self { kind, lanes, faults } = self;
+    ) -> Result<Box<dyn Transport>, TransportError> {
+        let Self { scheme, lanes, faults } = *self;
+        let token = Token(ready.try_into().expect("the faulty receiver says a token"));
         let registration =
             faults.registers.then(|| Arc::new(FaultyRegistration::new(ram.layout(), faults.clone())));
         let connect = |lane: u8| {
             let tcp = TcpLane::connect(control, lane, token, ram.clone())?;
             Ok(Box::new(FaultyLane {
                 index: lane.into(),
-                kind,
+                passes_for_rdma: scheme == RdmaProvider::SCHEME,
                 tcp,
                 ram: ram.clone(),
                 faults: faults.clone(),
@@ -64,22 +67,17 @@ impl FaultyOffer {
         let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
         // After that, so that the destination does not wait for TCP connections: it waits for none of RDMA's.
         faults.connect.strike()?;
-        Ok(FaultyTransport { kind, lanes, registration })
+        Ok(Box::new(FaultyTransport { lanes, registration }))
     }
 }
 
 #[derive(Debug)]
-pub(crate) struct FaultyTransport {
-    kind: TransportKind,
+struct FaultyTransport {
     lanes: Vec<Box<dyn Lane>>,
     registration: Option<Arc<FaultyRegistration>>,
 }
 
 impl Transport for FaultyTransport {
-    fn kind(&self) -> TransportKind {
-        self.kind
-    }
-
     fn via(&self) -> String {
         "lanes that fail as a test tells them to".into()
     }
@@ -94,7 +92,7 @@ impl Transport for FaultyTransport {
 #[derive(Debug)]
 struct FaultyLane {
     index: usize,
-    kind: TransportKind,
+    passes_for_rdma: bool,
     tcp: TcpLane,
     ram: GuestRam,
     faults: Arc<LaneFaults>,
@@ -191,23 +189,23 @@ impl FaultyLane {
     }
 
     /// What a device says of a peer that is not there any more: no answer, after all retries.
-    fn as_its_kind_says(&self, error: TransportError) -> TransportError {
-        match (self.kind, error) {
-            (TransportKind::Rdma, TransportError::Stream { lane, .. } | TransportError::Closed { lane }) => {
+    fn as_its_name_says(&self, error: TransportError) -> TransportError {
+        match error {
+            TransportError::Stream { lane, .. } | TransportError::Closed { lane } if self.passes_for_rdma => {
                 completed_with(lane, CompletionStatus::RetryExceeded)
             }
-            (_, error) => error,
+            error => error,
         }
     }
 }
 
 impl Lane for FaultyLane {
     fn write(&mut self, run: PageRun) -> Result<(), TransportError> {
-        self.try_write(run).map_err(|error| self.as_its_kind_says(error))
+        self.try_write(run).map_err(|error| self.as_its_name_says(error))
     }
 
     fn fence(&mut self, round: u32) -> Result<(), TransportError> {
-        self.try_fence(round).map_err(|error| self.as_its_kind_says(error))
+        self.try_fence(round).map_err(|error| self.as_its_name_says(error))
     }
 
     fn waited(&self) -> Duration {

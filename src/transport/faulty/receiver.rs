@@ -1,49 +1,22 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+//! The destination's end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sterna_rdma::RemoteKey;
 
-use super::Once;
+use super::faults::ReceiverFaults;
+use crate::transport::error::TransportError;
+use crate::transport::rdma::wire::{ChunkKey, Keys, Request};
+use crate::transport::receiver::{LaneConnections, LaneReceiver};
+use crate::transport::remains::{Leak, Remains};
 use crate::transport::tcp::TcpReceiver;
-use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
-use crate::wire::{ChunkKey, ChunkRange, LaneReady, Token};
-
-/// What goes wrong at the destination.
-#[derive(Debug, Default)]
-pub(crate) struct ReceiverFaults {
-    /// Guest RAM is not registered.
-    pub(crate) register: Once,
-    /// A round does not come to its end.
-    pub(crate) await_round: Once,
-    /// The device does not let go of a queue pair.
-    pub(crate) revoke: Once,
-    /// The device does not release memory after remote access was revoked.
-    pub(crate) release: Once,
-    /// How long to wait for the fences of a round; unless it is said, as long as in production.
-    patience: Option<Duration>,
-    /// Landings that are gone because a round did not come to its end, for whatever reason.
-    given_up: AtomicUsize,
-    /// The ends of lanes that a device did not let go of: the source can write on.
-    kept: Mutex<Vec<TcpReceiver>>,
-}
-
-impl ReceiverFaults {
-    /// None, but for fences that do not come within this time.
-    pub(crate) fn impatient(patience: Duration) -> Self {
-        Self { patience: Some(patience), ..Self::default() }
-    }
-
-    /// Whether anything went wrong, also by faults of the lanes. If it was a round, the lanes are closed by then, so that the source
-    /// cannot but notice.
-    pub(crate) fn has_struck(&self) -> bool {
-        self.given_up.load(Ordering::Relaxed) > 0 || self.register.has_struck() || self.revoke.has_struck()
-    }
-}
+use crate::wire::Token;
 
 /// A lane receiver of TCP lanes that passes for RDMA's.
 #[derive(Debug)]
-pub(crate) struct FaultyReceiver {
+pub(super) struct FaultyReceiver {
     tcp: TcpReceiver,
     faults: Arc<ReceiverFaults>,
     /// What is dropped behind the lanes, once a round did not come to its end.
@@ -61,7 +34,7 @@ impl Drop for GivenUp {
 }
 
 impl FaultyReceiver {
-    pub(crate) fn new(tcp: TcpReceiver, faults: Arc<ReceiverFaults>) -> Self {
+    pub(super) fn new(tcp: TcpReceiver, faults: Arc<ReceiverFaults>) -> Self {
         let tcp = match faults.patience {
             Some(patience) => tcp.with_patience(patience),
             None => tcp,
@@ -71,7 +44,7 @@ impl FaultyReceiver {
 }
 
 impl LaneReceiver for FaultyReceiver {
-    fn ready(&self) -> LaneReady {
+    fn ready(&self) -> Result<Vec<u8>, TransportError> {
         self.tcp.ready()
     }
 
@@ -83,14 +56,15 @@ impl LaneReceiver for FaultyReceiver {
         self.tcp.connect(connections)
     }
 
-    fn register(&mut self, chunks: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
-        self.faults.register.strike()?;
-        let key = |_: &ChunkRange| ChunkKey { address: 0, key: RemoteKey::from_raw(0) };
-        Ok(chunks.iter().map(key).collect())
-    }
-
-    fn release(&mut self, _slices: &[ChunkRange]) -> Result<(), TransportError> {
-        Ok(())
+    fn handle(&mut self, request: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
+        match Request::decode(request)? {
+            Request::Register(chunks) => {
+                self.faults.register.strike()?;
+                let key = ChunkKey { address: 0, key: RemoteKey::from_raw(0) };
+                Keys(vec![key; chunks.len()]).encode().map(Some)
+            }
+            Request::Release(_) => Ok(None),
+        }
     }
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
@@ -119,7 +93,6 @@ struct FaultyRemains(Arc<ReceiverFaults>);
 
 impl Remains for FaultyRemains {
     fn release(self: Box<Self>) -> Result<(), Leak> {
-        let error = || sterna_rdma::Error::RegionInUse;
-        self.0.release.strike().map_err(|_| Leak { bytes: 3 << 20, error: error() })
+        self.0.release.strike().map_err(|error| Leak { bytes: 3 << 20, error })
     }
 }

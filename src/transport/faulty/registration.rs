@@ -1,12 +1,15 @@
+//! Registration that can fail, of memory that needs none.
+
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::LaneFaults;
-use crate::control::ControlChannel;
+use super::faults::LaneFaults;
+use crate::control::{ControlChannel, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::RamLayout;
-use crate::transport::rdma::await_keys;
-use crate::transport::{Registration, TransportError};
-use crate::wire::{ChunkRange, Message};
+use crate::transport::error::TransportError;
+use crate::transport::lane::Registration;
+use crate::transport::rdma::wire::{ChunkRange, Keys, Request};
+use crate::transport::requests::{await_answer, send_request};
 
 /// Has guest RAM registered at both ends, each region as one chunk, before the lanes of a round write a page.
 #[derive(Debug)]
@@ -53,10 +56,10 @@ impl FaultyRegistration {
     }
 
     fn register(&self, control: &mut ControlChannel) -> Result<(), TransportError> {
-        control.send(&Message::RegisterChunks(self.chunks.clone()))?;
+        send_request(Request::Register(self.chunks.clone()).encode()?, control)?;
         // As the registrar does, with the answer on its way.
         self.faults.registration.strike()?;
-        await_keys(&self.chunks, control).map(drop)
+        Keys::decode(&await_answer("keys", STEP_MAX, control)?).map(drop)
     }
 }
 

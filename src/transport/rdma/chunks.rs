@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use sterna_rdma::{MemoryRegion, RemoteKey};
 
-use super::STALL_MAX;
+use super::bounds::STALL_MAX;
+use super::wire::ChunkRange;
 use crate::dirty::DirtyBitmap;
 use crate::memory::{PAGE_BYTES, RamLayout};
-use crate::transport::TransportError;
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
 
 mod chunking;
 mod coverage;

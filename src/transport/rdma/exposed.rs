@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
 use super::chunks::{is_of_blocks, parts_max};
+use super::wire::ChunkRange;
 use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
-use crate::transport::TransportError;
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
 
 /// The chunks, or parts of them, that a source may write to, and the rule for more: each lies in guest RAM,
 /// consists of whole blocks and shares no page with another; together they are within the budget, and there

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use sterna_rdma::{Completion, CompletionQueue, PostError, QueuePair, Transfer, WriteList};
 
+use super::bounds::STALL_MAX;
 use super::chunks::{Chunk, Chunks, contains};
-use super::{RdmaTuning, STALL_MAX};
+use super::tuning::RdmaTuning;
+use super::wire::ChunkRange;
 use crate::control::PeerLiveness;
 use crate::memory::{MemoryError, PAGE_BYTES, PageRun};
-use crate::transport::{Lane, TransportError};
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
+use crate::transport::lane::Lane;
 
 /// A queue pair that writes pages.
 pub(super) struct RdmaLane {

@@ -9,31 +9,25 @@
 //! Where less memory may be pinned than the guest has, the lower of what the two ends may pin is the budget: chunks are
 //! registered when a lane comes to them and deregistered, least recently used first, once nothing is on its way from them.
 
+mod bounds;
 mod chunks;
 mod exposed;
 mod lane;
 mod library;
 mod null;
+mod offer;
 mod path;
 mod pinning;
+mod provider;
 mod receiver;
 mod registrar;
 mod transport;
 mod tuning;
-
-use std::time::Duration;
+#[doc(hidden)]
+pub mod wire;
 
 pub use library::load_ahead;
 pub(crate) use null::NullRegions;
 pub use path::RdmaPath;
-pub(crate) use receiver::RdmaReceiver;
-#[cfg(test)]
-pub(in crate::transport) use registrar::await_keys;
-pub(crate) use transport::RdmaOffer;
+pub use provider::RdmaProvider;
 pub use tuning::RdmaTuning;
-
-/// How long a lane may make no progress at all. A lost link is noticed sooner, by the queue pair's own retries.
-const STALL_MAX: Duration = Duration::from_secs(30);
-
-/// How many fences of a lane may be on their way.
-const FENCES: u32 = 16;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::chunks::{BLOCK_PAGES, BatchSize, Chunks, contains};
+use super::wire::ChunkRange;
 use crate::dirty::DirtyBitmap;
 use crate::memory::{PageRun, RamLayout};
-use crate::transport::{Lane, TransportError};
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
+use crate::transport::lane::Lane;
 
 /// All of a guest's chunks, each without a region.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use sterna_rdma::{ConnectOptions, Device, Gid, GidChoice, Port};
 
 use super::library::library;
-use crate::transport::TransportError;
+use crate::transport::error::TransportError;
 
 /// A device, a port of it and an address on that port: from where RDMA starts on this host.
 #[derive(Clone, Debug)]

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
 use super::chunks::CHUNK_BYTES_MIN;
+use super::wire::ChunkRange;
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 use crate::preflight::{self, Memlock};
-use crate::transport::TransportError;
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
 
 /// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked
 /// for by name.

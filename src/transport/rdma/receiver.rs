@@ -1,3 +1,5 @@
+//! The destination's queue pairs.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +10,15 @@ use sterna_rdma::{
     ProtectionDomain, QueuePair,
 };
 
+use super::bounds::{FENCES, STALL_MAX};
 use super::exposed::ExposedRegions;
 use super::path::RdmaPath;
 use super::pinning::{pin_budget, register};
-use super::{FENCES, STALL_MAX};
+use super::wire::{ChunkKey, ChunkRange, Keys, Ready, Request};
 use crate::memory::GuestRam;
-use crate::transport::{LaneConnections, LaneReceiver, Leak, Remains, TransportError};
-use crate::wire::{ChunkKey, ChunkRange, LaneReady};
+use crate::transport::error::TransportError;
+use crate::transport::receiver::LaneReceiver;
+use crate::transport::remains::{Leak, Remains};
 
 /// The destination's queue pairs, and the chunks that the source may write to.
 pub(crate) struct RdmaReceiver {
@@ -80,30 +84,7 @@ impl RdmaReceiver {
         Ok(Self { lanes, completions, exposed, pin_max_bytes, revoke_time, domain, ram: ram.clone() })
     }
 
-    /// Notes a fence, and posts a receive for the next in its place.
-    fn take(&mut self, completion: &Completion) -> Result<(), TransportError> {
-        let number = completion.queue_pair;
-        let Some(lane) = self.lanes.iter().position(|lane| lane.queue_pair.number() == number) else {
-            return Ok(());
-        };
-        let kind = completion.result.map_err(|error| TransportError::Write { lane, error })?;
-        let CompletionKind::WriteImmediateReceived { immediate, .. } = kind else { return Ok(()) };
-        let end = &mut self.lanes[lane];
-        end.fenced = Some(immediate);
-        end.queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })
-    }
-}
-
-impl LaneReceiver for RdmaReceiver {
-    fn ready(&self) -> LaneReady {
-        let endpoints = self.lanes.iter().map(|lane| lane.queue_pair.local_endpoint()).collect();
-        LaneReady::Rdma { endpoints, pin_max_bytes: self.pin_max_bytes }
-    }
-
-    fn connect(&mut self, _connections: &dyn LaneConnections) -> Result<(), TransportError> {
-        Ok(())
-    }
-
+    /// Lets the source write to these chunks, if they lie in RAM and within the budget.
     fn register(&mut self, chunks: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
         self.exposed.check(chunks)?;
         let (domain, ram) = (&self.domain, &self.ram);
@@ -120,11 +101,39 @@ impl LaneReceiver for RdmaReceiver {
         Ok(keys)
     }
 
+    /// Takes these chunks back.
     fn release(&mut self, chunks: &[ChunkRange]) -> Result<(), TransportError> {
         for chunk in chunks {
             MemoryRegion::deregister(self.exposed.remove(chunk)?)?;
         }
         Ok(())
+    }
+
+    /// Notes a fence, and posts a receive for the next in its place.
+    fn take(&mut self, completion: &Completion) -> Result<(), TransportError> {
+        let number = completion.queue_pair;
+        let Some(lane) = self.lanes.iter().position(|lane| lane.queue_pair.number() == number) else {
+            return Ok(());
+        };
+        let kind = completion.result.map_err(|error| TransportError::Write { lane, error })?;
+        let CompletionKind::WriteImmediateReceived { immediate, .. } = kind else { return Ok(()) };
+        let end = &mut self.lanes[lane];
+        end.fenced = Some(immediate);
+        end.queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })
+    }
+}
+
+impl LaneReceiver for RdmaReceiver {
+    fn ready(&self) -> Result<Vec<u8>, TransportError> {
+        let endpoints = self.lanes.iter().map(|lane| lane.queue_pair.local_endpoint()).collect();
+        Ready { endpoints, pin_max_bytes: self.pin_max_bytes }.encode()
+    }
+
+    fn handle(&mut self, request: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
+        match Request::decode(request)? {
+            Request::Register(chunks) => Ok(Some(Keys(self.register(&chunks)?).encode()?)),
+            Request::Release(chunks) => self.release(&chunks).map(|()| None),
+        }
     }
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
@@ -182,7 +191,7 @@ impl Remains for RdmaRemains {
             let len_bytes = region.len_bytes() as u64;
             if let Err(error) = MemoryRegion::deregister(region) {
                 bytes += len_bytes;
-                first.get_or_insert(error);
+                first.get_or_insert(error.into());
             }
         }
         first.map_or(Ok(()), |error| Err(Leak { bytes, error }))

@@ -1,3 +1,5 @@
+//! Registration of memory at both ends, ahead of the lanes.
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,11 +11,13 @@ use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
 use super::chunks::{BLOCK_PAGES, BatchSize, Chunk, Chunks};
 use super::pinning::register;
-use crate::control::{ControlChannel, ControlError, STEP_MAX};
+use super::wire::{CHUNKS_MAX, ChunkKey, ChunkRange, Keys, Request};
+use crate::control::{ControlChannel, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, MappedSearch, PAGE_BYTES, PageRun, TouchedSearch};
-use crate::transport::{Registration, TransportError};
-use crate::wire::{CHUNKS_MAX, ChunkKey, ChunkRange, Message};
+use crate::transport::error::TransportError;
+use crate::transport::lane::Registration;
+use crate::transport::requests::{await_answer, send_request};
 
 /// How much is asked for at a time, and registered in parallel at either end: four of the largest chunks, or
 /// many small parts.
@@ -149,7 +153,7 @@ impl Registrar {
                     break;
                 }
                 size = BATCH;
-                control.send(&Message::RegisterChunks(batch.ranges.clone()))?;
+                send_request(Request::Register(batch.ranges.clone()).encode()?, control)?;
                 asked.push_back((batch.ranges, Instant::now()));
             }
             // Also when the round is over: the answers to what was asked are on their way.
@@ -180,7 +184,7 @@ impl Registrar {
             ranges.push(range);
         }
         for ranges in ranges.chunks(CHUNKS_MAX) {
-            control.send(&Message::ReleaseChunks(ranges.to_vec()))?;
+            send_request(Request::Release(ranges.to_vec()).encode()?, control)?;
         }
         Ok(())
     }
@@ -227,20 +231,17 @@ fn dirty_blocks(run: PageRun, dirty: &DirtyBitmap) -> impl Iterator<Item = Range
 }
 
 /// The destination's answer to what was asked to be registered.
-pub(in crate::transport) fn await_keys(
+pub(super) fn await_keys(
     ranges: &[ChunkRange],
     control: &mut ControlChannel,
 ) -> Result<Vec<ChunkKey>, TransportError> {
     let pages: u64 = ranges.iter().map(|range| range.pages).sum();
     // Fresh memory is zeroed as it is pinned; 16 MiB/s is slow for that.
     let limit = STEP_MAX + Duration::from_secs((pages * PAGE_BYTES) >> 24);
-    match control.receive("keys", Some(limit))? {
-        Message::ChunkKeys(keys) if keys.len() == ranges.len() => Ok(keys),
-        Message::ChunkKeys(_) => {
-            Err(TransportError::Disagreement("another number of keys than was asked for".into()))
-        }
-        Message::Abort(_, reason) => Err(TransportError::PeerGaveUp(reason)),
-        Message::LanesFailed(_, reason) => Err(TransportError::FailedThere(reason)),
-        other => Err(ControlError::Unexpected { expected: "keys", got: other.name() }.into()),
+    let Keys(keys) = Keys::decode(&await_answer("keys", limit, control)?)?;
+    if keys.len() == ranges.len() {
+        Ok(keys)
+    } else {
+        Err(TransportError::Disagreement("another number of keys than was asked for".into()))
     }
 }

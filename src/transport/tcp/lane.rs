@@ -1,53 +1,20 @@
+//! The source's end of one TCP stream.
+
 use std::fmt;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use zerocopy::IntoBytes;
 
-use super::{STALL_MAX, broken};
+use super::stall::{STALL_MAX, broken};
 use crate::control::{ControlChannel, tune};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, send_from};
-use crate::transport::{Lane, Registration, Transport, TransportError, TransportKind, count};
+use crate::transport::error::TransportError;
+use crate::transport::lane::Lane;
 use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
-
-/// Lanes that are TCP connections to the address of the control channel.
-#[derive(Debug)]
-pub(crate) struct TcpTransport {
-    peer: SocketAddr,
-    lanes: Vec<Box<dyn Lane>>,
-}
-
-impl TcpTransport {
-    /// Connects `lanes` lanes to the peer of `control`, each showing `token`. They end with it.
-    pub(crate) fn connect(
-        control: &ControlChannel,
-        lanes: u8,
-        token: Token,
-        ram: &GuestRam,
-    ) -> Result<Self, TransportError> {
-        let connect =
-            |lane| Ok(Box::new(TcpLane::connect(control, lane, token, ram.clone())?) as Box<dyn Lane>);
-        let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
-        Ok(Self { peer: control.peer_address(), lanes })
-    }
-}
-
-impl Transport for TcpTransport {
-    fn kind(&self) -> TransportKind {
-        TransportKind::Tcp
-    }
-
-    fn via(&self) -> String {
-        format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
-    }
-
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
-        (&mut self.lanes, None)
-    }
-}
 
 /// A connection that carries pages.
 pub(crate) struct TcpLane {

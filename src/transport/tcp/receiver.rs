@@ -1,3 +1,5 @@
+//! The destination's end of all TCP streams.
+
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
@@ -8,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::{STALL_MAX, broken};
+use super::stall::{STALL_MAX, broken};
 use crate::control::{PeerLiveness, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::panics::caught_or;
-use crate::transport::{LaneConnection, LaneConnections, LaneReceiver, Remains, TransportError};
-use crate::wire::{
-    ChunkKey, ChunkRange, FRAME_BYTES_MAX, LaneReady, PageFrame, RUNS_MAX, Token, WireError, WireRun,
-};
+use crate::transport::error::TransportError;
+use crate::transport::receiver::{LaneConnection, LaneConnections, LaneReceiver};
+use crate::transport::remains::Remains;
+use crate::wire::{FRAME_BYTES_MAX, PageFrame, RUNS_MAX, Token, WireError, WireRun};
 
 /// How long to sleep at most before it is looked whether the source is there.
 const NAP_MAX: Duration = Duration::from_millis(50);
@@ -88,8 +90,8 @@ impl TcpReceiver {
 }
 
 impl LaneReceiver for TcpReceiver {
-    fn ready(&self) -> LaneReady {
-        LaneReady::Tcp(self.token)
+    fn ready(&self) -> Result<Vec<u8>, TransportError> {
+        Ok(self.token.0.to_vec())
     }
 
     fn token(&self) -> Option<Token> {
@@ -115,14 +117,6 @@ impl LaneReceiver for TcpReceiver {
             }
         }
         Ok(())
-    }
-
-    fn register(&mut self, _slices: &[ChunkRange]) -> Result<Vec<ChunkKey>, TransportError> {
-        Err(TransportError::Disagreement("keys were asked for, which TCP lanes do not have".into()))
-    }
-
-    fn release(&mut self, _slices: &[ChunkRange]) -> Result<(), TransportError> {
-        Err(TransportError::Disagreement("keys were given back, which TCP lanes do not have".into()))
     }
 
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {

@@ -10,7 +10,9 @@ use sterna::destination::Receiver;
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{LimitsHandle, MigrationFailure, Options};
 use sterna::state::HostState;
-use sterna::transport::TransportChoice;
+use sterna::transport::Transports;
+use sterna::transport::rdma::RdmaProvider;
+use sterna::transport::tcp::TcpProvider;
 
 use super::guest::{BenchGuest, BenchHost, Content, Pages, Script};
 use crate::peers::compare::equal_files;
@@ -37,7 +39,11 @@ pub(crate) fn lane_rounds(setup: &Setup) -> usize {
 }
 
 /// Moves a guest with a log that lists all pages in some rounds and every second page in others.
-pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>) -> Result<Lanes, Failure> {
+pub(crate) fn lanes(
+    setup: &Setup,
+    transports: impl Into<Transports>,
+    lanes: Option<u8>,
+) -> Result<Lanes, Failure> {
     let rounds = lane_rounds(setup);
     let kinds = [Pages::All, Pages::EverySecond];
     let script = kinds.map(|kind| vec![kind; rounds]).concat();
@@ -47,7 +53,8 @@ pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>
     let limits = Limits { downtime, rounds_max: 1000, throttle_max_percent: 0, ..Limits::default() };
     let limits = LimitsHandle::new(limits);
     let heard = Heard::default();
-    let moved = migrate(setup, &guest, &Options { transport, lanes, limits, ..Options::default() }, &heard)?;
+    let options = Options { transports: transports.into(), lanes, limits, ..Options::default() };
+    let moved = migrate(setup, &guest, &options, &heard)?;
     // The first round registers the memory and touches it at the destination.
     let scripted = moved.report.rounds.get(1..=2 * rounds).unwrap_or_default();
     let mut scripted = scripted.chunks_exact(rounds);
@@ -69,7 +76,7 @@ pub(crate) fn lanes(setup: &Setup, transport: TransportChoice, lanes: Option<u8>
 /// GiB moved.
 pub(crate) fn own_cpu_s_per_gib(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Addresses)?;
-    let options = Options { transport: TransportChoice::Rdma, ..Options::default() };
+    let options = Options { transports: RdmaProvider::default().into(), ..Options::default() };
     let (mut own_s, mut moved_bytes) = (0.0, 0);
     while moved_bytes < PROFILED_BYTES_MIN {
         let moved = migrate_and(setup, &guest, &options, &Heard::default(), |migrate| {
@@ -91,7 +98,7 @@ const PROFILED_BYTES_MIN: u64 = 3 << 30;
 pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Zeros)?;
     let before = setup.device.sent_bytes_max()?;
-    let options = Options { transport: TransportChoice::Rdma, ..Options::default() };
+    let options = Options { transports: RdmaProvider::default().into(), ..Options::default() };
     migrate(setup, &guest, &options, &Heard::default())?;
     Ok((setup.device.sent_bytes_max()? - before) as f64 / 1e6)
 }
@@ -100,7 +107,7 @@ pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
 pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
     let guest = BenchGuest::new(ram_bytes, Content::Untouched)?.with_script(Script(Vec::new()));
     guest.touch(16 << 20)?;
-    let options = Options { transport: TransportChoice::Tcp, ..Options::default() };
+    let options = Options { transports: TcpProvider.into(), ..Options::default() };
     let (moved, _) =
         move_guest(IpAddr::V4(Ipv4Addr::LOCALHOST), &guest, &options, &Heard::default(), |migrate| {
             migrate()
@@ -109,7 +116,11 @@ pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
 }
 
 /// Moves a guest that writes as fast as it can. `throttle` allows slowing it.
-pub(crate) fn busy(setup: &Setup, transport: TransportChoice, throttle: bool) -> Result<Migration, Failure> {
+pub(crate) fn busy(
+    setup: &Setup,
+    transports: impl Into<Transports>,
+    throttle: bool,
+) -> Result<Migration, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Addresses)?.busy();
     let guest_mbps = guest.speed(Duration::from_secs(1));
     let defaults = Limits::default();
@@ -121,7 +132,8 @@ pub(crate) fn busy(setup: &Setup, transport: TransportChoice, throttle: bool) ->
     let heard = Heard::default();
     let cpu = || -> Result<_, Failure> { Ok((CpuTime::of_machine()?, CpuTime::of_this_process()?)) };
     let (machine_before, own_before) = cpu()?;
-    let options = Options { transport, limits: LimitsHandle::new(limits), ..Options::default() };
+    let (transports, limits) = (transports.into(), LimitsHandle::new(limits));
+    let options = Options { transports, limits, ..Options::default() };
     let moved = migrate(setup, &guest, &options, &heard)?;
     Ok(Migration {
         total_ms: moved.report.total_ms,
@@ -261,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_rounds_of_a_script_are_sent_and_all_memory_arrives() {
-        let lanes = lanes(&setup(), TransportChoice::Tcp, Some(2)).unwrap();
+        let lanes = lanes(&setup(), TcpProvider, Some(2)).unwrap();
         assert_eq!(lanes.lanes, 2);
         assert!(lanes.all_pages > 0.0 && lanes.every_second_page > 0.0);
     }

@@ -1,5 +1,5 @@
 use crate::memory::{PAGE_BYTES, RamLayout};
-use crate::wire::ChunkRange;
+use crate::transport::rdma::wire::ChunkRange;
 
 /// Pages in the largest chunks, where there is no budget: 64 MiB. Many small ones are slow to make.
 pub(super) const SLICE_PAGES: u64 = 16_384;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::chunking::Chunking;
 use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
 use crate::memory::RamLayout;
-use crate::wire::ChunkRange;
+use crate::transport::rdma::wire::ChunkRange;
 
 /// Pages that have one bit here: a word of the bitmap of dirty pages, 256 KiB of RAM. Whatever is registered
 /// is a number of these blocks, or ends with its region.

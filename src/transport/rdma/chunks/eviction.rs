@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Chunks, Slot, State, bytes_of, contains};
-use crate::wire::ChunkRange;
+use crate::transport::rdma::wire::ChunkRange;
 
 /// Parts in the order in which they go, each with its last use: those that the lanes have yet to come to
 /// last, and else the least recently used first. It is made for many evictions at once, and what has changed

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::coverage::{BLOCK_PAGES, blocks_of};
 use crate::memory::RamLayout;
-use crate::wire::ChunkRange;
+use crate::transport::rdma::wire::ChunkRange;
 
 /// Up to so many parts are cut out of a chunk. With more, whole gaps between parts are registered, one part a
 /// gap, so that a chunk ends with at most twice as many parts and one more.

@@ -6,8 +6,8 @@ use super::chunking::Chunking;
 use super::coverage::BLOCK_PAGES;
 use super::parts::cut;
 use super::{FindBlocks, State, contains};
-use crate::transport::TransportError;
-use crate::wire::ChunkRange;
+use crate::transport::error::TransportError;
+use crate::transport::rdma::wire::ChunkRange;
 
 /// Chunks of which something is to be registered, in the order in which lanes come to them. A chunk is looked
 /// at, and cut, when its turn comes.
