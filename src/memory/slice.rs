@@ -65,6 +65,22 @@ impl<'ram> GuestSlice<'ram> {
         }
     }
 
+    /// Copies bytes in, as a transport does at a destination. A vCPU that reads a word meanwhile sees the old or the new one.
+    ///
+    /// # Panics
+    /// If `from` has another length than the slice: a mistake of the caller, never of a peer.
+    pub fn copy_from(&self, from: &[u8]) {
+        assert_eq!(from.len(), self.len, "copy of another length");
+        let words = self.start.as_ptr().cast::<u64>();
+        for (index, from) in from.as_chunks::<{ size_of::<u64>() }>().0.iter().enumerate() {
+            // SAFETY: there is a chunk for each word of the slice, so the index is below `len / 8`.
+            let address = unsafe { words.add(index) };
+            // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them. The mapping is writable, as
+            // whoever made the slice has promised of one that is received into.
+            unsafe { address.write_volatile(u64::from_ne_bytes(*from)) };
+        }
+    }
+
     /// Whether every byte is zero. Stops at the first 64 bytes that are not.
     #[must_use]
     pub fn is_zero(&self) -> bool {
@@ -90,6 +106,23 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use crate::memory::{GuestRam, PageRun};
+
+    #[test]
+    fn bytes_that_are_copied_in_come_out_again_and_the_neighbours_stay() {
+        let memory: GuestMemoryMmap<()> =
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 3 * 4096)]).unwrap();
+        let ram = GuestRam::from_vm_memory(&memory).unwrap();
+        let page = ram.slice(PageRun { region: 0, first_page: 1, pages: 1 }).unwrap();
+        let bytes: Vec<u8> = (0..=u8::MAX).cycle().skip(1).take(4096).collect();
+        page.copy_from(&bytes);
+        let mut all = vec![0; 3 * 4096];
+        memory.read_slice(&mut all, GuestAddress(0)).unwrap();
+        assert_eq!(all[4096..8192], bytes);
+        assert!(all[..4096].iter().chain(&all[8192..]).all(|&byte| byte == 0));
+        let mut out = vec![0; 4096];
+        page.copy_to(&mut out);
+        assert_eq!(out, bytes);
+    }
 
     #[test]
     fn one_byte_anywhere_makes_a_page_not_zero() {
