@@ -52,7 +52,7 @@
 //! | [`saved_state`] | the saved state of vCPUs and devices in transit |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
 //! | [`handover`], [`state`], [`lock`] | who owns the VM, the host's durable records, and an arbiter |
-//! | [`preflight`] | what this machine has, and how to fix what it lacks |
+//! | `host` | what this host lets the lanes have: memory to use and to lock |
 //! | [`verify`] | whether the memory that arrived is the source's |
 //! | [`progress`] | events of a migration, and its report |
 
@@ -69,11 +69,12 @@ pub mod error_code;
 mod faults;
 pub mod guest;
 pub mod handover;
+#[doc(hidden)]
+pub mod host;
 pub mod image;
 pub mod lock;
 pub mod memory;
 mod panics;
-pub mod preflight;
 pub mod progress;
 pub mod sampling;
 pub mod saved_state;

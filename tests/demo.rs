@@ -5,7 +5,7 @@ mod common;
 
 use common::{BUSY, ENDLESS, Host, PATIENT, machine_word, wait_until};
 use serde_json::Value;
-use sterna::preflight;
+use sterna::host;
 
 /// Runs the command with `--json`; asserts that it succeeded and that its report is complete and sound.
 #[track_caller]
@@ -99,7 +99,7 @@ fn a_guest_with_a_small_working_set_does_not_send_what_it_never_touched() {
 fn a_guest_with_ram_above_the_hole_below_4_gib_moves() {
     // Most of the RAM is never touched, and so costs next to nothing.
     let needed_bytes = 5 << 30;
-    if preflight::available_memory_bytes().is_none_or(|available| available < needed_bytes) {
+    if host::available_memory_bytes().is_none_or(|available| available < needed_bytes) {
         println!("skipped: this machine has less than 5 GiB of memory available");
         return;
     }

@@ -10,8 +10,8 @@ use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_ioctls::{Kvm, VmFd};
 use memmap2::{MmapOptions, MmapRaw};
 use sterna::dirty::{DirtyBitmap, DirtyError, DirtyLog, KvmLog, KvmSlot};
+use sterna::host::{KvmAccess, kvm_access};
 use sterna::memory::{GuestRam, RamLayout, RegionLayout, Runs};
-use sterna::preflight::{KvmAccess, kvm_access};
 use writer::Writer;
 
 const MIB: u64 = 1 << 20;

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::thread;
 
 use common::{BUSY, ENDLESS, Host, Process, in_a_lab, moves_away_from, runs_on};
-use sterna::preflight::{self, KvmAccess};
+use sterna::host::{self, KvmAccess};
 use sterna::transport::rdma::RdmaPath;
 use sterna::wire::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
 
@@ -254,7 +254,7 @@ impl Unprivileged {
     /// `None` if this process cannot make one.
     fn new() -> Option<Self> {
         let ours = fs::metadata("/proc/self").expect("there is a /proc").uid();
-        if ours != 0 && preflight::kvm_access() != KvmAccess::Denied {
+        if ours != 0 && host::kvm_access() != KvmAccess::Denied {
             println!("skipped: only root can take the permission for /dev/kvm away");
             return None;
         }
@@ -300,7 +300,7 @@ fn dropped_to_nobody(program: &Path) -> Command {
 #[test]
 fn kvm_that_may_not_be_used() {
     let Some(host) = Unprivileged::new() else { return };
-    let reason = match preflight::kvm_access() {
+    let reason = match host::kvm_access() {
         KvmAccess::Missing => "no /dev/kvm on this host",
         _ => "no permission to open /dev/kvm",
     };

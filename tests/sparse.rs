@@ -12,8 +12,8 @@ use sterna::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
+use sterna::host::available_memory_bytes;
 use sterna::memory::GuestRam;
-use sterna::preflight::available_memory_bytes;
 use sterna::progress::Event;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{LimitsHandle, Options, migrate};

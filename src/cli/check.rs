@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use sterna::host::KvmAccess;
+
+use crate::cli::preflight::{Check, KvmCapabilities, Outcome, Readings, Transports, judge};
 use clap::Args;
 use kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
-use sterna::preflight::{Check, KvmAccess, KvmCapabilities, Outcome, Readings, Transports, judge};
 
 use super::exit::Exit;
 use super::output::outln;

@@ -12,8 +12,8 @@ use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
+use sterna::host;
 use sterna::memory::GuestRam;
-use sterna::preflight;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::wire::Refusal;
 use sterna_vmm::{
@@ -263,7 +263,7 @@ impl GuestHost for MachineHost {
             return Err(Refusal::Incompatible("its description speaks of other RAM than it offers".into()));
         }
         let available_bytes =
-            [self.memory_max_bytes, preflight::available_memory_bytes()].into_iter().flatten().min();
+            [self.memory_max_bytes, host::available_memory_bytes()].into_iter().flatten().min();
         if let Some(available_bytes) = available_bytes.filter(|&available| available < needed_bytes) {
             return Err(Refusal::Memory { needed_bytes, available_bytes });
         }

@@ -33,6 +33,7 @@ mod limits;
 mod machine;
 mod migrate;
 mod output;
+mod preflight;
 mod progress;
 mod protocol;
 mod receive;

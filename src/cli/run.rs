@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use sterna::host;
 use sterna::lock::Lock;
-use sterna::preflight;
 use sterna::state::GuestClaim;
 use sterna::transport::rdma::load_ahead;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
@@ -120,8 +120,8 @@ impl MachineChoice {
         match self {
             Self::Kvm => (MachineKind::Kvm, None),
             Self::Synthetic => (MachineKind::Synthetic, None),
-            Self::Auto => match preflight::kvm_access() {
-                preflight::KvmAccess::Usable => (MachineKind::Kvm, None),
+            Self::Auto => match host::kvm_access() {
+                host::KvmAccess::Usable => (MachineKind::Kvm, None),
                 unusable => (
                     MachineKind::Synthetic,
                     Some(format!("no KVM guest, a synthetic one instead: {unusable}")),

@@ -19,7 +19,7 @@ mod witness;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use sterna::preflight::{self, KvmAccess};
+use sterna::host::{KvmAccess, kvm_access};
 use sterna_vmm::MachineKind;
 
 pub(crate) use go_between::go_between;
@@ -56,7 +56,7 @@ pub(crate) const BUSY: &str = "--dirty-rate=10000";
 /// A real guest if KVM is usable, else a synthetic one.
 pub(crate) fn machine_kind() -> MachineKind {
     static KIND: OnceLock<MachineKind> = OnceLock::new();
-    *KIND.get_or_init(|| match preflight::kvm_access() {
+    *KIND.get_or_init(|| match kvm_access() {
         KvmAccess::Usable => MachineKind::Kvm,
         unusable => {
             println!("the guests of this test are synthetic: {unusable}");

@@ -9,8 +9,8 @@ mod system;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use crate::cli::preflight::{Firewall, Netdev, RdmaDevice, Readings, rdma_devices};
 use clap::{Args, Subcommand};
-use sterna::preflight::{Firewall, Netdev, RdmaDevice, Readings, rdma_devices};
 
 use self::plan::{Facts, Plan, Removal, Step};
 use self::status::DeviceStatus;

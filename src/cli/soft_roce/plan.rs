@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use sterna::preflight::{ModuleState, Netdev, RdmaDevice, Readings};
+use crate::cli::preflight::{ModuleState, Netdev, RdmaDevice, Readings};
 use thiserror::Error;
 
 /// The input of the decisions.

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::cli::preflight::{NetworkReadings, RdmaDevice};
 use serde::Serialize;
-use sterna::preflight::{NetworkReadings, RdmaDevice};
 
 /// The reported status of a device.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -26,18 +26,18 @@ pub(super) struct DeviceStatus {
 impl DeviceStatus {
     pub(super) fn of(device: &RdmaDevice, network: &NetworkReadings) -> Self {
         let port = device.ports.first();
-        let gid = port.and_then(sterna::preflight::RdmaPort::roce_gid);
+        let gid = port.and_then(crate::cli::preflight::RdmaPort::roce_gid);
         let netdev_name = device.soft_roce_on.clone().unwrap_or_default();
         let netdev = network.netdev(&netdev_name);
         Self {
             name: device.name.clone(),
             netdev_mtu_bytes: netdev.map(|netdev| netdev.mtu_bytes),
-            roce_mtu_bytes: netdev.map(sterna::preflight::Netdev::roce_mtu_bytes),
+            roce_mtu_bytes: netdev.map(crate::cli::preflight::Netdev::roce_mtu_bytes),
             netdev: netdev_name,
             state: port.map_or_else(|| "without a port".to_owned(), |port| port.state.clone()),
             gid_index: gid.map(|gid| gid.index),
             address: gid.map(|gid| IpAddr::V6(gid.address).to_canonical()),
-            ready: gid.is_some() && port.is_some_and(sterna::preflight::RdmaPort::active),
+            ready: gid.is_some() && port.is_some_and(crate::cli::preflight::RdmaPort::active),
         }
     }
 }

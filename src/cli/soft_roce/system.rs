@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
+use crate::cli::preflight::{RdmaDevice, program, rdma_devices};
 use serde::Deserialize;
-use sterna::preflight::{RdmaDevice, program, rdma_devices};
 use thiserror::Error;
 
 use super::plan::{Facts, Holder, Step};

@@ -5,8 +5,9 @@ use sterna_rdma::{Access, MemoryRegion, ProtectionDomain};
 
 use super::chunks::CHUNK_BYTES_MIN;
 use super::wire::ChunkRange;
+use crate::host::{self, Memlock};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
-use crate::preflight::{self, Memlock};
+
 use crate::transport::error::TransportError;
 
 /// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked
@@ -73,10 +74,10 @@ pub(super) fn pin_budget(
     let least = if by_name { CHUNK_BYTES_MIN } else { WORTHWHILE_BYTES };
     let queues_bytes = lanes as u64 * queue_bytes(requests);
     let host = Host {
-        memlock: preflight::memlock(),
+        memlock: host::memlock(),
         queues_bytes,
-        available_bytes: preflight::available_memory_bytes(),
-        resident_bytes: preflight::resident_memory_bytes(),
+        available_bytes: host::available_memory_bytes(),
+        resident_bytes: host::resident_memory_bytes(),
         huge_bytes: huge_bytes(ram),
     };
     host.budget(ram.layout().total_bytes(), pin_max_bytes, least)

@@ -1,6 +1,6 @@
-use sterna::preflight::{
-    NetworkReadings, Packages, Platform, Privileges, RdmaPort, RdmaReadings, VerbsLibrary,
-};
+use sterna::host::Privileges;
+
+use crate::cli::preflight::{NetworkReadings, Packages, Platform, RdmaPort, RdmaReadings, VerbsLibrary};
 
 use super::*;
 

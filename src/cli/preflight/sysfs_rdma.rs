@@ -1,52 +1,52 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::tree::Tree;
+use sterna::host::Tree;
 
 /// An RDMA device as the kernel shows it in `/sys/class/infiniband`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RdmaDevice {
+pub(crate) struct RdmaDevice {
     /// Its name, such as `mlx5_0` or `rxe0`.
-    pub name: String,
+    pub(crate) name: String,
     /// For a soft-RoCE device, the network interface that it is made on.
-    pub soft_roce_on: Option<String>,
+    pub(crate) soft_roce_on: Option<String>,
     /// Whether it speaks iWARP, which uses another kind of connection than Sterna's.
-    pub iwarp: bool,
+    pub(crate) iwarp: bool,
     /// The name of its file in `/dev/infiniband`, such as `uverbs0`; None without the kernel module
     /// `ib_uverbs`.
-    pub verbs_file: Option<String>,
+    pub(crate) verbs_file: Option<String>,
     /// Its ports.
-    pub ports: Vec<RdmaPort>,
+    pub(crate) ports: Vec<RdmaPort>,
 }
 
 /// A port of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RdmaPort {
+pub(crate) struct RdmaPort {
     /// Its number, from 1.
-    pub number: u8,
+    pub(crate) number: u8,
     /// Its state in the kernel's term, such as `ACTIVE` or `DOWN`.
-    pub state: String,
+    pub(crate) state: String,
     /// Whether its link is InfiniBand, addressed by LID; else it is Ethernet (RoCE), addressed by GID.
-    pub infiniband: bool,
+    pub(crate) infiniband: bool,
     /// The network interface behind it.
-    pub netdev: Option<String>,
+    pub(crate) netdev: Option<String>,
     /// Its table of GIDs, without the empty entries.
-    pub gids: Vec<Gid>,
+    pub(crate) gids: Vec<Gid>,
 }
 
 /// An entry of a port's table of GIDs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gid {
+pub(crate) struct Gid {
     /// Its index in the table.
-    pub index: u32,
+    pub(crate) index: u32,
     /// The address.
-    pub address: Ipv6Addr,
+    pub(crate) address: Ipv6Addr,
     /// Whether it is a RoCE version 2 address, which travels in UDP; else version 1 or InfiniBand.
-    pub roce_v2: bool,
+    pub(crate) roce_v2: bool,
 }
 
 /// Whether the kernel has a module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ModuleState {
+pub(crate) enum ModuleState {
     /// Loaded or built in.
     Present,
     /// A file that `modprobe` will load.
@@ -61,11 +61,11 @@ pub enum ModuleState {
 
 /// The RDMA devices of this machine.
 #[must_use]
-pub fn rdma_devices() -> Vec<RdmaDevice> {
+pub(crate) fn rdma_devices() -> Vec<RdmaDevice> {
     read_devices(&Tree::machine())
 }
 
-pub(super) fn read_devices(tree: &Tree) -> Vec<RdmaDevice> {
+pub(crate) fn read_devices(tree: &Tree) -> Vec<RdmaDevice> {
     tree.names("sys/class/infiniband").into_iter().map(|name| RdmaDevice::read(tree, name)).collect()
 }
 
@@ -114,14 +114,14 @@ impl RdmaPort {
 
     /// Whether it can carry traffic now.
     #[must_use]
-    pub fn active(&self) -> bool {
+    pub(crate) fn active(&self) -> bool {
         self.state == "ACTIVE"
     }
 
     /// The GID for a RoCE connection: version 2, an IPv4 address before a routed IPv6 one; a link-local one
     /// does not count.
     #[must_use]
-    pub fn roce_gid(&self) -> Option<Gid> {
+    pub(crate) fn roce_gid(&self) -> Option<Gid> {
         let mut usable = self.gids.iter().filter(|gid| gid.roce_v2 && !gid.link_local());
         let first = usable.clone().next().copied();
         usable.find(|gid| gid.ipv4().is_some()).copied().or(first)
@@ -138,7 +138,7 @@ impl Gid {
 
     /// The IPv4 address, if the entry maps one.
     #[must_use]
-    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+    pub(crate) fn ipv4(&self) -> Option<Ipv4Addr> {
         self.address.to_ipv4_mapped()
     }
 
@@ -149,7 +149,7 @@ impl Gid {
 
 impl ModuleState {
     /// The state of `rdma_rxe`.
-    pub(super) fn of_soft_roce(tree: &Tree, devices: &[RdmaDevice]) -> Self {
+    pub(crate) fn of_soft_roce(tree: &Tree, devices: &[RdmaDevice]) -> Self {
         const FILE: &str = "/rdma_rxe.ko";
         let modules = format!("lib/modules/{}", tree.text("proc/sys/kernel/osrelease").unwrap_or_default());
         let lists = |list: &str| tree.text(format!("{modules}/{list}")).map(|text| text.contains(FILE));

@@ -1,57 +1,32 @@
-use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, ErrorKind};
+use sterna::host::{KvmAccess, Tree};
 
-use super::tree::Tree;
 use super::{Check, Outcome, Platform};
 
 /// The readings of KVM.
 #[derive(Clone, Debug, Default)]
-pub struct KvmReadings {
+pub(crate) struct KvmReadings {
     /// Whether `/dev/kvm` opens.
-    pub access: KvmAccess,
+    pub(crate) access: KvmAccess,
     /// KVM's answers about itself. They take ioctls, which the VMM makes:
     /// [`Readings::take`](super::Readings::take) leaves None, and the VMM fills it in to have them judged.
-    pub capabilities: Option<KvmCapabilities>,
+    pub(crate) capabilities: Option<KvmCapabilities>,
     /// The processor's flag for hardware virtualisation: `vmx` or `svm`. None on processors other than x86.
-    pub hardware: Option<&'static str>,
+    pub(crate) hardware: Option<&'static str>,
     /// Whether the processor is an x86, on which the flag is meaningful.
-    pub x86: bool,
-}
-
-/// Whether `/dev/kvm` opens for this process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum KvmAccess {
-    /// For reading and writing.
-    Usable,
-    /// The file does not exist.
-    #[default]
-    Missing,
-    /// The file exists, but this process may not open it.
-    Denied,
-    /// The file exists, but has no driver.
-    NoDriver,
-    /// It did not open for another reason, with the system's message.
-    Other(String),
+    pub(crate) x86: bool,
 }
 
 /// KVM's answers about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvmCapabilities {
+pub(crate) struct KvmCapabilities {
     /// `KVM_GET_API_VERSION`: 12 since Linux 2.6.22.
-    pub api_version: i32,
+    pub(crate) api_version: i32,
     /// The flags of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`: 0 before Linux 5.1, 1 before 5.7, 3 since.
-    pub manual_dirty_log_protect: i32,
-}
-
-/// Opens `/dev/kvm` and closes it.
-#[must_use]
-pub fn kvm_access() -> KvmAccess {
-    KvmAccess::read(&Tree::machine())
+    pub(crate) manual_dirty_log_protect: i32,
 }
 
 impl KvmReadings {
-    pub(super) fn read(tree: &Tree) -> Self {
+    pub(crate) fn read(tree: &Tree) -> Self {
         let cpuinfo = tree.text("proc/cpuinfo").unwrap_or_default();
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
         Self {
@@ -65,39 +40,7 @@ impl KvmReadings {
     }
 }
 
-impl KvmAccess {
-    fn read(tree: &Tree) -> Self {
-        match OpenOptions::new().read(true).write(true).open(tree.path("dev/kvm")) {
-            Ok(_) => Self::Usable,
-            Err(error) => Self::of(&error),
-        }
-    }
-
-    fn of(error: &io::Error) -> Self {
-        const ENXIO: i32 = 6;
-        const ENODEV: i32 = 19;
-        match (error.kind(), error.raw_os_error()) {
-            (ErrorKind::NotFound, _) => Self::Missing,
-            (ErrorKind::PermissionDenied, _) => Self::Denied,
-            (_, Some(ENXIO | ENODEV)) => Self::NoDriver,
-            _ => Self::Other(error.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for KvmAccess {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Usable => formatter.write_str("/dev/kvm opens"),
-            Self::Missing => formatter.write_str("/dev/kvm does not exist"),
-            Self::Denied => formatter.write_str("this user may not open /dev/kvm"),
-            Self::NoDriver => formatter.write_str("/dev/kvm has no driver behind it"),
-            Self::Other(reason) => write!(formatter, "/dev/kvm does not open: {reason}"),
-        }
-    }
-}
-
-pub(super) fn judge(kvm: &KvmReadings, platform: &Platform) -> Vec<Check> {
+pub(crate) fn judge(kvm: &KvmReadings, platform: &Platform) -> Vec<Check> {
     let mut checks = vec![judge_access(kvm, platform)];
     if kvm.access == KvmAccess::Usable {
         checks.extend(kvm.capabilities.map(judge_dirty_log));

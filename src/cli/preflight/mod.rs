@@ -13,37 +13,40 @@ mod rdma;
 mod sysfs_rdma;
 #[cfg(test)]
 mod tests;
-mod tree;
 
 use serde::Serialize;
 
-pub use kvm::{KvmAccess, KvmCapabilities, KvmReadings, kvm_access};
-pub use memory::{Memlock, MemoryReadings, available_memory_bytes, memlock, resident_memory_bytes};
-pub use network::{Firewall, Netdev, NetworkReadings};
-pub use platform::{Packages, Platform, Privileges, program};
-pub use rdma::{RdmaReadings, Transports, VerbsDevice, VerbsLibrary};
-pub use sysfs_rdma::{Gid, ModuleState, RdmaDevice, RdmaPort, rdma_devices};
+pub(crate) use kvm::{KvmCapabilities, KvmReadings};
+pub(crate) use memory::MemoryReadings;
+pub(crate) use network::{Firewall, Netdev, NetworkReadings};
+#[cfg(test)]
+pub(crate) use platform::Packages;
+pub(crate) use platform::{Platform, program};
+#[cfg(test)]
+pub(crate) use rdma::VerbsLibrary;
+pub(crate) use rdma::{RdmaReadings, Transports};
+pub(crate) use sysfs_rdma::{ModuleState, RdmaDevice, RdmaPort, rdma_devices};
 
-use tree::Tree;
+use sterna::host::Tree;
 
 /// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     /// The check, as `group.name`. Does not change between releases; checks of several devices may share an
     /// id.
-    pub id: &'static str,
+    pub(crate) id: &'static str,
     /// The outcome.
-    pub outcome: Outcome,
+    pub(crate) outcome: Outcome,
     /// The finding, in a sentence.
-    pub found: String,
+    pub(crate) found: String,
     /// The command that fixes a lack, or a sentence if no command can. None if nothing lacks.
-    pub remedy: Option<String>,
+    pub(crate) remedy: Option<String>,
 }
 
 impl Check {
     /// The part of the id before the dot.
     #[must_use]
-    pub fn group(&self) -> &'static str {
+    pub(crate) fn group(&self) -> &'static str {
         self.id.split_once('.').map_or(self.id, |(group, _)| group)
     }
 
@@ -59,7 +62,7 @@ impl Check {
 /// The outcome of a check, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// As it should be.
     Pass,
     /// Worth knowing; nothing that was set up is broken.
@@ -72,23 +75,23 @@ pub enum Outcome {
 
 /// All readings of a machine.
 #[derive(Clone, Debug, Default)]
-pub struct Readings {
+pub(crate) struct Readings {
     /// Distribution, kernel, privileges of this process.
-    pub platform: Platform,
+    pub(crate) platform: Platform,
     /// `/dev/kvm`.
-    pub kvm: KvmReadings,
+    pub(crate) kvm: KvmReadings,
     /// Memory and its limits.
-    pub memory: MemoryReadings,
+    pub(crate) memory: MemoryReadings,
     /// Network interfaces.
-    pub network: NetworkReadings,
+    pub(crate) network: NetworkReadings,
     /// RDMA devices, as the kernel and the verbs library list them.
-    pub rdma: RdmaReadings,
+    pub(crate) rdma: RdmaReadings,
 }
 
 impl Readings {
     /// Reads this machine. What cannot be read counts as absent.
     #[must_use]
-    pub fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let tree = Tree::machine();
         Self {
             platform: Platform::read(&tree),
@@ -102,7 +105,7 @@ impl Readings {
 
 /// Judges the readings.
 #[must_use]
-pub fn judge(readings: &Readings) -> Vec<Check> {
+pub(crate) fn judge(readings: &Readings) -> Vec<Check> {
     let mut checks = kvm::judge(&readings.kvm, &readings.platform);
     checks.extend(memory::judge(readings));
     checks.extend(rdma::judge(readings));

@@ -1,37 +1,37 @@
-use super::tree::Tree;
 use super::{Check, Outcome, Readings};
+use sterna::host::Tree;
 
 /// The readings of network interfaces.
 #[derive(Clone, Debug, Default)]
-pub struct NetworkReadings {
+pub(crate) struct NetworkReadings {
     /// All interfaces of this network namespace, by name.
-    pub netdevs: Vec<Netdev>,
+    pub(crate) netdevs: Vec<Netdev>,
     /// The interface of the default route.
-    pub default_netdev: Option<String>,
+    pub(crate) default_netdev: Option<String>,
     /// The active firewall manager, if any.
-    pub firewall: Option<Firewall>,
+    pub(crate) firewall: Option<Firewall>,
 }
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Netdev {
+pub(crate) struct Netdev {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The largest packet it sends, in bytes.
-    pub mtu_bytes: u32,
+    pub(crate) mtu_bytes: u32,
     /// Whether it is set up (`ip link set … up`).
-    pub up: bool,
+    pub(crate) up: bool,
     /// Whether it is up and has a link.
-    pub carrier: bool,
+    pub(crate) carrier: bool,
     /// Whether it is a loopback interface.
-    pub loopback: bool,
+    pub(crate) loopback: bool,
     /// Whether it is a VLAN on another interface.
-    pub vlan: bool,
+    pub(crate) vlan: bool,
 }
 
 /// A manager of firewall rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Firewall {
+pub(crate) enum Firewall {
     /// firewalld.
     Firewalld,
     /// Uncomplicated Firewall.
@@ -39,7 +39,7 @@ pub enum Firewall {
 }
 
 impl NetworkReadings {
-    pub(super) fn read(tree: &Tree) -> Self {
+    pub(crate) fn read(tree: &Tree) -> Self {
         Self {
             netdevs: tree
                 .names("sys/class/net")
@@ -53,7 +53,7 @@ impl NetworkReadings {
 
     /// The interface of this name.
     #[must_use]
-    pub fn netdev(&self, name: &str) -> Option<&Netdev> {
+    pub(crate) fn netdev(&self, name: &str) -> Option<&Netdev> {
         self.netdevs.iter().find(|netdev| netdev.name == name)
     }
 }
@@ -80,7 +80,7 @@ impl Netdev {
     /// The RoCE MTU that fits: the largest of 256, 512, … 4096 bytes that leaves 80 bytes of the interface's
     /// MTU for headers (Linux, drivers/infiniband/sw/rxe).
     #[must_use]
-    pub fn roce_mtu_bytes(&self) -> u32 {
+    pub(crate) fn roce_mtu_bytes(&self) -> u32 {
         let room = self.mtu_bytes.saturating_sub(80);
         [4096, 2048, 1024, 512].into_iter().find(|mtu| *mtu <= room).unwrap_or(256)
     }
@@ -97,7 +97,7 @@ impl Firewall {
 
     /// The command that opens UDP port 4791, the port of RoCE version 2.
     #[must_use]
-    pub fn open_roce_port(self) -> &'static str {
+    pub(crate) fn open_roce_port(self) -> &'static str {
         match self {
             Self::Firewalld => "firewall-cmd --add-port=4791/udp",
             Self::Ufw => "ufw allow 4791/udp",
@@ -131,7 +131,7 @@ fn read_default_route(tree: &Tree) -> Option<String> {
     version_4.min().or_else(|| version_6.min()).map(|(_, name)| name)
 }
 
-pub(super) fn judge(readings: &Readings) -> Vec<Check> {
+pub(crate) fn judge(readings: &Readings) -> Vec<Check> {
     let mut checks = vec![judge_default_route(&readings.network)];
     let roce = readings.rdma.devices.iter().flat_map(|device| &device.ports).any(|port| !port.infiniband);
     if roce {

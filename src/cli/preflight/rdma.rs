@@ -2,25 +2,25 @@ use serde::Serialize;
 use sterna_rdma::{Device, Error, Library};
 
 use super::sysfs_rdma::{ModuleState, RdmaDevice, RdmaPort, read_devices};
-use super::tree::Tree;
 use super::{Check, Outcome, Readings, program};
+use sterna::host::Tree;
 
 /// The readings of RDMA.
 #[derive(Clone, Debug, Default)]
-pub struct RdmaReadings {
+pub(crate) struct RdmaReadings {
     /// The devices as the kernel lists them.
-    pub devices: Vec<RdmaDevice>,
+    pub(crate) devices: Vec<RdmaDevice>,
     /// The verbs library, and the devices as it lists them.
-    pub library: VerbsLibrary,
+    pub(crate) library: VerbsLibrary,
     /// The kernel module of soft-RoCE.
-    pub soft_roce_module: ModuleState,
+    pub(crate) soft_roce_module: ModuleState,
     /// Whether iproute2's program `rdma`, which makes soft-RoCE devices, is installed.
-    pub rdma_program: bool,
+    pub(crate) rdma_program: bool,
 }
 
 /// The verbs library, libibverbs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum VerbsLibrary {
+pub(crate) enum VerbsLibrary {
     /// It does not load: the message of the loader or the library.
     Missing(String),
     /// It loads and lists these devices.
@@ -35,29 +35,29 @@ impl Default for VerbsLibrary {
 
 /// A device as the verbs library lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerbsDevice {
+pub(crate) struct VerbsDevice {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// The active MTU in bytes of each port by number, or why the device does not open.
-    pub active_mtus: Result<Vec<(u8, u32)>, String>,
+    pub(crate) active_mtus: Result<Vec<(u8, u32)>, String>,
 }
 
 /// Which ways of moving a guest work on this machine. TCP always does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Transports {
+pub(crate) struct Transports {
     /// Hardware devices that are ready.
-    pub rdma: Vec<String>,
+    pub(crate) rdma: Vec<String>,
     /// Soft-RoCE devices that are ready.
-    pub soft_roce: Vec<String>,
+    pub(crate) soft_roce: Vec<String>,
     /// Always true.
-    pub tcp: bool,
+    pub(crate) tcp: bool,
 }
 
 impl Transports {
     /// Judges the readings. A device is ready if the library opens it and one of its ports could carry a
     /// connection.
     #[must_use]
-    pub fn of(readings: &Readings) -> Self {
+    pub(crate) fn of(readings: &Readings) -> Self {
         let ready = |soft: bool| {
             let devices = readings.rdma.devices.iter();
             devices
@@ -70,7 +70,7 @@ impl Transports {
 }
 
 impl RdmaReadings {
-    pub(super) fn read(tree: &Tree) -> Self {
+    pub(crate) fn read(tree: &Tree) -> Self {
         let devices = read_devices(tree);
         Self {
             library: read_library(),
@@ -116,7 +116,7 @@ fn port_ready(port: &RdmaPort) -> bool {
     port.active() && (port.infiniband || port.roce_gid().is_some())
 }
 
-pub(super) fn judge(readings: &Readings) -> Vec<Check> {
+pub(crate) fn judge(readings: &Readings) -> Vec<Check> {
     let rdma = &readings.rdma;
     let mut checks = vec![judge_library(readings)];
     for device in &rdma.devices {

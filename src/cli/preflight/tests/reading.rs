@@ -77,8 +77,8 @@ fn a_control_group_that_is_slowed_down_above_a_limit_has_no_more_than_that() {
 fn memory_in_use_is_what_a_process_has_itself_and_shares() {
     let status = "VmRSS:  70 kB\nRssAnon:\t  10 kB\nRssFile:  40 kB\nRssShmem:    20 kB\n";
     let (_folder, tree) = machine(&[("proc/self/status", status)]);
-    assert_eq!(memory::read_resident(&tree), 30 << 10);
-    assert_eq!(memory::read_resident(&machine(&[]).1), 0);
+    assert_eq!(sterna::host::read_resident(&tree), 30 << 10);
+    assert_eq!(sterna::host::read_resident(&machine(&[]).1), 0);
 }
 
 #[test]

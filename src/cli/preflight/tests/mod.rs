@@ -2,6 +2,11 @@
 
 mod reading;
 
+use sterna::host::{KvmAccess, Memlock, Privileges};
+
+use super::platform::Packages;
+use super::rdma::{VerbsDevice, VerbsLibrary};
+use super::sysfs_rdma::Gid;
 use super::*;
 
 /// A machine that lacks nothing: KVM by hardware, memory, a soft-RoCE device on eth0.

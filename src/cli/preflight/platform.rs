@@ -1,26 +1,26 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use super::tree::{Tree, field};
+use sterna::host::{Privileges, Tree};
 
 /// The facts that remedies depend on: distribution, kernel, privileges.
 #[derive(Clone, Debug, Default)]
-pub struct Platform {
+pub(crate) struct Platform {
     /// As `uname -r` prints it.
-    pub kernel_release: String,
+    pub(crate) kernel_release: String,
     /// `ID` of `/etc/os-release`, such as `debian`.
-    pub distribution: String,
+    pub(crate) distribution: String,
     /// The distribution's package tool.
-    pub packages: Packages,
+    pub(crate) packages: Packages,
     /// Whether this process is in a container (a PID namespace other than the machine's).
-    pub container: bool,
+    pub(crate) container: bool,
     /// The privileges of this process.
-    pub privileges: Privileges,
+    pub(crate) privileges: Privileges,
 }
 
 /// The package tools that remedies name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Packages {
+pub(crate) enum Packages {
     /// Debian, Ubuntu.
     Apt,
     /// Fedora, Red Hat Enterprise Linux and its derivatives.
@@ -34,22 +34,8 @@ pub enum Packages {
     Other,
 }
 
-/// The relevant capabilities of this process. All are false in a user namespace, which grants them in
-/// appearance only: the kernel requires them in the initial user namespace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Privileges {
-    /// Effective user id 0.
-    pub root: bool,
-    /// `CAP_NET_ADMIN`: make network interfaces and RDMA devices.
-    pub net_admin: bool,
-    /// `CAP_IPC_LOCK`: lock memory past the limit.
-    pub ipc_lock: bool,
-    /// `CAP_SYS_MODULE`: load kernel modules.
-    pub sys_module: bool,
-}
-
 impl Platform {
-    pub(super) fn read(tree: &Tree) -> Self {
+    pub(crate) fn read(tree: &Tree) -> Self {
         let release = tree.text("etc/os-release").unwrap_or_default();
         let distribution = release_field(&release, "ID");
         let like = release_field(&release, "ID_LIKE");
@@ -64,13 +50,13 @@ impl Platform {
 
     /// The command, with `sudo` unless this process is root.
     #[must_use]
-    pub fn as_root(&self, command: &str) -> String {
+    pub(crate) fn as_root(&self, command: &str) -> String {
         if self.privileges.root { command.to_owned() } else { format!("sudo {command}") }
     }
 
     /// The command that installs the verbs library and its drivers.
     #[must_use]
-    pub fn install_verbs(&self) -> String {
+    pub(crate) fn install_verbs(&self) -> String {
         self.install(match self.packages {
             Packages::Apt => "libibverbs1 ibverbs-providers",
             Packages::Dnf => "libibverbs",
@@ -81,13 +67,13 @@ impl Platform {
 
     /// The command that installs `ip` and `rdma`.
     #[must_use]
-    pub fn install_iproute(&self) -> String {
+    pub(crate) fn install_iproute(&self) -> String {
         self.install(if self.packages == Packages::Dnf { "iproute" } else { "iproute2" })
     }
 
     /// How to get the kernel module `rdma_rxe` for a kernel that lacks it.
     #[must_use]
-    pub fn install_soft_roce_module(&self) -> String {
+    pub(crate) fn install_soft_roce_module(&self) -> String {
         let kernel = &self.kernel_release;
         if self.container {
             return format!(
@@ -133,30 +119,12 @@ impl Packages {
     }
 }
 
-impl Privileges {
-    pub(super) fn read(tree: &Tree) -> Self {
-        let status = tree.text("proc/self/status").unwrap_or_default();
-        // Real, effective, saved, file system.
-        let root = field(&status, "Uid").and_then(|ids| ids.split_whitespace().nth(1)) == Some("0");
-        let effective =
-            field(&status, "CapEff").and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
-        let holds = |bit: u32| in_initial_user_namespace(tree) && effective >> bit & 1 == 1;
-        // Bits of linux/capability.h.
-        Self { root, net_admin: holds(12), ipc_lock: holds(14), sys_module: holds(16) }
-    }
-}
-
 /// A container has a PID namespace of its own; the initial one has a fixed number (Linux,
 /// include/linux/proc_ns.h). Files such as `/.dockerenv` also exist in virtual machines made from a
 /// container's image.
 fn in_container(tree: &Tree) -> bool {
     const INITIAL: &str = "pid:[4026531836]";
     fs::read_link(tree.path("proc/self/ns/pid")).is_ok_and(|namespace| namespace != Path::new(INITIAL))
-}
-
-/// The initial user namespace maps all ids to themselves.
-fn in_initial_user_namespace(tree: &Tree) -> bool {
-    tree.text("proc/self/uid_map").is_none_or(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 fn release_field(release: &str, key: &str) -> String {
@@ -167,7 +135,7 @@ fn release_field(release: &str, key: &str) -> String {
 /// The path of the program `name`: in `PATH`, or in the administrator's folders that an ordinary user's
 /// `PATH` omits.
 #[must_use]
-pub fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let folders =
         env::split_paths(&path).chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from));
