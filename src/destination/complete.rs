@@ -4,7 +4,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::arriving::Arriving;
-use super::switch::micros;
 use crate::control::ControlChannel;
 use crate::guest::{DestinationGuest, RunOutcome, heartbeat_of};
 use crate::panics::{Panicked, caught};
@@ -78,3 +77,8 @@ const DONE_MAX: Duration = Duration::from_secs(2);
 
 /// How long to look for the guest's first heartbeat.
 const FIRST_BEAT_MAX: Duration = Duration::from_secs(4);
+
+/// A time on the wire.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -7,12 +7,12 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::arriving::Arriving;
-use super::complete::Running;
+use super::complete::{Running, micros};
 use super::error::ReceiveError;
 use super::fill::{Filled, Filling};
 use super::options::Options;
 use super::pending::ArrivalPhase;
-use super::takeover::Hold;
+use super::takeover::{Heard, Hold};
 use crate::control::ControlChannel;
 use crate::guest::{DestinationGuest, GuestError, RunOutcome};
 use crate::handover::{DestinationAction, DestinationEvent, HandoverError};
@@ -49,25 +49,25 @@ impl<'attempt, G: DestinationGuest> Filled<'attempt, G> {
 }
 
 /// What the handover's answers are carried out with.
-pub(super) struct Switch<'attempt, 'control, G> {
-    pub(super) arriving: Arriving<'attempt, G>,
+struct Switch<'attempt, 'control, G> {
+    arriving: Arriving<'attempt, G>,
     filling: Filling,
     /// The connection of the attempt, or the latest on which its source came again.
-    pub(super) control: &'control mut ControlChannel,
-    pub(super) reconnects: &'control mpsc::Receiver<Reconnect>,
+    control: &'control mut ControlChannel,
+    reconnects: &'control mpsc::Receiver<Reconnect>,
     completion: Completion,
     /// The source was lost, and the guest is held.
-    pub(super) hold: Option<Hold>,
+    hold: Option<Hold>,
     /// A connection on which the source asks what became of its guest.
-    pub(super) asking: Option<ControlChannel>,
+    asking: Option<ControlChannel>,
     /// When GO came.
-    pub(super) go: Instant,
+    go: Instant,
     /// What the VMM said when the guest was to start.
     started: RunOutcome,
 }
 
 impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
-    pub(super) fn new(
+    fn new(
         arriving: Arriving<'attempt, G>,
         filling: Filling,
         (control, reconnects): (&'control mut ControlChannel, &'control mpsc::Receiver<Reconnect>),
@@ -86,7 +86,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
     }
 
     /// Does what the handover wants done, until the guest runs or is given up.
-    pub(super) fn run(&mut self, mut action: DestinationAction) -> Result<(), ReceiveError> {
+    fn run(&mut self, mut action: DestinationAction) -> Result<(), ReceiveError> {
         loop {
             action = match action {
                 DestinationAction::Revoke => {
@@ -144,10 +144,10 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
 
     /// Tells the source that all is in place, on the connection on which it waits; returns what it makes of that.
     fn await_go(&mut self) -> Result<DestinationEvent, ReceiveError> {
-        if let Some(asking) = self.asking.take() {
-            if let Some(message) = self.answer_asking(asking) {
-                return self.heard(message);
-            }
+        if let Some(asking) = self.asking.take()
+            && let Some(message) = self.answer_asking(asking)
+        {
+            return self.heard(message);
         }
         if self.hold.is_none() {
             let attempt_id = self.arriving.handover.attempt_id();
@@ -160,10 +160,31 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
             let told = self.control.send(&Message::Prepared(attempt_id, self.completion));
             match told.and_then(|()| self.control.receive("GO", Some(patience))) {
                 Ok(message) => return self.heard(message),
-                Err(error) => self.hold(prepared, error),
+                Err(error) => self.hold = Some(Hold::new(prepared, error, self.arriving.options)),
             }
         }
         self.await_takeover()
+    }
+
+    /// The source was lost, and the guest is held: waits for it, or for the operator's word.
+    fn await_takeover(&mut self) -> Result<DestinationEvent, ReceiveError> {
+        let Some(mut hold) = self.hold.take() else { return Err(HandoverError::OtherAction.into()) };
+        match hold.wait(self.control, self.reconnects, self.arriving.options) {
+            Some(Heard::Message(message)) => self.heard(message),
+            Some(Heard::Reconnect(control, message)) => {
+                *self.control = control;
+                self.heard(message)
+            }
+            Some(Heard::Question(control, attempt_id)) => {
+                (self.asking, self.hold) = (Some(control), Some(hold));
+                Ok(DestinationEvent::Asked(attempt_id))
+            }
+            Some(Heard::Fenced) => {
+                self.go = Instant::now();
+                Ok(DestinationEvent::Fenced)
+            }
+            None => Err(hold.into_error()),
+        }
     }
 
     /// What a source says on the connection on which it asked; `None` if it is lost again.
@@ -183,7 +204,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
     }
 
     /// What the source's word means; with GO the lock is taken, which the source gave up before it sent that.
-    pub(super) fn heard(&mut self, message: Message) -> Result<DestinationEvent, ReceiveError> {
+    fn heard(&mut self, message: Message) -> Result<DestinationEvent, ReceiveError> {
         self.go = Instant::now();
         match message {
             Message::Go(attempt_id) => {
@@ -213,11 +234,6 @@ const GO_MAX: Duration = Duration::from_secs(60);
 
 /// How long to wait for GO from a source that has come anew.
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
-
-/// A time on the wire.
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
 
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,15 @@
-//! A guest that is ready and whose source is lost or slow: it may have been given away, so it is held.
+//! A guest that is ready and whose source is lost or slow: the source may have given it away, so it is held.
 
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::ReceiveError;
+use super::options::Options;
 use super::pending::ArrivalPhase;
-use super::switch::Switch;
-use crate::control::ControlError;
-use crate::guest::DestinationGuest;
-use crate::handover::DestinationEvent;
-use crate::session::TICK;
-use crate::wire::Message;
+use crate::control::{ControlChannel, ControlError};
+use crate::session::{Reconnect, TICK};
+use crate::wire::{AttemptId, Message};
 
 /// How a guest is held.
 #[derive(Debug)]
@@ -24,59 +22,75 @@ pub(super) struct Hold {
     connected: bool,
 }
 
-impl<G: DestinationGuest> Switch<'_, '_, G> {
-    /// Holds the guest, which was ready at that time, after its source was lost in this way.
-    pub(super) fn hold(&mut self, prepared: Instant, error: ControlError) {
-        let held = self.arriving.options.takeover_timeout;
+/// What ends a wait for the source, or interrupts it.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// The source, on the connection that it has.
+    Message(Message),
+    /// The source, on a new connection.
+    Reconnect(ControlChannel, Message),
+    /// The source asks what became of its guest, and awaits the answer.
+    Question(ControlChannel, AttemptId),
+    /// The operator's word that the source is fenced.
+    Fenced,
+}
+
+impl Hold {
+    /// Holds a guest, which was ready at that time, after its source was lost in this way.
+    pub(super) fn new(prepared: Instant, error: ControlError, options: &Options) -> Self {
+        let held = options.takeover_timeout;
         let until = prepared + held;
         tracing::warn!("the source is lost, the guest is ready and held for {} s: {error}", held.as_secs());
-        let lock = self.arriving.options.lock.clone();
-        self.arriving.options.pending.set(ArrivalPhase::Kept { until }, lock);
+        options.pending.set(ArrivalPhase::Kept { until }, options.lock.clone());
         let connected = matches!(error, ControlError::Timeout { .. });
-        self.hold = Some(Hold { until, held, error, connected });
+        Self { until, held, error, connected }
     }
 
     /// Waits for the source, on the connection that it has if that still stands, and on new ones; or for the operator's word.
-    pub(super) fn await_takeover(&mut self) -> Result<DestinationEvent, ReceiveError> {
-        let pending = self.arriving.options.pending.clone();
-        let Some(mut hold) = self.hold.take() else { return Ok(DestinationEvent::Failed) };
+    pub(super) fn wait(
+        &mut self,
+        control: &mut ControlChannel,
+        reconnects: &mpsc::Receiver<Reconnect>,
+        Options { pending, .. }: &Options,
+    ) -> Option<Heard> {
         loop {
-            let left = hold.until.saturating_duration_since(Instant::now());
+            let left = self.until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let Hold { held, error, .. } = hold;
-                return Err(ReceiveError::NoGo { held, error });
+                return None;
             }
-            match self.reconnects.recv_timeout(left.min(TICK)) {
-                Ok(reconnect) => {
+            match reconnects.recv_timeout(left.min(TICK)) {
+                Ok(Reconnect { control, message }) => {
                     pending.contradict();
-                    if let Message::Ask(attempt_id) = reconnect.message {
-                        (self.asking, self.hold) = (Some(reconnect.control), Some(hold));
-                        return Ok(DestinationEvent::Asked(attempt_id));
-                    }
-                    *self.control = reconnect.control;
-                    return self.heard(reconnect.message);
+                    return Some(match message {
+                        Message::Ask(attempt_id) => Heard::Question(control, attempt_id),
+                        message => Heard::Reconnect(control, message),
+                    });
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 // Nothing accepts any more; the operator's word may still come.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
             }
-            if hold.connected {
-                match self.control.receive("GO", Some(left.min(TICK))) {
+            if self.connected {
+                match control.receive("GO", Some(left.min(TICK))) {
                     Ok(message) => {
                         pending.contradict();
-                        return self.heard(message);
+                        return Some(Heard::Message(message));
                     }
                     Err(ControlError::Timeout { .. }) => {}
-                    Err(_) => hold.connected = false,
+                    Err(_) => self.connected = false,
                 }
             }
             // A connection that stands is a sign of life: its keepalives come every second.
-            if hold.connected {
+            if self.connected {
                 pending.contradict();
             } else if pending.take_word() {
-                self.go = Instant::now();
-                return Ok(DestinationEvent::Fenced);
+                return Some(Heard::Fenced);
             }
         }
+    }
+
+    /// Why the guest is given up in the end.
+    pub(super) fn into_error(self) -> ReceiveError {
+        ReceiveError::NoGo { held: self.held, error: self.error }
     }
 }

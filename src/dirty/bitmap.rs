@@ -1,14 +1,12 @@
-use std::convert::Infallible;
-use std::iter::repeat;
-use std::ops::Range;
+//! Which pages of guest RAM are dirty.
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use super::part::{DirtyPart, PART_STRIPES};
-use super::stripes::STRIPE_WORDS;
-use super::words::Words;
-use super::{DirtyError, DirtyLog};
+use super::error::DirtyError;
+use super::log::DirtyLog;
+use super::part::PART_STRIPES;
+use super::region::DirtyRegion;
 use crate::memory::RamLayout;
 
 /// Which pages of guest RAM are dirty, region by region: the engine's only bitmap.
@@ -81,110 +79,13 @@ impl DirtyBitmap {
     }
 }
 
-/// One bit for each page of a region, in the layout of `KVM_GET_DIRTY_LOG`, and above it one bit for each
-/// word.
-///
-/// The upper level makes a round with few dirty pages cheap: neither scanning nor clearing reads words that
-/// are zero, which are most of the words. It takes a 64th of their size.
-#[derive(Clone, Debug)]
-pub struct DirtyRegion {
-    pages: u64,
-    words: Words,
-    /// For each stripe, which of its words are not zero.
-    nonzero: Vec<u64>,
-    count: u64,
-}
-
-impl DirtyRegion {
-    fn new(pages: u64) -> Self {
-        let words = usize::try_from(pages.div_ceil(64)).expect("RAM that is mapped here fits usize");
-        let stripes = words.div_ceil(STRIPE_WORDS);
-        Self { pages, words: Words::zeroed(words), nonzero: vec![0; stripes], count: 0 }
-    }
-
-    /// How many pages the region has.
-    #[must_use]
-    pub fn pages(&self) -> u64 {
-        self.pages
-    }
-
-    /// The bits, bit 0 of word 0 being the region's first page. Bits past the last page are never set.
-    #[must_use]
-    pub fn words(&self) -> &[u64] {
-        &self.words
-    }
-
-    /// For each stripe, which of its words are not zero.
-    pub(crate) fn nonzero(&self) -> &[u64] {
-        &self.nonzero
-    }
-
-    /// How many pages are dirty.
-    #[must_use]
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
-    /// Marks pages dirty. Pages past the region's end are ignored.
-    pub fn mark(&mut self, pages: Range<u64>) {
-        self.whole(|all| all.edit(pages, |word, bits| word | bits));
-    }
-
-    /// Marks pages clean.
-    pub fn unmark(&mut self, pages: Range<u64>) {
-        self.whole(|all| all.edit(pages, |word, bits| word & !bits));
-    }
-
-    /// Marks the pages dirty that are set in `bits`, the region's word `word`. Pages past the region's end
-    /// are ignored.
-    pub fn mark_word(&mut self, word: usize, bits: u64) {
-        self.whole(|all| all.mark_word(word, bits));
-    }
-
-    /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word
-    /// `first_word`.
-    pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
-        self.whole(|all| all.mark_words(first_word, words));
-    }
-
-    /// Has the workers of the current pool mark the region's parts, each of this many
-    /// [stripes](super::Stripe); the last part takes the remainder too. The caller's thread marks a region of
-    /// a single part.
-    ///
-    /// # Errors
-    /// That of the first part that fails. Marks made before stay.
-    pub fn mark_parts<E: Send>(
-        &mut self,
-        stripes: impl IntoIterator<Item = usize>,
-        mark: impl Fn(usize, &mut DirtyPart<'_>) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
-        let (added, result) = all.each(stripes, mark);
-        self.count = self.count.wrapping_add(added);
-        result
-    }
-
-    fn whole(&mut self, mark: impl FnOnce(&mut DirtyPart<'_>)) {
-        let mut all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
-        mark(&mut all);
-        self.count = self.count.wrapping_add(all.added());
-    }
-
-    fn clear(&mut self) {
-        let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
-        let cleared = all.each(repeat(PART_STRIPES), |_, part| {
-            part.clear();
-            Ok::<_, Infallible>(())
-        });
-        debug_assert_eq!(cleared, (0, Ok(())));
-        self.count = 0;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use proptest::prelude::*;
 
+    use super::super::stripe::STRIPE_WORDS;
     use super::*;
     use crate::memory::RegionLayout;
 
@@ -204,7 +105,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Change {
-        RecordKind(Range<u64>),
+        Mark(Range<u64>),
         Unmark(Range<u64>),
         MarkWords(usize, Vec<u64>),
         Clear,
@@ -215,7 +116,7 @@ mod tests {
         let word = prop_oneof![4 => Just(0), 1 => Just(u64::MAX), 1 => any::<u64>()];
         let words = (0..90usize, prop::collection::vec(word, 0..60));
         prop_oneof![
-            4 => pages().prop_map(Change::RecordKind),
+            4 => pages().prop_map(Change::Mark),
             4 => pages().prop_map(Change::Unmark),
             4 => words.prop_map(|(first, words)| Change::MarkWords(first, words)),
             1 => Just(Change::Clear),
@@ -234,7 +135,7 @@ mod tests {
             let mut list = vec![false; 12_000];
             for change in changes {
                 match change {
-                    Change::RecordKind(pages) => {
+                    Change::Mark(pages) => {
                         region.mark(pages.clone());
                         pages.for_each(|page| list[usize::try_from(page).unwrap()] = true);
                     }

@@ -15,9 +15,11 @@ use kvm_bindings::{
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
+use super::error::DirtyError;
 use super::guarded::GuardedWords;
-use super::stripes::{STRIPE_PAGES, STRIPE_WORDS};
-use super::{DirtyError, DirtyLog, DirtyRegion};
+use super::log::DirtyLog;
+use super::region::DirtyRegion;
+use super::stripe::{STRIPE_PAGES, STRIPE_WORDS};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 
 // Linux, Documentation/virt/kvm/api.rst.

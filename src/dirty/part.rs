@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::stripes::STRIPE_WORDS;
+use super::stripe::STRIPE_WORDS;
 
 /// Stripes of RAM that justify a worker of their own: 64 GiB, with a bitmap of 2 MiB.
 pub(super) const PART_STRIPES: usize = 4096;

@@ -1,7 +1,7 @@
 //! Prefetching the words of a bitmap into the cache.
 #![expect(unsafe_code, reason = "the processor's prefetch instruction has no safe name in stable Rust")]
 
-use super::stripes::STRIPE_WORDS;
+use super::stripe::STRIPE_WORDS;
 
 /// Words in a cache line.
 const LINE_WORDS: usize = 8;

@@ -6,8 +6,10 @@ use sterna_bitmap::SoftwareBitmap;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
+use super::error::DirtyError;
+use super::log::DirtyLog;
 use super::part::PART_STRIPES;
-use super::{DirtyError, DirtyLog, DirtyRegion};
+use super::region::DirtyRegion;
 
 /// The log of the VMM's own threads, which write through `vm-memory`: its bitmap marks each page they touch.
 ///

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rayon::prelude::*;
 
-use super::ImageDigest;
+use super::digest::ImageDigest;
 use super::extents::{BLOCK_BYTES, next_extent, region_of};
 use crate::digest::{self, BLOCK_PAGES, Digest, digest_of_zeros};
 use crate::memory::{PAGE_BYTES, PageRun, RamLayout};

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::thread;
 
 use super::blocks::image_digest;
+use super::digest::ImageDigest;
+use super::error::StoreError;
 use super::extents::BLOCK_BYTES;
-use super::store::Partial;
-use super::{ImageDigest, Store, StoreError};
+use super::store::{Partial, Store};
 use crate::control::ControlChannel;
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use super::blocks::{digests, image_digest};
+use super::digest::ImageDigest;
+use super::error::{SendError, SendFailure};
 use super::extents::{BLOCK_BYTES, Content, region_of};
-use super::{ImageDigest, SendError, SendFailure};
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};

@@ -12,8 +12,8 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
 
-use super::StoreError;
 use super::blocks::digests;
+use super::error::StoreError;
 use super::extents::gaps;
 use super::folder::{Folder, is_file};
 use crate::digest::Digest;

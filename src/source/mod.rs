@@ -18,6 +18,8 @@ mod durable_handover;
 mod error;
 mod fallback;
 mod give_up;
+mod hash_paused;
+mod hash_running;
 mod laps;
 mod limits_handle;
 mod migration;
@@ -30,7 +32,6 @@ mod steering;
 mod switch;
 mod throttle;
 mod verdict;
-mod verify_source;
 
 use std::time::Instant;
 

@@ -204,7 +204,7 @@ fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<(), Recei
         });
         let error = ControlError::Timeout { awaited: "GO", limit: GO_MAX };
         let mut switch = Switch::new(arriving, filling(&ram, last), (&mut control, &coming));
-        switch.hold(Instant::now(), error);
+        switch.hold = Some(Hold::new(Instant::now(), error, &options));
         let result = switch.run(DestinationAction::SendPrepared);
         assert_eq!(word.join().unwrap(), WordOutcome::Contradicted);
         result

@@ -1,10 +1,10 @@
-//! Comparing RAM, the source's part: while the guest runs, and the rest while it is paused.
+//! Comparing RAM while the guest runs, the source's part.
 
 use std::time::{Duration, Instant};
 
 use super::error::MigrationFailure;
-use super::migration::{Connected, Migration};
-use super::pages::Pages;
+use super::hash_paused::hashing_max;
+use super::migration::Migration;
 use super::precopy::Precopy;
 use crate::control::STEP_MAX;
 use crate::digest::BLOCK_PAGES;
@@ -74,52 +74,4 @@ fn await_checked(link: &mut Link) -> Result<u64, MigrationFailure> {
         Message::Checked(equal) => Ok(equal.into()),
         other => Err(unexpected("CHECKED", link.attempt_id, other).into()),
     }
-}
-
-impl Pages {
-    /// Of a paused guest: hashes what remains to be, and sends the digests; returns how many blocks the destination has digests of.
-    pub(super) fn send_digests(
-        &self,
-        Migration { options, .. }: Migration<'_>,
-        Connected { link, .. }: &mut Connected,
-    ) -> Result<u64, MigrationFailure> {
-        if options.verify == Verify::Off {
-            return Ok(0);
-        }
-        let rest = self.digests.unsettled();
-        for part in rest.chunks(PAUSED_CHUNK_BLOCKS) {
-            options.cancel.check()?;
-            let digests = link.pool.install(|| self.digests.hash(&link.ram, part))?;
-            link.control.send(&Message::BlockDigests(BlockDigests { now: false, digests }))?;
-        }
-        Ok(self.digests.len() as u64)
-    }
-
-    /// How many blocks were hashed while the guest was paused, and how many before.
-    pub(super) fn blocks_hashed(&self, verify: Verify) -> (u64, u64) {
-        match verify {
-            Verify::Off => (0, 0),
-            Verify::Final | Verify::Full => {
-                let paused = self.digests.unsettled().len() as u64;
-                (paused, self.digests.len() as u64 - paused)
-            }
-        }
-    }
-}
-
-/// How long the destination may take to compare all of its RAM.
-pub(super) fn verify_max(link: &Link, verify: Verify) -> Duration {
-    match verify {
-        Verify::Off => Duration::ZERO,
-        Verify::Final | Verify::Full => hashing_max(link.ram.layout().total_bytes()),
-    }
-}
-
-/// How many blocks of a paused guest are hashed between two looks at whether the migration was cancelled: 1 GiB of RAM, so that
-/// workers are seldom idle at the end of it.
-const PAUSED_CHUNK_BLOCKS: usize = 512;
-
-/// 16 MiB/s is slow for hashing.
-fn hashing_max(bytes: u64) -> Duration {
-    Duration::from_secs(bytes >> 24)
 }
