@@ -1,5 +1,5 @@
-//! A thread that accepts connections while a guest arrives or is held: the attempt's own source may come again, and other sources get
-//! an answer.
+//! A thread that accepts connections while a guest arrives or is held: the attempt's own source may
+//! reconnect, and other sources get an answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender, sync_channel};
@@ -9,14 +9,14 @@ use crate::panics::Panicked;
 use crate::session::{AttemptRoute, Listener, Reconnect, TICK};
 use crate::wire::AttemptId;
 
-/// Accepts connections for as long as `work` takes, which gets those of the source of this attempt.
+/// Accepts connections for as long as `work` runs; `work` receives those of this attempt's source.
 pub(super) fn with_acceptor<T>(
     listener: &Listener,
     attempt_id: AttemptId,
     work: impl FnOnce(&mpsc::Receiver<Reconnect>) -> T,
 ) -> T {
     let closed = AtomicBool::new(false);
-    // One at a time: a source has no reason to come twice at once.
+    // One at a time: a source has no reason for two connections at once.
     let (reconnects, coming) = sync_channel(1);
     let attempt = listener.attempt(attempt_id);
     thread::scope(|scope| {
@@ -25,7 +25,8 @@ pub(super) fn with_acceptor<T>(
             let _close = CloseOnDrop(&closed);
             work(&coming)
         };
-        // Joined here, or the scope would panic with it, and the guest that may run by now would be lost.
+        // Joined in this place: a panic would otherwise end the scope, and with it a guest that may already
+        // run.
         if let Err(panic) = keeper.join() {
             let Panicked(text) = panic.into();
             tracing::error!("sources that came meanwhile got no answer: a defect of sterna: {text}");
@@ -34,7 +35,7 @@ pub(super) fn with_acceptor<T>(
     })
 }
 
-/// Also if the work panics: the scope waits for the thread.
+/// Ends the thread, also if the work panics: the scope waits for the thread.
 struct CloseOnDrop<'acceptor>(&'acceptor AtomicBool);
 
 impl Drop for CloseOnDrop<'_> {

@@ -1,4 +1,4 @@
-//! What goes through all steps of an arrival, and how it is given up in any of them.
+//! The context of all steps of an arrival, and the way to give it up in any step.
 
 use super::durable_handover::DurableHandover;
 use super::error::ReceiveError;
@@ -11,7 +11,7 @@ use crate::handover::{DestinationAction, DestinationEvent, DestinationState};
 use crate::progress::Observer;
 use crate::wire::Message;
 
-/// A guest on its way, and what ends with its attempt.
+/// A guest on its way, and the resources of its attempt.
 pub(super) struct Arriving<'attempt, G> {
     pub(super) guest: G,
     pub(super) lanes: LaneEnds,
@@ -28,13 +28,13 @@ impl<G: DestinationGuest> Arriving<'_, G> {
         guest::discard(self.guest);
     }
 
-    /// After a failure: gives the guest up, if it may be given up, and tells the source.
+    /// After a failure: gives the guest up, if the handover allows that, and reports to the source.
     pub(super) fn give_up(mut self, control: &mut ControlChannel, error: ReceiveError) -> ReceiveError {
         self.lanes.take_access_away();
-        // What is registered keeps its memory mapped.
+        // Registered memory stays mapped.
         let releasing = self.lanes.release_beside(self.guest.name());
         let error = match (error, control.liveness().check_heard()) {
-            // Lanes that were shut down because of it explain less.
+            // The lanes were shut down because of this; its cause explains more.
             (ReceiveError::Transport(_), Err(silent)) => silent.into(),
             (error, _) => error,
         };
@@ -44,15 +44,15 @@ impl<G: DestinationGuest> Arriving<'_, G> {
             _ => self.handover.on(DestinationEvent::Failed),
         };
         let attempt_id = self.handover.attempt_id();
-        // Only now, with nothing left that could run, the name free and the lock given up, may the source hear that this attempt
-        // never ran.
+        // The source may learn that this attempt never ran only now: nothing is left that could run, the name
+        // is free, and the lock released.
         let freed = guest::discard(self.guest);
         drop(self.handover);
         self.options.pending.set(ArrivalPhase::Incoming, None);
         if let Some(lock) = &self.options.lock {
             lock.give_up();
         }
-        // Also to a source that gave up: it may be unable to record that, and wait for this word instead.
+        // Also to a source that gave up: it may be unable to record that, and wait for this message instead.
         if action == Ok(DestinationAction::Refuse) && freed {
             let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
         }

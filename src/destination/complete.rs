@@ -1,4 +1,4 @@
-//! Step 5: the source hears that the guest runs, and that it lives.
+//! Step 5: the source learns that the guest runs, and that it lives.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,26 +10,26 @@ use crate::panics::{Panicked, caught};
 use crate::state::GuestClaim;
 use crate::wire::Message;
 
-/// A guest that is this host's.
+/// A guest that belongs to this host.
 pub(super) struct Running<'attempt, G> {
     pub(super) arriving: Arriving<'attempt, G>,
-    /// What the VMM said when it was to start.
+    /// The VMM's report on the start.
     pub(super) started: RunOutcome,
     /// When GO came.
     pub(super) go: Instant,
 }
 
-/// The same, once the source was told.
+/// The same, once the source was informed.
 pub(super) struct Completed<G> {
     pub(super) guest: G,
     pub(super) started: RunOutcome,
     pub(super) claim: GuestClaim,
-    /// Whether the source knows that the guest is here.
+    /// Whether the source knows that the guest runs on this host.
     pub(super) settled: bool,
 }
 
 impl<G: DestinationGuest> Running<'_, G> {
-    /// Sends RUNNING and the first heartbeat. Nothing that fails in it changes whose the guest is.
+    /// Sends RUNNING and the first heartbeat. A failure does not change the guest's owner.
     pub(super) fn complete(mut self, control: &mut ControlChannel) -> Completed<G> {
         let settled = caught(|| self.report(control)).unwrap_or_else(|Panicked(text)| {
             tracing::error!("the guest runs here, and the source may not know: a defect of sterna: {text}");
@@ -39,11 +39,11 @@ impl<G: DestinationGuest> Running<'_, G> {
         Completed { guest: arriving.guest, started, claim: arriving.handover.into_claim(), settled }
     }
 
-    /// Whether the source has heard it.
+    /// Whether the source has confirmed it.
     fn report(&mut self, control: &mut ControlChannel) -> bool {
         let attempt_id = self.arriving.handover.attempt_id();
         let told = control.send(&Message::Running(attempt_id));
-        // It ends when it has ended: nothing waits for it.
+        // Runs to its end alone: no thread waits for it.
         drop(self.arriving.lanes.release_beside(self.arriving.guest.name()));
         let told = told.and_then(|()| match self.first_beat() {
             Some((count, after_go)) => control.send(&Message::Alive(attempt_id, count, micros(after_go))),
@@ -58,7 +58,8 @@ impl<G: DestinationGuest> Running<'_, G> {
         }
     }
 
-    /// The guest's first heartbeat after GO: its count, and how long after. `None` if it gives none, or not in time.
+    /// The guest's first heartbeat after GO: its count, and the time since. `None` without a heartbeat in
+    /// time.
     fn first_beat(&self) -> Option<(u64, Duration)> {
         while self.go.elapsed() < FIRST_BEAT_MAX {
             let beat = heartbeat_of(&self.arriving.guest)?;
@@ -72,10 +73,10 @@ impl<G: DestinationGuest> Running<'_, G> {
     }
 }
 
-/// How long to wait for the source's word that it has heard RUNNING.
+/// How long to wait for the source's confirmation of RUNNING.
 const DONE_MAX: Duration = Duration::from_secs(2);
 
-/// How long to look for the guest's first heartbeat.
+/// How long to wait for the guest's first heartbeat.
 const FIRST_BEAT_MAX: Duration = Duration::from_secs(4);
 
 /// A time on the wire.

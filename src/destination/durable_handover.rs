@@ -1,4 +1,4 @@
-//! Whose the guest is, as its destination sees it: the handover's machine and its records.
+//! The ownership of the guest as its destination knows it: the handover's state machine and its records.
 
 use crate::handover::{
     DestinationAction, DestinationEvent, DestinationHandover, DestinationState, HandoverError, Record,
@@ -7,14 +7,14 @@ use crate::handover::{
 use crate::state::{GuestClaim, RecordWriter, StateError};
 use crate::wire::AttemptId;
 
-/// The destination's half of one handover; what the machine wants recorded is recorded.
+/// The destination's half of one handover; it writes the records that the state machine asks for.
 #[derive(Debug)]
 pub(super) struct DurableHandover {
     handover: DestinationHandover,
     /// The guest's name on this host.
     claim: GuestClaim,
     records: RecordWriter,
-    /// The source, as the network names it.
+    /// The source's address.
     peer: String,
     /// Why a record could not be written.
     unrecorded: Option<StateError>,
@@ -46,7 +46,8 @@ impl DurableHandover {
         self.claim
     }
 
-    /// Reports an event to the handover, and records what it wants recorded; returns what is to be done then.
+    /// Reports an event to the state machine and writes the records that it asks for; returns the next
+    /// action.
     pub(super) fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let DestinationAction::Record(mark) = action {
@@ -68,7 +69,7 @@ impl DurableHandover {
         }
     }
 
-    /// Why something could not be recorded.
+    /// Why a record could not be written.
     pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
         self.unrecorded.take()
     }

@@ -30,7 +30,7 @@ use crate::wire::Refusal;
 )]
 #[non_exhaustive]
 pub enum ReceiveError {
-    /// The address to listen at cannot be had.
+    /// The address to listen on is unavailable.
     #[error("cannot listen at {address}: {error}; choose a free port of an address of this host")]
     Listen {
         /// The address.
@@ -41,47 +41,47 @@ pub enum ReceiveError {
     /// The listening socket failed.
     #[error("the listening socket failed: {0}")]
     Accept(#[source] io::Error),
-    /// This host does not take the guest.
+    /// This host refuses the guest.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The source ended the migration.
     #[error("the source gave up: {0}")]
     SourceGaveUp(String),
-    /// The source sent what was not due.
+    /// The source sent a message out of turn.
     #[error("the source sent {0} out of turn")]
     OutOfTurn(&'static str),
-    /// The lanes failed, and the source goes on over others.
+    /// The lanes failed, and the source continues over others.
     #[error("the lanes failed, and what had arrived was discarded: {0}")]
     LanesFailed(String),
-    /// What arrived is not what the source has.
+    /// The memory differs from the source's.
     #[error(
         "{blocks} of {of} blocks of memory differ from the source's, the first at page {first_page} of region {region}"
     )]
     MemoryDiffers {
         /// How many 2 MiB blocks differ.
         blocks: usize,
-        /// How many there are.
+        /// The number of blocks.
         of: usize,
-        /// Region of the first.
+        /// The region of the first.
         region: usize,
         /// Its first page in that region.
         first_page: u64,
     },
-    /// The guest was handed over, and none of its vCPUs could be started.
+    /// The guest was handed over, but no vCPU could be started.
     #[error("this host could not start the guest, and hands it back: {0}")]
     Start(#[source] GuestError),
-    /// The guest was ready, and its source was lost and did not come again.
+    /// The guest was ready, but its source was lost and did not come back.
     #[error("the guest was ready and held for {} s, and no GO came: {error}; it is given up here, and the source's", held.as_secs())]
     NoGo {
-        /// For how long.
+        /// How long it was held.
         held: Duration,
         /// How the source was lost.
         error: ControlError,
     },
-    /// The state, without which nothing is run.
+    /// The state, without which no guest may run.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The lock, without which the guest may not run here.
+    /// The lock, without which the guest may not run on this host.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The control channel failed.
@@ -90,7 +90,7 @@ pub enum ReceiveError {
     /// The lanes failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// Guest RAM.
+    /// An error of guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The saved state.
@@ -105,10 +105,10 @@ pub enum ReceiveError {
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// What else can fail between two hosts.
+    /// Any other failure between two hosts.
     #[error(transparent)]
     Session(SessionError),
-    /// A thread of the migration, or the VMM in it, came upon a defect.
+    /// A thread of the migration, or the VMM in it, panicked.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
 }
@@ -116,7 +116,7 @@ pub enum ReceiveError {
 coded!(ReceiveError, ReceiveErrorKind, "arrival", via Refused, State, Lock, Control, Transport, Memory, SavedState, Handover, Session);
 
 impl ReceiveError {
-    /// The same, or that the operator cancelled, if that is what broke the connection or the lanes.
+    /// The error itself, or the operator's cancellation, if that broke the connection or the lanes.
     pub(super) fn explained(self, cancel: &Cancel) -> Self {
         match self {
             Self::Control(error) => cancel.explain(error.into()).into(),

@@ -12,26 +12,26 @@ use crate::session::{answer_rounds, await_other_lanes, out_of_turn};
 use crate::verify::DestinationDigests;
 use crate::wire::{BlockDigests, Final, Message};
 
-/// A guest of which every page and all of its saved state have arrived.
+/// A guest with every page and all of its saved state.
 pub(super) struct Filled<'attempt, G> {
     pub(super) arriving: Arriving<'attempt, G>,
     pub(super) filling: Filling,
 }
 
-/// What has arrived beside the pages.
+/// What has arrived besides the pages.
 pub(super) struct Filling {
-    /// What is compared of RAM.
+    /// The digests of RAM to compare.
     pub(super) digests: DestinationDigests,
     pub(super) state: ArrivedState,
     pub(super) last: Final,
 }
 
 impl<'attempt, G: DestinationGuest> Prepared<'attempt, G> {
-    /// Takes in pages and state until FINAL.
+    /// Receives pages and state until FINAL.
     ///
     /// # Errors
-    /// [`ReceiveError::LanesFailed`] if the source begins anew over other lanes: what had arrived is freed. After any other the
-    /// guest is given up.
+    /// [`ReceiveError::LanesFailed`] if the source begins anew over other lanes: the memory of this attempt
+    /// is freed. After any other the guest is given up.
     pub(super) fn fill(mut self, control: &mut ControlChannel) -> Result<Filled<'attempt, G>, ReceiveError> {
         let ended = caught_or(|| self.answer(control));
         let Self { mut arriving, digests, mut state } = self;

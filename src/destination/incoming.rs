@@ -1,4 +1,4 @@
-//! A guest that wants to come, and the five steps of its arrival.
+//! A guest that a source offers, and the five steps of its arrival.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -16,7 +16,7 @@ use crate::session::{Listener, Reconnect, Sheltered, next_opening, prepare_any};
 use crate::state::GuestClaim;
 use crate::wire::{AttemptId, Hello, Message, Refusal};
 
-/// A guest that wants to come: a source is connected, and waits for an answer.
+/// A guest that a source offers: the source is connected, and waits for an answer.
 #[derive(Debug)]
 pub struct Incoming<'receiver> {
     listener: &'receiver Listener,
@@ -24,21 +24,22 @@ pub struct Incoming<'receiver> {
     hello: Hello,
 }
 
-/// A guest that has arrived and was started here.
+/// A guest that has arrived and was started on this host.
 #[derive(Debug)]
 pub struct Arrival<G> {
     /// The guest.
     pub guest: G,
-    /// Whether it runs. If its VMM does not say, it is this host's all the same, and the source never runs it again.
+    /// Whether the guest runs. If its VMM does not know, it belongs to this host all the same, and the source
+    /// never runs it again.
     pub started: RunOutcome,
-    /// Its name on this host: keep it for as long as the guest lives.
+    /// The claim of its name on this host: keep it as long as the guest lives.
     pub claim: GuestClaim,
-    /// Whence it came.
+    /// The address of its source.
     pub from: SocketAddr,
     /// The attempt in which it came.
     pub attempt_id: AttemptId,
-    /// Whether the source knows that it runs here, and has recorded that. If not, the source is in doubt and asks: have
-    /// [`Receiver::answer_until_done`](super::Receiver::answer_until_done) answer.
+    /// Whether the source knows that the guest runs on this host, and has recorded that. If not, the source
+    /// is in doubt and asks: let [`Receiver::answer_until_done`](super::Receiver::answer_until_done) answer.
     pub settled: bool,
 }
 
@@ -47,7 +48,7 @@ impl<'receiver> Incoming<'receiver> {
         Self { listener, control, hello }
     }
 
-    /// The guest's name, as its source has it.
+    /// The guest's name at its source.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.hello.name
@@ -65,16 +66,17 @@ impl<'receiver> Incoming<'receiver> {
         self.control.peer_address()
     }
 
-    /// Refuses it. It runs on at its source.
+    /// Refuses the guest. It runs on at its source.
     pub fn refuse(mut self, refusal: Refusal) {
         // The source may be gone.
         let _ = self.control.send(&Message::Refused(refusal));
     }
 
-    /// Takes the guest in, and returns once it runs here.
+    /// Receives the guest, and returns once it runs on this host.
     ///
     /// # Errors
-    /// [`ReceiveError`] if it was refused, or did not arrive. It does not run here then; what had arrived is freed.
+    /// [`ReceiveError`] if the guest was refused, or did not arrive. It does not run on this host then, and
+    /// its memory is freed.
     pub fn receive<H: GuestHost>(
         mut self,
         host: &H,
@@ -84,7 +86,7 @@ impl<'receiver> Incoming<'receiver> {
         let observer = &Sheltered::new(observer);
         options.cancel.ends_waits_for(self.control.liveness())?;
         let arrived = self.take_in(host, options, observer).map_err(|error| error.explained(&options.cancel));
-        // Of the next arrival it is not too late.
+        // The next arrival may still be cancelled.
         if arrived.is_err() {
             options.cancel.reopen();
         }

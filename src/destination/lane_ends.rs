@@ -4,7 +4,7 @@ use std::thread::{self, JoinHandle};
 
 use crate::transport::{LaneReceiver, Remains, TransportError};
 
-/// What the source may write to, or what is left of that.
+/// The source's access to guest RAM, or what is left after revocation.
 #[derive(Debug)]
 pub(super) struct LaneEnds {
     lane_receiver: Option<Box<dyn LaneReceiver>>,
@@ -25,7 +25,7 @@ impl LaneEnds {
         }
     }
 
-    /// Takes every remote access to guest RAM away.
+    /// Revokes all remote access to guest RAM.
     pub(super) fn revoke(&mut self) -> Result<(), TransportError> {
         if let Some(lane_receiver) = self.lane_receiver.take() {
             self.remains = Some(lane_receiver.revoke()?);
@@ -47,13 +47,13 @@ impl LaneEnds {
         }
     }
 
-    /// The same in a thread of its own: it takes a time that grows with RAM, and the guest runs, or its source waits for the word
-    /// that it does not.
+    /// The same in a thread of its own: the release takes time that grows with RAM, and the guest runs
+    /// meanwhile, or its source waits for the message that it does not.
     pub(super) fn release_beside(&mut self, name: &str) -> Option<JoinHandle<()>> {
         let remains = self.remains.take()?;
         let name = name.to_owned();
         let release = move || release(&name, remains);
-        // Without a thread all of it is released here, as it is dropped.
+        // If no thread can start, the drop releases everything in this thread.
         thread::Builder::new().name("release".into()).spawn(release).ok()
     }
 }

@@ -1,7 +1,7 @@
 //! The destination's side of a migration: the same five steps as at the [source](crate::source).
 //!
-//! Under RDMA this side does nothing in steps 2 and 3: pages appear in guest RAM. In step 4 the order is what keeps a late
-//! write away from a running guest: **revoke, then compare, then load, then PREPARED**.
+//! Under RDMA the destination does nothing in steps 2 and 3: pages appear in guest RAM. In step 4 the order
+//! keeps a late write away from a running guest: **revoke, then compare, then load, then PREPARED**.
 
 mod acceptor;
 mod arriving;

@@ -1,4 +1,4 @@
-//! How a guest is to be received.
+//! The options of receiving a guest.
 
 use std::time::Duration;
 
@@ -8,21 +8,23 @@ use crate::saved_state::STATE_MAX_DEFAULT;
 use crate::session::Cancel;
 use crate::transport::Transports;
 
-/// How a guest is to be received.
+/// The options of receiving a guest.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// By which transports pages are received; the order means nothing, since the source's offer names one.
+    /// The transports for receiving pages, in any order, because the source's offer names one.
     pub transports: Transports,
-    /// The longest saved state that is taken, in bytes; `None`: 1 GiB. It is held in memory until it is loaded.
+    /// The longest saved state to accept, in bytes; `None`: 1 GiB. Memory holds it until it is loaded.
     pub state_max_bytes: Option<u64>,
-    /// How long a guest that is ready is held when its source is lost; it is given up then. Ten minutes by default.
+    /// How long to hold a ready guest after its source is lost, before giving it up. Ten minutes by default.
     pub takeover_timeout: Duration,
-    /// What arbitrates between the two hosts. Only a guest that has it at its source is taken, and it is taken before that guest
-    /// runs here. Keep a clone for as long as the guest runs.
+    /// The lock that arbitrates between the two hosts. Only a guest with the same lock at its source is
+    /// accepted, and the lock is taken before the guest runs on this host. Keep a clone as long as the guest
+    /// runs.
     pub lock: Option<Lock>,
     /// The operator's handle on the guest while it arrives.
     pub pending: PendingArrival,
-    /// Ends the wait for a guest, and an arrival up to PREPARED, when asked to. From PREPARED on the source decides.
+    /// Ends the wait for a guest, and an arrival up to PREPARED, on request. From PREPARED on the source
+    /// decides.
     pub cancel: Cancel,
 }
 

@@ -3,7 +3,8 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Lock, LockError};
 
-/// What can be seen of a guest that arrives, and said about it, from beside the receiver: the operator's handle.
+/// The operator's handle on an arriving guest: from outside the receiver it shows the guest's phase and takes
+/// the operator's word.
 #[derive(Clone, Debug, Default)]
 pub struct PendingArrival(Arc<Shared>);
 
@@ -20,20 +21,20 @@ struct State {
     word: Word,
 }
 
-/// How far an arrival is.
+/// The phase of an arrival.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ArrivalPhase {
-    /// No guest is ready here: it runs at its source, if one is on its way.
+    /// No guest is ready: it runs at its source, if one is on its way.
     #[default]
     Incoming,
     /// The guest is ready to run and paused at both ends, and its source decides.
     Ready,
-    /// The same, but the source is lost: the guest is kept until then.
+    /// The same, but the source is lost: the guest is kept for a time.
     Kept {
-        /// Given up at this time.
+        /// When the guest is given up.
         until: Instant,
     },
-    /// RUNNING is recorded: the guest is this host's.
+    /// RUNNING is recorded: the guest belongs to this host.
     Running,
 }
 
@@ -42,43 +43,46 @@ pub enum ArrivalPhase {
 enum Word {
     #[default]
     None,
-    /// Given, and to be answered.
+    /// Given, and not decided yet.
     Given,
     Taken,
     /// The source has given a sign of life.
     Contradicted,
 }
 
-/// What became of an operator's word.
+/// The outcome of an operator's word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WordOutcome {
-    /// It is taken: the guest runs here.
+    /// The word counts: the guest runs on this host.
     Taken,
-    /// No guest is kept for a source that is lost, so there is nothing to give a word for.
+    /// No guest is kept for a lost source, so a word is not needed.
     NotKept,
-    /// The source gave a sign of life after the word. Its guest may run there.
+    /// The source gave a sign of life after the word. Its guest may run at the source.
     Contradicted,
 }
 
 impl PendingArrival {
-    /// How far the arrival is.
+    /// The phase of the arrival.
     #[must_use]
     pub fn phase(&self) -> ArrivalPhase {
         self.state().phase
     }
 
-    /// The operator's word that the source's host is fenced: it is off, or can reach neither disks nor network, and will not run
-    /// this guest. It is run here then, unless the source gives a sign of life; returns once that is decided.
-    /// **If the word is false and the source silent, the guest runs twice.**
+    /// The operator's word that the source's host is fenced: it is off, or can reach neither disks nor
+    /// network, and will not run this guest. The guest then runs on this host, unless the source gives a sign
+    /// of life; returns once that is decided. **If the word is false and the source silent, the guest runs
+    /// twice.**
     ///
     /// # Errors
-    /// [`LockError`] if the guest has a lock and another process holds that, so the word cannot be true. Nothing changes.
+    /// [`LockError`] if the guest has a lock that another process holds, so the word cannot be true. Nothing
+    /// changes then.
     pub fn source_is_fenced(&self) -> Result<WordOutcome, LockError> {
         let mut state = self.state();
         if !matches!(state.phase, ArrivalPhase::Kept { .. }) || state.word != Word::None {
             return Ok(WordOutcome::NotKept);
         }
-        // Before the wait for GO ends, which needs this state: so the guest runs with the lock, or the lock is given up.
+        // Before the wait for GO ends, which needs this state: so the guest runs with the lock, or the lock
+        // is released.
         state.lock.as_ref().map_or(Ok(()), Lock::take)?;
         state.word = Word::Given;
         self.0.changed.notify_all();
@@ -101,13 +105,13 @@ impl PendingArrival {
         self.0.changed.notify_all();
     }
 
-    /// Whether a word is to be answered.
+    /// Whether a word awaits its decision.
     #[cfg(test)]
     pub(super) fn is_word_given(&self) -> bool {
         self.state().word == Word::Given
     }
 
-    /// The source gave a sign of life: a word that is pending is void.
+    /// The source gave a sign of life: a pending word is void.
     pub(super) fn contradict(&self) {
         let mut state = self.state();
         if state.word == Word::Given {
@@ -120,7 +124,7 @@ impl PendingArrival {
         }
     }
 
-    /// Takes a word that is pending, and ends the keeping.
+    /// Accepts a pending word, and ends the keeping.
     pub(super) fn take_word(&self) -> bool {
         let mut state = self.state();
         let given = state.word == Word::Given;
@@ -137,7 +141,7 @@ impl PendingArrival {
 }
 
 impl ArrivalPhase {
-    /// How long the guest is kept from now on; `None` if its source is not lost.
+    /// How much longer the guest is kept; `None` if its source is not lost.
     #[must_use]
     pub fn left(self) -> Option<Duration> {
         match self {

@@ -17,12 +17,12 @@ use crate::transport::{Destination, LaneReceiver};
 use crate::verify::DestinationDigests;
 use crate::wire::{Hello, LaneReady, Message, Refusal, SwitchCosts};
 
-/// A machine to whose RAM the source's lanes lead.
+/// A machine with RAM that the source's lanes can write to.
 pub(super) struct Prepared<'attempt, G> {
     pub(super) arriving: Arriving<'attempt, G>,
-    /// What is compared of its RAM.
+    /// The digests of its RAM to compare.
     pub(super) digests: DestinationDigests,
-    /// What has arrived of its saved state.
+    /// The part of its saved state that has arrived.
     pub(super) state: IncomingState,
 }
 
@@ -30,7 +30,8 @@ impl<'attempt, G: DestinationGuest> Prepared<'attempt, G> {
     /// Makes the machine that `hello` describes, and connects the lanes.
     ///
     /// # Errors
-    /// [`ReceiveError::Refused`] before the source was told that it may connect; or another, after which nothing is left.
+    /// [`ReceiveError::Refused`] before the source was allowed to connect; or another error, after which
+    /// nothing is left.
     pub(super) fn new<H: GuestHost<Guest = G>>(
         (host, listener): (&H, &Listener),
         (options, observer): (&'attempt Options, &'attempt dyn Observer),
@@ -89,7 +90,7 @@ fn connect(
     Ok((ram, lane_receiver, handover))
 }
 
-/// Both ends have a lock, the same, and it arbitrates between them; or neither has one.
+/// Fails unless both ends have the same lock and it arbitrates between them, or neither has one.
 fn check_lock(options: &Options, hello: &Hello) -> Result<(), Refusal> {
     match (&options.lock, hello.lock) {
         (None, None) => Ok(()),
@@ -101,5 +102,5 @@ fn check_lock(options: &Options, hello: &Hello) -> Result<(), Refusal> {
     }
 }
 
-/// How much of an error that names a path a refusal tells.
+/// How many characters of an error that contains a path a refusal quotes.
 const REASON_CHARS_MAX: usize = 1000;

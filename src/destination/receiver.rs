@@ -1,4 +1,4 @@
-//! Where guests arrive.
+//! The receiver of guests.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
@@ -18,17 +18,18 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Listens at an address; port 0 picks a free one. What becomes of the guests is recorded in `state`.
+    /// Listens at an address; port 0 picks a free one. `state` records the fate of the guests.
     ///
     /// # Errors
-    /// [`ReceiveError::Listen`] if the address is not this host's, or is in use.
+    /// [`ReceiveError::Listen`] if the address does not belong to this host, or is in use.
     pub fn bind(address: SocketAddr, state: HostState) -> Result<Self, ReceiveError> {
         let listener = TcpListener::bind(address)
             .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })?;
         Ok(Self::from_listener(listener, state))
     }
 
-    /// Receives at a socket that the caller has made, as a service manager may. It must be in blocking mode.
+    /// Receives at a socket that the caller has made, such as one of a service manager. It must be in
+    /// blocking mode.
     #[must_use]
     pub fn from_listener(listener: TcpListener, state: HostState) -> Self {
         Self { listener: Listener::new(listener, state) }
@@ -42,14 +43,14 @@ impl Receiver {
         Ok(self.listener.local_address()?)
     }
 
-    /// Waits for a guest, takes it in, and returns once it runs here.
+    /// Waits for a guest, receives it, and returns once it runs on this host.
     ///
-    /// Strangers, peers of another version and sources that leave before they have said what they bring are turned away
-    /// without ending the wait. Sources that ask what became of an earlier guest get an answer.
+    /// Strangers, peers of another version and sources that leave before they have described a guest are
+    /// turned away without ending the wait. Sources that ask about an earlier guest get an answer.
     ///
     /// # Errors
-    /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run here then;
-    /// what had arrived is freed. The receiver may be used again.
+    /// [`ReceiveError`] if a guest was refused, or a migration began and failed. The guest does not run on
+    /// this host then, and its memory is freed. The receiver may be used again.
     pub fn receive<H: GuestHost>(
         &self,
         host: &H,
@@ -59,7 +60,8 @@ impl Receiver {
         self.accept(&options.cancel)?.receive(host, options, observer)
     }
 
-    /// Waits for a guest that wants to come. [`Incoming::receive`] takes it in, on whatever thread the caller likes.
+    /// Waits for a guest that a source offers. [`Incoming::receive`] receives it, on any thread of the
+    /// caller's.
     ///
     /// # Errors
     /// [`ReceiveError::Cancelled`], or [`ReceiveError::Accept`] if the socket failed.
@@ -68,8 +70,8 @@ impl Receiver {
         Ok(Incoming::new(&self.listener, control, hello))
     }
 
-    /// Takes in a guest over a connection that the caller has accepted, of which nothing was read yet. Lanes over TCP, and a source
-    /// in doubt, still come to the socket of this receiver.
+    /// Receives a guest over a connection that the caller has accepted and not read from. Lanes over TCP, and
+    /// a source in doubt, still connect to the socket of this receiver.
     ///
     /// # Errors
     /// As [`receive`](Self::receive); also if the connection brings no guest.
@@ -84,8 +86,8 @@ impl Receiver {
         Incoming::new(&self.listener, control, hello).receive(host, options, observer)
     }
 
-    /// Answers sources that ask what became of their guests, until the one of this attempt has heard it and needs to ask no more.
-    /// For a guest that [runs here](Arrival) and whose source may not know.
+    /// Answers sources that ask about their guests, until the source of this attempt has its answer and needs
+    /// to ask no more. For a guest that [runs on this host](Arrival) without its source knowing that.
     pub fn answer_until_done(&self, attempt_id: AttemptId) {
         self.listener.answer_until_done(attempt_id);
     }

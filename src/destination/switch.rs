@@ -1,7 +1,7 @@
 //! Step 4: revoke, compare, load, PREPARED, and run on GO.
 //!
-//! [`DestinationHandover`](crate::handover::DestinationHandover) answers each event with what is to be done next, and this carries
-//! it out.
+//! [`DestinationHandover`](crate::handover::DestinationHandover) answers each event with the next action, and
+//! this module carries it out.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -48,21 +48,21 @@ impl<'attempt, G: DestinationGuest> Filled<'attempt, G> {
     }
 }
 
-/// What the handover's answers are carried out with.
+/// The context for carrying out the handover's actions.
 struct Switch<'attempt, 'control, G> {
     arriving: Arriving<'attempt, G>,
     filling: Filling,
-    /// The connection of the attempt, or the latest on which its source came again.
+    /// The connection of the attempt, or the latest on which its source reconnected.
     control: &'control mut ControlChannel,
     reconnects: &'control mpsc::Receiver<Reconnect>,
     completion: Completion,
     /// The source was lost, and the guest is held.
     hold: Option<Hold>,
-    /// A connection on which the source asks what became of its guest.
+    /// A connection on which the source asks about its guest.
     asking: Option<ControlChannel>,
     /// When GO came.
     go: Instant,
-    /// What the VMM said when the guest was to start.
+    /// The VMM's report on the start.
     started: RunOutcome,
 }
 
@@ -85,7 +85,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
         }
     }
 
-    /// Does what the handover wants done, until the guest runs or is given up.
+    /// Carries out the handover's actions until the guest runs or is given up.
     fn run(&mut self, mut action: DestinationAction) -> Result<(), ReceiveError> {
         loop {
             action = match action {
@@ -97,7 +97,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
                 }
                 DestinationAction::Load => {
                     self.compare_and_load()?;
-                    // From here on the source decides.
+                    // From now on the source decides.
                     self.arriving.options.cancel.close()?;
                     self.on(DestinationEvent::Loaded)?
                 }
@@ -107,11 +107,11 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
                 }
                 DestinationAction::Run => {
                     self.start()?;
-                    // It may run, so it must never run at the source again.
+                    // The guest may run, so it must never run at the source again.
                     self.on(DestinationEvent::Started)?
                 }
                 DestinationAction::SendRunning => return Ok(()),
-                // The guest is given up, because it could not be recorded that it is ready or runs.
+                // The guest is given up, because its readiness or its start could not be recorded.
                 DestinationAction::Refuse | DestinationAction::Discard => {
                     return Err(match self.arriving.handover.take_unrecorded() {
                         Some(error) => ReceiveError::State(error),
@@ -142,7 +142,8 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
         Ok(())
     }
 
-    /// Tells the source that all is in place, on the connection on which it waits; returns what it makes of that.
+    /// Reports to the source that the guest is ready, on the connection on which it waits; returns the event
+    /// of its answer.
     fn await_go(&mut self) -> Result<DestinationEvent, ReceiveError> {
         if let Some(asking) = self.asking.take()
             && let Some(message) = self.answer_asking(asking)
@@ -156,7 +157,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
             let prepared = Instant::now();
             pending.set(ArrivalPhase::Ready, None);
             self.arriving.observer.event(&Event::Prepared);
-            // What fails from here on is that the source is lost, not that it has given up.
+            // A failure from now on means that the source is lost, not that it has given up.
             let told = self.control.send(&Message::Prepared(attempt_id, self.completion));
             match told.and_then(|()| self.control.receive("GO", Some(patience))) {
                 Ok(message) => return self.heard(message),
@@ -166,7 +167,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
         self.await_takeover()
     }
 
-    /// The source was lost, and the guest is held: waits for it, or for the operator's word.
+    /// The source was lost, and the guest is held: waits for the source, or for the operator's word.
     fn await_takeover(&mut self) -> Result<DestinationEvent, ReceiveError> {
         let Some(mut hold) = self.hold.take() else { return Err(HandoverError::OtherAction.into()) };
         match hold.wait(self.control, self.reconnects, self.arriving.options) {
@@ -187,7 +188,7 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
         }
     }
 
-    /// What a source says on the connection on which it asked; `None` if it is lost again.
+    /// The source's message on the connection on which it asked; `None` if the source is lost again.
     fn answer_asking(&mut self, mut asking: ControlChannel) -> Option<Message> {
         let attempt_id = self.arriving.handover.attempt_id();
         let from = asking.peer_address();
@@ -203,7 +204,8 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
         None
     }
 
-    /// What the source's word means; with GO the lock is taken, which the source gave up before it sent that.
+    /// The action for the source's message. With GO this side takes the lock, which the source released
+    /// before it sent GO.
     fn heard(&mut self, message: Message) -> Result<DestinationEvent, ReceiveError> {
         self.go = Instant::now();
         match message {
@@ -229,10 +231,11 @@ impl<'attempt, 'control, G: DestinationGuest> Switch<'attempt, 'control, G> {
     }
 }
 
-/// How long to wait for GO on the connection on which PREPARED was sent. The source sends it at once, or is gone.
+/// How long to wait for GO on the connection on which PREPARED was sent. The source sends it at once, or is
+/// gone.
 const GO_MAX: Duration = Duration::from_secs(60);
 
-/// How long to wait for GO from a source that has come anew.
+/// How long to wait for GO from a source that has reconnected.
 const RECONNECT_MAX: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

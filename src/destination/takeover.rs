@@ -1,4 +1,4 @@
-//! A guest that is ready and whose source is lost or slow: the source may have given it away, so it is held.
+//! A ready guest with a lost or slow source: the source may have given it away, so it is held.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -11,32 +11,32 @@ use crate::control::{ControlChannel, ControlError};
 use crate::session::{Reconnect, TICK};
 use crate::wire::{AttemptId, Message};
 
-/// How a guest is held.
+/// The state of holding a guest.
 #[derive(Debug)]
 pub(super) struct Hold {
     until: Instant,
     held: Duration,
     /// How the source was lost.
     error: ControlError,
-    /// Whether more may come on the connection of the attempt: GO or Abort, and the source's keepalives.
+    /// Whether the connection of the attempt may still bring GO, Abort, or the source's keepalives.
     connected: bool,
 }
 
-/// What ends a wait for the source, or interrupts it.
+/// An event that ends or interrupts a wait for the source.
 #[derive(Debug)]
 pub(super) enum Heard {
-    /// The source, on the connection that it has.
+    /// A message of the source on its connection.
     Message(Message),
-    /// The source, on a new connection.
+    /// A message of the source on a new connection.
     Reconnect(ControlChannel, Message),
-    /// The source asks what became of its guest, and awaits the answer.
+    /// The source asks about its guest, and awaits the answer.
     Question(ControlChannel, AttemptId),
     /// The operator's word that the source is fenced.
     Fenced,
 }
 
 impl Hold {
-    /// Holds a guest, which was ready at that time, after its source was lost in this way.
+    /// Holds a guest, which was ready at that time, after this loss of its source.
     pub(super) fn new(prepared: Instant, error: ControlError, options: &Options) -> Self {
         let held = options.takeover_timeout;
         let until = prepared + held;
@@ -46,7 +46,8 @@ impl Hold {
         Self { until, held, error, connected }
     }
 
-    /// Waits for the source, on the connection that it has if that still stands, and on new ones; or for the operator's word.
+    /// Waits for the source, on its connection if that still stands, and on new ones; or for the operator's
+    /// word.
     pub(super) fn wait(
         &mut self,
         control: &mut ControlChannel,
@@ -67,7 +68,7 @@ impl Hold {
                     });
                 }
                 Err(RecvTimeoutError::Timeout) => {}
-                // Nothing accepts any more; the operator's word may still come.
+                // The acceptor has ended; the operator's word may still come.
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
             }
             if self.connected {

@@ -5,8 +5,8 @@ use crate::control::ControlChannel;
 use crate::transport::{LaneReceiver, TransportError};
 use crate::wire::{AttemptId, Final, Message};
 
-/// Answers the source's requests until FINAL. `closed` hears of each round that is whole; `other` takes the messages that are not about pages, digests and saved state, or
-/// refuses them.
+/// Answers the source's requests until FINAL. Calls `closed` for each complete round; `other` takes the
+/// messages that are not about pages, digests and saved state, or refuses them.
 pub(crate) fn answer_rounds<E: From<SessionError>>(
     lane_receiver: &mut dyn LaneReceiver,
     control: &mut ControlChannel,
@@ -23,7 +23,7 @@ pub(crate) fn answer_rounds<E: From<SessionError>>(
     }
 }
 
-/// What a message was.
+/// The kind of a message.
 enum Answered {
     Done,
     RoundClosed(u32),
@@ -57,7 +57,8 @@ fn answer_one(
     Ok(Answered::Done)
 }
 
-/// Sends the source that the lanes failed at this side, whose ends are gone; returns what the source makes of that.
+/// Reports to the source that the lanes failed at this side, after their ends are gone; returns the source's
+/// reaction.
 pub(crate) fn await_other_lanes(
     control: &mut ControlChannel,
     attempt_id: AttemptId,
@@ -70,7 +71,7 @@ pub(crate) fn await_other_lanes(
         // The source notices at its next write; keepalives show that it is alive.
         match control.receive("word of other lanes", None) {
             Ok(Message::LanesFailed(_, reason)) => return SessionError::LanesFailed(reason),
-            // On their way since before.
+            // Messages that were already in flight.
             Ok(
                 Message::Transport(_)
                 | Message::RoundClosed(_)
@@ -85,7 +86,7 @@ pub(crate) fn await_other_lanes(
     }
 }
 
-/// Why a source sent something else than what was due: it gave up, or it is defective.
+/// Why a source sent a message out of turn: it gave up, or it is defective.
 pub(crate) fn out_of_turn(message: Message) -> SessionError {
     match message {
         Message::Abort(_, reason) => SessionError::source_gave_up(reason),

@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::SessionError;
 use crate::control::PeerLiveness;
 
-/// A request to end a migration, to be kept by whoever may make it. It is heeded until the guest is given away, at once: also by
-/// who waits for the destination, which is told.
+/// A request to end a migration, kept by any part of the program that may make it. Until the guest is given
+/// away it takes effect at once, also in a wait for the destination, which is informed.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<Request>);
 
 #[derive(Debug, Default)]
 struct Request {
     state: AtomicU8,
-    /// The other side, for which there is nothing to wait once this was asked for.
+    /// The other side: a request ends every wait for it.
     peer: Mutex<Option<PeerLiveness>>,
 }
 
@@ -23,7 +23,8 @@ impl Cancel {
     const CANCELLED: u8 = 1;
     const TOO_LATE: u8 = 2;
 
-    /// Asks for the end. False if it is too late: the guest is being given away, and the destination may run it already.
+    /// Requests the end. False if it is too late: the guest is being given away, and the destination may run
+    /// it already.
     pub fn cancel(&self) -> bool {
         self.turn(Self::OPEN, Self::CANCELLED);
         let cancelled = self.check().is_err();
@@ -41,7 +42,7 @@ impl Cancel {
         }
     }
 
-    /// What a failure is of which this may be the cause.
+    /// The cause of a failure, which may be this request.
     pub(crate) fn explain(&self, cause: SessionError) -> SessionError {
         match cause {
             SessionError::Control(_) | SessionError::Transport(_) => self.check().err().unwrap_or(cause),
@@ -49,16 +50,16 @@ impl Cancel {
         }
     }
 
-    /// From here on it ends every wait for this peer.
+    /// From now on a request ends every wait for this peer.
     pub(crate) fn ends_waits_for(&self, peer: PeerLiveness) -> Result<(), SessionError> {
-        // Under the lock, so that whoever asks meanwhile finds the peer, or is found here.
+        // Under the lock, so that a concurrent request either finds the peer or is found by this check.
         let mut held = self.peer();
         self.check()?;
         *held = Some(peer);
         Ok(())
     }
 
-    /// From here on it is too late, unless it was asked for before.
+    /// From now on a request is too late; fails if one was made before.
     pub(crate) fn close(&self) -> Result<(), SessionError> {
         self.turn(Self::OPEN, Self::TOO_LATE);
         self.check()
@@ -70,7 +71,7 @@ impl Cancel {
     }
 
     fn turn(&self, from: u8, to: u8) {
-        // Whoever asks looks at the outcome.
+        // The requester looks at the outcome.
         let _ = self.0.state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
     }
 

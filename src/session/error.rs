@@ -1,4 +1,4 @@
-//! Why a session of two hosts ended: what can fail for a guest and for a file alike.
+//! Why a session of two hosts ended: failures that a guest and a file share.
 
 use std::io;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub enum SessionError {
     /// The listening socket failed.
     #[error("the listening socket failed: {0}")]
     Accept(#[source] io::Error),
-    /// The destination does not take the guest or the file.
+    /// The destination refuses the guest or the file.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The other side ended the attempt.
@@ -39,22 +39,22 @@ pub enum SessionError {
         /// Its reason.
         reason: String,
     },
-    /// The source sent what was not due.
+    /// The source sent a message out of turn.
     #[error("the source sent {0} out of turn")]
     OutOfTurn(&'static str),
-    /// The lanes failed, and the source goes on over others.
+    /// The lanes failed, and the source continues over others.
     #[error("the lanes failed, and what had arrived was discarded: {0}")]
     LanesFailed(String),
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The time allowed ran out in the middle of a round.
+    /// The time limit passed in the middle of a round.
     #[error("the migration was to take {} s and was still in its rounds: allow more time, or a switch at its end", timeout.as_secs_f64())]
     TimedOut {
-        /// The time allowed.
+        /// The time limit.
         timeout: Duration,
     },
-    /// A thread of the migration came upon a defect.
+    /// A thread of the migration panicked.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
     /// The control channel failed.
@@ -63,18 +63,18 @@ pub enum SessionError {
     /// The lanes failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// The dirty log, or what replaces one for a file.
+    /// The dirty log, or its substitute for a file.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
     /// Guest RAM, or the mapping of a file.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The system has no threads or no randomness left.
+    /// The system has no more threads or no randomness.
     #[error("the system refused {what}: {error}")]
     System {
-        /// What was asked.
+        /// The resource.
         what: &'static str,
-        /// Its answer.
+        /// The system's answer.
         error: String,
     },
 }
@@ -92,7 +92,7 @@ impl SessionError {
         Self::GaveUp { side: Side::Source, reason }
     }
 
-    /// Whether the lanes failed in a way in which others may not.
+    /// Whether the lanes failed in a way that other lanes may avoid.
     pub(crate) fn may_fall_back(&self) -> bool {
         matches!(self, Self::Transport(error) if error.may_fall_back())
     }

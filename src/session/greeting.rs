@@ -1,4 +1,4 @@
-//! What a connection that was just accepted wants.
+//! The purpose of a new connection.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -8,23 +8,23 @@ use crate::control::{ControlChannel, ControlError, greet, read_preamble};
 use crate::transport::LaneConnection;
 use crate::wire::{Message, Refusal, Role, Token};
 
-/// A connection that has said what it is.
+/// A connection that has identified itself.
 #[derive(Debug)]
 pub(super) enum Greeting {
-    /// A lane of the attempt that has this token.
+    /// A lane of the attempt with this token.
     Lane(Token, LaneConnection),
-    /// A source, and the first thing that it says.
+    /// A source, and its first message.
     Control(Box<ControlChannel>, Message),
 }
 
-/// Reads what a connection wants, for each part of which it has `limit`. A peer that cannot be understood is answered and turned
-/// away.
+/// Reads a connection's purpose; each part may take `limit`. A peer that sends invalid bytes gets an answer
+/// and is turned away.
 pub(super) fn read_greeting(mut stream: TcpStream, from: SocketAddr, limit: Duration) -> Option<Greeting> {
     let preamble = match read_preamble(&mut stream, limit) {
         Ok(preamble) => preamble,
         Err(error) => {
             tracing::warn!("{from} was turned away: {error}");
-            // In this side's own terms, so that a peer of another version can name both.
+            // With this side's own version, so that a peer of another version can name both.
             let _ = greet(&stream);
             return None;
         }
@@ -41,7 +41,7 @@ pub(super) fn read_greeting(mut stream: TcpStream, from: SocketAddr, limit: Dura
     }
 }
 
-/// What a source says first, on a connection whose preamble was read. One that cannot be understood is refused.
+/// A source's first message, on a connection with its preamble already read. An invalid message is refused.
 pub(super) fn first_message(
     stream: TcpStream,
     limit: Duration,

@@ -1,10 +1,10 @@
-//! How often a guest beats: the sign of how much a migration slows it.
+//! The rate of a guest's heartbeats, which shows how much a migration slows the guest.
 
 use std::time::Instant;
 
 use crate::guest::{Guest, heartbeat_of};
 
-/// The latest heartbeat of a guest that gives any, and when that was.
+/// The latest heartbeat of a guest, if it has any, and its time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HeartbeatAt(Option<(u64, Instant)>);
 
@@ -14,7 +14,7 @@ impl HeartbeatAt {
         Self(beat.and_then(|beat| Some((beat.count, Instant::now().checked_sub(beat.age)?))))
     }
 
-    /// Beats a second from this one to that. `None` if there are too few between them to tell.
+    /// Beats a second between the two. `None` if too few.
     pub(crate) fn rate_until(self, later: Self) -> Option<f64> {
         const TELLING: u64 = 5;
         let ((before, began), (after, ended)) = (self.0?, later.0?);

@@ -1,4 +1,4 @@
-//! A lane with a meter, for one round: what it sent, how long it was sending, and no faster than allowed.
+//! A lane with statistics for one round: bytes sent and sending time, within the rate limit.
 
 use std::time::{Duration, Instant};
 
@@ -8,28 +8,30 @@ use crate::convergence::LaneLoad;
 use crate::memory::{PAGE_BYTES, PageRun};
 use crate::transport::Lane;
 
-/// How long a lane may go on sending what it was given, from its buffers: that of TCP, 4 MiB, lasts so long at 1 Gb/s.
+/// How long a lane may continue to send from its buffers: TCP's buffer of 4 MiB lasts this long at 1 Gb/s.
 const DRAINED_AFTER: Duration = Duration::from_millis(30);
 
 pub(super) struct LaneWithStats<'round> {
     lane: &'round mut dyn Lane,
     gate: SendGate<'round>,
     meter: Meter,
-    /// What the lane had waited in all, before this round.
+    /// The lane's total waiting time before this round.
     waited_before: Duration,
-    /// When the stripe began that is being sent; not known if the one before had nothing to send. Clocks are read
-    /// once a stripe, and not for one that sends nothing: for each run of pages, or for each hole of a large guest,
-    /// it would be felt. Where stripes are only scanned, those with a few pages count as one.
+    /// When the current stripe began; unknown if the stripe before had nothing to send. The clock is read
+    /// once a stripe, and not for a stripe without pages to send: reading it for each run of pages, or for
+    /// each hole of a large guest, would be measurable. Stripes that are only scanned and have a few pages
+    /// count as one.
     stripe_began: Option<Instant>,
     stripe_bytes: u64,
-    /// With fewer bytes a stripe goes on into the next.
+    /// A stripe with fewer bytes continues into the next.
     stripe_bytes_min: u64,
-    /// When the first page had been taken.
+    /// When the lane took the first page.
     first_page: Option<Instant>,
 }
 
 impl<'round> LaneWithStats<'round> {
-    /// `reads` says whether the round reads pages before it sends them, and so may find nothing to send for long.
+    /// `reads` tells whether the round reads pages before it sends them, and so may find nothing to send for
+    /// long.
     pub(super) fn new(lane: &'round mut dyn Lane, gate: SendGate<'round>, now: Instant, reads: bool) -> Self {
         let waited_before = lane.waited();
         let meter = Meter::new(now);
@@ -61,7 +63,7 @@ impl<'round> LaneWithStats<'round> {
         Ok(())
     }
 
-    /// The stripe is done; what comes is the next.
+    /// Ends the stripe; the next one begins.
     pub(super) fn end_stripe(&mut self) {
         if self.stripe_bytes == 0 {
             self.stripe_began = None;
@@ -79,7 +81,7 @@ impl<'round> LaneWithStats<'round> {
         (self.stripe_began, self.stripe_bytes) = (Some(now), 0);
     }
 
-    /// Closes the round; what the lane did in it, and when its first page had been taken.
+    /// Closes the round; returns the lane's statistics, and when it took its first page.
     pub(super) fn fence(mut self, round: u32) -> Result<(LaneLoad, Option<Instant>), SessionError> {
         self.sent();
         let began = Instant::now();
@@ -90,15 +92,15 @@ impl<'round> LaneWithStats<'round> {
     }
 }
 
-/// Sixteen pages: less time than a lane may be drained for is spent on finding them, and reading the clock twice for
+/// Sixteen pages: finding them takes less time than a lane may need to drain, and reading the clock twice for
 /// each page would take as long as finding it.
 const STRIPE_BYTES_MIN: u64 = 16 * PAGE_BYTES;
 
-/// Adds up what a lane sends and the time that it takes.
+/// Adds up a lane's bytes and its sending time.
 #[derive(Debug)]
 struct Meter {
     began: Instant,
-    /// When the lane was last given something.
+    /// When the lane last received something to send.
     last: Instant,
     bytes: u64,
     idle: Duration,
@@ -109,9 +111,9 @@ impl Meter {
         Self { began: now, last: now, bytes: 0, idle: Duration::ZERO }
     }
 
-    /// Something is about to be sent.
+    /// A write is about to begin.
     fn sends(&mut self, now: Instant) {
-        // Before the first write there is nothing in any buffer.
+        // Before the first write the buffers are empty.
         let drained_after = if self.bytes == 0 { Duration::ZERO } else { DRAINED_AFTER };
         self.idle += (now - self.last).saturating_sub(drained_after);
     }
@@ -121,7 +123,8 @@ impl Meter {
         self.bytes += bytes;
     }
 
-    /// The whole, with a fence that took from `fence_began` to `now`, less what the lane `waited` for others.
+    /// The statistics of the whole, with a fence that took from `fence_began` to `now`, less the time that
+    /// the lane `waited` for others.
     fn load(&self, fence_began: Instant, now: Instant, waited: Duration) -> LaneLoad {
         LaneLoad {
             bytes: self.bytes,
@@ -140,7 +143,7 @@ mod tests {
         let at = |millis| Duration::from_millis(millis);
         let began = Instant::now();
         let mut meter = Meter::new(began);
-        // 50 ms of looking for something to send; 10 ms of sending, 20 ms of looking, 10 ms of sending; 100 ms of looking.
+        // 50 ms of searching; 10 ms of sending, 20 ms of searching, 10 ms of sending; 100 ms of searching.
         for (from, to) in [(50, 60), (80, 90)] {
             meter.sends(began + at(from));
             meter.sent(began + at(to), 1000);

@@ -1,4 +1,4 @@
-//! A destination that is willing, the control channel and the lanes to it.
+//! A destination that has accepted, with the control channel and the lanes to it.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -24,14 +24,14 @@ pub(crate) struct Link {
     pub(crate) attempt_id: AttemptId,
     pub(crate) control: ControlChannel,
     pub(crate) transport: Box<dyn Transport>,
-    /// Why this transport, for people.
+    /// Why this transport was chosen, for people.
     pub(crate) reason: String,
-    /// The transport that there was first and why its lanes were given up, if they were.
+    /// The first transport and the reason for which its lanes were given up, if they were.
     pub(crate) fell_back: Option<FellBack>,
-    /// What the destination says that a switch costs there.
+    /// The destination's own costs of a switch.
     pub(crate) costs_there: SwitchCosts,
     transports: Transports,
-    /// Which of them it is.
+    /// Its position in the list.
     place: usize,
     /// Its name.
     pub(crate) scheme: String,
@@ -42,7 +42,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Finds the destination, makes the `opening` that tells it what would come, and connects the lanes if it is willing.
+    /// Finds the destination, sends the `opening` that describes the guest or the file, and connects the
+    /// lanes if the destination accepts.
     pub(crate) fn make(
         ram: GuestRam,
         to: &str,
@@ -87,7 +88,7 @@ impl Link {
         }
     }
 
-    /// What there is to tell of it.
+    /// The event that describes the link.
     pub(crate) fn connected(&self) -> Event {
         Event::Connected {
             transport: self.scheme.clone(),
@@ -96,13 +97,14 @@ impl Link {
         }
     }
 
-    /// The next transport in the list, if that may go on after this: what failed is the device or the network.
+    /// The next transport in the list, if the migration may continue over it: the device or the network
+    /// failed.
     pub(crate) fn falls_back_to(&self, cause: &TransportError) -> Option<&str> {
         self.transports.behind(self.place).filter(|_| cause.may_fall_back())
     }
 
-    /// Begins anew over the next transport in the list, in a new attempt, after the lanes failed for this reason: nothing that they
-    /// brought counts.
+    /// Begins anew over the next transport in the list, in a new attempt, after the lanes failed for this
+    /// reason: nothing that they sent counts.
     pub(crate) fn fall_back(
         &mut self,
         why: String,
@@ -110,7 +112,7 @@ impl Link {
         opening: impl Fn(AttemptId, LaneOffer) -> Message,
     ) -> Result<(), SessionError> {
         self.control.send(&Message::LanesFailed(self.attempt_id, why.clone()))?;
-        // As many as before: the workers and the stripes are there.
+        // The same number as before, for which workers and stripes exist.
         let (transports, lanes) = (&self.transports, Some(self.lanes));
         let fell_back = FellBack { from: self.scheme.clone(), why };
         let peer = (&self.control, &self.ram, lanes);
@@ -123,8 +125,9 @@ impl Link {
         Ok(())
     }
 
-    /// Sends every page set in `dirty`, watching it again for `log`, and tells the destination that the round is closed. Fails
-    /// when the destination is silent for too long: one-sided writes to its memory would go on.
+    /// Sends every page set in `dirty`, tracking it again in `log`, and reports the closed round to the
+    /// destination. Fails when the destination is silent for too long, because one-sided writes to its memory
+    /// would continue.
     pub(crate) fn send_round(
         &mut self,
         number: u32,
@@ -136,7 +139,7 @@ impl Link {
         let check = || liveness.check().map_err(SessionError::from).and_then(|()| (gate.check)());
         let gate = SendGate { check: &check, ..gate };
         let sent = self.send_pages(number, (dirty, stripes), log, gate).map_err(|error| match error {
-            // Lanes that were shut down because of it explain less.
+            // The lanes were shut down because of this; its cause explains more.
             SessionError::Transport(_) => liveness.check_heard().err().map_or(error, SessionError::from),
             error => error,
         })?;
@@ -144,7 +147,7 @@ impl Link {
         Ok(sent)
     }
 
-    /// Has memory registered ahead for a round in which these pages are sent, as far as there is room.
+    /// Registers memory ahead for a round that sends these pages, as far as the budget allows.
     pub(crate) fn register_ahead(&mut self, dirty: &DirtyBitmap) -> Result<(), SessionError> {
         let Self { control, transport, .. } = self;
         match transport.parts() {
@@ -175,13 +178,13 @@ impl Link {
                     Err(panic) => Err(Panicked::from(panic).into()),
                 };
                 match (supplied, sent) {
-                    // What forbids other lanes counts more.
+                    // A failure that forbids other lanes counts more.
                     (Err(registration), Err(lanes))
                         if registration.may_fall_back() && !lanes.may_fall_back() =>
                     {
                         Err(lanes)
                     }
-                    // Why lanes were not supplied explains more than that they were not.
+                    // The failure of the registration explains more than the lanes' lack of memory.
                     (Err(registration), _) => Err(registration),
                     (Ok(()), sent) => sent,
                 }
@@ -189,9 +192,10 @@ impl Link {
         }
     }
 
-    /// What handing over costs at both ends with these pages left, where a record takes so long `here`.
+    /// The cost of handing over at both ends with these pages left, with this duration of a record at the
+    /// source.
     pub(crate) fn handover_cost(&self, dirty: &DirtyBitmap, here: Duration) -> HandoverCost {
-        // A destination that says more is wrong, and no limit would allow it.
+        // A larger value is wrong, and no limit would allow it.
         let bounded = |micros| Duration::from_micros(micros).min(STEP_MAX);
         let SwitchCosts { record_us, revoke_us, .. } = self.costs_there;
         let registration = self.transport.registration_expected(dirty);
@@ -204,7 +208,7 @@ impl Link {
         }
     }
 
-    /// The destination's own reason, if what failed here is that it gave up: that explains more than a broken connection.
+    /// The destination's own reason if it gave up, which explains more than a broken connection.
     pub(crate) fn explain(&mut self, cause: SessionError) -> SessionError {
         match cause {
             SessionError::Transport(TransportError::PeerGaveUp(reason)) => {
@@ -230,7 +234,8 @@ impl Link {
 pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, SessionError> {
     let (send, connected) = mpsc::channel();
     let address = to.to_owned();
-    // A thread of its own: neither a resolver nor connect(2) can be interrupted. It ends by their own time limits.
+    // In a thread of its own: neither a resolver nor connect(2) can be interrupted. The thread ends by their
+    // own time limits.
     thread::Builder::new()
         .name("connect".into())
         .spawn(move || send.send(ControlChannel::connect(&address)))
@@ -263,7 +268,7 @@ impl FellBack {
     }
 }
 
-/// A willing destination.
+/// A destination that has accepted.
 struct Opened {
     attempt_id: AttemptId,
     transport: Box<dyn Transport>,
@@ -275,8 +280,8 @@ struct Opened {
     costs_there: SwitchCosts,
 }
 
-/// Makes the `opening` that tells the destination what would come, and connects the lanes if it is willing. Where a transport does
-/// not come about, the next in the list is offered.
+/// Sends the `opening` that describes the guest or the file, and connects the lanes if the destination
+/// accepts. If a transport fails, offers the next in the list.
 fn open(
     control: &mut ControlChannel,
     ram: &GuestRam,
@@ -324,16 +329,17 @@ fn open(
     }
 }
 
-/// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be gone.
+/// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be
+/// gone.
 fn give_up(control: &mut ControlChannel, attempt_id: AttemptId, error: SessionError) -> SessionError {
     let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
     error
 }
 
-/// The answer to an opening, behind what may be on its way from an attempt whose lanes failed.
+/// The answer to an opening, after any messages still in flight from an attempt with failed lanes.
 fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, SessionError> {
-    // The destination ends that attempt first: it releases RAM, which no guest waits for, and may be hashing what it holds of a file, for which
-    // 16 MiB/s is slow.
+    // The destination first ends that attempt: it releases RAM, which no guest waits for, and may be hashing
+    // its part of a file, for which 16 MiB/s is slow.
     let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
@@ -344,7 +350,7 @@ fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, 
     }
 }
 
-/// Ends a registration also if the lanes panic: the scope waits for it.
+/// Ends a registration, also if the lanes panic: the scope waits for it.
 struct EndOnDrop<'registration>(&'registration dyn Registration);
 
 impl Drop for EndOnDrop<'_> {
@@ -353,13 +359,14 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// How long to knock again at a destination that is busy: what keeps it may be the end of an attempt that failed.
+/// How long to retry a busy destination: it may be ending a failed attempt.
 const BUSY_MAX: Duration = Duration::from_secs(5);
 
-/// How long to wait for the reason of a destination that may have given up: it is on its way, or there is none.
+/// How long to wait for the reason of a destination that may have given up: it is in flight, or does not
+/// exist.
 const REASON_MAX: Duration = Duration::from_secs(1);
 
-/// How long to sleep at most before it is looked whether the migration was cancelled.
+/// The longest sleep between two checks for a cancellation.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
 pub(crate) fn new_attempt_id() -> Result<AttemptId, SessionError> {
@@ -369,12 +376,12 @@ pub(crate) fn new_attempt_id() -> Result<AttemptId, SessionError> {
     Ok(attempt_id)
 }
 
-/// Why the destination said something else than `expected`.
+/// Why the destination sent another message than `expected`.
 pub(crate) fn unexpected(expected: &'static str, attempt_id: AttemptId, got: Message) -> SessionError {
     match got {
         Message::Refused(refusal) => refusal.into(),
         Message::Abort(of, text) if of == attempt_id => SessionError::destination_gave_up(text),
-        // Not its last word on the guest.
+        // Not the destination's last message about the guest.
         Message::LanesFailed(of, text) if of == attempt_id => TransportError::FailedThere(text).into(),
         got => ControlError::Unexpected { expected, got: got.name() }.into(),
     }

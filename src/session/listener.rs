@@ -1,7 +1,7 @@
 //! The socket at which sources connect, shared by all attempts.
 //!
-//! There is one accept loop, and no thread of its own: whichever thread waits for a connection accepts for all of them, and keeps
-//! what belongs to another attempt for that one.
+//! The accept loop has no thread of its own: any thread that waits for a connection accepts for all attempts,
+//! and keeps the connections of other attempts for them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,7 +21,7 @@ use crate::state::HostState;
 use crate::transport::{LaneConnection, LaneConnections};
 use crate::wire::{AttemptId, Message, Refusal, Role, Token};
 
-/// A listening socket, and the records from which sources in doubt get an answer.
+/// A listening socket, and the records that answer sources in doubt.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
@@ -32,7 +32,7 @@ pub(crate) struct Listener {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Whether a thread accepts connections for all.
+    /// Whether a thread accepts connections for all attempts.
     is_accepting: bool,
     routes: Routes,
 }
@@ -53,7 +53,7 @@ impl Listener {
         self.socket.local_addr().map_err(SessionError::Accept)
     }
 
-    /// Waits for a source that brings this kind of thing. Sources that bring the other kind are refused.
+    /// Waits for a source that brings this kind of opening. Sources with the other kind are refused.
     pub(crate) fn await_opening<O: Opening>(
         &self,
         cancel: &Cancel,
@@ -74,7 +74,7 @@ impl Listener {
         }
     }
 
-    /// What a connection brings that was accepted elsewhere.
+    /// The opening on a connection that was accepted elsewhere.
     pub(crate) fn opening_on<O: Opening>(
         &self,
         mut stream: TcpStream,
@@ -92,13 +92,13 @@ impl Listener {
         }
     }
 
-    /// Has sources that come again for this attempt kept for it.
+    /// Keeps reconnecting sources of this attempt for it.
     pub(crate) fn attempt(&self, attempt_id: AttemptId) -> AttemptRoute<'_> {
         self.lock().routes.attempts.insert(attempt_id, None);
         AttemptRoute { listener: self, attempt_id }
     }
 
-    /// Has connections of lanes that bear this token kept for one attempt. Without a token there are none.
+    /// Keeps lane connections with this token for one attempt. Without a token the attempt has none.
     pub(crate) fn lanes(&self, token: Option<Token>) -> LaneRoute<'_> {
         if let Some(token) = token {
             self.lock().routes.lanes.entry(token).or_default();
@@ -106,7 +106,7 @@ impl Listener {
         LaneRoute { listener: self, token }
     }
 
-    /// Answers sources that ask, until the one of this attempt has heard what became of its guest.
+    /// Answers sources that ask, until the source of this attempt has received the fate of its guest.
     pub(crate) fn answer_until_done(&self, attempt_id: AttemptId) {
         let asking = self.attempt(attempt_id);
         loop {
@@ -127,7 +127,7 @@ impl Listener {
         }
     }
 
-    /// Waits until `take` finds what it wants. Connections are accepted meanwhile, by this thread or by another that waits.
+    /// Waits until `take` finds a result. Meanwhile this thread or another waiting one accepts connections.
     fn wait<T>(
         &self,
         limit: Duration,
@@ -158,7 +158,7 @@ impl Listener {
 
     /// Accepts a connection, if one comes in time, and keeps or answers it.
     fn accept_within(&self, limit: Duration) -> io::Result<()> {
-        // accept(2) heeds the receive timeout, of which 0 would be for ever.
+        // accept(2) obeys the receive timeout, and 0 would be endless.
         SockRef::from(&self.socket).set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
         let (stream, from) = match self.socket.accept() {
             Ok(accepted) => accepted,
@@ -177,7 +177,8 @@ impl Listener {
         Ok(())
     }
 
-    /// Answers questions about other attempts from the records, and refuses guests for which no thread waits as Busy.
+    /// Answers questions about other attempts from the records, and refuses guests that no thread waits for
+    /// as Busy.
     fn answer_stranger(&self, mut control: ControlChannel, message: &Message) {
         match message {
             Message::Ask(attempt_id) => {
@@ -195,7 +196,7 @@ impl Listener {
     }
 }
 
-/// Another thread accepts after this one, also if this one fails.
+/// Lets another thread accept after this one, even if this one fails.
 struct Turn<'listener>(&'listener Listener);
 
 impl Drop for Turn<'_> {
@@ -220,7 +221,7 @@ impl Drop for Wanted<'_> {
         let mut shared = self.0.lock();
         let routes = &mut shared.routes;
         routes.openings_wanted -= 1;
-        // Those for which no thread waits now.
+        // The openings that no thread waits for now.
         let late = routes.openings.split_off(routes.openings.len().min(routes.openings_wanted));
         drop(shared);
         for (control, message) in late {
@@ -229,7 +230,7 @@ impl Drop for Wanted<'_> {
     }
 }
 
-/// The sources that come again for an attempt.
+/// The reconnecting sources of an attempt.
 #[derive(Debug)]
 pub(crate) struct AttemptRoute<'listener> {
     listener: &'listener Listener,
@@ -237,7 +238,7 @@ pub(crate) struct AttemptRoute<'listener> {
 }
 
 impl AttemptRoute<'_> {
-    /// The next, if one comes in time.
+    /// The next reconnect, if one comes in time.
     pub(crate) fn reconnect_within(&self, limit: Duration) -> io::Result<Option<Reconnect>> {
         self.listener.wait(limit, |routes| routes.attempts.get_mut(&self.attempt_id).and_then(Option::take))
     }
@@ -270,8 +271,9 @@ impl Drop for LaneRoute<'_> {
     }
 }
 
-/// How often it is looked whether a wait is over.
+/// The interval between two checks whether a wait is over.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 
-/// How long a peer that connects during an attempt may take for each thing that it says: the attempt may wait for this thread.
+/// How long a peer that connects during an attempt may take for each message: the attempt may wait for this
+/// thread.
 const GREETING_MAX: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! What the migration of a guest and the transfer of a file share, beneath [`source`](crate::source),
+//! Shared by the migration of a guest and the transfer of a file, beneath [`source`](crate::source),
 //! [`destination`](crate::destination) and [`image`](crate::image).
 
 mod answer;

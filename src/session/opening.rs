@@ -1,4 +1,5 @@
-//! Step 1 at the destination, for a guest or a file: openings are answered until one comes with lanes that this host has.
+//! Step 1 at the destination, for a guest or a file: it answers openings until one offers lanes that this
+//! host has.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -10,14 +11,14 @@ use crate::panics::{Panicked, caught_or};
 use crate::transport::TransportError;
 use crate::wire::{AttemptId, Hello, ImageOffer, Message, Refusal};
 
-/// A message by which a source says what it brings.
+/// A message by which a source describes what it brings.
 pub(crate) trait Opening: Sized {
-    /// What is awaited when the source may open anew.
+    /// The name of the awaited message when the source may open anew.
     const NEXT: &'static str;
-    /// What other kinds of source are answered.
+    /// The answer to other kinds of sources.
     const OTHERS: Refusal;
 
-    /// Takes this kind of opening out of a message.
+    /// Extracts this kind of opening from a message.
     fn of(message: Message) -> Result<Self, Box<Message>>;
 
     fn attempt_id(&self) -> AttemptId;
@@ -62,8 +63,8 @@ pub(crate) trait ArrivalError: From<SessionError> + From<Panicked> + Display {
     fn into_refusal(self) -> Result<Refusal, Self>;
 }
 
-/// Prepares for what an opening brings. A refused source that may choose offers other lanes on the same connection, and
-/// `opening` becomes that offer.
+/// Prepares for the content of an opening. A refused source that may choose offers other lanes on the same
+/// connection, and `opening` becomes that offer.
 pub(crate) fn prepare_any<O: Opening, T, E: ArrivalError>(
     opening: &mut O,
     control: &mut ControlChannel,
@@ -103,5 +104,5 @@ pub(crate) fn explain_lanes(error: TransportError, control: &mut ControlChannel)
     }
 }
 
-/// How long a peer that connects has to say what it wants: it has nothing to wait for.
+/// How long a peer that connects may take to send its opening: it has nothing to wait for.
 pub(crate) const HELLO_MAX: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! What a host's records say to a source that asks.
+//! The answer of a host's records to a source that asks.
 
 use super::opening::HELLO_MAX;
 use crate::control::ControlChannel;
@@ -6,7 +6,8 @@ use crate::handover::{RecordKind, Side};
 use crate::state::{HostState, StateError};
 use crate::wire::{AttemptId, Message, Outcome};
 
-/// Sends a source what is on record of an attempt; whether it knows then that its guest runs here, and has recorded that.
+/// Sends a source the record of an attempt; returns whether the source then knows that its guest runs on this
+/// host, and has recorded that.
 pub(super) fn answer(state: &HostState, control: &mut ControlChannel, attempt_id: AttemptId) -> bool {
     let from = control.peer_address();
     let Some(outcome) = outcome(state, attempt_id) else { return false };
@@ -19,8 +20,8 @@ pub(super) fn answer(state: &HostState, control: &mut ControlChannel, attempt_id
         && control.receive("DONE", Some(HELLO_MAX)).is_ok_and(|done| done == Message::Done(attempt_id))
 }
 
-/// What this host's state says of an attempt that this process has nothing more to do with. `None` if it cannot be said: what was
-/// given up counts only once that is recorded.
+/// The record of an attempt that this process has finished. `None` if no answer is possible yet: an attempt
+/// that was given up counts only once that is recorded.
 fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
     let Some((name, record)) = state.find(attempt_id, Side::Destination) else {
         return Some(Outcome::Unknown);
@@ -28,7 +29,7 @@ fn outcome(state: &HostState, attempt_id: AttemptId) -> Option<Outcome> {
     match record.mark {
         RecordKind::Running => Some(Outcome::Running),
         RecordKind::Refused => Some(Outcome::Refused),
-        // To claim it records what became of a guest whose process has ended.
+        // The claim records the fate of a guest that ended with its process.
         RecordKind::Prepared => match state.claim(&name) {
             Ok(claim) => match claim.journal().of(attempt_id)?.mark {
                 RecordKind::Running => Some(Outcome::Running),

@@ -16,26 +16,26 @@ use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
 use crate::panics::caught_or;
 use crate::transport::{Lane, Registration};
 
-/// What a round sent.
+/// The result of a round.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) pages: u64,
     /// Pages that were zero or never touched, and so not sent.
     pub(crate) zero_pages: u64,
     pub(crate) lanes: Vec<LaneLoad>,
-    /// When a lane had taken the first page.
+    /// When a lane took the first page.
     pub(crate) first_page: Option<Instant>,
 }
 
-/// What is the same in every round.
+/// The context that all rounds share.
 pub(crate) struct PrecopyPass<'migration> {
     pub(crate) ram: &'migration GuestRam,
-    /// None in the round after which nothing is harvested: the guest is paused, nobody writes.
+    /// `None` in the last round, which no harvest follows: the guest is paused and writes nothing.
     pub(crate) log: Option<&'migration dyn DirtyLog>,
     pub(crate) stripes: &'migration Stripes,
     pub(crate) pool: &'migration ThreadPool,
     pub(crate) gate: SendGate<'migration>,
-    /// What works beside the lanes.
+    /// The registration that works beside the lanes.
     pub(crate) registration: Option<&'migration dyn Registration>,
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct PrecopyPass<'migration> {
 struct LaneRound<'lane> {
     lane_stats: LaneWithStats<'lane>,
     pages: Pages,
-    /// In the first round.
+    /// Only in the first round.
     search: Option<TouchedSearch>,
     edges: RunEdges,
 }
@@ -56,20 +56,23 @@ struct Pages {
 }
 
 impl PrecopyPass<'_> {
-    /// Sends every page set in `dirty`, each worker the stripes of its own lane, and closes the round on all lanes.
+    /// Sends every page set in `dirty`, each worker the stripes of its own lane, and closes the round on all
+    /// lanes.
     ///
-    /// In the first round the destination's memory is fresh, so pages that are zero here need not travel.
+    /// In the first round the destination's memory is fresh, so pages that are zero at the source need not
+    /// travel.
     pub(crate) fn send(
         &self,
         round: u32,
         dirty: &DirtyBitmap,
         lanes: &mut [Box<dyn Lane>],
     ) -> Result<Sent, SessionError> {
-        // Set by the first lane that fails or panics, so that the others do not send the rest of the round for nothing.
+        // Set by the first lane that fails or panics, so that the others do not send the rest of the round in
+        // vain.
         let stop = AtomicBool::new(false);
         let cause = Mutex::new(None);
         let check = || {
-            // This error never becomes the cause, which is noted before.
+            // This error never becomes the cause, because the cause is recorded before.
             if stop.load(Ordering::Acquire) { Err(SessionError::Cancelled) } else { (self.gate.check)() }
         };
         let gate = SendGate { check: &check, ..self.gate };
@@ -82,7 +85,8 @@ impl PrecopyPass<'_> {
                     let result = caught_or(|| self.send_lane(round, dirty, (index, lane.as_mut()), gate));
                     result.map_err(|error| {
                         let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
-                        // What comes after the first is what the others make of it; but what forbids other lanes counts more.
+                        // Errors after the first are its consequences; but an error that forbids other lanes
+                        // counts more.
                         let forbids = !error.may_fall_back() && !matches!(error, SessionError::Cancelled);
                         if cause.as_ref().is_none_or(|first: &SessionError| first.may_fall_back() && forbids)
                         {
@@ -90,7 +94,7 @@ impl PrecopyPass<'_> {
                         }
                         drop(cause);
                         stop.store(true, Ordering::Release);
-                        // Lanes that wait for memory to be registered wait for nothing now.
+                        // Lanes need no longer wait for memory to be registered.
                         if let Some(registration) = self.registration {
                             registration.end();
                         }
@@ -124,7 +128,7 @@ impl PrecopyPass<'_> {
             search: (round == 1).then(TouchedSearch::default),
             edges: RunEdges::default(),
         };
-        // None but in the first round: the others allocate nothing for it.
+        // Empty except in the first round: the other rounds allocate nothing for it.
         let mut holes = Vec::new();
         for stripe in self.stripes.of_lane(index, dirty) {
             (gate.check)()?;
@@ -148,7 +152,8 @@ impl PrecopyPass<'_> {
         Ok((lane.pages, load, first_page))
     }
 
-    /// Passes over stripes in which nothing was touched when they were about to be cleared, or sends them, if something was meanwhile.
+    /// Skips stripes without a touched page once they are cleared, or sends those that were touched
+    /// meanwhile.
     fn pass(&self, holes: &mut Vec<Stripe<'_>>, lane: &mut LaneRound<'_>) -> Result<(), SessionError> {
         let (Some(search), [Some(first), Some(last)]) =
             (&mut lane.search, [holes.first(), holes.last()].map(|hole| hole.map(run_of)))
@@ -168,7 +173,8 @@ impl PrecopyPass<'_> {
         Ok(())
     }
 
-    /// Has the pages of a stripe watched again, before any of them is read: so that a write from here on is seen by the next harvest.
+    /// Makes the log track the pages of a stripe again, before reading any: the next harvest then sees any
+    /// later write.
     fn clear(&self, stripe: Stripe<'_>) -> Result<(), SessionError> {
         let Some(log) = self.log else { return Ok(()) };
         Ok(log.clear(stripe.region, stripe.first_page, stripe.words)?)
@@ -189,7 +195,7 @@ impl PrecopyPass<'_> {
         Ok(())
     }
 
-    /// Sends the pages of a run that are not zero; returns how many.
+    /// Sends the pages of a run that are not zero; returns their number.
     fn send_touched(
         &self,
         run: PageRun,
@@ -213,14 +219,15 @@ impl PrecopyPass<'_> {
     }
 }
 
-/// How many stripes a lane passes over before it asks whether they still are holes: 1 GiB of guest RAM, for one lane.
+/// How many stripes a lane skips before it checks whether they are still holes: 1 GiB of guest RAM, for one
+/// lane.
 const HOLES_MAX: usize = 64;
 
 fn run_of(stripe: &Stripe<'_>) -> PageRun {
     PageRun { region: stripe.region, first_page: stripe.first_page, pages: stripe.words.len() as u64 * 64 }
 }
 
-/// Sends the pages of a run, which may be none; returns how many.
+/// Sends the pages of a run, possibly none; returns their number.
 fn send_all(lane: &mut LaneWithStats<'_>, run: PageRun) -> Result<u64, SessionError> {
     if run.pages > 0 {
         lane.write(run)?;
@@ -240,7 +247,7 @@ mod tests {
     use crate::dirty::{DirtyError, DirtyRegion, SoftwareBitmap, SoftwareLog};
     use crate::transport::TransportError;
 
-    /// What happened, in order: shared by a log and a lane that write it down.
+    /// The events, in order, written by a log and a lane.
     type Journal = Arc<Mutex<Vec<String>>>;
 
     #[derive(Debug)]
@@ -262,7 +269,7 @@ mod tests {
         }
     }
 
-    /// And the page that the guest writes just as it is watched again.
+    /// The journal, and the page that the guest writes just as it is tracked again.
     #[derive(Debug)]
     struct NotedLog<'test>(Journal, Option<(&'test GuestMemoryMmap<SoftwareBitmap>, u64)>);
 
@@ -371,7 +378,7 @@ mod tests {
             dirty.fill();
             let (sent, notes) = send_while_written(1, &dirty, &memory, Some(late));
             assert_eq!((sent.pages, sent.zero_pages), (3, STRIPES * 4096 - 3), "{late}");
-            // Its stripe as a whole, or 4 MiB of it.
+            // Its stripe as a whole, or 4 MiB of the stripe.
             let of = [late / 4096 * 4096, late / 1024 * 1024].map(|first| format!("rearm {first} ["));
             let watched = notes.iter().position(|note| of.iter().any(|of| note.starts_with(of)));
             let written = notes.iter().position(|note| {

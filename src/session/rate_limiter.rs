@@ -1,4 +1,4 @@
-//! The pace of the lanes: no faster than a bandwidth limit allows.
+//! The bandwidth limit of the lanes.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::error::SessionError;
 use crate::convergence::Bucket;
 
-/// Lets lanes send no faster than a bandwidth limit allows, all of them together.
+/// Keeps all lanes together within a bandwidth limit.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     /// Bytes a second; 0 is no limit.
     rate: AtomicU64,
     bucket: Mutex<Bucket>,
-    /// The rate was changed.
+    /// Signalled when the rate changes.
     changed: Condvar,
     began: Instant,
 }
@@ -36,12 +36,12 @@ impl RateLimiter {
         }
     }
 
-    /// The most bytes to ask for at once, if there is a limit.
+    /// The most bytes to ask for at once, if a limit is set.
     pub(crate) fn portion_bytes(&self) -> Option<u64> {
         NonZeroU64::new(self.rate.load(Ordering::Relaxed)).map(Bucket::portion_bytes)
     }
 
-    /// Waits until so many bytes may be sent, or `check` says that nothing is to be sent any more.
+    /// Waits until this many bytes may be sent, or `check` fails.
     pub(crate) fn take(
         &self,
         bytes: u64,
@@ -67,7 +67,7 @@ impl RateLimiter {
     }
 }
 
-/// How long a lane sleeps at most before it looks whether the migration is over.
+/// The longest sleep of a lane between two checks whether the migration is over.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

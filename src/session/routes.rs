@@ -1,4 +1,4 @@
-//! Which attempt a connection belongs to.
+//! The assignment of connections to attempts.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -7,28 +7,29 @@ use crate::control::ControlChannel;
 use crate::transport::LaneConnection;
 use crate::wire::{AttemptId, Message, Token};
 
-/// A source that comes anew for its own guest: with a question, or with GO.
+/// A source that connects again about its own guest: with a question, or with GO.
 #[derive(Debug)]
 pub(crate) struct Reconnect {
     pub(crate) control: ControlChannel,
     pub(crate) message: Message,
 }
 
-/// Who waits for what, and what has come for them.
+/// The waiting threads and attempts, and the connections kept for them.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
     /// How many threads wait for an opening.
     pub(super) openings_wanted: usize,
-    /// Sources that have said what they bring.
+    /// Sources with their openings.
     pub(super) openings: VecDeque<(ControlChannel, Message)>,
-    /// Attempts whose sources may come again. One at a time: a source has no reason to come twice at once.
+    /// Attempts that expect a reconnect. One at a time: a source has no reason for two connections at once.
     pub(super) attempts: HashMap<AttemptId, Option<Reconnect>>,
     /// Attempts that wait for connections of their lanes.
     pub(super) lanes: HashMap<Token, VecDeque<LaneConnection>>,
 }
 
 impl Routes {
-    /// Keeps a connection for the attempt or the thread that waits for it; gives back a source for which none does.
+    /// Keeps a connection for the attempt or the thread that waits for it; returns a source that none waits
+    /// for.
     pub(super) fn keep(&mut self, greeting: Greeting) -> Option<(ControlChannel, Message)> {
         match greeting {
             Greeting::Lane(token, connection) => {

@@ -1,12 +1,12 @@
-//! What holds the lanes of a round up, or ends it.
+//! Conditions that delay the lanes of a round, or end it.
 
 use super::error::SessionError;
 use super::rate_limiter::RateLimiter;
 
-/// What may hold a round up, or end it.
+/// Conditions that may delay a round, or end it.
 #[derive(Clone, Copy)]
 pub(crate) struct SendGate<'migration> {
     pub(crate) pace: &'migration RateLimiter,
-    /// Asked before every stripe, and while a lane waits for its pace.
+    /// Called before every stripe, and while a lane waits for the rate limit.
     pub(crate) check: &'migration (dyn Fn() -> Result<(), SessionError> + Sync),
 }

@@ -1,4 +1,5 @@
-//! What the source does to a paused guest's bitmap, by itself: for `sterna-bench blackout`, over lanes that send nothing.
+//! The source's work on a paused guest's bitmap, alone: for `sterna-bench blackout`, over lanes that send
+//! nothing.
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::transport::rdma::NullRegions;
 use crate::transport::{Lane, TransportError};
 use crate::verify::{SourceDigests, Verify};
 
-/// The steps of a switch that depend on how much RAM a guest has, one by one.
+/// The steps of a switch with a cost that depends on the guest's RAM, one by one.
 #[derive(Debug)]
 pub struct Blackout {
     ram: GuestRam,
@@ -27,10 +28,10 @@ pub struct Blackout {
 }
 
 impl Blackout {
-    /// For a guest with this RAM, of which no page is read, and so many lanes.
+    /// For a guest with this RAM, no page of which is read, and with this many lanes.
     ///
     /// # Errors
-    /// [`MigrationFailure::System`] if there are no threads.
+    /// [`MigrationFailure::System`] if no thread can start.
     pub fn new(ram: GuestRam, lanes: u8, verify: Verify) -> Result<Self, MigrationFailure> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(lanes.into())
@@ -50,7 +51,8 @@ impl Blackout {
         })
     }
 
-    /// Registers every chunk of RAM, as after a first round of a guest all of whose RAM is in use, and forgets the dirty pages.
+    /// Registers every chunk of RAM, as after the first round of a guest that uses all of its RAM, and clears
+    /// the dirty pages.
     pub fn register_all(&mut self) -> usize {
         self.dirty.by(&self.pool, DirtyBitmap::fill);
         let chunks = self.regions.register(&self.dirty);
@@ -58,12 +60,12 @@ impl Blackout {
         chunks
     }
 
-    /// What is dirty now.
+    /// The dirty pages.
     pub fn dirty(&mut self) -> &mut DirtyBitmap {
         &mut self.dirty
     }
 
-    /// Forgets what is dirty, as a round does before it harvests.
+    /// Clears the dirty pages, as a round does before it harvests.
     pub fn clear(&mut self) {
         self.dirty.by(&self.pool, DirtyBitmap::clear);
     }
@@ -76,13 +78,13 @@ impl Blackout {
         self.dirty.by(&self.pool, |dirty| dirty.harvest(log))
     }
 
-    /// Has every block of RAM count as compared, as after a pass of hashing.
+    /// Marks every block of RAM as compared, as after a pass of hashing.
     pub fn settle(&mut self) {
         let all: Vec<_> = (0..self.source_digests.len()).collect();
         self.source_digests.settle(&all, Duration::from_millis(1));
     }
 
-    /// Notes the harvest for comparing.
+    /// Records the harvest for comparing.
     pub fn note(&mut self) {
         self.source_digests.harvested(&self.dirty);
     }
@@ -93,7 +95,8 @@ impl Blackout {
         self.regions.register(&self.dirty)
     }
 
-    /// Finds the dirty pages for lanes that do nothing with them, or also look up the chunk of each; returns how many.
+    /// Finds the dirty pages for lanes that do nothing with them, or only look up the chunk of each page;
+    /// returns their number.
     ///
     /// # Errors
     /// None is expected.

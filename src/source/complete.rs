@@ -1,4 +1,5 @@
-//! Step 5: the guest is the destination's. What is left is to learn how it does there, and the report.
+//! Step 5: the guest belongs to the destination. The source waits for its first heartbeat and makes the
+//! report.
 
 use std::time::Duration;
 
@@ -21,17 +22,17 @@ pub(super) struct Switched<'migration> {
     pub(super) measured: Measured,
 }
 
-/// What the steps took.
+/// The durations of the steps.
 pub(super) struct Measured {
-    /// From the call until the first round.
+    /// From the call to the first round.
     pub(super) setup: Duration,
-    /// How long nobody ran the guest.
+    /// How long no host ran the guest.
     pub(super) downtime: Duration,
     /// The same by parts.
     pub(super) parts: Downtime,
-    /// What the destination measured.
+    /// The destination's measurements.
     pub(super) completion: Completion,
-    /// When the guest last beat at the source, counted back from the moment GO left.
+    /// When the guest last beat at the source, counted back from the moment GO was sent.
     pub(super) last_beat_before_go: Option<(u64, Duration)>,
 }
 
@@ -97,5 +98,5 @@ fn guest_downtime(link: &mut Link, measured: &Measured) -> Option<Duration> {
     }
 }
 
-/// How long to wait for word of the guest's first heartbeat at the destination.
+/// How long to wait for the destination's report of the guest's first heartbeat.
 const ALIVE_MAX: Duration = Duration::from_secs(5);

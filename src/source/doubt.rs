@@ -1,4 +1,4 @@
-//! A guest in doubt, and what settles it.
+//! A guest in doubt, and the ways to settle the doubt.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use crate::handover::{RecordKind, SourceState};
 use crate::lock::Lock;
 use crate::state::{GuestClaim, HostState};
 
-/// A guest that was given away, without an answer whether it arrived; or one whose handover failed so that it cannot be recorded as
-/// kept. It stays paused, and the destination is asked until it answers. Whoever holds this keeps the guest's state claimed.
+/// A guest that was given away without confirmation of its arrival, or whose failed handover cannot be
+/// recorded as kept. The guest stays paused until the destination has answered. The holder of this value
+/// keeps the guest's state claimed.
 #[derive(Debug)]
 pub struct Doubt(DurableHandover);
 
 impl Doubt {
-    /// After a failure whose outcome is unknown.
+    /// After a failure with an unknown outcome.
     pub(super) fn after_failure(mut handover: DurableHandover) -> Self {
         if !matches!(handover.state(), SourceState::InDoubt | SourceState::Withdrawn | SourceState::Kept) {
             handover.presume_committed();
@@ -23,12 +24,12 @@ impl Doubt {
         Self(handover)
     }
 
-    /// The doubt that the records of a host tell of, of a guest that ended with its process or host after COMMITTED was written;
-    /// `None` if they tell of none. To ask is worth while all the same: a destination that still waits gets its GO. With a `lock`
-    /// the guest counts as kept only once that could be taken.
+    /// The doubt in a host's records about a guest that ended with its process or host after COMMITTED was
+    /// written; `None` if the records show none. Asking is useful even so: a destination that still waits
+    /// gets its GO. With a `lock` the guest counts as kept only once the lock could be taken.
     ///
     /// # Errors
-    /// [`OpenError`], also if the process that has the guest is alive: that one asks.
+    /// [`OpenError`], also if the process that has the guest is alive: that process asks.
     pub fn recover(state: &HostState, name: &str, lock: Option<Lock>) -> Result<Option<Self>, OpenError> {
         let seen = state.look(name)?.and_then(|sighting| sighting.journal.last().cloned());
         if seen.is_none_or(|last| last.mark != RecordKind::Committed) {
@@ -37,7 +38,7 @@ impl Doubt {
         Self::of(&state.claim(name)?, lock)
     }
 
-    /// The same, of a guest whose name this process has claimed, and which has stood still since it was given away.
+    /// The same for a guest that stands still since it was given away, with its name claimed by this process.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -55,27 +56,28 @@ impl Doubt {
         self.0.peer()
     }
 
-    /// Asks the destination once, which takes some seconds where it does not answer. A destination that still waits for the guest is
-    /// told to run it.
+    /// Asks the destination once, which takes some seconds if it does not answer. A destination that still
+    /// waits for the guest receives GO.
     ///
-    /// On [`Verdict::Kept`], when its lock is held again too, resume the guest; on [`Verdict::Moved`] destroy it. The verdict stays
-    /// what it was once it is one of those.
+    /// On [`Verdict::Kept`], which includes holding the lock again, resume the guest; on [`Verdict::Moved`]
+    /// destroy it. These two verdicts are final.
     pub fn ask(&mut self) -> Verdict {
         self.0.ask()
     }
 
-    /// The same, again and again for a while: the destination may be busy for a moment.
+    /// The same, repeated for this time: the destination may be busy for a moment.
     pub fn ask_for(&mut self, time: Duration) -> Verdict {
         self.0.ask_for(time)
     }
 
-    /// The operator's word that the destination's host is fenced: it is off, or can reach neither disks nor network, and will not
-    /// run this guest. The destination is asked first, and is given nothing; its answer counts, and any sign of its life voids the
-    /// word. **If the word is false and the destination silent, the guest runs twice.**
+    /// The operator's word that the destination's host is fenced: it is off, or can reach neither disks nor
+    /// network, and will not run this guest. The source first asks the destination, without sending GO; an
+    /// answer counts, and any sign of life voids the word. **If the word is false and the destination silent,
+    /// the guest runs twice.**
     ///
-    /// [`Verdict::Kept`]: resume the guest. [`Verdict::Open`] with [`StillInDoubt::Contradicted`]: the word was false. With
-    /// [`StillInDoubt::Lock`]: another process holds the guest's lock, so the word cannot be true. With
-    /// [`StillInDoubt::Unrecorded`]: it could not be recorded, and so does not count.
+    /// [`Verdict::Kept`]: resume the guest. [`Verdict::Open`] with [`StillInDoubt::Contradicted`]: the word
+    /// was false. With [`StillInDoubt::Lock`]: another process holds the guest's lock, so the word cannot be
+    /// true. With [`StillInDoubt::Unrecorded`]: the word could not be recorded, and so does not count.
     ///
     /// [`StillInDoubt::Contradicted`]: super::StillInDoubt::Contradicted
     /// [`StillInDoubt::Lock`]: super::StillInDoubt::Lock
@@ -118,7 +120,7 @@ mod tests {
     const ANSWER_MAX: Duration = Duration::from_secs(5);
     const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
 
-    /// A destination that answers one question, and must not get the guest.
+    /// A destination that answers one question, and must not receive GO.
     fn destination(answers: Message) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -128,7 +130,7 @@ mod tests {
             let mut control = ControlChannel::answer(stream).unwrap();
             assert_eq!(control.receive("a question", Some(ANSWER_MAX)).unwrap(), Message::Ask(ATTEMPT_ID));
             control.send(&answers).unwrap();
-            // Whatever else is said is no GO.
+            // No other message may be GO.
             while let Ok(message) = control.receive("the end", Some(ANSWER_MAX)) {
                 assert!(!matches!(message, Message::Go(_)));
             }
@@ -136,7 +138,7 @@ mod tests {
         address
     }
 
-    /// The doubt of a guest that was given to a host of a name that cannot be resolved any more.
+    /// The doubt about a guest that was given to a host with a name that no longer resolves.
     fn doubt(address: SocketAddr) -> Doubt {
         let state = HostState::lost_with_this_process();
         let records = state.start("tern", false).unwrap().writer().unwrap();

@@ -1,4 +1,5 @@
-//! Whose the guest is, as its source sees it: the handover's machine, its records, and the questions that settle a doubt.
+//! The ownership of the guest as its source knows it: the handover's state machine, its records, and the
+//! questions that settle a doubt.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -13,13 +14,13 @@ use crate::lock::{LOCK_MAX, Lock, LockError};
 use crate::state::{GuestClaim, RecordWriter, StateError};
 use crate::wire::{AttemptId, Message, Outcome};
 
-/// The source's half of one handover; what the machine wants recorded is recorded.
+/// The source's half of one handover; it writes the records that the state machine asks for.
 #[derive(Debug)]
 pub(super) struct DurableHandover {
     handover: SourceHandover,
     records: RecordWriter,
     peer: Peer,
-    /// What arbitrates between the hosts.
+    /// The lock that arbitrates between the hosts.
     lock: Option<Lock>,
     /// Why a record could not be written.
     unrecorded: Option<StateError>,
@@ -30,12 +31,12 @@ pub(super) struct DurableHandover {
 pub(super) struct Peer {
     /// As `HOST:PORT`.
     pub(super) name: String,
-    /// The address that answered: the name may stand for another host the next time.
+    /// The address that answered: the name may resolve to another host the next time.
     pub(super) address: Option<SocketAddr>,
 }
 
-/// Opens the records of a guest that runs here. That it runs is the proof that no earlier attempt gave it away, whatever a disk that
-/// fails has kept of that one.
+/// Opens the records of a guest that runs on this host. The running guest proves that no earlier attempt gave
+/// it away, whatever a failing disk has kept from that attempt.
 pub(super) fn open_records(claim: &GuestClaim) -> Result<RecordWriter, OpenError> {
     let records = claim.writer()?;
     if let Some(last) = records.last().filter(|last| last.mark == RecordKind::Committed) {
@@ -49,19 +50,19 @@ impl DurableHandover {
         Self { handover: SourceHandover::new(attempt_id), records, peer, lock, unrecorded: None }
     }
 
-    /// GO is about to leave: whoever runs the guest from now on must get the lock.
+    /// Releases the lock before GO is sent: the next host to run the guest must get it.
     pub(super) fn give_lock_up(&self) {
         if let Some(lock) = &self.lock {
             lock.give_up();
         }
     }
 
-    /// Before the guest runs here again.
+    /// Takes the lock before the guest runs on this host again.
     pub(super) fn take_lock(&self) -> Result<(), LockError> {
         self.lock.as_ref().map_or(Ok(()), |lock| lock.take_within(LOCK_MAX))
     }
 
-    /// Another attempt, of a guest that has not stopped running here.
+    /// Begins another attempt for a guest that has not stopped running on this host.
     pub(super) fn begin_anew(&mut self, attempt_id: AttemptId) -> Result<(), HandoverError> {
         if self.state() != SourceState::Running {
             return Err(HandoverError::OtherAction);
@@ -75,7 +76,7 @@ impl DurableHandover {
         self.records.record_time()
     }
 
-    /// Something failed in the middle of a step. COMMITTED may be recorded, so the guest counts as given away.
+    /// A step failed midway. COMMITTED may be recorded, so the guest counts as given away.
     pub(super) fn presume_committed(&mut self) {
         let attempt_id = self.handover.attempt_id();
         if let Ok((handover, _)) =
@@ -105,7 +106,8 @@ impl DurableHandover {
         self.handover.state()
     }
 
-    /// Reports an event to the handover, and records what it wants recorded; returns what is to be done then.
+    /// Reports an event to the state machine and writes the records that it asks for; returns the next
+    /// action.
     pub(super) fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let SourceAction::Record(mark) = action {
@@ -123,28 +125,28 @@ impl DurableHandover {
             Ok(()) => SourceEvent::Recorded(mark),
             Err(error) => {
                 tracing::error!("{mark} is not recorded: {error}");
-                // The first says what is wrong; those that follow from it do not.
+                // Keep the first error: it is the cause, and later ones follow from it.
                 self.unrecorded.get_or_insert(error);
                 SourceEvent::NotRecorded(mark)
             }
         }
     }
 
-    /// Why something could not be recorded.
+    /// Why a record could not be written.
     pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
         self.unrecorded.take()
     }
 
-    /// RUNNING was heard and recorded: the destination need not remember the guest for this side.
+    /// RUNNING was received and recorded: the destination need not remember the guest for this side.
     pub(super) fn send_done(&self, control: &mut ControlChannel) {
         if self.unrecorded.is_none() {
-            // It may be gone. Then it is asked no more all the same.
+            // The destination may be gone. This side asks no more in any case.
             let _ = control.send(&Message::Done(self.handover.attempt_id()));
         }
     }
 
-    /// Settles it by one more question, if that settles it. A destination that is still ready gets GO, or is told that the attempt
-    /// is over where GO never left.
+    /// Tries to settle the doubt by one more question. A destination that is still ready receives GO, or
+    /// Abort if GO was never sent.
     pub(super) fn ask(&mut self) -> Verdict {
         let settled = match self.state() {
             SourceState::Kept => Ok(SourceAction::Resume),
@@ -166,7 +168,7 @@ impl DurableHandover {
         }
     }
 
-    /// The same, again and again for a while.
+    /// The same, repeated for this time.
     pub(super) fn ask_for(&mut self, time: Duration) -> Verdict {
         let deadline = Instant::now() + time;
         let mut pause = Duration::from_millis(50);
@@ -181,7 +183,7 @@ impl DurableHandover {
         }
     }
 
-    /// In doubt: asks, and gives the guest away again if the destination still waits for that.
+    /// In doubt: asks, and gives the guest away again if the destination still waits for GO.
     fn ask_and_give(&mut self) -> Result<SourceAction, StillInDoubt> {
         let attempt_id = self.handover.attempt_id();
         let (mut control, mut answer) = self.question()?;
@@ -196,7 +198,7 @@ impl DurableHandover {
         self.settle_by(answer, &mut control)
     }
 
-    /// GO never left: records that, or has the destination refuse.
+    /// GO was never sent: records that, or makes the destination refuse.
     fn withdraw(&mut self) -> Result<SourceAction, StillInDoubt> {
         if self.on(SourceEvent::Failed)? == SourceAction::Resume {
             return Ok(SourceAction::Resume);
@@ -210,7 +212,7 @@ impl DurableHandover {
         self.settle_by(answer, &mut control)
     }
 
-    /// The same, of a destination that still waits on the connection of the attempt.
+    /// The same, over the attempt's connection, on which the destination still waits.
     pub(super) fn withdraw_over(
         &mut self,
         control: &mut ControlChannel,
@@ -220,8 +222,8 @@ impl DurableHandover {
         self.settle_by(answer, control)
     }
 
-    /// The operator's word that the destination is fenced. The destination is asked once, and gets no GO: its answer counts, and
-    /// any sign of its life voids the word.
+    /// Takes the operator's word that the destination is fenced. The source asks the destination once,
+    /// without sending GO: an answer counts, and any sign of life voids the word.
     pub(super) fn take_word(&mut self) -> Result<SourceAction, StillInDoubt> {
         let (event, why) = match self.on(SourceEvent::Fenced)? {
             SourceAction::AskOnly => match self.question() {
@@ -234,7 +236,7 @@ impl DurableHandover {
                 Err(error) if is_sign_of_life(&error) => (SourceEvent::SignOfLife, Some(error)),
                 Err(_) => (SourceEvent::Failed, None),
             },
-            // GO never left: what is missing is a record, and no word replaces that.
+            // GO was never sent: a record is missing, and no word replaces it.
             SourceAction::Resume => return Ok(SourceAction::Resume),
             _ => return Err(self.unrecorded_or_defect()),
         };
@@ -245,7 +247,7 @@ impl DurableHandover {
         }
     }
 
-    /// The destination answered something that settles nothing.
+    /// The destination gave an answer that settles nothing.
     fn void_word(&mut self, why: &StillInDoubt) -> StillInDoubt {
         if self.state() == SourceState::WordPending
             && let Err(error) = self.on(SourceEvent::SignOfLife)
@@ -259,7 +261,7 @@ impl DurableHandover {
         self.take_unrecorded().map_or(HandoverError::OtherAction.into(), StillInDoubt::Unrecorded)
     }
 
-    /// Asks what became of this attempt, over a new connection.
+    /// Asks for the outcome of this attempt, over a new connection.
     fn question(&self) -> Result<(ControlChannel, Message), ControlError> {
         let address = self.peer.address.map_or_else(|| self.peer.name.clone(), |address| address.to_string());
         let mut control = ControlChannel::connect_within(&address, ANSWER_MAX, ANSWER_MAX)?;
@@ -268,7 +270,7 @@ impl DurableHandover {
         Ok((control, answer))
     }
 
-    /// What the destination's answer means, if it settles anything.
+    /// Applies the destination's answer, if it settles anything.
     fn settle_by(
         &mut self,
         answer: Message,
@@ -295,13 +297,13 @@ impl DurableHandover {
     }
 }
 
-/// Whether a question that failed has shown that the destination's host lives: it took the connection. That a host refuses one
-/// shows only that it has started again since, which a fenced host may have.
+/// Whether a failed question has shown that the destination's host lives: it accepted the connection. A
+/// refused connection shows only that the host has restarted since, which a fenced host may do.
 fn is_sign_of_life(error: &ControlError) -> bool {
     !matches!(error, ControlError::Resolve { .. } | ControlError::Connect { .. })
 }
 
-/// How long a destination has for each part of an answer.
+/// How long a destination may take for each part of an answer.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 const WITHDRAWN: &str = "the source could not record that it gives the guest away, and keeps it";

@@ -31,7 +31,7 @@ pub struct MigrationError {
     pub refused: bool,
     /// Why.
     pub cause: MigrationFailure,
-    /// If it is [in doubt](GuestIs::InDoubt): that by which the destination is asked on, for as long as it takes.
+    /// For a guest [in doubt](GuestIs::InDoubt): the means to keep asking the destination.
     pub doubt: Option<Box<Doubt>>,
 }
 
@@ -50,14 +50,15 @@ impl std::error::Error for MigrationError {
 /// Where a guest is after a failed migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestIs {
-    /// At the source, running as if nothing had been.
+    /// At the source, running as before.
     RunningAtSource,
     /// At the source and paused, because its VMM could not resume it.
     PausedAtSource,
-    /// At the source, in the hands of its VMM, which does not say whether it runs
+    /// At the source, under its VMM, which does not know whether it runs
     /// ([`RunOutcome::Unknown`](crate::guest::RunOutcome::Unknown)). It does not run at the destination.
     UnknownAtSource,
-    /// Paused at the source, and perhaps running at the destination: the source may not know, and does not guess.
+    /// Paused at the source, and perhaps running at the destination: the source cannot know, and does not
+    /// guess.
     InDoubt,
 }
 
@@ -88,50 +89,51 @@ impl fmt::Display for GuestIs {
 )]
 #[non_exhaustive]
 pub enum MigrationFailure {
-    /// The destination does not take the guest.
+    /// The destination refuses the guest.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The destination gave up, and says that it has not run the guest of this attempt and never will.
+    /// The destination gave up, and states that it has not run the guest of this attempt and never will.
     #[error("the destination gave up: {0}")]
     DestinationFailed(String),
     /// The rounds did not come down to the downtime limit.
     #[error("given up after {rounds} rounds: {why}; it would take {help}")]
     NotConverging {
-        /// Why not.
+        /// The reason.
         why: String,
-        /// What would help, any of it.
+        /// Possible remedies.
         help: String,
-        /// What the guest wrote of new pages in the last round.
+        /// The guest's rate of newly dirty pages in the last round.
         dirty_rate_mbps: f64,
-        /// What the link carried; `None` if nothing was sent.
+        /// The link's throughput; `None` if nothing was sent.
         throughput_mbps: Option<f64>,
         /// Rounds so far.
         rounds: u32,
-        /// What a switch would cost now; `None` if nothing was sent that would tell.
+        /// The downtime of a switch now; `None` without enough data.
         predicted_downtime_ms: Option<f64>,
     },
-    /// The time allowed ran out in the middle of a round.
+    /// The time limit passed in the middle of a round.
     #[error("the migration was to take {} s and was still in its rounds: allow more time, or a switch at its end", timeout.as_secs_f64())]
     TimedOut {
-        /// The time allowed.
+        /// The time limit.
         timeout: Duration,
     },
-    /// The state of vCPUs and devices is longer than one of the ends carries. What it is longer than was looked at while the guest
-    /// could go on.
+    /// The state of vCPUs and devices is longer than one of the ends allows. The length was checked while the
+    /// guest could still resume.
     #[error("the saved state of the guest has {} MiB or more, and {limit}", state_bytes.div_ceil(1 << 20))]
     StateTooLong {
-        /// How long it is expected to be, or was found to be at least.
+        /// Its expected length, or a lower bound of its actual length.
         state_bytes: u64,
-        /// What it may be.
+        /// The limit that it exceeds.
         limit: StateLimit,
     },
     /// The operator cancelled.
     #[error("cancelled")]
     Cancelled,
-    /// The source's state cannot be kept.
+    /// The source's state cannot be stored.
     #[error(transparent)]
     State(#[from] StateError),
-    /// It could not be recorded that the guest is given away, so it is not; nor that it is kept, so it stays paused.
+    /// The record that the guest is given away failed, so it is not given away; the record that it is kept
+    /// failed too, so it stays paused.
     #[error(
         "the guest was not given away, and stays paused until that is recorded or the destination has refused it: {0}"
     )]
@@ -139,15 +141,15 @@ pub enum MigrationFailure {
     /// The lock that arbitrates between the hosts.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The guest is the source's again, and its lock is not.
+    /// The guest belongs to the source again, but its lock does not.
     #[error("{cause}; so the guest is the source's again, but stays paused: {error}")]
     LockLost {
         /// Why the migration failed.
         cause: String,
-        /// Why the lock cannot be had.
+        /// Why the lock cannot be taken.
         error: LockError,
     },
-    /// A thread of the migration, or the VMM in it, came upon a defect.
+    /// A thread of the migration, or the VMM in it, panicked.
     #[error("a defect of sterna or of the VMM ended it: {0}")]
     Panicked(String),
     /// The control channel failed.
@@ -159,10 +161,11 @@ pub enum MigrationFailure {
     /// The dirty log failed.
     #[error(transparent)]
     Dirty(#[from] DirtyError),
-    /// Guest RAM.
+    /// An error of guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Memory was plugged or unplugged after the migration had begun, and the destination has made the guest without.
+    /// Memory was plugged or unplugged after the migration had begun; the destination's guest lacks the
+    /// change.
     #[error("{0} while the guest migrated: migrate it once its memory stays as it is")]
     RamChanged(RamChange),
     /// The VMM failed.
@@ -171,12 +174,12 @@ pub enum MigrationFailure {
     /// A message out of turn in the handover.
     #[error(transparent)]
     Handover(#[from] HandoverError),
-    /// The system has no threads or no randomness left.
+    /// The system has no more threads or no randomness.
     #[error("the system refused {what}: {error}")]
     System {
-        /// What was asked.
+        /// The resource.
         what: &'static str,
-        /// Its answer.
+        /// The system's answer.
         error: String,
     },
 }
@@ -184,7 +187,7 @@ pub enum MigrationFailure {
 coded!(MigrationFailure, MigrationFailureKind, "migration", via Refused, State, Lock, Control, Transport, Dirty, Memory, Handover);
 
 impl MigrationFailure {
-    /// The same, or what `explain` finds behind it if the connection or the lanes failed.
+    /// The error itself, or the cause that `explain` finds if the connection or the lanes failed.
     pub(crate) fn explained(self, explain: impl FnOnce(SessionError) -> SessionError) -> Self {
         match self {
             Self::Control(error) => explain(error.into()).into(),
@@ -223,10 +226,10 @@ impl From<Panicked> for MigrationFailure {
 /// The longest saved state that one of the ends carries, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StateLimit {
-    /// What this side sends.
+    /// The source's limit for sending.
     #[error("this side sends at most {}", mebibytes(*.0))]
     Source(u64),
-    /// What the destination takes.
+    /// The destination's limit.
     #[error(
         "the destination takes at most {}",
         mebibytes(*.0)

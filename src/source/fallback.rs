@@ -1,4 +1,4 @@
-//! When the lanes fail while the guest runs: once more from the beginning, over the next transport in the list.
+//! When the lanes fail while the guest runs: a new attempt over the next transport in the list.
 
 use super::error::MigrationFailure;
 use super::precopy::Precopy;
@@ -6,8 +6,8 @@ use super::prepare::hello;
 use crate::progress::Event;
 
 impl Precopy<'_> {
-    /// Sends rounds until the rest fits the downtime. If the device or the network takes the lanes away meanwhile, the rounds begin
-    /// anew over the next transport in the list.
+    /// Sends rounds until the rest fits the downtime. If the device or the network breaks the lanes, the
+    /// rounds begin anew over the next transport in the list.
     pub(super) fn converge_over_any_lanes(&mut self) -> Result<(), MigrationFailure> {
         loop {
             let converged = self.converge();
@@ -22,8 +22,8 @@ impl Precopy<'_> {
         }
     }
 
-    /// A new attempt on the same control channel. The destination discards what has arrived; at the source every page is dirty
-    /// again, since the bits of those that were sent are consumed.
+    /// Starts a new attempt on the same control channel. The destination discards what has arrived. At the
+    /// source every page is dirty again, because the bits of the pages already sent are consumed.
     fn fall_back(&mut self, to: String, why: &str) -> Result<(), MigrationFailure> {
         let migration = self.migration;
         let from = self.connected.link.scheme.clone();

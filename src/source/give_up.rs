@@ -1,4 +1,4 @@
-//! After a failure in any step: the guest runs on at the source if it is this side's to run.
+//! After a failure in any step: the guest runs on at the source if the source still owns it.
 
 use super::doubt::Doubt;
 use super::error::{GuestIs, MigrationError, MigrationFailure};
@@ -9,16 +9,16 @@ use crate::handover::{SourceAction, SourceEvent, SourceState};
 use crate::panics::{Panicked, caught};
 use crate::wire::{AttemptId, Message};
 
-/// What a step has done to the guest.
+/// A step's effects on the guest, to be undone.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Undo {
     pub(super) throttle_percent: u8,
-    /// `pause` was called, whatever came of it.
+    /// `pause` was called, with whatever result.
     pub(super) may_be_paused: bool,
 }
 
 impl Connected {
-    /// Ends the attempt, and lets the guest run on if the handover answers so.
+    /// Ends the attempt, and resumes the guest if the handover decides so.
     pub(super) fn give_up(
         mut self,
         migration: Migration<'_>,
@@ -27,12 +27,12 @@ impl Connected {
     ) -> MigrationError {
         let cancel = &migration.options.cancel;
         let cause = cause.explained(|cause| cancel.explain(cause));
-        // Before anything else: to learn why may take a moment.
+        // Before anything else, because finding the cause may take a moment.
         if undo.throttle_percent > 0 {
             throttle(migration, 0);
         }
         let (guest, cause) = self.take_back(migration, undo, cause);
-        // It cannot make anything worse, and the cause matters more than it does.
+        // A failure of the log makes nothing worse, and the cause matters more.
         match caught(|| self.log.stop()) {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("the dirty log stays on: {error}"),
@@ -46,7 +46,7 @@ impl Connected {
             let explained = caught(|| {
                 let cause = cause.explained(|cause| link.explain(cause));
                 if !matches!(cause, MigrationFailure::DestinationFailed(_)) {
-                    // The destination may be gone, which is what this message is about.
+                    // The destination may be gone, as this message reports.
                     let _ = link.control.send(&Message::Abort(link.attempt_id, cause.to_string()));
                 }
                 cause
@@ -57,7 +57,7 @@ impl Connected {
         MigrationError { guest, refused: false, cause, doubt }
     }
 
-    /// Carries out what the handover answers to this failure.
+    /// Carries out the handover's decision on this failure.
     fn take_back(
         &mut self,
         migration: Migration<'_>,
@@ -76,7 +76,7 @@ impl Connected {
                     (GuestIs::InDoubt, MigrationFailure::LockLost { cause: cause.to_string(), error })
                 }
             },
-            // One that was never paused has not been given away, whatever failed in saying so.
+            // A guest that was never paused has not been given away, whatever failed afterwards.
             Ok(Err(_)) | Err(_) if !undo.may_be_paused => (GuestIs::RunningAtSource, cause),
             _ => (GuestIs::InDoubt, cause),
         }
@@ -100,7 +100,7 @@ fn resume(migration: Migration<'_>, undo: Undo) -> GuestIs {
     GuestIs::PausedAtSource
 }
 
-/// What a failure means for the handover.
+/// The handover's event for a failure.
 pub(super) fn event_of(cause: &MigrationFailure, attempt_id: AttemptId) -> SourceEvent {
     match cause {
         MigrationFailure::DestinationFailed(_) => SourceEvent::Refused(attempt_id),

@@ -1,4 +1,4 @@
-//! Comparing the RAM of a paused guest, the source's part.
+//! Comparing the RAM of a paused guest, at the source.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use crate::verify::Verify;
 use crate::wire::{BlockDigests, Message};
 
 impl Pages {
-    /// Of a paused guest: hashes what remains to be, and sends the digests; returns how many blocks the destination has digests of.
+    /// For a paused guest: hashes the remaining blocks, and sends the digests; returns how many blocks'
+    /// digests the destination has.
     pub(super) fn send_digests(
         &self,
         Migration { options, .. }: Migration<'_>,
@@ -48,8 +49,8 @@ pub(super) fn verify_max(link: &Link, verify: Verify) -> Duration {
     }
 }
 
-/// How many blocks of a paused guest are hashed between two looks at whether the migration was cancelled: 1 GiB of RAM, so that
-/// workers are seldom idle at the end of it.
+/// How many blocks of a paused guest are hashed between two checks for a cancellation: 1 GiB of RAM, so that
+/// workers are seldom idle at its end.
 const PAUSED_CHUNK_BLOCKS: usize = 512;
 
 /// 16 MiB/s is slow for hashing.

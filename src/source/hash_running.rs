@@ -1,4 +1,4 @@
-//! Comparing RAM while the guest runs, the source's part.
+//! Comparing RAM while the guest runs, at the source.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,15 @@ use crate::verify::{CHUNK_BLOCKS, Verify};
 use crate::wire::{BlockDigests, Message};
 
 impl Precopy<'_> {
-    /// Asks for another round, with blocks hashed before it, if that makes the pause shorter. The switch can wait for it.
+    /// Asks for another round, with blocks hashed before it, if that shortens the pause. The switch can wait
+    /// for it.
     pub(super) fn wants_to_hash(&mut self) -> bool {
         self.hash_next = self.migration.options.verify == Verify::Final
             && !self.pages.digests.worth_hashing(&self.pages.dirty).is_empty();
         self.hash_next
     }
 
-    /// Hashes, at both ends, the blocks of which no page is dirty, if that was asked for.
+    /// Hashes, at both ends, the blocks without dirty pages, if a hashing was requested.
     pub(super) fn hash_if_due(&mut self) -> Result<(), MigrationFailure> {
         if !std::mem::take(&mut self.hash_next) {
             return Ok(());
@@ -37,7 +38,7 @@ impl Precopy<'_> {
             options.cancel.check()?;
             options.limits.check_time(started)?;
             let digests = link.pool.install(|| pages.digests.hash(&link.ram, chunk))?;
-            // The destination hashes one chunk while this side hashes the next.
+            // The destination hashes one chunk while the source hashes the next.
             if std::mem::replace(&mut asked, true) {
                 equal += await_checked(link)?;
             }
@@ -48,7 +49,8 @@ impl Precopy<'_> {
         }
         pages.digests.settle(&blocks, began.elapsed());
         if equal < blocks.len() as u64 {
-            // Those that the guest has written to since are sent, and hashed again. Of others the destination will say so.
+            // Blocks that the guest has written to since are sent and hashed again. The destination will
+            // report any others.
             tracing::info!("{} blocks differed while the guest ran", blocks.len() as u64 - equal);
         }
         observer.event(&Event::Hashed {
@@ -59,7 +61,7 @@ impl Precopy<'_> {
         Ok(())
     }
 
-    /// How long comparing is expected to take while the guest is paused, as far as that is known.
+    /// The expected duration of comparing while the guest is paused, as far as known.
     pub(super) fn verify_expected(&self) -> Duration {
         match self.migration.options.verify {
             Verify::Final => self.pages.digests.rest_takes(),

@@ -1,8 +1,8 @@
-//! A clock of steps that follow one another.
+//! A clock for consecutive steps.
 
 use std::time::{Duration, Instant};
 
-/// The times of steps without a gap between them.
+/// The durations of steps without a gap between them.
 pub(super) struct Laps {
     began: Instant,
     last: Instant,

@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::convergence::Limits;
 use crate::session::{RateLimiter, SessionError};
 
-/// The limits of a migration, to be kept by whoever may change them while it runs. The bandwidth limit takes effect at once,
-/// the timeout within a stripe, everything else after the round that is being sent.
+/// A handle on the limits of a migration, with which a caller may change them while it runs. The bandwidth
+/// limit takes effect at once, the timeout within a stripe, everything else after the current round.
 #[derive(Clone, Debug, Default)]
 pub struct LimitsHandle(Arc<Shared>);
 
@@ -18,7 +18,7 @@ struct Shared {
 }
 
 impl LimitsHandle {
-    /// These limits to begin with.
+    /// Starts with these limits.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         let pace = RateLimiter::default();
@@ -26,13 +26,13 @@ impl LimitsHandle {
         Self(Arc::new(Shared { limits: Mutex::new(limits), pace }))
     }
 
-    /// The limits now.
+    /// The limits in force.
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.lock().clone()
     }
 
-    /// Changes them; returns what they are then.
+    /// Changes the limits; returns the new ones.
     pub fn change(&self, change: impl FnOnce(&mut Limits)) -> Limits {
         let mut limits = self.lock();
         change(&mut limits);
@@ -44,11 +44,11 @@ impl LimitsHandle {
         &self.0.pace
     }
 
-    /// Whether a migration that began at `started` has used up its time, and nothing remains to be done but to give up.
+    /// Fails if a migration that began at `started` has used up its time and its policy is to give up.
     pub(crate) fn check_time(&self, started: Instant) -> Result<(), SessionError> {
         let limits = self.lock();
         match limits.timeout {
-            // A chain that ends with a switch, and one that may, has its word at the end of the round.
+            // A policy that ends with a switch, or may, decides at the end of the round.
             Some(timeout) if started.elapsed() >= timeout && limits.if_stuck.gives_up() => {
                 Err(SessionError::TimedOut { timeout })
             }

@@ -1,4 +1,4 @@
-//! What goes through all steps of a migration.
+//! The context of all steps of a migration.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::panics::{Panicked, caught};
 use crate::progress::Observer;
 use crate::session::Link;
 
-/// What its caller gave.
+/// The caller's arguments.
 #[derive(Clone, Copy)]
 pub(super) struct Migration<'migration> {
     pub(super) guest: &'migration dyn SourceGuest,
@@ -20,7 +20,7 @@ pub(super) struct Migration<'migration> {
     pub(super) started: Instant,
 }
 
-/// What each step takes over from the one before: the destination, the dirty log, and whose the guest is.
+/// The state that each step takes over from the one before: the destination, the dirty log, and the handover.
 pub(super) struct Connected {
     pub(super) link: Link,
     pub(super) log: Box<dyn DirtyLog>,
@@ -28,7 +28,8 @@ pub(super) struct Connected {
 }
 
 impl Connected {
-    /// The destination has made the guest with the RAM that it had at the beginning, and the dirty log knows of no other.
+    /// Fails if RAM has changed: the destination has made the guest with the initial RAM, and the dirty log
+    /// covers no other.
     pub(super) fn check_ram(&self, migration: Migration<'_>) -> Result<(), MigrationFailure> {
         match self.link.ram.change_to(&migration.guest.ram()?) {
             None => Ok(()),
@@ -37,7 +38,7 @@ impl Connected {
     }
 }
 
-/// Ends the connection and the VMM's log. What becomes of the guest is settled by then, so a panic changes nothing.
+/// Ends the connection and the VMM's log. The handover is settled before, so a panic changes nothing.
 pub(super) fn let_go(ends: (Link, Box<dyn DirtyLog>)) {
     if let Err(Panicked(text)) = caught(|| drop(ends)) {
         tracing::error!("the end of a migration panicked: {text}");

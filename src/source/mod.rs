@@ -1,6 +1,6 @@
 //! The source's side of a migration, in five steps.
 //!
-//! | step | here | the destination |
+//! | step | the source | the destination |
 //! |---|---|---|
 //! | 1 prepare | connect, describe the guest, connect the lanes | reserve all RAM, or refuse |
 //! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA |
@@ -8,8 +8,9 @@
 //! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run |
 //! | 5 complete | release the guest | show that it lives |
 //!
-//! Whatever fails before GO is attempted, the guest runs on here. What fails after leaves it paused and in doubt, and the
-//! destination is asked what became of it: for a while here, then by whoever holds the [`Doubt`].
+//! After a failure before GO is sent, the guest runs on at the source. A later failure leaves it paused and
+//! in doubt. The source then asks the destination for the outcome: `migrate` does so for a while, then the
+//! holder of the [`Doubt`].
 
 mod blackout;
 mod complete;
@@ -51,18 +52,21 @@ pub use crate::session::Cancel;
 use crate::session::Sheltered;
 use crate::state::GuestClaim;
 
-/// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once it runs there: the guest
-/// here is paused for good then, and its VMM should destroy it.
+/// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once the guest
+/// runs at the destination: the source's guest is then paused for good, and its VMM should destroy it.
 ///
-/// `claim` is that of the guest's name on this host, which its VMM has had since before the guest started:
-/// [`HostState::start`](crate::state::HostState::start) gives one for a new guest, an [`Arrival`](crate::destination::Arrival)
-/// brings one. It is recorded there that the guest is given away, before it is.
+/// `claim` is the claim of the guest's name on this host, which its VMM has had since before the guest
+/// started: [`HostState::start`](crate::state::HostState::start) returns one for a new guest, an
+/// [`Arrival`](crate::destination::Arrival) contains one. The migration records in it that the guest is given
+/// away, before it gives the guest away.
 ///
-/// It does not panic: a panic in it, in the VMM's code or in the lanes is a [failure](MigrationFailure::Panicked) like any other. An
-/// observer that panics gets no more events, and the migration goes on.
+/// It does not panic: a panic of its own, of the VMM's code or of the lanes is a
+/// [failure](MigrationFailure::Panicked) like any other. An observer that panics gets no more events, and the
+/// migration continues.
 ///
 /// # Errors
-/// [`MigrationError`], which says where the guest is. Unless that is in doubt, migrating again may succeed.
+/// [`MigrationError`], which says where the guest is. Unless the guest is in doubt, migrating again may
+/// succeed.
 pub fn migrate(
     guest: &dyn SourceGuest,
     claim: &GuestClaim,

@@ -1,4 +1,4 @@
-//! How a migration is to be done.
+//! The options of a migration.
 
 use super::limits_handle::LimitsHandle;
 use crate::convergence::SwitchCost;
@@ -7,24 +7,26 @@ use crate::session::Cancel;
 use crate::transport::Transports;
 use crate::verify::Verify;
 
-/// How a migration is to be done.
+/// The options of a migration.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// By which transports, in the order in which they are tried.
+    /// The transports, in the order of the attempts.
     pub transports: Transports,
-    /// Over how many lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
+    /// The number of lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
-    /// When to switch, what to do when it does not come to that, and when to give up.
+    /// When to switch, what to do when the rounds do not get short enough, and when to give up.
     pub limits: LimitsHandle,
-    /// What a switch is expected to cost where that cannot be measured beforehand.
+    /// The expected cost of a switch where it cannot be measured beforehand.
     pub switch_cost: SwitchCost,
-    /// The longest state of vCPUs and devices that is sent, in bytes; `None`: 1 GiB. The destination has a limit of its own.
+    /// The longest state of vCPUs and devices to send, in bytes; `None`: 1 GiB. The destination has its own
+    /// limit.
     pub state_max_bytes: Option<u64>,
-    /// How much of RAM both ends compare. What it adds to the downtime is in the report.
+    /// How much of RAM both ends compare. The report shows the effect on the downtime.
     pub verify: Verify,
-    /// What arbitrates between the two hosts. It must be held already, and the destination must have it too. After the migration the
-    /// guest runs here exactly if it is held here.
+    /// The lock that arbitrates between the two hosts. This process must hold it already, and the destination
+    /// must have the same lock. After the migration the guest runs on this host exactly if this host holds
+    /// the lock.
     pub lock: Option<Lock>,
-    /// Ends the migration when asked to.
+    /// Ends the migration on request.
     pub cancel: Cancel,
 }

@@ -1,4 +1,4 @@
-//! The guest's pages at the source: which are dirty, what was sent of them, and what both ends have compared.
+//! The guest's pages at the source: dirty pages, pages sent, and blocks that both ends have compared.
 
 use std::time::Instant;
 
@@ -15,13 +15,13 @@ use crate::verify::{SourceDigests, Verify};
 pub(super) struct Pages {
     pub(super) dirty: DirtyBitmap,
     stripes: Stripes,
-    /// Which blocks of RAM the destination has digests of.
+    /// The blocks of RAM with digests at the destination.
     pub(super) digests: SourceDigests,
-    /// What was sent, round by round.
+    /// The pages sent, round by round.
     pub(super) rounds: Vec<RoundReport>,
-    /// Pages that were zero, and so not sent.
+    /// Zero pages, which are not sent.
     pub(super) zero: u64,
-    /// When a lane had taken the first page.
+    /// When a lane took the first page.
     pub(super) first_page: Option<Instant>,
 }
 
@@ -48,13 +48,13 @@ impl Pages {
         self.dirty.fill();
     }
 
-    /// Adds what the guest has written since the last harvest.
+    /// Adds the guest's writes since the last harvest.
     pub(super) fn harvest(&mut self, connected: &Connected) -> Result<(), DirtyError> {
         self.dirty.by(&connected.link.pool, |dirty| dirty.harvest(&*connected.log))?;
         Ok(())
     }
 
-    /// Forgets the pages that were sent, and harvests; returns how many are dirty then.
+    /// Clears the pages that were sent, and harvests; returns how many pages are dirty then.
     pub(super) fn harvest_anew(&mut self, connected: &Connected) -> Result<u64, DirtyError> {
         let dirty_pages = self.dirty.by(&connected.link.pool, |dirty| {
             dirty.clear();
@@ -64,13 +64,13 @@ impl Pages {
         Ok(dirty_pages)
     }
 
-    /// The number of the round that was sent last, from 1.
+    /// The number of the latest round, from 1.
     pub(super) fn round_number(&self) -> u32 {
         u32::try_from(self.rounds.len()).unwrap_or(u32::MAX)
     }
 
-    /// Sends what is dirty and closes the round; returns what the lanes did. Of a guest that runs the pages are watched again, and
-    /// the time allowed may run out on the way.
+    /// Sends the dirty pages and closes the round; returns the lanes' measurements. While the guest runs, the
+    /// pages are tracked again, and the time limit may end the round.
     pub(super) fn send_round(
         &mut self,
         Migration { options, started, .. }: Migration<'_>,

@@ -1,4 +1,4 @@
-//! Steps 2 and 3: all of RAM, then what was written meanwhile, until the rest fits the downtime.
+//! Steps 2 and 3: all of RAM, then the guest's writes meanwhile, until the rest fits the downtime.
 
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,9 @@ pub(super) struct Precopy<'migration> {
     pub(super) connected: Connected,
     pub(super) pages: Pages,
     pub(super) steering: Steering,
-    /// Whether blocks are to be hashed before the next round.
+    /// Whether to hash blocks before the next round.
     pub(super) hash_next: bool,
-    /// What takes the saved state, once it is made.
+    /// The sender of the saved state, once it is made.
     saving: Option<StateSender>,
 }
 
@@ -56,10 +56,10 @@ impl<'migration> Prepared<'migration> {
 }
 
 impl Precopy<'_> {
-    /// Returns how long setting up took, and what takes the saved state.
+    /// Returns the duration of the set-up, and the sender of the saved state.
     fn run(&mut self) -> Result<(Duration, StateSender), MigrationFailure> {
         self.connected.log.start()?;
-        // All pages are dirty as it is; but now it is known what a harvest takes.
+        // All pages are dirty already; this measures the duration of a harvest.
         let harvesting = Instant::now();
         self.pages.harvest(&self.connected)?;
         self.steering.history.harvested(harvesting.elapsed());
@@ -69,7 +69,7 @@ impl Precopy<'_> {
         Ok((setup, saving.map_or_else(|| self.ready_to_save(), Ok)?))
     }
 
-    /// Sends what is dirty until the rest fits the downtime, all of RAM to begin with.
+    /// Sends the dirty pages until the rest fits the downtime, all of RAM to begin with.
     pub(super) fn converge(&mut self) -> Result<(), MigrationFailure> {
         let migration = self.migration;
         loop {
@@ -79,7 +79,7 @@ impl Precopy<'_> {
             let verify = self.verify_expected();
             self.steering.predict(migration, &self.connected, (&self.pages, verify));
             self.report_round(beat.rate_until(HeartbeatAt::now(migration.guest)));
-            // What was done under other limits says nothing of these.
+            // Warnings under other limits do not apply to these.
             if same_limits {
                 self.steering.judge(migration);
             }
@@ -110,11 +110,12 @@ impl Precopy<'_> {
     /// One round and the harvest after it.
     fn round(&mut self) -> Result<(), MigrationFailure> {
         let began = Instant::now();
-        // Within the time of the round, as what is written meanwhile is in its harvest.
+        // Within the time of the round, because its harvest includes the writes meanwhile.
         self.hash_if_due()?;
         let how = (true, self.steering.history.throttle_percent());
         let mut round = self.pages.send_round(self.migration, &mut self.connected, how)?;
-        // Before a harvest: what the guest writes while it is made is seen by that, and no prediction misses it.
+        // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
+        // misses them.
         if self.saving.is_none() {
             self.saving = Some(self.ready_to_save()?);
         }
@@ -127,7 +128,7 @@ impl Precopy<'_> {
         Ok(())
     }
 
-    /// Reports the round that was sent last.
+    /// Reports the latest round.
     fn report_round(&mut self, heartbeats_per_second: Option<f64>) {
         let number = self.pages.round_number();
         let Some(report) = self.pages.rounds.last_mut() else { return };

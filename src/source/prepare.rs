@@ -1,4 +1,5 @@
-//! Step 1: the destination is found, hears what would come, and the lanes are connected if it is willing.
+//! Step 1: connects to the destination, describes the guest, and connects the lanes if the destination
+//! accepts.
 
 use super::durable_handover::{DurableHandover, Peer, open_records};
 use super::error::{GuestIs, MigrationError, MigrationFailure};
@@ -16,7 +17,7 @@ use crate::wire::{AttemptId, Hello, LaneOffer, Message};
 pub(super) struct Prepared<'migration> {
     pub(super) migration: Migration<'migration>,
     pub(super) connected: Connected,
-    /// How often the guest beat in a second meanwhile.
+    /// The guest's beats per second meanwhile.
     pub(super) heartbeats_per_second: Option<f64>,
 }
 

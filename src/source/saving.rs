@@ -1,4 +1,4 @@
-//! Saving the state of vCPUs and devices, which travels meanwhile.
+//! Saving the state of vCPUs and devices, which is sent at the same time.
 
 use super::error::{MigrationFailure, StateLimit};
 use super::limits_handle::LimitsHandle;
@@ -9,10 +9,10 @@ use crate::saved_state::{STATE_MAX_DEFAULT, SentState, StateSender, StateWriter}
 use crate::session::{Cancel, Link};
 use crate::wire::Message;
 
-/// Everything that saving needs, made while the guest runs.
+/// Prepares saving, while the guest runs.
 pub(super) fn ready(link: &Link, options: &Options) -> Result<StateSender, MigrationFailure> {
     let (limits, cancel): (LimitsHandle, Cancel) = (options.limits.clone(), options.cancel.clone());
-    // The lanes keep to the same pace at the same time.
+    // The lanes share the same rate limit.
     let pace = move |bytes| {
         let pace = limits.pace();
         pace.take(bytes, || cancel.check()).map_err(|_| ControlError::Interrupted)
@@ -21,7 +21,8 @@ pub(super) fn ready(link: &Link, options: &Options) -> Result<StateSender, Migra
         .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })
 }
 
-/// Saves the state of the paused guest; returns once the VMM has written all, of which the last part may be on its way.
+/// Saves the state of the paused guest; returns once the VMM has written all, when the last part may still be
+/// in flight.
 pub(super) fn save(
     guest: &dyn SourceGuest,
     (link, options): (&Link, &Options),
@@ -29,7 +30,7 @@ pub(super) fn save(
 ) -> Result<SentState, MigrationFailure> {
     let mut sections = StateWriter::new(&mut state);
     let saved = guest.save(&mut sections).and_then(|()| Ok(sections.finish().map(drop)?));
-    // Whatever the VMM makes of a write that failed.
+    // Checked first, whatever the VMM makes of a failed write.
     if let Some(state_bytes) = state.too_long() {
         let limit = limit(link, options);
         return Err(MigrationFailure::StateTooLong { state_bytes, limit });
@@ -40,7 +41,7 @@ pub(super) fn save(
     Ok(state.close()?)
 }
 
-/// Refuses, before anything is sent, a guest that is known to have more state than may be sent.
+/// Refuses a guest with a state that already exceeds the limits, before anything is sent.
 pub(super) fn check_expected(link: &mut Link, options: &Options) -> Result<(), MigrationFailure> {
     let (state_bytes, limit) = (options.switch_cost.state_bytes, limit(link, options));
     if state_bytes <= limit.bytes() {

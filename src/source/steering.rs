@@ -1,4 +1,4 @@
-//! What the rounds are decided by: their history, the limits, and the downtime that both predict.
+//! The basis of the decisions between rounds: their history, the limits, and the predicted downtime.
 
 use std::mem;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use crate::convergence::{Convergence, Downtime, History, Limits, Why};
 use crate::progress::{Event, ms};
 use crate::session::Link;
 
-/// What is known after the latest round.
+/// The knowledge after the latest round.
 pub(super) struct Steering {
-    /// What the rounds while the guest ran were like.
+    /// The history of the rounds while the guest ran.
     pub(super) history: History,
-    /// The limits that the last decision was made by.
+    /// The limits of the last decision.
     pub(super) limits: Limits,
-    /// The downtime as it was last predicted.
+    /// The latest prediction of the downtime.
     pub(super) predicted: Downtime,
-    /// Whether the operator has heard that it will not converge.
+    /// Whether the operator was warned that the migration will not converge.
     warned: bool,
-    /// Whether the operator has heard that no switch keeps the limit.
+    /// Whether the operator was warned that no switch keeps the limit.
     warned_of_limit: bool,
 }
 
@@ -31,13 +31,13 @@ impl Steering {
         Self { history, limits, predicted: Downtime::default(), warned: false, warned_of_limit: false }
     }
 
-    /// Nothing is known of a new attempt over other lanes.
+    /// A new attempt over other lanes starts without knowledge.
     pub(super) fn begin_anew(&mut self, link: &Link) {
         self.history = History::new(link.control.round_trip());
         (self.warned, self.warned_of_limit) = (false, false);
     }
 
-    /// Takes over what the operator has changed since the last round; returns whether that was anything.
+    /// Takes over the operator's changes since the last round; returns whether any were made.
     pub(super) fn take_limits(&mut self, migration: Migration<'_>) -> bool {
         let limits = migration.options.limits.limits();
         if limits == self.limits {
@@ -52,7 +52,7 @@ impl Steering {
         true
     }
 
-    /// Predicts the downtime of a switch now, in which comparing takes so long.
+    /// Predicts the downtime of a switch now, with this duration of comparing.
     pub(super) fn predict(
         &mut self,
         migration: Migration<'_>,
@@ -65,15 +65,16 @@ impl Steering {
         self.predicted = Downtime { verify, ..without.unwrap_or_default() };
     }
 
-    /// What is to be decided by.
+    /// The input of the decision.
     pub(super) fn convergence(&self, migration: Migration<'_>) -> Convergence<'_> {
-        // More rounds do not make what is left to compare less, so the limit is held against the rest.
+        // More rounds do not reduce the remaining comparison, so the limit applies to the rest.
         let predicted = Downtime { verify: Duration::ZERO, ..self.predicted };
         let (limits, history) = (&self.limits, &self.history);
         Convergence { limits, history, predicted, elapsed: migration.started.elapsed() }
     }
 
-    /// Notes whether the round brought the switch nearer, and warns the operator when it looks as if nothing will.
+    /// Records whether the round brought the switch nearer, and warns the operator if the migration seems not
+    /// to converge.
     pub(super) fn judge(&mut self, migration: Migration<'_>) {
         let diverging = self.convergence(migration).diverging();
         self.history.judged(diverging.map(|diverging| diverging.why));
@@ -99,7 +100,7 @@ impl Steering {
         }
     }
 
-    /// Why it is given up after so many rounds.
+    /// Why the migration gives up after this many rounds.
     pub(super) fn not_converging(&self, migration: Migration<'_>, rounds: u32) -> MigrationFailure {
         let diverging = self.convergence(migration).given_up();
         MigrationFailure::NotConverging {

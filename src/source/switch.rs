@@ -1,6 +1,7 @@
-//! Step 4: nobody runs the guest until the destination does, or until this side takes it back.
+//! Step 4: no host runs the guest until the destination does, or until the source takes it back.
 //!
-//! [`SourceHandover`](crate::handover::SourceHandover) answers each event with what is to be done next, and this carries it out.
+//! [`SourceHandover`](crate::handover::SourceHandover) answers each event with the next action, and this
+//! module carries it out.
 
 use std::time::Duration;
 
@@ -24,21 +25,22 @@ use crate::saved_state::StateSender;
 use crate::session::unexpected;
 use crate::wire::{AttemptId, Completion, Final, Message};
 
-/// A running guest of which so little is left to send that it may be paused.
+/// A running guest with so little left to send that it may be paused.
 pub(super) struct Converged<'migration> {
     pub(super) migration: Migration<'migration>,
     pub(super) connected: Connected,
     pub(super) pages: Pages,
-    /// What takes the saved state.
+    /// The sender of the saved state.
     pub(super) saving: StateSender,
     pub(super) steering: Steering,
-    /// How long setting up took.
+    /// The duration of the set-up.
     pub(super) setup: Duration,
     pub(super) heartbeats_per_second: Option<f64>,
 }
 
 impl<'migration> Converged<'migration> {
-    /// Pauses the guest and gives it away. After a failure it runs on at the source, or its owner is in doubt.
+    /// Pauses the guest and gives it away. After a failure the guest runs on at the source, or its owner is
+    /// in doubt.
     pub(super) fn switch(self) -> Result<Switched<'migration>, MigrationError> {
         let Self { migration, connected, pages, saving, steering, setup, heartbeats_per_second } = self;
         let throttle_percent = steering.history.throttle_percent();
@@ -70,31 +72,32 @@ impl<'migration> Converged<'migration> {
     }
 }
 
-/// What the handover's answers are carried out with.
+/// The context for carrying out the handover's actions.
 struct Switch<'migration> {
     migration: Migration<'migration>,
     connected: Connected,
     pages: Pages,
-    /// The downtime as it was predicted.
+    /// The predicted downtime.
     predicted: Downtime,
     throttle_percent: u8,
     may_be_paused: bool,
-    /// Runs since the pause began.
+    /// Starts with the pause.
     clock: Laps,
     /// The downtime by parts.
     parts: Downtime,
-    /// How long the saved state is.
+    /// The length of the saved state.
     state_bytes: u64,
-    /// What the destination measured.
+    /// The destination's measurements.
     completion: Completion,
-    /// When the guest last beat at the source, counted back from the moment GO left.
+    /// When the guest last beat at the source, counted back from the moment GO was sent.
     last_beat: Option<(u64, Duration)>,
-    /// Why RUNNING was not heard.
+    /// Why RUNNING was not received.
     lost: Option<MigrationFailure>,
 }
 
 impl Switch<'_> {
-    /// Does what the handover wants done, until the guest is the destination's. An error leaves it to [`Connected::give_up`].
+    /// Carries out the handover's actions until the guest belongs to the destination. After an error,
+    /// [`Connected::give_up`] decides about the guest.
     fn run(&mut self, saving: StateSender) -> Result<(), MigrationFailure> {
         let mut saving = Some(saving);
         let mut action = self.on(SourceEvent::Pausing)?;
@@ -128,17 +131,17 @@ impl Switch<'_> {
         self.connected.handover.on(event)
     }
 
-    /// Pauses the guest, and sends the rest of it and FINAL.
+    /// Pauses the guest, and sends its last pages, its state and FINAL.
     fn send_final(&mut self, saving: StateSender) -> Result<(), MigrationFailure> {
         let Migration { guest, options, observer, .. } = self.migration;
         self.clock = Laps::new();
-        // Also if it fails, which leaves open whether it is paused: to resume it does no harm.
+        // Set even if the pause fails, because the guest may then be paused: resuming it does no harm.
         self.may_be_paused = true;
         guest.pause()?;
         self.parts.pause = self.clock.lap();
         observer.event(&Event::Paused);
         options.cancel.check()?;
-        // Saving may write to guest RAM, so the last harvest comes after it; what is dirty already stays so.
+        // Saving may write to guest RAM, so the last harvest comes after it; dirty pages stay dirty.
         let state = saving::save(guest, (&self.connected.link, options), saving)?;
         self.connected.check_ram(self.migration)?;
         self.parts.save = self.clock.lap();
@@ -167,7 +170,8 @@ impl Switch<'_> {
         Ok(())
     }
 
-    /// Waits until the destination has revoked, compared and loaded. The last moment at which the operator may cancel.
+    /// Waits until the destination has revoked, compared and loaded. The last moment at which the operator
+    /// may cancel.
     fn await_prepared(&mut self) -> Result<AttemptId, MigrationFailure> {
         let Migration { guest, options, .. } = self.migration;
         let link = &mut self.connected.link;
@@ -195,13 +199,13 @@ impl Switch<'_> {
         self.connected.handover.give_lock_up();
         let link = &mut self.connected.link;
         let attempt_id = link.attempt_id;
-        // From this line on the guest may run at the destination, whatever becomes of the send.
+        // From this line on the guest may run at the destination, whatever the result of the send.
         let sent = link.control.send(&Message::Go(attempt_id)).map_err(MigrationFailure::from);
         let heard = sent.and_then(|()| match link.control.receive("RUNNING", Some(STEP_MAX))? {
             Message::Running(of) => Ok(of),
             other => Err(unexpected("RUNNING", attempt_id, other).into()),
         });
-        // To record that it is released takes no time of the guest's any more.
+        // Recording the release is no part of the guest's downtime.
         self.parts.start = self.clock.lap();
         match heard.and_then(|running| Ok(self.on(SourceEvent::Running(running))?)) {
             Ok(action) => Ok(action),
@@ -214,7 +218,8 @@ impl Switch<'_> {
         }
     }
 
-    /// No word that the guest runs at the destination: asks for a while. An error, unless it turns out that it does.
+    /// RUNNING did not come: asks the destination for a while. An error, unless the answer is that the guest
+    /// runs.
     fn ask(&mut self) -> Result<(), MigrationFailure> {
         let cause = self.lost.take().unwrap_or(HandoverError::OtherAction.into());
         self.migration.observer.event(&Event::Asking { why: cause.to_string() });
@@ -231,7 +236,7 @@ impl Switch<'_> {
         }
     }
 
-    /// Neither COMMITTED nor REFUSED could be recorded, so the destination is to refuse.
+    /// Neither COMMITTED nor REFUSED could be recorded, so the destination has to refuse.
     fn withdraw(&mut self) -> Result<SourceAction, MigrationFailure> {
         let Connected { handover, link, .. } = &mut self.connected;
         handover.withdraw_over(&mut link.control).map_err(|why| {
@@ -243,13 +248,13 @@ impl Switch<'_> {
         })
     }
 
-    /// Why the guest is the source's after all.
+    /// Why the guest belongs to the source after all.
     fn why_kept(&mut self) -> MigrationFailure {
-        // That it is given away could not be recorded, so it is not.
+        // The record that the guest is given away failed, so it is not given away.
         let unrecorded = self.connected.handover.take_unrecorded().map(MigrationFailure::from);
         self.lost.take().or(unrecorded).unwrap_or(HandoverError::OtherAction.into())
     }
 }
 
-/// For how long a destination that did not say RUNNING is asked before the migration ends in doubt.
+/// For how long the source asks a destination that did not send RUNNING, before the migration ends in doubt.
 const ASKING_MAX: Duration = Duration::from_secs(10);

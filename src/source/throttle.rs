@@ -1,10 +1,10 @@
-//! Slowing the guest.
+//! Throttling the guest.
 
 use super::migration::Migration;
 use crate::panics::{Panicked, caught};
 use crate::progress::Event;
 
-/// Slows the guest by so many percent; whether the VMM did so.
+/// Throttles the guest by this many percent; returns whether the VMM did so.
 pub(super) fn throttle(Migration { guest, observer, .. }: Migration<'_>, percent: u8) -> bool {
     let why = match caught(|| guest.throttle(percent)) {
         Ok(Ok(())) => {

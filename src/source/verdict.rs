@@ -1,4 +1,4 @@
-//! What became of a guest that was given away, or why that is not known.
+//! The fate of a guest that was given away, or why it is unknown.
 
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
@@ -9,12 +9,12 @@ use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::state::StateError;
 
-/// What became of a guest in doubt.
+/// The fate of a guest in doubt.
 #[derive(Debug)]
 pub enum Verdict {
-    /// It runs, or has run, at the destination: it must not run here again.
+    /// It runs, or has run, at the destination: it must not run at the source again.
     Moved,
-    /// It never ran there and never will: it is the source's.
+    /// It never ran at the destination and never will: it belongs to the source.
     Kept,
     /// Not known yet.
     Open(StillInDoubt),
@@ -30,25 +30,27 @@ pub enum Verdict {
 )]
 #[non_exhaustive]
 pub enum StillInDoubt {
-    /// The destination could not be asked, or did not answer.
+    /// The destination could not be reached, or did not answer.
     #[error("the destination does not say what became of the guest: {0}")]
     Silent(#[from] ControlError),
-    /// Its records say nothing of this attempt.
+    /// The destination has no record of this attempt.
     #[error(
         "the destination's state has no record of this migration, which proves nothing: is it the host, and the folder, that the \
          guest was sent to?"
     )]
     NoWord,
-    /// It waits for GO, which this question must not give.
+    /// The destination waits for GO, which this question must not give.
     #[error("the destination is ready and waits for the guest")]
     Ready,
-    /// The operator says that the destination is fenced, and it gave a sign of life.
+    /// The operator says that the destination is fenced, but it gave a sign of life.
     #[error("the destination is not fenced, because it answered: {0}")]
     Contradicted(String),
-    /// The guest was not given away, or the operator's word was to count, and the disk does not take the record.
+    /// The guest was not given away, or the operator's word was to count, but the disk does not take the
+    /// record.
     #[error("the guest stays paused until it is recorded that it is the source's: {0}")]
     Unrecorded(#[source] StateError),
-    /// Whatever the destination says, another process holds the guest's lock, or it cannot be reached.
+    /// Whatever the destination answers, another process holds the guest's lock, or the lock cannot be
+    /// reached.
     #[error("the guest does not run here without its lock: {0}")]
     Lock(#[from] LockError),
     /// An answer out of turn.
@@ -62,10 +64,10 @@ coded!(StillInDoubt, StillInDoubtKind, "doubt", via Handover);
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The file.
+    /// An error of the file.
     #[error(transparent)]
     State(#[from] StateError),
-    /// What it says.
+    /// An error of its content.
     #[error(transparent)]
     Handover(#[from] HandoverError),
 }

@@ -21,25 +21,25 @@ use crate::wire::WireError;
 )]
 #[non_exhaustive]
 pub enum TransportError {
-    /// RDMA was asked for and this host has no device that can be used.
+    /// RDMA was asked for, but this host has no usable device.
     #[error("no RDMA device of this host reaches the peer ({reason})")]
     NoDevice {
-        /// Why each that there is was passed over.
+        /// Why each device was passed over.
         reason: String,
     },
-    /// Too little memory may be pinned.
+    /// The limit on locked memory is too low.
     #[error(
         "RDMA needs {} MiB of locked memory to be of use here, and may lock {:.1} MiB",
         needed_bytes.div_ceil(1 << 20),
         *limit_bytes as f64 / 1_048_576.0
     )]
     LockedMemory {
-        /// The least that makes sense.
+        /// The least useful amount.
         needed_bytes: u64,
-        /// What `RLIMIT_MEMLOCK`, or the operator's own limit, allows.
+        /// The limit of `RLIMIT_MEMLOCK`, or of the operator.
         limit_bytes: u64,
     },
-    /// Too little memory is there to be pinned.
+    /// Too little memory is available to be pinned.
     #[error(
         "RDMA needs {} MiB of memory to be of use here, and {:.1} MiB may be pinned of what this host, or the control group, \
          has available",
@@ -47,9 +47,9 @@ pub enum TransportError {
         *available_bytes as f64 / 1_048_576.0
     )]
     ScarceMemory {
-        /// The least that makes sense.
+        /// The least useful amount.
         needed_bytes: u64,
-        /// What may be pinned: memory in use by this process and what is available, less a reserve.
+        /// What may be pinned: the memory of this process plus the available memory, less a reserve.
         available_bytes: u64,
     },
     /// The verbs layer failed.
@@ -60,15 +60,15 @@ pub enum TransportError {
     Write {
         /// The lane.
         lane: usize,
-        /// The completion's status, explained.
+        /// The completion's status.
         error: sterna_rdma::CompletionError,
     },
-    /// A request was not taken by the device.
+    /// The device did not accept a request.
     #[error("RDMA lane {lane} cannot post: {error}")]
     Post {
         /// The lane.
         lane: usize,
-        /// Why.
+        /// The reason.
         error: sterna_rdma::PostError,
     },
     /// A connection of a TCP lane could not be made, or broke.
@@ -88,27 +88,27 @@ pub enum TransportError {
     /// The peer ended the attempt, for this reason.
     #[error("the other side gave up: {0}")]
     PeerGaveUp(String),
-    /// Nothing moved for too long.
+    /// A lane made no progress for too long.
     #[error("lane {lane} has made no progress for {} s: is the link up?", silence.as_secs_f64().ceil())]
     Stalled {
         /// The lane.
         lane: usize,
-        /// For how long.
+        /// How long.
         silence: Duration,
     },
-    /// Memory that is to be sent was not made ready at this host.
+    /// Memory to be sent was not registered at this host.
     #[error("guest memory was not registered for RDMA: {why}")]
     NotRegistered {
-        /// What became of it.
+        /// The reason.
         why: &'static str,
     },
     /// The lanes failed at the peer.
     #[error("the lanes failed at the other side: {0}")]
     FailedThere(String),
-    /// The peer's lanes are not what was agreed.
+    /// The peer's lanes differ from the agreed ones.
     #[error("the other side's lanes do not fit what was agreed: {0}")]
     Disagreement(String),
-    /// The peer sent what this version does not understand.
+    /// The peer sent a message that this version does not understand.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// The peer named pages that the guest does not have, or guest RAM is not usable.
@@ -117,7 +117,7 @@ pub enum TransportError {
     /// The control channel failed while lanes were set up.
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// A thread of the lanes came upon a defect.
+    /// A thread of the lanes panicked.
     #[error("a defect of sterna ended a lane: {0}")]
     Panicked(String),
     /// No transport of this name is in this host's list.
@@ -125,10 +125,10 @@ pub enum TransportError {
     Unknown {
         /// The name.
         scheme: String,
-        /// The names that there are.
+        /// The names in the list.
         known: String,
     },
-    /// Each transport in the list was tried.
+    /// Every transport in the list was tried.
     #[error("no further transport is in the list")]
     NoneLeft,
     /// A transport from outside of this library failed.
@@ -136,12 +136,12 @@ pub enum TransportError {
     Provider {
         /// Its name.
         scheme: String,
-        /// Whether its device or its network failed, so that the next transport may do better.
+        /// Whether its device or its network failed, so that the next transport may succeed.
         may_fall_back: bool,
         /// What it says.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The system has no randomness to give.
+    /// The system has no randomness.
     #[error("no random bytes from the system: {0}")]
     Random(getrandom::Error),
 }
@@ -149,8 +149,9 @@ pub enum TransportError {
 coded!(TransportError, TransportErrorKind, "transport", via Wire, Memory, Control);
 
 impl TransportError {
-    /// Whether the device or the network failed, so that other lanes may do better. Never for what memory protection or the
-    /// protocol stopped: a wrong key or range is a defect or an attack, and to go on in another way would hide it.
+    /// Whether the device or the network failed, so that other lanes may succeed. Never for a failure of
+    /// memory protection or of the protocol: a wrong key or range is a defect or an attack, and another
+    /// transport would hide it.
     #[must_use]
     pub fn may_fall_back(&self) -> bool {
         use CompletionStatus as Status;

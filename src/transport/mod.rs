@@ -1,13 +1,14 @@
-//! How pages travel.
+//! Transports of pages.
 //!
-//! At the source a [`Transport`] has [`Lane`]s: each is driven by one worker, and pages of one stripe of RAM always take
-//! the same lane, whose order makes the latest write of a page win. At the destination the lanes end in a [`LaneReceiver`].
-//! What matters most about it is [`revoke`](LaneReceiver::revoke), after which only this host can write to the guest.
+//! At the source a [`Transport`] has [`Lane`]s. One worker drives each lane, and the pages of one stripe of
+//! RAM always take the same lane: its order makes the latest write of a page win. At the destination the
+//! lanes end in a [`LaneReceiver`]. Its most important method is [`revoke`](LaneReceiver::revoke), after
+//! which only this host can write to the guest.
 //!
-//! A [`TransportProvider`] makes both ends. Two providers are part of the library, and neither copies a page on its way:
-//! [`rdma`] writes pages one-sidedly, [`tcp`] sends them from and reads them into guest RAM by vectored calls. A further one
-//! needs an implementation of the trait and a place in the list, [`Transports`], at both hosts; the engine and the wire know
-//! no transport but by its name.
+//! A [`TransportProvider`] makes both ends. The library has two providers, and neither copies a page on its
+//! way: [`rdma`] writes pages one-sidedly, [`tcp`] sends them from and reads them into guest RAM by vectored
+//! calls. A further transport needs an implementation of the trait and an entry in the list, [`Transports`],
+//! at both hosts; the engine and the wire know a transport only by its name.
 
 mod error;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::wire::{LANES_MAX, LaneOffer, LaneReady};
 /// The source's ends of the lanes of one transport in a list, before the destination has answered.
 #[derive(Debug)]
 pub(crate) struct Offer {
-    /// Its place in the list.
+    /// Its position in the list.
     place: usize,
     lanes: LaneOffer,
     reason: String,
@@ -29,7 +29,7 @@ impl Offer {
         Self::from_place(0, transports, (control, ram, lanes), None)
     }
 
-    /// The same, from the place in the list that follows `after`, because of what became of the transport there.
+    /// The same, from the position after `after` in the list, because the transport at `after` failed.
     pub(crate) fn next(
         after: usize,
         transports: &Transports,
@@ -69,7 +69,7 @@ impl Offer {
         Err(failed.unwrap_or(TransportError::NoneLeft))
     }
 
-    /// Its place in the list.
+    /// Its position in the list.
     pub(crate) fn place(&self) -> usize {
         self.place
     }
@@ -79,7 +79,7 @@ impl Offer {
         &self.lanes.scheme
     }
 
-    /// Over how many lanes.
+    /// The number of lanes.
     pub(crate) fn count(&self) -> u8 {
         self.lanes.lanes
     }
@@ -89,12 +89,12 @@ impl Offer {
         &self.reason
     }
 
-    /// What HELLO says.
+    /// The offer for HELLO.
     pub(crate) fn lanes(&self) -> LaneOffer {
         self.lanes.clone()
     }
 
-    /// Connects the lanes to what the destination has made for them.
+    /// Connects the lanes to the destination's ends.
     pub(crate) fn connect(
         self,
         ready: &LaneReady,
@@ -103,13 +103,13 @@ impl Offer {
     ) -> Result<Box<dyn Transport>, TransportError> {
         let count = usize::from(self.count());
         let mut transport = self.ends.connect(&ready.body, control, ram)?;
-        // The workers and the stripes are as many as the offer said.
+        // The number of workers and stripes is that of the offer.
         let made = transport.parts().0.len();
         if made == count { Ok(transport) } else { Err(other_number(&self.lanes.scheme, count, made)) }
     }
 }
 
-/// What HELLO says of these ends, if that is what it may say.
+/// The offer of these ends for HELLO, if it is within the bounds.
 fn described(scheme: &str, ends: &dyn SourceOffer, asked: Option<u8>) -> Result<LaneOffer, TransportError> {
     let offer = LaneOffer { scheme: scheme.to_owned(), lanes: ends.lanes(), body: ends.body()? };
     offer.check_bounds()?;
@@ -127,7 +127,7 @@ fn other_number(scheme: &str, asked: usize, made: usize) -> TransportError {
     }
 }
 
-/// Why a transport cannot be had, in fewer words than the error.
+/// Why a transport is unavailable, in fewer words than the error.
 fn why_not(scheme: &str, error: &TransportError) -> String {
     match error {
         TransportError::NoDevice { .. } => "no RDMA device of this host reaches the peer".into(),

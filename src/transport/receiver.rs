@@ -9,9 +9,10 @@ use super::error::TransportError;
 use super::remains::Remains;
 use crate::wire::Token;
 
-/// Where connections of lanes arrive: a socket that all attempts share, of which this brings those of one attempt.
+/// The source of lane connections: all attempts share a socket, and this returns the connections of one
+/// attempt.
 pub trait LaneConnections {
-    /// The next connection that bears the attempt's token, if one comes in time. Its preamble was read.
+    /// The next connection with the attempt's token, if one comes in time. Its preamble has been read.
     ///
     /// # Errors
     /// Those of the socket.
@@ -21,7 +22,7 @@ pub trait LaneConnections {
 /// A connection of one lane.
 #[derive(Debug)]
 pub struct LaneConnection {
-    /// Which lane it says that it is.
+    /// The lane's number according to the peer.
     pub lane: u8,
     /// The connection.
     pub stream: TcpStream,
@@ -31,49 +32,52 @@ pub struct LaneConnection {
 
 /// The destination's end of all lanes.
 pub trait LaneReceiver: Send + Debug {
-    /// What the source must know to connect its lanes: at most [`LANE_BODY_MAX`](crate::wire::LANE_BODY_MAX) bytes, for the
-    /// [`connect`](super::SourceOffer::connect) of the same transport.
+    /// The parameters that the source needs to connect its lanes: at most
+    /// [`LANE_BODY_MAX`](crate::wire::LANE_BODY_MAX) bytes, for [`connect`](super::SourceOffer::connect) of
+    /// the same transport.
     ///
     /// # Errors
     /// [`TransportError`] if it cannot be encoded; the attempt is over.
     fn ready(&self) -> Result<Vec<u8>, TransportError>;
 
-    /// The token that the connections of its lanes bear, where lanes are connections to the socket of this host's receiver.
+    /// The token of its lanes' connections, if lanes are connections to the socket of this host's receiver.
     fn token(&self) -> Option<Token> {
         None
     }
 
-    /// Waits for the lanes to connect, where they are such connections.
+    /// Waits for the lanes to connect, if they are such connections.
     ///
     /// # Errors
-    /// [`TransportError`] if they do not in time.
+    /// [`TransportError`] if they do not connect in time.
     fn connect(&mut self, _connections: &dyn LaneConnections) -> Result<(), TransportError> {
         Ok(())
     }
 
-    /// Does what the source's end of this transport [requests](super::send_request) beside the lanes, and returns the answer, if
-    /// that request has one. The bytes come from a peer, at most [`TRANSPORT_BODY_MAX`](crate::wire::TRANSPORT_BODY_MAX) of
-    /// them: check every range and length before acting on it.
+    /// Carries out a [request](super::send_request) of the source's end of this transport, and returns the
+    /// answer, if the request has one. The bytes come from a peer, at most
+    /// [`TRANSPORT_BODY_MAX`](crate::wire::TRANSPORT_BODY_MAX): check every range and length before acting.
     ///
     /// # Errors
-    /// [`TransportError`] for a request that is not one, that may not be granted, or that the device refused.
+    /// [`TransportError`] for an invalid request, a request that may not be granted, or one that the device
+    /// refused.
     fn handle(&mut self, _request: &[u8]) -> Result<Option<Vec<u8>>, TransportError> {
         Err(TransportError::Disagreement("a request beside the lanes, which this transport has not".into()))
     }
 
-    /// Returns once the fences of `round` are seen on every lane.
+    /// Returns once the fences of `round` have arrived on every lane.
     ///
     /// # Errors
     /// [`TransportError`] if a lane broke or the fences do not come in time.
     fn await_round(&mut self, round: u32) -> Result<(), TransportError>;
 
-    /// How long [`revoke`](Self::revoke) is expected to take: what it took of as many lanes made for nothing else.
+    /// The expected duration of [`revoke`](Self::revoke), measured with as many unused lanes.
     fn revoke_time(&self) -> Duration;
 
-    /// Takes every remote access to guest RAM away, in a time that does not grow with RAM. When it returns, nothing that the
-    /// source or the network does can change a byte of it. What remains is released when there is time.
+    /// Revokes every remote access to guest RAM, in a time that does not grow with RAM. After it returns, no
+    /// action of the source or the network can change a byte of guest RAM. The caller releases the returned
+    /// remains later.
     ///
     /// # Errors
-    /// [`TransportError`] if the device would not let go; then the guest must not run here.
+    /// [`TransportError`] if the device refuses; then the guest must not run on this host.
     fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError>;
 }

@@ -1,4 +1,4 @@
-//! What revocation leaves of the destination's ends.
+//! The remains of the destination's ends after revocation.
 
 use std::fmt::Debug;
 
@@ -6,17 +6,17 @@ use thiserror::Error;
 
 use super::error::TransportError;
 
-/// What is left of a [`LaneReceiver`](super::LaneReceiver) once nobody can write to guest RAM through it: memory that is still
-/// registered, and so pinned. It keeps that memory mapped. To drop it lets go of all too, without a word of what failed.
+/// What is left of a [`LaneReceiver`](super::LaneReceiver) after revocation: memory that is still registered,
+/// and so pinned. It keeps that memory mapped. Dropping it releases the memory too, but ignores failures.
 pub trait Remains: Send + Debug {
-    /// Lets go of it, which takes a time that grows with RAM.
+    /// Releases the memory, in a time that grows with RAM.
     ///
     /// # Errors
-    /// [`Leak`]: a device would not let go. The guest is none the worse for it, but the memory stays pinned.
+    /// [`Leak`]: a device refused. The guest is unaffected, but the memory stays pinned.
     fn release(self: Box<Self>) -> Result<(), Leak>;
 }
 
-/// Guest RAM of which a device does not let go, though nobody can reach it.
+/// Guest RAM that a device keeps pinned, although no peer can reach it.
 #[derive(Debug, Error)]
 #[error(
     "a device keeps {} MiB of guest RAM pinned, which is freed when this process ends: {error}",

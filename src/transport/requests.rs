@@ -1,4 +1,5 @@
-//! What the two ends of a transport say to each other beside the lanes, for a [`Registration`](super::Registration).
+//! Messages between the two ends of a transport beside the lanes, for a
+//! [`Registration`](super::Registration).
 
 use std::time::Duration;
 
@@ -6,7 +7,8 @@ use super::error::TransportError;
 use crate::control::{ControlChannel, ControlError};
 use crate::wire::Message;
 
-/// Has the destination's [`LaneReceiver`](super::LaneReceiver::handle) do something. Does not wait for an answer.
+/// Sends a request to the destination's [`LaneReceiver`](super::LaneReceiver::handle). Does not wait for an
+/// answer.
 ///
 /// # Errors
 /// [`TransportError::Control`] if the connection is gone, or the body longer than
@@ -15,10 +17,12 @@ pub fn send_request(body: Vec<u8>, control: &mut ControlChannel) -> Result<(), T
     Ok(control.send(&Message::Transport(body))?)
 }
 
-/// Waits for the answer to the oldest [request](send_request) that has one and was not answered yet, such as `expected`.
+/// Waits for the answer to the oldest [request](send_request) that has one and was not answered yet, such as
+/// `expected`.
 ///
 /// # Errors
-/// [`TransportError`] if none comes in time, or if the lanes or the attempt have failed at the destination.
+/// [`TransportError`] if no answer comes in time, or if the lanes or the attempt have failed at the
+/// destination.
 pub fn await_answer(
     expected: &'static str,
     limit: Duration,

@@ -1,4 +1,4 @@
-//! The list of transports, in the order in which they are tried.
+//! The list of transports, in the order of the attempts.
 
 use std::sync::Arc;
 
@@ -9,8 +9,8 @@ use super::receiver::LaneReceiver;
 use super::tcp::TcpProvider;
 use crate::wire::{LaneOffer, Refusal};
 
-/// Transports by name, in the order in which a source tries them. A list of one is a choice by name. At a destination the order
-/// means nothing: the source's offer names the transport.
+/// Transports by name, in the order in which a source tries them. A list of one is a choice by name. At a
+/// destination the order means nothing: the source's offer names the transport.
 ///
 /// By default RDMA comes first, with its default tuning, and TCP second.
 #[derive(Clone, Debug)]
@@ -30,37 +30,37 @@ impl<P: TransportProvider + 'static> From<P> for Transports {
 }
 
 impl Transports {
-    /// The same, with one more at the end. Of two with the same name a destination uses the first.
+    /// The same list, with one more at the end. Of two with the same name a destination uses the first.
     #[must_use]
     pub fn then(mut self, provider: impl TransportProvider + 'static) -> Self {
         self.0.push(Arc::new(provider));
         self
     }
 
-    /// The list of the one that has this name.
+    /// A list of the transport with this name only.
     ///
     /// # Errors
-    /// [`TransportError::Unknown`] if none has.
+    /// [`TransportError::Unknown`] if no transport has the name.
     pub fn only(&self, scheme: &str) -> Result<Self, TransportError> {
         Ok(Self(vec![self.named(scheme)?.clone()]))
     }
 
-    /// The names, in their order.
+    /// The names, in order.
     pub fn schemes(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|provider| provider.scheme())
     }
 
-    /// How many there are; at least one.
+    /// The number of transports, at least one.
     pub(super) fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The name of the one behind this place, if there is one.
+    /// The name of the transport after this position, if any.
     pub(crate) fn behind(&self, place: usize) -> Option<&str> {
         self.0.get(place + 1).map(|provider| provider.scheme())
     }
 
-    /// Those from this place on.
+    /// The transports from this position on.
     pub(super) fn at_and_behind(
         &self,
         place: usize,
@@ -68,7 +68,7 @@ impl Transports {
         self.0.iter().enumerate().skip(place)
     }
 
-    /// The one that has this name.
+    /// The transport with this name.
     pub(crate) fn named(&self, scheme: &str) -> Result<&Arc<dyn TransportProvider>, TransportError> {
         let named = self.0.iter().find(|provider| provider.scheme() == scheme);
         named.ok_or_else(|| TransportError::Unknown {
@@ -85,7 +85,7 @@ impl Transports {
     ) -> Result<Box<dyn LaneReceiver>, Refusal> {
         let received = self.named(&offer.scheme).and_then(|provider| provider.receive(offer, destination));
         received.map_err(|error| match error {
-            // Bytes that a sound source would not send: another transport would hide that.
+            // A sound source would not send these bytes: another transport would hide the defect.
             TransportError::Wire(error) => Refusal::Incompatible(error.to_string()),
             error => Refusal::Transport(error.to_string()),
         })

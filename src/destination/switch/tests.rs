@@ -20,14 +20,14 @@ use crate::wire::{AttemptId, Final, StateFrame};
 
 const ATTEMPT_ID: AttemptId = AttemptId([3; 16]);
 
-/// What happened, in order: shared by a lane receiver and a guest that write it down.
+/// The events, in order, written by a lane receiver and a guest.
 type Journal = Arc<Mutex<Vec<&'static str>>>;
 
 #[derive(Debug)]
 struct NotedReceiver {
     journal: Journal,
     lets_go: bool,
-    /// When what remains is released: at a word, or at once without anybody to say it.
+    /// When the remains are released: on a signal, or at once if the sender is gone.
     releases: mpsc::Receiver<()>,
 }
 
@@ -125,7 +125,7 @@ impl DestinationGuest for NotedGuest {
     }
 }
 
-/// The switch with a source that says GO to whatever it hears; what it did, in order, and how it ended.
+/// The switch with a source that answers GO to every message; returns the events, in order, and the result.
 fn switch(
     lets_go: bool,
     fails: &[RecordKind],
@@ -164,12 +164,12 @@ fn switch(
     (journal, result, source.join().unwrap())
 }
 
-/// Nobody says when.
+/// Releases without a signal.
 fn at_once() -> mpsc::Receiver<()> {
     mpsc::channel().1
 }
 
-/// A source that was too slow for its first chance, and says this on the connection that it has.
+/// A source that was too slow for its first chance, and sends this on its open connection.
 fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<(), ReceiveError>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -250,13 +250,13 @@ fn what_cannot_be_recorded_is_not_said_and_not_run() {
     for (fails, said) in [
         (&[RecordKind::Prepared][..], &["Abort"][..]),
         (&[RecordKind::Running], &["Prepared", "Abort"]),
-        // Nobody may be told that it never runs here when the journal does not say so.
+        // No source may learn that the guest never ran on this host unless the journal says so.
         (&[RecordKind::Running, RecordKind::Refused], &["Prepared"]),
     ] {
         let (noted, result, heard) = switch(true, fails, at_once());
         assert!(matches!(result, Err(ReceiveError::State(_))), "{result:?}");
         let mut noted = noted.lock().unwrap().clone();
-        // Memory is released beside that.
+        // Memory is released at the same time.
         noted[2..].sort_unstable();
         assert_eq!(noted, ["revoke", "load", "discard", "release"], "{fails:?}");
         assert_eq!(heard, said, "{fails:?}");

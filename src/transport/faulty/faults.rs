@@ -1,4 +1,4 @@
-//! The faults: what befalls a write or a fence, and what goes wrong at either end.
+//! The faults of writes and fences, and of either end.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -9,58 +9,59 @@ use sterna_rdma::{CompletionError, CompletionStatus};
 use crate::transport::error::TransportError;
 use crate::transport::tcp::TcpReceiver;
 
-/// What befalls a write.
+/// A fault of a write.
 #[derive(Debug)]
 pub(crate) enum WriteFault {
-    /// It never leaves, and nobody is told.
+    /// It never leaves, and no error is reported.
     Drop,
-    /// It leaves later, and so does all that comes after.
+    /// It leaves later, and so do all later writes.
     Delay(Duration),
     /// It leaves twice.
     Repeat,
-    /// It leaves behind so many writes of other pages, or before the fence.
+    /// It leaves behind this many writes of other pages, or before the fence.
     Late(u32),
-    /// It leaves, and a copy of the pages as they are now is kept for [`FenceFault::WriteOld`].
+    /// It leaves, and a copy of the pages is kept for [`FenceFault::WriteOld`].
     KeepOld,
     /// It waits for other lanes.
     Meet(Arc<Barrier>),
     /// The connection ends.
     Cut,
-    /// It completes with this.
+    /// It completes with this status.
     Fail(CompletionStatus),
-    /// The lane comes upon a defect of its own.
+    /// The lane panics.
     Panic,
 }
 
-/// What befalls a fence.
+/// A fault of a fence.
 #[derive(Debug)]
 pub(crate) enum FenceFault {
-    /// It never leaves, and nobody is told. What it would have pushed out leaves with the next.
+    /// It never leaves, and no error is reported. Delayed writes leave with the next fence.
     Drop,
     /// It leaves later.
     Delay(Duration),
     /// It leaves twice.
     Repeat,
-    /// Behind it leaves what was kept of [`WriteFault::KeepOld`], over what was written since.
+    /// After it, the copies of [`WriteFault::KeepOld`] leave, over what was written since.
     WriteOld,
     /// The connection ends before it.
     Cut,
     /// The connection ends once it was answered.
     CutAfter,
-    /// It completes with this.
+    /// It completes with this status.
     Fail(CompletionStatus),
-    /// The lane comes upon a defect of its own.
+    /// The lane panics.
     Panic,
 }
 
-/// What goes wrong at the source.
+/// The faults of the source.
 #[derive(Debug, Default)]
 pub(crate) struct LaneFaults {
-    /// Whether guest RAM is registered in each round before pages are written, as RDMA does. The lane receiver must be a faulty one then.
+    /// Whether guest RAM is registered in each round before pages are written, as with RDMA. The lane
+    /// receiver must be a faulty one then.
     pub(crate) registers: bool,
     /// The lanes do not connect.
     pub(crate) connect: Once,
-    /// Guest RAM is not registered here.
+    /// The source does not register guest RAM.
     pub(crate) registration: Once,
     pub(super) writes: Mutex<Vec<Armed<WriteFault>>>,
     pub(super) fences: Mutex<Vec<Armed<FenceFault>>>,
@@ -76,17 +77,18 @@ pub(super) struct Armed<F> {
 }
 
 impl LaneFaults {
-    /// Lanes that first have guest RAM registered.
+    /// Lanes that first register guest RAM.
     pub(crate) fn registering() -> Self {
         Self { registers: true, ..Self::default() }
     }
 
-    /// Has this befall a write of this lane, `after` so many others. Faults of the same lane strike one after the other.
+    /// Arms this fault for a write of this lane, after `after` other writes. Faults of the same lane strike
+    /// one after the other.
     pub(crate) fn arm_write(&self, lane: usize, after: u32, fault: WriteFault) {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner).push(Armed { lane, after, fault });
     }
 
-    /// Has this befall the next fence of this lane.
+    /// Arms this fault for the next fence of this lane.
     pub(crate) fn arm_fence(&self, lane: usize, fault: FenceFault) {
         self.fences.lock().unwrap_or_else(PoisonError::into_inner).push(Armed { lane, after: 0, fault });
     }
@@ -109,39 +111,39 @@ impl LaneFaults {
     }
 }
 
-/// What goes wrong at the destination.
+/// The faults of the destination.
 #[derive(Debug, Default)]
 pub(crate) struct ReceiverFaults {
     /// Guest RAM is not registered.
     pub(crate) register: Once,
-    /// A round does not come to its end.
+    /// A round does not end.
     pub(crate) await_round: Once,
-    /// The device does not let go of a queue pair.
+    /// The device does not release a queue pair.
     pub(crate) revoke: Once,
     /// The device does not release memory after remote access was revoked.
     pub(crate) release: Once,
-    /// How long to wait for the fences of a round; unless it is said, as long as in production.
+    /// How long to wait for the fences of a round; `None`: as long as in production.
     pub(super) patience: Option<Duration>,
-    /// Receivers that are gone because a round did not come to its end, for whatever reason.
+    /// How many receivers were dropped because a round did not end, for any reason.
     pub(super) given_up: AtomicUsize,
-    /// The ends of lanes that a device did not let go of: the source can write on.
+    /// The ends of lanes that a device did not release: the source can write on.
     pub(super) kept: Mutex<Vec<TcpReceiver>>,
 }
 
 impl ReceiverFaults {
-    /// None, but for fences that do not come within this time.
+    /// No fault except for fences that do not come within this time.
     pub(crate) fn impatient(patience: Duration) -> Self {
         Self { patience: Some(patience), ..Self::default() }
     }
 
-    /// Whether anything went wrong, also by faults of the lanes. If it was a round, the lanes are closed by then, so that the source
-    /// cannot but notice.
+    /// Whether any fault struck, including faults of the lanes. If it was a round's, the lanes are closed by
+    /// then, so that the source notices.
     pub(crate) fn has_struck(&self) -> bool {
         self.given_up.load(Ordering::Relaxed) > 0 || self.register.has_struck() || self.revoke.has_struck()
     }
 }
 
-/// An error that comes once.
+/// An error that strikes once.
 #[derive(Debug, Default)]
 pub(crate) struct Once(Mutex<Strike>);
 
@@ -162,7 +164,7 @@ impl Once {
         matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Strike::Struck)
     }
 
-    /// The error, if it is armed.
+    /// Fails with the error, if it is armed.
     pub(super) fn strike(&self) -> Result<(), TransportError> {
         let mut strike = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !matches!(*strike, Strike::Armed(_)) {
@@ -175,7 +177,7 @@ impl Once {
     }
 }
 
-/// A request that completed with this.
+/// A request that completed with this status.
 pub(crate) fn completed_with(lane: usize, status: CompletionStatus) -> TransportError {
     TransportError::Write { lane, error: CompletionError { status, vendor_code: 0 } }
 }

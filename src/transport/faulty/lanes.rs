@@ -65,7 +65,8 @@ impl SourceOffer for FaultyOffer {
             }) as Box<dyn Lane>)
         };
         let lanes = (0..lanes).map(connect).collect::<Result<_, TransportError>>()?;
-        // After that, so that the destination does not wait for TCP connections: it waits for none of RDMA's.
+        // After the connection, so that the destination does not wait for TCP connections: for RDMA it would
+        // wait for none.
         faults.connect.strike()?;
         Ok(Box::new(FaultyTransport { lanes, registration }))
     }
@@ -97,14 +98,14 @@ struct FaultyLane {
     ram: GuestRam,
     faults: Arc<LaneFaults>,
     registration: Option<Arc<FaultyRegistration>>,
-    /// What leaves later, and after how many other writes.
+    /// Writes that leave later, and after how many other writes.
     late: Vec<(PageRun, u32)>,
-    /// Copies of pages, each as a lane out of other RAM.
+    /// Copies of pages, each as a lane that reads from other RAM.
     old: Vec<(PageRun, TcpLane)>,
 }
 
 impl FaultyLane {
-    /// Writes these pages, and behind them those of which it is time.
+    /// Writes these pages, and then the delayed writes that are due.
     fn pass(&mut self, run: PageRun) -> Result<(), TransportError> {
         self.tcp.write(run)?;
         for (_, left) in &mut self.late {
@@ -188,7 +189,7 @@ impl FaultyLane {
         Ok(())
     }
 
-    /// What a device says of a peer that is not there any more: no answer, after all retries.
+    /// A device's error about a peer that has gone: no answer, after all retries.
     fn as_its_name_says(&self, error: TransportError) -> TransportError {
         match error {
             TransportError::Stream { lane, .. } | TransportError::Closed { lane } if self.passes_for_rdma => {

@@ -1,10 +1,11 @@
-//! A transport with faults, for tests: real TCP lanes that pass for another transport's, and do to the writes that they are given
-//! what a device, a network or a defect would do.
+//! A transport with faults, for tests: real TCP lanes that pass for another transport's. On request they do
+//! to a write what a device, a network or a defect would do.
 //!
-//! A [`FaultyProvider`] stands in the list of either end like any other transport, so that the code that handles its faults is the
-//! code that handles them in production, also the choice of the next in the list.
+//! A [`FaultyProvider`] is in the list of either end like any other transport, so the production code handles
+//! its faults, including the choice of the next transport in the list.
 //!
-//! A fault is *armed* and then *strikes*, once: a test arms it when the moment has come, and asks in the end whether it struck.
+//! A fault is *armed* and then *strikes*, once: a test arms it at the right moment, and asserts in the end
+//! that it struck.
 
 mod faults;
 mod lanes;

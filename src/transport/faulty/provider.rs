@@ -1,4 +1,4 @@
-//! The faulty transport to choose.
+//! The provider of the faulty transport.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::transport::receiver::LaneReceiver;
 use crate::transport::tcp::TcpReceiver;
 use crate::wire::LaneOffer;
 
-/// A transport with faults, under the name of the one that it passes for.
+/// A transport with faults, under the name of the transport that it passes for.
 #[derive(Clone, Debug)]
 pub(crate) struct FaultyProvider {
     scheme: &'static str,

@@ -19,7 +19,7 @@ use crate::wire::Token;
 pub(super) struct FaultyReceiver {
     tcp: TcpReceiver,
     faults: Arc<ReceiverFaults>,
-    /// What is dropped behind the lanes, once a round did not come to its end.
+    /// Dropped after the lanes, once a round did not end.
     broken: Option<GivenUp>,
 }
 
@@ -87,7 +87,7 @@ impl LaneReceiver for FaultyReceiver {
     }
 }
 
-/// What would be registered memory.
+/// Stands for registered memory.
 #[derive(Debug)]
 struct FaultyRemains(Arc<ReceiverFaults>);
 

@@ -1,4 +1,4 @@
-//! Registration that can fail, of memory that needs none.
+//! Registration that can fail, for memory that needs none.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -11,7 +11,7 @@ use crate::transport::lane::Registration;
 use crate::transport::rdma::wire::{ChunkRange, Keys, Request};
 use crate::transport::requests::{await_answer, send_request};
 
-/// Has guest RAM registered at both ends, each region as one chunk, before the lanes of a round write a page.
+/// Registers guest RAM at both ends, each region as one chunk, before the lanes of a round write a page.
 #[derive(Debug)]
 pub(super) struct FaultyRegistration {
     chunks: Vec<ChunkRange>,
@@ -24,7 +24,7 @@ pub(super) struct FaultyRegistration {
 enum State {
     Coming,
     Here,
-    /// It failed, or nobody needs it any more.
+    /// It failed, or is not needed any more.
     Over,
 }
 
@@ -57,7 +57,7 @@ impl FaultyRegistration {
 
     fn register(&self, control: &mut ControlChannel) -> Result<(), TransportError> {
         send_request(Request::Register(self.chunks.clone()).encode()?, control)?;
-        // As the registrar does, with the answer on its way.
+        // As the registrar does, with the answer in flight.
         self.faults.registration.strike()?;
         Keys::decode(&await_answer("keys", STEP_MAX, control)?).map(drop)
     }

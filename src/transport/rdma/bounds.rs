@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long a lane may make no progress at all. A lost link is noticed sooner, by the queue pair's own retries.
+/// How long a lane may make no progress at all. The queue pair's own retries notice a lost link sooner.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(30);
 
-/// How many fences of a lane may be on their way.
+/// How many fences of a lane may be in flight.
 pub(super) const FENCES: u32 = 16;

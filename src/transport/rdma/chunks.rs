@@ -35,13 +35,14 @@ pub(super) struct Chunk {
     pub(super) remote_key: RemoteKey,
 }
 
-/// The chunks of all of guest RAM at the source: which are registered, which lanes wait for, which may go.
+/// The chunks of all of guest RAM at the source: which are registered, which lanes wait for, and which may be
+/// evicted.
 ///
-/// Chunks are how RAM is planned. What is registered is a chunk or, where it has holes, [parts](parts::cut) of it.
+/// RAM is planned in chunks. A chunk is registered as a whole or, if it has holes, in [parts](parts::cut).
 ///
-/// Lanes [`acquire`](Self::acquire) parts here and wait for one that is missing, once nothing of theirs is on its way.
-/// The registrar puts parts here, those that lanes wait for first, and never more than the budget holds. What goes when
-/// there is no room is what no lane holds, and of that the least recently used.
+/// Lanes [`acquire`](Self::acquire) parts, and wait for a missing one once none of their writes is in flight.
+/// The registrar adds parts, those that lanes wait for first, and never exceeds the budget. To make room it
+/// evicts the least recently used part that no lane holds.
 #[derive(Debug)]
 pub(super) struct Chunks<S = Chunk> {
     chunking: Chunking,
@@ -52,8 +53,8 @@ pub(super) struct Chunks<S = Chunk> {
     /// How long a lane waits for a part.
     patience: Duration,
     state: Mutex<State<S>>,
-    /// Which blocks are registered or about to be. Apart from the state: lanes must not wait for that while a plan is
-    /// made. Locked after it.
+    /// The blocks that are registered or about to be. Apart from the state, so that lanes need not wait while
+    /// a plan is made. Locked after the state.
     covered: Mutex<Coverage>,
     changed: Condvar,
 }
@@ -62,7 +63,7 @@ pub(super) struct Chunks<S = Chunk> {
 struct State<S> {
     /// Parts that are registered or about to be.
     slots: BTreeMap<ChunkRange, Slot<S>>,
-    /// Pages that lanes wait for, by region, one entry a lane, in the order in which they began to wait.
+    /// The pages that lanes wait for, by region, one entry a lane, in the order in which the waits began.
     wanted: Vec<(usize, u64)>,
     /// Bytes of the parts that are registered or about to be.
     registered_bytes: u64,
@@ -70,19 +71,19 @@ struct State<S> {
     uses: u64,
     /// Counts the plans: one a round.
     plans: u64,
-    /// What is to be sent by the latest plan, where not all of RAM may be registered.
+    /// The blocks to send by the latest plan, if not all of RAM may be registered.
     dirty: DirtyBlocks,
-    /// Parts in the order in which they go.
+    /// Parts in the order of their eviction.
     queue: Queue,
-    /// For each lane, the region and page that it has come to in this round: it goes on from there.
+    /// For each lane, the region and page that it has reached in this round, and from which it continues.
     reached: Vec<(usize, u64)>,
-    /// The lanes of the round are done.
+    /// The lanes of the round have finished.
     over: bool,
     /// The registrar has failed.
     failed: bool,
 }
 
-/// What is known of one part that is not absent.
+/// The state of a part that is not absent.
 #[derive(Debug)]
 enum Slot<S> {
     /// Being registered.
@@ -97,25 +98,25 @@ enum Slot<S> {
     },
 }
 
-/// What to register next, and what to deregister first to make room.
+/// The parts to register next, and the parts to deregister first to make room.
 #[derive(Debug)]
 pub(super) struct Batch<S = Chunk> {
     pub(super) ranges: Vec<ChunkRange>,
     pub(super) evicted: Vec<(ChunkRange, Arc<S>)>,
 }
 
-/// How large a batch may be: it is complete with the part by which it comes to so many parts or pages.
+/// The size of a batch: a batch is complete with the part that reaches this number of parts or pages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchSize {
     pub(super) parts: usize,
     pub(super) pages: u64,
 }
 
-/// Which blocks of a chunk are to be registered, in ascending order.
+/// Finds the blocks of a chunk to register, in ascending order.
 pub(super) type FindBlocks<'find> = dyn FnMut(ChunkRange) -> Result<Vec<Range<u64>>, TransportError> + 'find;
 
 impl<S> Chunks<S> {
-    /// For so many lanes, with at most so many bytes registered at once.
+    /// For this many lanes, with at most this many bytes registered at once.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
         let state = State {
             slots: BTreeMap::new(),
@@ -135,7 +136,7 @@ impl<S> Chunks<S> {
         Self { chunking, budget_bytes, parts_max, patience, state: Mutex::new(state), covered, changed }
     }
 
-    /// Whether not all of RAM may be registered at once.
+    /// Whether less than all of RAM may be registered at once.
     pub(super) fn is_limited(&self) -> bool {
         self.budget_bytes.is_some()
     }
@@ -145,7 +146,7 @@ impl<S> Chunks<S> {
         self.chunking.range_of(region, page).is_some()
     }
 
-    /// How much of these pages is not registered, and how much could not be, all at once: in bytes of blocks.
+    /// How much of these pages is not registered, and how much exceeds the budget: in bytes of blocks.
     pub(super) fn missing_bytes(&self, dirty: &DirtyBitmap) -> (u64, u64) {
         let (needed, missing) = self.covered().count(dirty);
         let [needed, missing] = [needed, missing].map(|blocks| blocks * BLOCK_PAGES * PAGE_BYTES);
@@ -164,19 +165,19 @@ impl<S> Chunks<S> {
         state.reached.fill((0, 0));
     }
 
-    /// A lane has come to this page, and left out what it passed over since the last: pages of zeros, in the first round.
+    /// A lane has reached this page, and skipped the pages since the last: zero pages, in the first round.
     pub(super) fn reached(&self, lane: usize, region: usize, page: u64) {
         self.state().reach(lane, (region, page));
     }
 
-    /// A lane has come to the end of its round.
+    /// A lane has reached the end of its round.
     pub(super) fn reached_end(&self, lane: usize) {
         self.state().reach(lane, (usize::MAX, u64::MAX));
         self.changed.notify_all();
     }
 
-    /// The chunks with dirty pages that are not registered, in the order in which the lanes will come to them. What is
-    /// registered of dirty pages stays for this round.
+    /// The chunks with dirty pages that are not registered, in the order in which the lanes will reach them.
+    /// Registered parts with dirty pages stay for this round.
     pub(super) fn plan(&self, dirty: &DirtyBitmap) -> Planned {
         let missing = self.covered().missing(dirty, &self.chunking);
         let mut state = self.state();
@@ -188,8 +189,9 @@ impl<S> Chunks<S> {
         Planned::new(missing)
     }
 
-    /// What to register next: what lanes wait for, then what is `planned`, as far as `find` finds it needed. With `wait`,
-    /// waits while there is none; nothing at all then means that the round is over.
+    /// The next parts to register: those that lanes wait for, then those `planned`, as far as `find` finds
+    /// them needed. With `wait`, waits while the batch is empty; an empty batch then means that the round is
+    /// over.
     pub(super) fn next(
         &self,
         planned: &mut Planned,
@@ -239,7 +241,7 @@ impl<S> Chunks<S> {
         Ok(Some(part))
     }
 
-    /// Notes a part as registered at both ends.
+    /// Records a part as registered at both ends.
     pub(super) fn set(&self, part: ChunkRange, chunk: S) {
         let mut state = self.state();
         state.uses += 1;
@@ -251,13 +253,13 @@ impl<S> Chunks<S> {
         self.changed.notify_all();
     }
 
-    /// The part in which a page lies, if it is registered.
+    /// The part that contains a page, if it is registered.
     pub(super) fn acquire(&self, region: usize, page: u64) -> Option<(ChunkRange, Arc<S>)> {
         self.state().acquire((region, page))
     }
 
-    /// Waits for the part in which a page lies that is not registered. The lane must have nothing on its way: others may
-    /// wait for what it holds.
+    /// Waits for the part that contains an unregistered page. The lane must have no writes in flight, because
+    /// others may wait for what it holds.
     pub(super) fn await_part(
         &self,
         region: usize,
@@ -270,7 +272,7 @@ impl<S> Chunks<S> {
             if let Some(part) = state.acquire((region, page)) {
                 break Ok(part);
             }
-            // A round is over while a lane waits only if another lane has failed.
+            // A round can only be over while a lane waits if another lane has failed.
             if state.failed || state.over {
                 break Err("its registration failed");
             }
@@ -287,7 +289,7 @@ impl<S> Chunks<S> {
         result.map_err(|why| TransportError::NotRegistered { why })
     }
 
-    /// A lane has let go of parts: there may be room now.
+    /// A lane has released parts, which may make room.
     pub(super) fn released(&self) {
         if self.is_limited() {
             // Under the lock, so that the registrar is not between its look and its wait.
@@ -296,13 +298,14 @@ impl<S> Chunks<S> {
         }
     }
 
-    /// Ends a round: the registrar need not go on.
+    /// Ends a round: the registrar need not continue.
     pub(super) fn end(&self) {
         self.state().over = true;
         self.changed.notify_all();
     }
 
-    /// Registers in `work`. If that fails or panics, the lanes are told that nothing will be registered any more.
+    /// Registers in `work`. If that fails or panics, waiting lanes fail, because no more memory will be
+    /// registered.
     pub(super) fn or_fail<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let fail = FailOnDrop(self);
         let done = work()?;
@@ -324,7 +327,7 @@ impl<S> Chunks<S> {
     }
 }
 
-/// Lanes that wait for memory must not wait for a registrar that is gone.
+/// Lanes must not wait for a registrar that is gone.
 struct FailOnDrop<'chunks, S>(&'chunks Chunks<S>);
 
 impl<S> Drop for FailOnDrop<'_, S> {
@@ -340,7 +343,7 @@ impl<S> State<S> {
         }
     }
 
-    /// The part in which a page lies that is not absent.
+    /// The part that contains a page and is not absent.
     fn part_of(&self, (region, page): (usize, u64)) -> Option<ChunkRange> {
         let region = u16::try_from(region).ok()?;
         let last = ChunkRange { region, first_page: page, pages: u64::MAX };

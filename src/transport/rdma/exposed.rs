@@ -6,15 +6,15 @@ use super::wire::ChunkRange;
 use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
 use crate::transport::error::TransportError;
 
-/// The chunks, or parts of them, that a source may write to, and the rule for more: each lies in guest RAM,
-/// consists of whole blocks and shares no page with another; together they are within the budget, and there
-/// are no more than [`parts_max`] allows for RAM of this size.
+/// The chunks, or parts of chunks, that a source may write to, and the rule for more. Each lies in guest RAM,
+/// consists of whole blocks and shares no page with another. Together they are within the budget, and at most
+/// as many as [`parts_max`] allows for RAM of this size.
 #[derive(Debug)]
 pub(super) struct ExposedRegions<R> {
     layout: RamLayout,
     pages_max: u64,
     chunks_max: usize,
-    /// Of all of them.
+    /// The pages of all chunks.
     pages: u64,
     /// By region and first page.
     chunks: BTreeMap<(u16, u64), (ChunkRange, R)>,
@@ -49,7 +49,7 @@ impl<R> ExposedRegions<R> {
         Ok(())
     }
 
-    /// In RAM, and of whole blocks unless its region ends with it.
+    /// Whether a chunk lies in RAM, and consists of whole blocks unless its region ends with it.
     fn is_a_slice(&self, chunk: &ChunkRange) -> bool {
         let pages = self.layout.regions.get(usize::from(chunk.region)).map_or(0, RegionLayout::pages);
         is_of_blocks(chunk, pages)
@@ -61,7 +61,7 @@ impl<R> ExposedRegions<R> {
         before.is_some_and(|(_, (exposed, _))| overlap(exposed, chunk))
     }
 
-    /// Notes chunks that were [checked](Self::check).
+    /// Adds chunks that were [checked](Self::check).
     pub(super) fn extend(&mut self, exposed: impl IntoIterator<Item = (ChunkRange, R)>) {
         for (chunk, region) in exposed {
             self.pages += chunk.pages;
@@ -69,7 +69,7 @@ impl<R> ExposedRegions<R> {
         }
     }
 
-    /// Takes a chunk back.
+    /// Removes a chunk.
     pub(super) fn remove(&mut self, chunk: &ChunkRange) -> Result<R, TransportError> {
         match self.chunks.entry((chunk.region, chunk.first_page)) {
             Entry::Occupied(entry) if entry.get().0 == *chunk => {
@@ -89,7 +89,7 @@ impl<R> ExposedRegions<R> {
     }
 }
 
-/// Whether two chunks of guest RAM have a page in common.
+/// Whether two chunks of guest RAM share a page.
 fn overlap(one: &ChunkRange, other: &ChunkRange) -> bool {
     let end = |chunk: &ChunkRange| chunk.first_page + chunk.pages;
     one.region == other.region && one.first_page < end(other) && other.first_page < end(one)

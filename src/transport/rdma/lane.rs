@@ -17,35 +17,35 @@ use crate::transport::lane::Lane;
 /// A queue pair that writes pages.
 pub(super) struct RdmaLane {
     index: usize,
-    // Before the chunks: a queue pair goes before the regions it writes from.
+    // Before the chunks: a queue pair drops before the regions it writes from.
     queue_pair: QueuePair,
     completions: Arc<CompletionQueue>,
     chunks: Arc<Chunks>,
     tuning: RdmaTuning,
     liveness: PeerLiveness,
-    /// The chunk written from last.
+    /// The chunk of the latest write.
     current: Option<Held>,
-    /// Chunks that writes on their way come from.
+    /// The chunks of the writes in flight.
     held: Vec<Held>,
-    /// The list being filled. It is posted before the next write that does not fit, so what was posted without a signal is
-    /// always followed by something that can bear one.
+    /// The list being filled. It is posted before the next write that does not fit, so after unsignalled
+    /// posts a later write can always carry a signal.
     list: WriteList,
     list_bytes: u64,
-    /// What was posted since the last signal.
+    /// The requests posted since the last signal.
     unsignalled: Batch,
-    /// What is on its way: a batch for each signal, in the order in which they will complete.
+    /// The requests in flight: a batch for each signal, in the order of their completion.
     in_flight: VecDeque<Batch>,
     in_flight_total: Batch,
     next_id: u64,
-    /// For chunks to be registered, with nothing on its way.
+    /// The time spent waiting for chunks, with no writes in flight.
     waited: Duration,
 }
 
-/// A chunk that the registrar must not take away.
+/// A chunk that the registrar must not evict.
 struct Held {
     range: ChunkRange,
     chunk: Arc<Chunk>,
-    /// The signal after which nothing is on its way from it any more.
+    /// The signal after which no write from the chunk is in flight.
     last_id: u64,
 }
 
@@ -107,7 +107,7 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// The range of the chunk that has this page, which becomes the current one.
+    /// The range of the chunk that contains this page, which becomes the current one.
     fn hold(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         match &self.current {
             Some(held) if contains(held.range, (region, page)) => Ok(held.range),
@@ -115,11 +115,11 @@ impl RdmaLane {
         }
     }
 
-    /// Makes another chunk the current one, waiting for it if it is not registered.
+    /// Makes another chunk the current one; waits for it if it is not registered.
     fn change_slice(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         self.chunks.reached(self.index, region, page);
         if let Some(held) = self.current.take() {
-            // Whatever is written from it is covered by the next signal.
+            // The next signal covers all writes from the chunk.
             self.held.push(Held { last_id: self.next_id, ..held });
         }
         let again = self.held.iter().position(|held| contains(held.range, (region, page)));
@@ -127,7 +127,7 @@ impl RdmaLane {
         let (range, chunk) = match again.or_else(|| self.chunks.acquire(region, page)) {
             Some(here) => here,
             None => {
-                // With nothing held, so that there is room for it. And what is in the list need not wait as well.
+                // With nothing held, to make room for the chunk. The writes in the list need not wait either.
                 self.post(true)?;
                 self.drain()?;
                 let began = Instant::now();
@@ -140,7 +140,7 @@ impl RdmaLane {
         Ok(range)
     }
 
-    /// Posts the list, once there is room for it; with a signal if one is due, or if `signalled` asks for it.
+    /// Posts the list, once it fits; with a signal if one is due, or if `signalled` asks for one.
     fn post(&mut self, signalled: bool) -> Result<(), TransportError> {
         let (requests, bytes) = (self.list.len() as u64, self.list_bytes);
         if requests == 0 {
@@ -173,7 +173,7 @@ impl RdmaLane {
         }
     }
 
-    /// Waits until so many more requests and bytes may be on their way.
+    /// Waits until this many more requests and bytes may be in flight.
     fn make_room(&mut self, requests: u64, bytes: u64) -> Result<(), TransportError> {
         let requests_max = u64::from(self.tuning.window_writes);
         while !self.in_flight.is_empty()
@@ -185,7 +185,7 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// Waits for all that is on its way, and holds no chunk after.
+    /// Waits for all writes in flight, and then holds no chunk.
     fn drain(&mut self) -> Result<(), TransportError> {
         while !self.in_flight.is_empty() {
             self.reap()?;
@@ -195,10 +195,10 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// Takes completions, sleeping for the first if there is none yet.
+    /// Takes completions; sleeps until the first.
     fn reap(&mut self) -> Result<(), TransportError> {
         let mut done = [Completion::BLANK; 16];
-        // From the end of the first nap on: mostly there is none, and no need to ask for the time.
+        // Set at the end of the first nap: mostly no nap is needed, and then the clock is not read.
         let mut silent_since = None;
         let count = loop {
             match self.completions.wait(&mut done, NAP_MAX)? {
@@ -213,7 +213,7 @@ impl RdmaLane {
             }
         };
         for completion in &done[..count] {
-            // The first error is the cause; those after it only say that the queue pair is dead.
+            // The first error is the cause; later ones only show that the queue pair is dead.
             completion.result.map_err(|error| TransportError::Write { lane: self.index, error })?;
             while let Some(batch) = self.in_flight.front().filter(|batch| batch.id <= completion.id) {
                 self.in_flight_total.requests -= batch.requests;
@@ -225,7 +225,7 @@ impl RdmaLane {
         Ok(())
     }
 
-    /// Lets go of the chunks from which nothing is on its way once this signal has completed.
+    /// Releases the chunks without writes in flight once this signal has completed.
     fn let_go(&mut self, id: u64) {
         let before = self.held.len();
         self.held.retain(|held| {
@@ -277,7 +277,7 @@ impl Lane for RdmaLane {
     }
 }
 
-/// How long to sleep at most before it is looked whether anybody is still to wait.
+/// Poll interval for cancellation.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
 fn outside_of_ram(PageRun { region, first_page, pages }: PageRun) -> TransportError {

@@ -1,4 +1,5 @@
-//! Lanes and regions that are none, for `sterna-bench blackout`: what a round does besides sending and registering.
+//! Lanes and regions without a device, for `sterna-bench blackout`: a round's work besides sending and
+//! registering.
 
 use std::iter;
 use std::ops::Range;
@@ -19,12 +20,12 @@ pub(crate) struct NullRegions {
 }
 
 impl NullRegions {
-    /// For so many lanes, and nothing registered.
+    /// For this many lanes, with nothing registered.
     pub(crate) fn new(layout: RamLayout, lanes: u8) -> Self {
         Self { chunks: Arc::new(Chunks::new(layout, lanes.into(), None)) }
     }
 
-    /// Registers what a round of these pages needs; returns how many chunks that is.
+    /// Registers the chunks that a round of these pages needs; returns their number.
     pub(crate) fn register(&self, dirty: &DirtyBitmap) -> usize {
         let mut planned = self.chunks.plan(dirty);
         let mut all_of = |chunk: ChunkRange| -> Result<Vec<Range<u64>>, TransportError> {
@@ -32,14 +33,14 @@ impl NullRegions {
             Ok(iter::once(chunk.first_page / BLOCK_PAGES..end).collect())
         };
         let size = BatchSize { parts: usize::MAX, pages: u64::MAX };
-        // Nothing here can fail: no memory is asked for its holes.
+        // Cannot fail: it does not search memory for holes.
         let batch = self.chunks.next(&mut planned, &mut all_of, size, false);
         let ranges = batch.map(|batch| batch.ranges).unwrap_or_default();
         ranges.iter().for_each(|&range| self.chunks.set(range, ()));
         ranges.len()
     }
 
-    /// A lane that takes a chunk into use where a lane of queue pairs does, and writes nothing.
+    /// A lane that acquires a chunk as a lane of queue pairs does, and writes nothing.
     pub(crate) fn lane(&self, index: usize) -> Box<dyn Lane> {
         Box::new(ChunkLane { index, chunks: self.chunks.clone(), current: None })
     }

@@ -26,7 +26,7 @@ pub(super) struct RdmaOffer {
     ends: Vec<(QueuePair, Arc<CompletionQueue>)>,
     ram: GuestRam,
     tuning: RdmaTuning,
-    /// How much RAM may be registered at once at this end; `None`: all of it.
+    /// How much RAM may be registered at once at this end; `None`: all of RAM.
     budget: Option<Budget>,
     by_name: bool,
 }
@@ -59,8 +59,8 @@ impl RdmaOffer {
         Ok(Self { path, domain, ends, ram: ram.clone(), tuning, budget, by_name })
     }
 
-    /// Connects to the destination's ends, which are connected to these already. The destination may have so
-    /// much RAM registered at once.
+    /// Connects to the destination's ends, which are already connected to these. The destination's limit on
+    /// registered RAM is an argument.
     fn connected(
         self,
         peers: &[Endpoint],

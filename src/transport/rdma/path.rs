@@ -6,7 +6,7 @@ use sterna_rdma::{ConnectOptions, Device, Gid, GidChoice, Port};
 use super::library::library;
 use crate::transport::error::TransportError;
 
-/// A device, a port of it and an address on that port: from where RDMA starts on this host.
+/// A device, one of its ports and an address on that port: the local end of RDMA.
 #[derive(Clone, Debug)]
 pub struct RdmaPath {
     pub(super) device: Arc<Device>,
@@ -15,11 +15,11 @@ pub struct RdmaPath {
 }
 
 impl RdmaPath {
-    /// The device that has `local_ip`, the address from which the peer is reached; hardware before soft-RoCE. Where none
-    /// has it, and `otherwise_any`, an active device all the same, whose network the operator vouches for.
+    /// The device with `local_ip`, the address from which the peer is reached; hardware before soft-RoCE. If
+    /// no device has it, and `otherwise_any`, any active device: the operator vouches for its network.
     ///
     /// # Errors
-    /// [`TransportError::NoDevice`], which says what was found and why it will not do.
+    /// [`TransportError::NoDevice`], with the devices found and the reason against each.
     pub fn find(local_ip: IpAddr, otherwise_any: bool) -> Result<Self, TransportError> {
         let mut passed_over = Vec::new();
         let mut found: Vec<Self> = Vec::new();
@@ -61,12 +61,12 @@ impl RdmaPath {
         if otherwise_any {
             found.append(&mut any);
         }
-        // A stable sort: of equals, the first that the library named.
+        // A stable sort: of equals, the first in the library's order wins.
         found.sort_by_key(|path| (path.gid.ip() != local_ip, path.device.info().soft_roce));
         found.into_iter().next().ok_or_else(|| TransportError::NoDevice { reason: passed_over.join("; ") })
     }
 
-    /// An IP address of this host at which RDMA arrives, if there is one.
+    /// An IP address of this host that RDMA can reach, if any.
     #[must_use]
     pub fn any_address() -> Option<IpAddr> {
         let library = library().ok()?;
@@ -80,8 +80,9 @@ impl RdmaPath {
         })
     }
 
-    /// How queue pairs connect from here. A peer that has gone is to be noticed in seconds; the rxe driver takes the usual 7 retries
-    /// for "for ever", so soft-RoCE has 6 of half a second each.
+    /// The connection parameters of queue pairs on this path. A peer that has gone should be noticed in
+    /// seconds; the rxe driver treats the usual 7 retries as endless, so soft-RoCE has 6 of half a second
+    /// each.
     pub(super) fn connect_options(&self) -> ConnectOptions {
         let usual = ConnectOptions::default();
         if !self.device.info().soft_roce {

@@ -10,36 +10,36 @@ use crate::memory::{GuestRam, MemoryError, PAGE_BYTES};
 
 use crate::transport::error::TransportError;
 
-/// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is not chosen unless asked
-/// for by name.
+/// Below this, registering RAM in turn costs more than RDMA gains over TCP: RDMA is chosen only if asked for
+/// by name.
 const WORTHWHILE_BYTES: u64 = 64 << 20;
 
-/// Of the memory that is available an eighth is left to others, but no more than this.
+/// An eighth of the available memory is left to other processes, but at most this much.
 const RESERVE_MAX_BYTES: u64 = 4 << 30;
 
-/// How much memory the queues of one lane may take up, for so many requests: some devices have them pinned
-/// too, against the same limit. Of a request 128 bytes in a send queue and as much for its completion, which
-/// are more than devices need; and whole pages, of the queues and of their doorbells.
+/// The memory that the queues of one lane may take for this many requests: some devices pin it too, against
+/// the same limit. Counts 128 bytes of a request in a send queue and as much for its completion, which is
+/// more than devices need; and whole pages for the queues and for their doorbells.
 pub(super) fn queue_bytes(requests: u32) -> u64 {
     u64::from(requests).next_multiple_of(16) * 256 + 4 * PAGE_BYTES
 }
 
-/// How much RAM may be registered at once, where that is not all of it.
+/// How much RAM may be registered at once, if not everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Budget {
     pub(super) bytes: u64,
-    /// What allows no more.
+    /// The origin of the limit.
     pub(super) limit: PinLimit,
 }
 
 impl Budget {
-    /// What the destination said.
+    /// The destination's limit.
     pub(super) fn of_destination(bytes: u64) -> Self {
         Self { bytes, limit: PinLimit::Destination }
     }
 }
 
-/// What allows no more memory to be pinned.
+/// The origin of a limit on pinned memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PinLimit {
     Asked,
@@ -59,12 +59,12 @@ impl fmt::Display for PinLimit {
     }
 }
 
-/// How much of `ram` may be registered at once at this end beside `lanes` lanes of so many requests; `None`
-/// if all of it may.
+/// How much of `ram` may be registered at once at this end beside `lanes` lanes of this many requests; `None`
+/// if everything may.
 ///
 /// # Errors
-/// [`TransportError::LockedMemory`] or [`TransportError::ScarceMemory`] if that is too little to move a guest, or, unless
-/// RDMA was asked for `by_name`, too little to be worth it.
+/// [`TransportError::LockedMemory`] or [`TransportError::ScarceMemory`] if that is too little to move a
+/// guest, or, unless RDMA was asked for `by_name`, too little to be useful.
 pub(super) fn pin_budget(
     ram: &GuestRam,
     pin_max_bytes: Option<u64>,
@@ -89,17 +89,17 @@ fn huge_bytes(ram: &GuestRam) -> u64 {
     huge.map(|region| region.layout().len_bytes).sum()
 }
 
-/// What of this host counts.
+/// The host's limits on pinned memory.
 #[derive(Clone, Copy, Debug, Default)]
 struct Host {
     memlock: Memlock,
-    /// What queues may take of the memory that may be locked.
+    /// The queues' share of the memory that may be locked.
     queues_bytes: u64,
-    /// Memory that is available still, if that is known.
+    /// The memory still available, if known.
     available_bytes: Option<u64>,
-    /// Memory that this process has already.
+    /// The memory that this process has already.
     resident_bytes: u64,
-    /// RAM for which no such memory is taken.
+    /// RAM in huge pages, which takes no such memory.
     huge_bytes: u64,
 }
 
@@ -128,15 +128,16 @@ impl Host {
         }
     }
 
-    /// What may be locked, unless all that is to be may.
+    /// How much may be locked; `None` if all of RAM may.
     fn lockable_bytes(&self, ram_bytes: u64) -> Option<u64> {
         let all_bytes = ram_bytes.saturating_add(self.queues_bytes);
         let limit_bytes = self.memlock.limit_bytes.filter(|_| !self.memlock.allows(all_bytes))?;
         Some(limit_bytes.saturating_sub(self.queues_bytes))
     }
 
-    /// What this host has room for. To pin memory that this process has takes none that is available, and
-    /// huge pages are apart. All that the process has counts as the guest's: it is next to nothing else.
+    /// How much this host has room for. Pinning memory that this process already has takes no available
+    /// memory, and huge pages do not count. All memory of the process counts as the guest's, because the rest
+    /// is negligible.
     fn fitting_bytes(&self) -> Option<u64> {
         let available_bytes = self.available_bytes?;
         let reserve_bytes = (available_bytes / 8).min(RESERVE_MAX_BYTES);

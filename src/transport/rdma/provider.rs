@@ -1,4 +1,4 @@
-//! RDMA as a transport to choose.
+//! The provider of RDMA.
 
 use super::offer::RdmaOffer;
 use super::path::RdmaPath;
@@ -10,8 +10,9 @@ use crate::transport::provider::{Destination, Source, SourceOffer, TransportProv
 use crate::transport::receiver::LaneReceiver;
 use crate::wire::LaneOffer;
 
-/// RDMA from a device that has the address by which the peer is reached: hardware, else soft-RoCE. Where RDMA is the only
-/// transport in the source's list, any active device will do, and a smaller part of RAM that may be pinned.
+/// RDMA from a device with the address by which the peer is reached: hardware, else soft-RoCE. If RDMA is the
+/// only transport in the source's list, any active device is enough, and so is a smaller limit on pinned
+/// memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RdmaProvider {
     tuning: RdmaTuning,
@@ -21,7 +22,7 @@ impl RdmaProvider {
     /// Its name.
     pub const SCHEME: &'static str = "rdma";
 
-    /// With lanes that post so at a source, and at most so much memory pinned at either end.
+    /// With this tuning of posting at a source, and this limit on pinned memory at either end.
     #[must_use]
     pub fn new(tuning: RdmaTuning) -> Self {
         Self { tuning }
@@ -57,6 +58,6 @@ impl TransportProvider for RdmaProvider {
     }
 }
 
-/// The work of a queue pair is the adapter's, or that of the kernel's threads, not the lane's: four keep either busy, also for fewer
-/// processors, where they are as fast as one.
+/// The adapter or the kernel's threads do the work of a queue pair, not the lane. Four keep either busy, even
+/// with fewer processors, where four are as fast as one.
 const LANES_DEFAULT: u8 = 4;

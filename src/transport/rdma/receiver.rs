@@ -22,13 +22,13 @@ use crate::transport::remains::{Leak, Remains};
 
 /// The destination's queue pairs, and the chunks that the source may write to.
 pub(crate) struct RdmaReceiver {
-    // In the order of teardown: queue pairs first, then the regions that they let the source write to.
+    // In the order of teardown: queue pairs first, then the regions that they expose to the source.
     lanes: Vec<ReceivingLane>,
     completions: Arc<CompletionQueue>,
     exposed: ExposedRegions<Arc<MemoryRegion>>,
-    /// How much RAM may be registered at once; `None`: all of it.
+    /// How much RAM may be registered at once; `None`: all of RAM.
     pin_max_bytes: Option<u64>,
-    /// What destroying these took when they were first made.
+    /// How long destroying the queue pairs took when they were first made.
     revoke_time: Duration,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
@@ -36,13 +36,13 @@ pub(crate) struct RdmaReceiver {
 
 struct ReceivingLane {
     queue_pair: QueuePair,
-    /// The last round whose fence was seen.
+    /// The last round with an arrived fence.
     fenced: Option<u32>,
 }
 
 impl RdmaReceiver {
-    /// Makes a queue pair for each one offered and connects it. Registers at most `pin_max_bytes` at once, if that is said, and
-    /// no more than this process may lock.
+    /// Makes a queue pair for each one offered and connects it. Registers at most `pin_max_bytes` at once, if
+    /// given, and no more than this process may lock.
     pub(crate) fn make(
         path: &RdmaPath,
         ram: &GuestRam,
@@ -71,7 +71,8 @@ impl RdmaReceiver {
             Ok(queue_pair)
         };
         let all = || offered.iter().enumerate().map(lane).collect::<Result<Vec<_>, TransportError>>();
-        // How long it takes to destroy them is the device's affair, and the source has to know it before it pauses the guest.
+        // The device determines how long destroying them takes, and the source has to know it before it
+        // pauses the guest.
         let mut revoke_time = Duration::MAX;
         for _ in 0..PROBES {
             let probes = all()?;
@@ -101,7 +102,7 @@ impl RdmaReceiver {
         Ok(keys)
     }
 
-    /// Takes these chunks back.
+    /// Deregisters these chunks.
     fn release(&mut self, chunks: &[ChunkRange]) -> Result<(), TransportError> {
         for chunk in chunks {
             MemoryRegion::deregister(self.exposed.remove(chunk)?)?;
@@ -109,7 +110,7 @@ impl RdmaReceiver {
         Ok(())
     }
 
-    /// Notes a fence, and posts a receive for the next in its place.
+    /// Records a fence, and posts a receive for the next one.
     fn take(&mut self, completion: &Completion) -> Result<(), TransportError> {
         let number = completion.queue_pair;
         let Some(lane) = self.lanes.iter().position(|lane| lane.queue_pair.number() == number) else {
@@ -139,7 +140,7 @@ impl LaneReceiver for RdmaReceiver {
     fn await_round(&mut self, round: u32) -> Result<(), TransportError> {
         let deadline = Instant::now() + STALL_MAX;
         let mut done = [Completion::BLANK; 16];
-        // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
+        // A later fence counts too: the source may be a round ahead of its messages on the control channel.
         while let Some(lane) = self.lanes.iter().position(|lane| lane.fenced < Some(round)) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
@@ -155,14 +156,15 @@ impl LaneReceiver for RdmaReceiver {
         self.revoke_time
     }
 
-    /// Destroys the queue pairs. The memory may stay registered: a device takes a write only on behalf of a queue pair, and
-    /// only into regions of that queue pair's protection domain (InfiniBand Architecture Specification, Volume 1, 10.2.3). This
-    /// domain was made for this attempt and has no queue pairs but these, so its keys open nothing any more.
+    /// Destroys the queue pairs. The memory may stay registered: a device takes a write only on behalf of a
+    /// queue pair, and only into regions of that queue pair's protection domain (InfiniBand Architecture
+    /// Specification, Volume 1, 10.2.3). This domain was made for this attempt and has no other queue pairs,
+    /// so its keys are now useless.
     ///
-    /// `ibv_destroy_qp` returns once the device has no use for the queue pair's resources. Adapters have taken it to RESET
-    /// before, in which they process no packet; their answer comes behind the writes that they had begun, on the same bus,
-    /// since regions are registered without relaxed ordering. Soft-RoCE waits for the last packet that refers to the queue pair and for
-    /// its tasks.
+    /// `ibv_destroy_qp` returns once the device has no use for the queue pair's resources. Before that,
+    /// adapters have taken it to RESET, in which they process no packet; their answer follows the writes that
+    /// they had begun, on the same bus, because regions are registered without relaxed ordering. Soft-RoCE
+    /// waits for the last packet that refers to the queue pair and for its tasks.
     fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
         let Self { lanes, completions, exposed, domain, .. } = *self;
         let remains = RdmaRemains { exposed, _completions: completions, _domain: domain };
@@ -171,13 +173,15 @@ impl LaneReceiver for RdmaReceiver {
     }
 }
 
-/// Destroys these at the same time, since each has to wait for the device; all of them, also if one is refused.
+/// Destroys the queue pairs at the same time, because each has to wait for the device; destroys all, even if
+/// one is refused.
 fn destroy_all(queue_pairs: Vec<QueuePair>) -> Result<(), sterna_rdma::Error> {
     let destroyed: Vec<_> = queue_pairs.into_par_iter().map(QueuePair::destroy).collect();
     destroyed.into_iter().collect()
 }
 
-/// The memory that is still registered. In the order of teardown: the protection domain goes after its regions.
+/// The memory that is still registered. In the order of teardown: the protection domain drops after its
+/// regions.
 struct RdmaRemains {
     exposed: ExposedRegions<Arc<MemoryRegion>>,
     _completions: Arc<CompletionQueue>,
@@ -204,11 +208,11 @@ impl fmt::Debug for RdmaRemains {
     }
 }
 
-/// How often queue pairs are destroyed to see how long that takes. The quickest counts: what disturbs it only makes it longer, and
-/// the first also starts the threads.
+/// How often queue pairs are destroyed to measure the time. The quickest counts: disturbances only make it
+/// longer, and the first also starts the threads.
 const PROBES: u32 = 2;
 
-/// What the queue pairs of the destination's end are made for.
+/// The capacity of the destination's queue pairs.
 fn landing_capacity() -> Capacity {
     Capacity { send_work_requests: 1, receive_work_requests: FENCES, peer_access: PeerAccess::Write }
 }

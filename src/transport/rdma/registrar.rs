@@ -19,43 +19,43 @@ use crate::transport::error::TransportError;
 use crate::transport::lane::Registration;
 use crate::transport::requests::{await_answer, send_request};
 
-/// How much is asked for at a time, and registered in parallel at either end: four of the largest chunks, or
-/// many small parts.
+/// The size of one request, registered in parallel at either end: four of the largest chunks, or many small
+/// parts.
 const BATCH: BatchSize = BatchSize { parts: 32, pages: 4 * 16_384 };
 
-/// How many batches are asked for ahead: the destination registers one while this side registers another.
+/// How many batches are requested ahead: the destination registers one while the source registers another.
 const BATCHES_AHEAD: usize = 2;
 
 /// Registers chunks at both ends ahead of the lanes that write from and to them.
 ///
-/// Only what has data is registered, and so pinned; where a chunk has holes, parts of it. A guest that begins
-/// to use a hole meanwhile makes a lane ask for it.
+/// Only memory with data is registered, and so pinned: a chunk with holes is registered in parts. If the
+/// guest begins to use a hole meanwhile, a lane requests it.
 #[derive(Debug)]
 pub(super) struct Registrar {
     chunks: Arc<Chunks>,
     domain: Arc<ProtectionDomain>,
     ram: GuestRam,
-    /// Rounds that began.
+    /// The number of rounds begun.
     rounds: AtomicU32,
     measured: Mutex<Measured>,
     mapped: MappedSearch,
 }
 
-/// What registering took.
+/// The durations of registering.
 #[derive(Clone, Copy, Debug, Default)]
 struct Measured {
-    /// When it was last done, and there was something to do.
+    /// Of the latest round that had something to register.
     latest: Registered,
-    /// In the round that was begun last.
+    /// Of the current round.
     round: Registered,
-    /// How many bytes of the pages that are sent next were missing.
+    /// How many bytes of the pages to send next were missing.
     missing_bytes: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Registered {
     bytes: u64,
-    /// Less the time in which there was nothing to do.
+    /// Without idle time.
     time: Duration,
 }
 
@@ -71,20 +71,20 @@ impl Registrar {
         }
     }
 
-    /// Begins a round. Not in `run`, which may come to run only after the round has ended.
+    /// Begins a round. Not part of `run`, which may start only after the round has ended.
     pub(super) fn begin(&self) {
         self.rounds.fetch_add(1, Ordering::Relaxed);
         self.measured().round = Registered::default();
         self.chunks.begin();
     }
 
-    /// How much had to be registered for the round that was begun last.
+    /// How much had to be registered for the current round.
     pub(super) fn registered_in_round(&self) -> u64 {
         self.measured().round.bytes
     }
 
-    /// How much of these pages, which are sent next, is not registered, and how long it would take to
-    /// register as much of it as may be at once; and how much more there is.
+    /// How much of these pages, which are sent next, is not registered; how long registering takes for the
+    /// part within the budget; and how much exceeds the budget.
     pub(super) fn expected(&self, dirty: &DirtyBitmap) -> (Duration, u64) {
         let (missing_bytes, surplus_bytes) = self.chunks.missing_bytes(dirty);
         let mut measured = self.measured();
@@ -98,9 +98,9 @@ impl Registrar {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The blocks of a chunk that are to be registered: those with data. In later rounds the dirty ones count
-    /// as such, as they are sent whatever is in them; and where not all of RAM may be registered, nothing
-    /// else does.
+    /// The blocks of a chunk to register: those with data. In later rounds dirty blocks count as data,
+    /// because they are sent whatever their content; and if not all of RAM may be registered, only dirty
+    /// blocks count.
     fn blocks(
         &self,
         chunk: ChunkRange,
@@ -112,12 +112,12 @@ impl Registrar {
         let mut blocks = Vec::new();
         if self.rounds.load(Ordering::Relaxed) > 1 {
             blocks.extend(dirty_blocks(run, dirty));
-            // Of anonymous memory lanes have had pages of zeros mapped everywhere by now.
+            // By now lanes have had zero pages mapped in all anonymous memory.
             if self.chunks.is_limited() || region.is_anonymous() {
                 return Ok(blocks);
             }
         }
-        // One look for a hole of many chunks: what is written there meanwhile, a lane asks for.
+        // One look serves a hole of many chunks: if the guest writes into it meanwhile, a lane requests it.
         let touched = match self.mapped.mapped(region, run) {
             Some(mapped) => mapped,
             None if search.expects_hole(run) => Vec::new(),
@@ -130,8 +130,8 @@ impl Registrar {
         Ok(blocks)
     }
 
-    /// Registers what is to be sent: with `lanes`, until they are done, and else as much as there is room
-    /// for.
+    /// Registers memory for sending: with `lanes`, until they have finished, otherwise as much as the budget
+    /// allows.
     fn register(
         &self,
         dirty: &DirtyBitmap,
@@ -156,7 +156,7 @@ impl Registrar {
                 send_request(Request::Register(batch.ranges.clone()).encode()?, control)?;
                 asked.push_back((batch.ranges, Instant::now()));
             }
-            // Also when the round is over: the answers to what was asked are on their way.
+            // Even when the round is over: the answers to the requests are in flight.
             let Some((ranges, began)) = asked.pop_front() else { return Ok(done) };
             let register = |&range| register(&self.domain, &self.ram, range, Access::LocalRead);
             let local = ranges.par_iter().map(register).collect::<Result<Vec<_>, TransportError>>()?;
@@ -178,7 +178,7 @@ impl Registrar {
     ) -> Result<(), TransportError> {
         let mut ranges = Vec::with_capacity(evicted.len());
         for (range, chunk) in evicted {
-            // No lane holds it, and its queue pair let go of it before the lane did.
+            // No lane holds it, and its queue pair released it before the lane did.
             let chunk = Arc::into_inner(chunk).ok_or(sterna_rdma::Error::RegionInUse)?;
             MemoryRegion::deregister(chunk.local)?;
             ranges.push(range);
@@ -194,7 +194,7 @@ impl Registration for Registrar {
     fn run(&self, dirty: &DirtyBitmap, control: &mut ControlChannel) -> Result<(), TransportError> {
         let mut done = self.chunks.or_fail(|| self.register(dirty, control, true))?;
         let mut measured = self.measured();
-        // Holes that are registered with the data around them are no part of what was missing.
+        // Holes that are registered with the data around them are not part of the missing bytes.
         done.bytes = measured.missing_bytes.take().map_or(done.bytes, |missing| missing.min(done.bytes));
         measured.round = done;
         if done.bytes > 0 {
@@ -212,7 +212,7 @@ impl Registration for Registrar {
     }
 }
 
-/// The same time for a part of the bytes, or for more.
+/// The time scaled from `bytes` to `part_bytes`.
 pub(super) fn share_of(time: Duration, part_bytes: u64, bytes: u64) -> Duration {
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let share = if bytes == 0 { 0.0 } else { part_bytes as f64 / bytes as f64 };
@@ -230,7 +230,7 @@ fn dirty_blocks(run: PageRun, dirty: &DirtyBitmap) -> impl Iterator<Item = Range
     blocks.filter(is_dirty).map(|block| block..block + 1)
 }
 
-/// The destination's answer to what was asked to be registered.
+/// The destination's answer to a registration request.
 pub(super) fn await_keys(
     ranges: &[ChunkRange],
     control: &mut ControlChannel,

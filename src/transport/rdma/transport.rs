@@ -7,7 +7,7 @@ use crate::dirty::DirtyBitmap;
 use crate::transport::lane::{Lane, Registration, RegistrationCost, Transport};
 
 /// The source's lanes, and the registrar of the chunks they write from. Lanes come first, so that queue pairs
-/// go before regions.
+/// drop before regions.
 #[derive(Debug)]
 pub(super) struct RdmaTransport {
     via: String,
@@ -15,8 +15,8 @@ pub(super) struct RdmaTransport {
     registrar: Registrar,
     /// How long each lane had waited before this round.
     waited_before: Vec<Duration>,
-    /// How long lanes waited in the latest round before this one that had something to register, and how much
-    /// that was.
+    /// How long lanes waited in the latest earlier round that had something to register, and how much that
+    /// was.
     latest_wait: (Duration, u64),
 }
 

@@ -1,22 +1,22 @@
 /// How a lane posts its writes, and how much RAM may be pinned. The defaults are measured:
-/// `bench/benches/rdma.rs` shows what they cost beside others.
+/// `bench/benches/rdma.rs` compares them with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RdmaTuning {
-    /// The longest write, in bytes: a multiple of the page size. Longer ones gain nothing, and a lost packet
-    /// costs more of them.
+    /// The longest write, in bytes: a multiple of the page size. Longer ones gain nothing, and lose more to a
+    /// lost packet.
     pub write_max_bytes: u64,
     /// How many writes make a list, which is posted with one doorbell.
     pub list_writes: u32,
-    /// After how many writes one is signalled: each signal wakes the lane. A signal also goes with every half of
-    /// `window_bytes`, so that one half is on its way while the lane wakes up for the other.
+    /// One write in this many is signalled: each signal wakes the lane. A signal also goes with every half of
+    /// `window_bytes`, so that one half is in flight while the lane wakes up for the other.
     pub signal_writes: u32,
-    /// How many bytes may be on their way on one lane: at least twice bandwidth × round trip.
+    /// How many bytes may be in flight on one lane: at least twice bandwidth × round trip.
     pub window_bytes: u64,
     /// How many writes may be outstanding on one lane, as far as the device allows.
     pub window_writes: u32,
     /// How much RAM may be registered, and so pinned, at once at this end; `None`: as much as
-    /// `RLIMIT_MEMLOCK` and the memory that is available allow. A guest with more has its chunks registered
-    /// in turn, least recently used first out.
+    /// `RLIMIT_MEMLOCK` and the available memory allow. A larger guest has its chunks registered in turn, and
+    /// the least recently used are evicted first.
     pub pin_max_bytes: Option<u64>,
 }
 
@@ -24,8 +24,7 @@ impl RdmaTuning {
     /// How many bytes make a list, if its writes are long.
     pub const LIST_MAX_BYTES: u64 = 4 << 20;
 
-    /// The same within what a device takes, so that several signals fit the window and several lists a
-    /// signal.
+    /// The same within the device's limit, so that several signals fit the window and several lists a signal.
     #[must_use]
     pub(super) fn within(self, device_writes: u32) -> Self {
         let window_writes = self.window_writes.clamp(8, device_writes.max(8));

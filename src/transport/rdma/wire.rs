@@ -1,4 +1,5 @@
-//! What the two ends say to each other: in HELLO, in READY, and beside the lanes. The engine carries it unread.
+//! The messages between the two ends: in HELLO, in READY, and beside the lanes. The engine carries them
+//! unread.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,30 +11,31 @@ use crate::wire::{LANES_MAX, WireError};
 /// The most chunks in one request.
 pub const CHUNKS_MAX: usize = 1024;
 
-/// In HELLO: what the source has made.
+/// In HELLO: the source's ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offered {
     /// The source's queue pairs, one a lane.
     pub endpoints: Vec<Endpoint>,
-    /// Whether a device that lacks the address of the control channel will do: RDMA was asked for by name.
+    /// Whether a device without the address of the control channel is enough: RDMA was asked for by name.
     pub any_device: bool,
 }
 
-/// In READY: what the destination has made.
+/// In READY: the destination's ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
     /// The destination's queue pairs, connected to those offered, in the same order.
     pub endpoints: Vec<Endpoint>,
-    /// How much RAM the destination can have registered at once, in bytes; `None` if all of it.
+    /// How much RAM the destination can have registered at once, in bytes; `None`: all of RAM.
     pub pin_max_bytes: Option<u64>,
 }
 
-/// What the source asks for beside the lanes.
+/// The source's requests beside the lanes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Let these chunks of RAM be written to. Answered with [`Keys`].
+    /// Register these chunks of RAM for writing. Answered with [`Keys`].
     Register(Vec<ChunkRange>),
-    /// Nothing is on its way to these chunks and nothing more will be, until they are registered anew. Not answered.
+    /// No write to these chunks is in flight, and none will follow until they are registered anew. Not
+    /// answered.
     Release(Vec<ChunkRange>),
 }
 
@@ -52,7 +54,7 @@ pub struct ChunkRange {
     pub pages: u64,
 }
 
-/// What it takes to write into a chunk.
+/// The address and the key for writing into a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkKey {
     /// The address of its first byte at the destination.
@@ -65,16 +67,16 @@ impl Offered {
     /// The bytes.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if there are too many lanes, or none.
+    /// [`TransportError::Wire`] without lanes, or with too many.
     pub fn encode(&self) -> Result<Vec<u8>, TransportError> {
         check_lanes(&self.endpoints)?;
         to_bytes(OFFERED, self)
     }
 
-    /// Reads them, as many as the offer says.
+    /// Reads the bytes, for as many lanes as the offer has.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if they are anything else.
+    /// [`TransportError::Wire`] if the bytes are invalid.
     pub fn decode(body: &[u8], lanes: u8) -> Result<Self, TransportError> {
         let offered: Self = from_bytes(OFFERED, body)?;
         if offered.endpoints.len() != usize::from(lanes) {
@@ -89,16 +91,16 @@ impl Ready {
     /// The bytes.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if there are too many lanes, or none.
+    /// [`TransportError::Wire`] without lanes, or with too many.
     pub fn encode(&self) -> Result<Vec<u8>, TransportError> {
         check_lanes(&self.endpoints)?;
         to_bytes(READY, self)
     }
 
-    /// Reads them.
+    /// Reads the bytes.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if they are anything else.
+    /// [`TransportError::Wire`] if the bytes are invalid.
     pub fn decode(body: &[u8]) -> Result<Self, TransportError> {
         let ready: Self = from_bytes(READY, body)?;
         check_lanes(&ready.endpoints)?;
@@ -116,10 +118,10 @@ impl Request {
         to_bytes(REQUEST, self)
     }
 
-    /// Reads them. Whether the chunks lie in RAM is for the receiver to check.
+    /// Reads the bytes. The receiver checks whether the chunks lie in RAM.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if they are anything else.
+    /// [`TransportError::Wire`] if the bytes are invalid.
     pub fn decode(body: &[u8]) -> Result<Self, TransportError> {
         let request: Self = from_bytes(REQUEST, body)?;
         request.check()?;
@@ -142,10 +144,10 @@ impl Keys {
         to_bytes(KEYS, self)
     }
 
-    /// Reads them.
+    /// Reads the bytes.
     ///
     /// # Errors
-    /// [`TransportError::Wire`] if they are anything else.
+    /// [`TransportError::Wire`] if the bytes are invalid.
     pub fn decode(body: &[u8]) -> Result<Self, TransportError> {
         let keys: Self = from_bytes(KEYS, body)?;
         check_len("a list of keys", keys.0.len(), CHUNKS_MAX)?;
@@ -173,7 +175,8 @@ fn to_bytes(what: &'static str, value: &impl Serialize) -> Result<Vec<u8>, Trans
     postcard::to_stdvec(value).map_err(|_| WireError::Malformed(what).into())
 }
 
-/// The control channel bounds the body before it is read, so no list in it takes more memory than some times its length.
+/// The control channel bounds the body before it is read, so a list in it takes memory in proportion to its
+/// length.
 fn from_bytes<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, TransportError> {
     match postcard::take_from_bytes(body) {
         Ok((value, [])) => Ok(value),

@@ -29,7 +29,7 @@ pub(crate) struct TcpLane {
 }
 
 impl TcpLane {
-    /// Connects to the peer of `control`, showing `token`. The lane ends with it.
+    /// Connects to the peer of `control` with `token`. The lane ends with the control channel.
     pub(crate) fn connect(
         control: &ControlChannel,
         lane: u8,
@@ -40,7 +40,7 @@ impl TcpLane {
         let open = || {
             let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
             let mut stream = TcpStream::from(socket);
-            // Before it connects, so that nobody waits for that in vain either.
+            // Before it connects, so that a wait for the connection ends, too.
             liveness.shut_with(&stream)?;
             SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
             tune(&stream)?;
@@ -58,7 +58,7 @@ impl TcpLane {
         Self { index, stream, ram, runs: Vec::with_capacity(RUNS_MAX), bytes: 0, head }
     }
 
-    /// A lane on the same connection, out of other RAM.
+    /// A lane on the same connection that reads from other RAM.
     #[cfg(test)]
     pub(crate) fn out_of(&self, ram: GuestRam) -> std::io::Result<Self> {
         Ok(Self::over(self.index, self.stream.try_clone()?, ram))
@@ -118,7 +118,7 @@ impl Lane for TcpLane {
         Ok(())
     }
 
-    /// Nothing has to be made ready.
+    /// No memory has to be registered.
     fn waited(&self) -> Duration {
         Duration::ZERO
     }

@@ -1,6 +1,7 @@
-//! Pages over TCP: several streams, vectored writes straight out of guest RAM and reads straight into it.
+//! Pages over TCP: several streams, vectored writes straight from guest RAM and reads straight into it.
 //!
-//! A frame is a head, a list of runs, and the bytes of their pages. Nothing is acknowledged but the fence that closes a round.
+//! A frame is a head, a list of runs, and the bytes of their pages. The peer acknowledges only the fence that
+//! closes a round.
 
 mod lane;
 mod provider;

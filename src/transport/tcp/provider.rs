@@ -1,4 +1,4 @@
-//! TCP as a transport to choose.
+//! The provider of TCP.
 
 use std::thread;
 
@@ -12,8 +12,8 @@ use crate::transport::provider::{Destination, Source, SourceOffer, TransportProv
 use crate::transport::receiver::LaneReceiver;
 use crate::wire::{LaneOffer, Token};
 
-/// TCP, to the address of the control channel. The offer says nothing but the number of lanes; READY has the token that each
-/// connection shows.
+/// TCP, to the address of the control channel. The offer contains only the number of lanes; READY has the
+/// token that each connection presents.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpProvider;
 
@@ -41,13 +41,13 @@ impl TransportProvider for TcpProvider {
     }
 }
 
-/// A stream's work is done by its sender: more than processors cannot help, and four fill most links.
+/// The sender does a stream's work: more streams than processors cannot help, and four fill most links.
 fn lanes_default() -> u8 {
     let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     u8::try_from(processors.min(4)).unwrap_or(4)
 }
 
-/// Streams that are yet to be opened.
+/// Streams that have yet to be opened.
 #[derive(Debug)]
 struct TcpOffer {
     lanes: u8,

@@ -19,7 +19,7 @@ use crate::transport::receiver::{LaneConnection, LaneConnections, LaneReceiver};
 use crate::transport::remains::Remains;
 use crate::wire::{FRAME_BYTES_MAX, PageFrame, RUNS_MAX, Token, WireError, WireRun};
 
-/// How long to sleep at most before it is looked whether the source is there.
+/// The longest sleep between two checks whether the source is still connected.
 const NAP_MAX: Duration = Duration::from_millis(50);
 
 /// One thread a lane that reads frames into guest RAM until the lane is closed.
@@ -31,7 +31,7 @@ pub(crate) struct TcpReceiver {
     fences: Arc<Fences>,
     /// How long to wait for the fences of a round.
     patience: Duration,
-    /// What ending as many streams took, the quicker of two times.
+    /// How long ending as many streams took, the quicker of two times.
     revoke_time: Duration,
     liveness: PeerLiveness,
 }
@@ -43,7 +43,8 @@ struct Reader {
 }
 
 impl TcpReceiver {
-    /// A lane receiver for `lanes` lanes that are yet to connect, and end with the control channel of this liveness.
+    /// A lane receiver for `lanes` lanes that have yet to connect, and that end with the control channel of
+    /// this liveness.
     pub(crate) fn new(lanes: u8, ram: &GuestRam, liveness: PeerLiveness) -> Result<Self, TransportError> {
         let mut token = Token([0; 16]);
         getrandom::fill(&mut token.0).map_err(TransportError::Random)?;
@@ -53,14 +54,14 @@ impl TcpReceiver {
         Ok(Self { token, ram, lanes, fences, patience: STALL_MAX, revoke_time, liveness })
     }
 
-    /// The same, waiting only so long for the fences of a round.
+    /// The same with this limit on the wait for the fences of a round.
     #[cfg(test)]
     pub(crate) fn with_patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Takes a connection if it is one of the lanes still missing.
+    /// Takes a connection if it is one of the missing lanes.
     fn take(&mut self, LaneConnection { lane, stream, .. }: LaneConnection) -> Result<(), String> {
         let index = usize::from(lane);
         if !matches!(self.lanes.get(index), Some(None)) {
@@ -101,7 +102,7 @@ impl LaneReceiver for TcpReceiver {
     fn connect(&mut self, connections: &dyn LaneConnections) -> Result<(), TransportError> {
         let deadline = Instant::now() + STALL_MAX;
         while let Some(lane) = self.lanes.iter().position(Option::is_none) {
-            // A source that has gone connects nothing more.
+            // A source that has gone connects no more lanes.
             self.liveness.check()?;
             self.liveness.check_not_interrupted()?;
             let connection = connections.connection_within(NAP_MAX).map_err(|error| broken(lane, error))?;
@@ -127,7 +128,7 @@ impl LaneReceiver for TcpReceiver {
         self.revoke_time
     }
 
-    /// Closes the connections and waits for their threads, which alone write to guest RAM.
+    /// Closes the connections and waits for their threads, the only writers of guest RAM.
     fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
         drop(self);
         Ok(Box::new(()))
@@ -150,8 +151,8 @@ fn end_all<S>(readers: Vec<(S, JoinHandle<()>)>, end: impl Fn(&S)) {
     }
 }
 
-/// How long it takes to end so many streams with a thread for each, measured with streams that lead nowhere. What the system does
-/// not give is left out: lanes do not come about then either.
+/// How long ending this many streams with a thread each takes, measured with unconnected streams. Streams
+/// that the system refuses are left out: the lanes would fail, too.
 fn revoke_time(lanes: u8) -> Duration {
     let reader = |_| {
         let (ours, theirs) = UnixStream::pair()?;
@@ -202,14 +203,15 @@ impl Frames {
                     [bytes, FRAME_BYTES_MAX].map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
                 return Err(WireError::TooLong { what: "a frame of pages", len, max }.into());
             }
-            // With the next frame's head, for which alone this thread would be woken else: one always follows, the fence's if no other.
+            // Reads the next frame's head, too, for which this thread would otherwise wake up again: one
+            // always follows, at least the fence's.
             receive_into(self.stream.as_fd(), &slices, frame.as_mut_bytes())
                 .map_err(|error| broken(self.lane, error))?;
         }
     }
 }
 
-/// Which round each lane has closed, and the first thing that went wrong.
+/// The round that each lane has closed, and the first failure.
 #[derive(Debug)]
 struct Fences {
     state: Mutex<FenceState>,
@@ -242,7 +244,7 @@ impl Fences {
 
     fn wait(&self, round: u32, patience: Duration) -> Result<(), TransportError> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // A later fence counts too: the source may be a round ahead of what it told us on the control channel.
+        // A later fence counts too: the source may be a round ahead of its messages on the control channel.
         let missing = |seen: &Option<u32>| *seen < Some(round);
         let pending = |state: &mut FenceState| state.failure.is_none() && state.rounds.iter().any(missing);
         let (mut state, timeout) =

@@ -1,4 +1,4 @@
-//! What an end of a TCP lane makes of an error on its connection.
+//! The meaning of an error on a lane's connection.
 
 use std::io;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::transport::error::TransportError;
 /// How long a lane may make no progress at all.
 pub(super) const STALL_MAX: Duration = Duration::from_secs(30);
 
-/// What an error on a lane's connection means.
+/// The meaning of an error on a lane's connection.
 pub(super) fn broken(lane: usize, error: io::Error) -> TransportError {
     match error.kind() {
         io::ErrorKind::WouldBlock => TransportError::Stalled { lane, silence: STALL_MAX },

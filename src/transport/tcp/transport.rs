@@ -17,7 +17,7 @@ pub(crate) struct TcpTransport {
 }
 
 impl TcpTransport {
-    /// Connects `lanes` lanes to the peer of `control`, each showing `token`. They end with it.
+    /// Connects `lanes` lanes to the peer of `control`, each with `token`. They end with the control channel.
     pub(crate) fn connect(
         control: &ControlChannel,
         lanes: u8,

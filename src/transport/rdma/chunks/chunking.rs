@@ -1,20 +1,20 @@
 use crate::memory::{PAGE_BYTES, RamLayout};
 use crate::transport::rdma::wire::ChunkRange;
 
-/// Pages in the largest chunks, where there is no budget: 64 MiB. Many small ones are slow to make.
+/// Pages in the largest chunks, without a budget: 64 MiB. Many small ones are slow to register.
 pub(super) const SLICE_PAGES: u64 = 16_384;
 
-/// The smallest chunk that a budget leads to, and the first of each region: 4 MiB, what a lane clears at once
-/// of a full stripe.
+/// The smallest chunk under any budget, and the first of each region: 4 MiB, which a lane clears at once in a
+/// full stripe.
 pub(in crate::transport::rdma) const CHUNK_BYTES_MIN: u64 = 4 << 20;
 
 const SLICE_PAGES_MIN: u64 = CHUNK_BYTES_MIN / PAGE_BYTES;
 
-/// How guest RAM is cut into chunks.
+/// The division of guest RAM into chunks.
 ///
-/// The first of a region is of the smallest size, so that it is soon ready and the first page leaves. Each
-/// after it is as large as all before it together, up to the largest size: 4, 4, 8, 16, 32, and from there on
-/// 64 MiB.
+/// The first chunk of a region has the smallest size, so that it is soon ready and the first page leaves.
+/// Each later one is as large as all before it together, up to the largest size: 4, 4, 8, 16, 32, and then 64
+/// MiB each.
 #[derive(Debug)]
 pub(super) struct Chunking {
     layout: RamLayout,
@@ -23,7 +23,8 @@ pub(super) struct Chunking {
 }
 
 impl Chunking {
-    /// For so many lanes: with a budget so small that every lane can hold one while two more are made ready.
+    /// For this many lanes: if the budget is small, chunks are so small that every lane can hold one while
+    /// two more are registered.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
         Self { layout, chunk_pages: chunk_pages(lanes, budget_bytes) }
     }
@@ -33,7 +34,7 @@ impl Chunking {
         self.chunk_pages
     }
 
-    /// The chunk in which a page lies; `None` outside of RAM.
+    /// The chunk that contains a page; `None` outside of RAM.
     pub(super) fn range_of(&self, region: usize, page: u64) -> Option<ChunkRange> {
         let pages = self.layout.regions.get(region)?.pages();
         let (first_page, len) = if page >= self.chunk_pages {

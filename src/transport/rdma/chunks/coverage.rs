@@ -1,5 +1,4 @@
-//! Which pages are registered, and which chunks have dirty ones: bits, so that neither is asked chunk by
-//! chunk.
+//! Registered pages and dirty chunks as bits, so that neither question needs a walk over all chunks.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,28 +8,28 @@ use crate::dirty::{DirtyBitmap, STRIPE_PAGES};
 use crate::memory::RamLayout;
 use crate::transport::rdma::wire::ChunkRange;
 
-/// Pages that have one bit here: a word of the bitmap of dirty pages, 256 KiB of RAM. Whatever is registered
-/// is a number of these blocks, or ends with its region.
+/// Pages per bit: a word of the bitmap of dirty pages, 256 KiB of RAM. Every registered part consists of
+/// these blocks, or ends with its region.
 pub(in crate::transport::rdma) const BLOCK_PAGES: u64 = 64;
 
-/// Blocks in a stripe, and so bits in a word here.
+/// Blocks in a stripe, and so bits in a word.
 const STRIPE_BLOCKS: u64 = STRIPE_PAGES / BLOCK_PAGES;
 
-/// What of RAM is registered: of each region one bit a block, in the shape of the upper level of the bitmap
+/// The registered part of RAM: one bit a block for each region, in the shape of the upper level of the bitmap
 /// of dirty pages.
 #[derive(Debug)]
 pub(super) struct Coverage {
     regions: Vec<Vec<u64>>,
 }
 
-/// Which blocks have dirty pages, in the same shape.
+/// The blocks with dirty pages, in the same shape.
 #[derive(Debug, Default)]
 pub(super) struct DirtyBlocks {
     regions: Vec<Vec<u64>>,
 }
 
 impl DirtyBlocks {
-    /// Becomes a copy of the upper level of the bitmap.
+    /// Copies the upper level of the bitmap.
     pub(super) fn copy(&mut self, dirty: &DirtyBitmap) {
         self.regions.resize(dirty.regions().len(), Vec::new());
         for (ours, region) in self.regions.iter_mut().zip(dirty.regions()) {
@@ -53,7 +52,7 @@ impl Coverage {
         Self { regions: layout.regions.iter().map(|region| vec![0; words(region.pages())]).collect() }
     }
 
-    /// Notes that the blocks of a range are registered from now on, or not any more.
+    /// Records whether the blocks of a range are registered.
     pub(super) fn set(&mut self, range: ChunkRange, registered: bool) {
         let Some(words) = self.regions.get_mut(usize::from(range.region)) else { return };
         for (word, mask) in masks(blocks_of(range)) {
@@ -75,11 +74,11 @@ impl Coverage {
         (needed, missing)
     }
 
-    /// The chunks with dirty pages of which not all are registered, in the order of RAM. It looks at one word
-    /// for each stripe of RAM, whatever is dirty, and at nothing else where all is registered.
+    /// The chunks with dirty pages that are not fully registered, in the order of RAM. Reads one word for
+    /// each stripe of RAM, and nothing else where all is registered.
     pub(super) fn missing(&self, dirty: &DirtyBitmap, chunking: &Chunking) -> VecDeque<ChunkRange> {
         let mut missing = Missing { chunks: VecDeque::new(), chunking };
-        // The first chunks grow up to the largest, which then follow one another.
+        // The first chunks grow up to the largest size; the rest all have it.
         let growing = chunking.chunk_pages().div_ceil(STRIPE_PAGES);
         for (region, (dirty, covered)) in dirty.regions().iter().zip(&self.regions).enumerate() {
             let stripes = usize::try_from(growing).unwrap_or(usize::MAX).min(covered.len());
@@ -98,15 +97,15 @@ impl Coverage {
     }
 }
 
-/// Chunks of which something is needed.
+/// Chunks that need registration.
 struct Missing<'chunking> {
     chunks: VecDeque<ChunkRange>,
     chunking: &'chunking Chunking,
 }
 
 impl Missing<'_> {
-    /// Adds chunks that have `STRIPES` whole stripes each. No branch depends on which of them are dirty: no
-    /// processor foresees it.
+    /// Adds chunks of `STRIPES` whole stripes each. No branch depends on which chunks are dirty, because no
+    /// processor predicts that.
     fn add_largest<const STRIPES: usize>(
         &mut self,
         region: usize,
@@ -160,7 +159,7 @@ pub(super) fn blocks_of(range: ChunkRange) -> Range<u64> {
     range.first_page / BLOCK_PAGES..(range.first_page + range.pages).div_ceil(BLOCK_PAGES)
 }
 
-/// The words in which the bits of some blocks are, and a mask of those bits in each.
+/// The words that contain the bits of some blocks, and a mask of those bits in each.
 fn masks(blocks: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     let mut next = blocks.start;
     std::iter::from_fn(move || {
@@ -179,16 +178,16 @@ mod tests {
     use super::*;
     use crate::memory::{PAGE_BYTES, RegionLayout};
 
-    /// A few pages of two regions: in the first small chunks, where they are larger than a stripe, and in the
-    /// last.
+    /// A few pages of two regions: in the first small chunks, where chunks are larger than a stripe, and in
+    /// the last.
     fn pages() -> impl Strategy<Value = Vec<(usize, u64)>> {
         let page = prop_oneof![0..9000u64, 16_000..17_000u64, 60_000..70_123u64];
         prop::collection::vec((0..2usize, page), 0..40)
     }
 
     proptest! {
-        /// Under any budget the chunks that are needed are those in which a dirty page lies, and what is
-        /// missing of them those of which such a page's block is not registered.
+        /// Under any budget a chunk is needed if it contains a dirty page, and its missing part is the blocks
+        /// of such pages that are not registered.
         #[test]
         fn slices_are_missing_that_have_dirty_pages_which_are_not_registered(
             dirty in pages(),

@@ -1,4 +1,4 @@
-//! Which parts go where there is no room.
+//! The choice of parts to evict.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,19 +6,19 @@ use std::sync::Arc;
 use super::{Chunks, Slot, State, bytes_of, contains};
 use crate::transport::rdma::wire::ChunkRange;
 
-/// Parts in the order in which they go, each with its last use: those that the lanes have yet to come to
-/// last, and else the least recently used first. It is made for many evictions at once, and what has changed
-/// since is seen as a part is taken.
+/// Parts in the order of their eviction, each with its last use: parts that the lanes have not reached yet
+/// come last, the others least recently used first. One queue serves many evictions; later changes are
+/// considered when a part is taken.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     parts: VecDeque<(ChunkRange, u64)>,
-    /// How many uses there were when it was made.
+    /// The number of uses when it was made.
     made_at: u64,
 }
 
 impl<S> Chunks<S> {
-    /// Takes parts out that no lane holds or waits for until `part` fits. Parts that the lanes have yet to
-    /// come to go only for one that a lane waits for.
+    /// Evicts parts that no lane holds or waits for until `part` fits. Parts that the lanes have not reached
+    /// yet are evicted only for a part that a lane waits for.
     pub(super) fn make_room(
         &self,
         state: &mut State<S>,
@@ -43,10 +43,10 @@ impl<S> Chunks<S> {
                     victims.push((victim, last_use));
                     continue;
                 }
-                // Those behind it are ahead of the lanes as well, but for what was used since.
+                // The parts behind it are ahead of the lanes as well, except those used since.
                 state.queue.parts.push_front((victim, last_use));
             }
-            // To make it takes as long as there are parts: not for each part.
+            // Making the queue takes time in proportion to the parts, so it is not made for each part.
             let uses = state.uses - state.queue.made_at;
             if made || !wanted && uses < state.slots.len() as u64 / 16 {
                 break;
@@ -77,7 +77,7 @@ impl<S> Chunks<S> {
         self.budget_bytes.is_none_or(|budget_bytes| bytes <= budget_bytes) && parts <= self.parts_max
     }
 
-    /// Makes the queue anew, without those that were `taken` from it.
+    /// Makes the queue anew, without the parts in `taken`.
     fn make_queue(&self, state: &mut State<S>, taken: &[(ChunkRange, u64)]) {
         let mut parts = Vec::with_capacity(state.slots.len());
         for (&part, slot) in &state.slots {
@@ -92,10 +92,10 @@ impl<S> Chunks<S> {
         state.queue = Queue { parts, made_at: state.uses };
     }
 
-    /// Whether lanes have yet to come to a part that was planned or registered for this round.
+    /// Whether a part was planned or registered for this round and the lanes have not reached it yet.
     fn is_ahead(&self, state: &State<S>, part: ChunkRange, slot: &Slot<S>) -> bool {
         let Slot::Here { registered_in, used_in, .. } = slot else { return false };
-        // What all lanes have passed over, they will not come to in this round.
+        // Lanes will not come back in this round to parts that all lanes have passed.
         let passed = state.reached.iter().min().copied().unwrap_or_default();
         let end = (usize::from(part.region), part.first_page + part.pages);
         end > passed

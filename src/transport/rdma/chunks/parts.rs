@@ -1,4 +1,4 @@
-//! Where a chunk is cut: only what has data is registered, in few parts.
+//! The division of a chunk into parts: only data is registered, in few parts.
 
 use std::ops::Range;
 
@@ -6,32 +6,32 @@ use super::coverage::{BLOCK_PAGES, blocks_of};
 use crate::memory::RamLayout;
 use crate::transport::rdma::wire::ChunkRange;
 
-/// Up to so many parts are cut out of a chunk. With more, whole gaps between parts are registered, one part a
-/// gap, so that a chunk ends with at most twice as many parts and one more.
+/// The most parts cut out of a chunk. Beyond that, whole gaps between parts are registered, one part a gap,
+/// so that a chunk ends with at most twice as many parts and one more.
 const PARTS_MAX: usize = 16;
 
-/// A hole of fewer blocks is registered with the data around it: 1 MiB. To register it costs less than
+/// A hole of fewer blocks is registered with the data around it: 1 MiB. Registering it costs less than
 /// another part.
 const HOLE_BLOCKS_MIN: u64 = 4;
 
-/// How many parts may be registered at once: on average one for every 2 MiB of RAM, which is what chunks in
-/// as many parts as they may have come to. A destination grants no more, a source asks for no more. Each
-/// takes the kernel and the device some memory.
+/// How many parts may be registered at once: on average one for every 2 MiB of RAM, which chunks with the
+/// maximal number of parts reach. A destination grants no more, a source asks for no more. Each part takes
+/// some memory of the kernel and the device.
 pub(in crate::transport::rdma) fn parts_max(layout: &RamLayout) -> usize {
     const PART_PAGES: u64 = 512;
     const MORE: u64 = 1024;
     usize::try_from(layout.total_pages() / PART_PAGES + MORE).unwrap_or(usize::MAX)
 }
 
-/// Whether parts are cut so: of whole blocks, unless it ends with its region, which has so many pages.
+/// Whether a part consists of whole blocks, unless it ends with its region, which has this many pages.
 pub(in crate::transport::rdma) fn is_of_blocks(part: &ChunkRange, region_pages: u64) -> bool {
     let end = part.first_page.checked_add(part.pages).filter(|&end| end <= region_pages);
     let ends = |end: u64| end == region_pages || end.is_multiple_of(BLOCK_PAGES);
     part.pages > 0 && part.first_page.is_multiple_of(BLOCK_PAGES) && end.is_some_and(ends)
 }
 
-/// The parts of a chunk to be registered so that all `needed` blocks are. `registered` are those that are
-/// already. Both are in ascending order by their first block, and `needed` may overlap anything.
+/// The parts of a chunk to register so that all `needed` blocks are registered. `registered` are the existing
+/// parts. Both are in ascending order by their first block, and `needed` may overlap anything.
 pub(super) fn cut(
     chunk: ChunkRange,
     registered: &[ChunkRange],
@@ -74,7 +74,7 @@ fn united(runs: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     united
 }
 
-/// Joins neighbours in the same gap, over the smallest holes first, until there are no more than `count`.
+/// Joins neighbours in the same gap, over the smallest holes first, until at most `count` are left.
 fn join(parts: &mut Vec<(usize, Range<u64>)>, count: usize) {
     let Some(surplus) = parts.len().checked_sub(count).filter(|&surplus| surplus > 0) else { return };
     let hole =
@@ -85,14 +85,14 @@ fn join(parts: &mut Vec<(usize, Range<u64>)>, count: usize) {
     holes.truncate(surplus);
     let mut joined: Vec<_> = holes.into_iter().map(|(_, index)| index).collect();
     joined.sort_unstable();
-    // From the end, so that what is before stays where it is.
+    // From the end, so that earlier indices stay valid.
     for index in joined.into_iter().rev() {
         let (_, part) = parts.remove(index);
         parts[index - 1].1.end = part.end;
     }
 }
 
-/// The blocks between what is registered.
+/// The blocks between registered parts.
 fn gaps(chunk: Range<u64>, registered: &[ChunkRange]) -> Vec<Range<u64>> {
     let mut gaps = Vec::with_capacity(registered.len() + 1);
     let mut next = chunk.start;
@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    /// The second of 64 MiB, less the last 7 pages.
+    /// The second chunk of 64 MiB, less the last 7 pages.
     const SLICE: ChunkRange = ChunkRange { region: 1, first_page: 16_384, pages: 16_384 - 7 };
     const FIRST: u64 = SLICE.first_page / BLOCK_PAGES;
 
@@ -170,8 +170,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is asked for, one after the other: it is registered then, nothing twice, and in not too
-        /// many parts.
+        /// After any sequence of requests the requested blocks are registered, no block twice, and in few
+        /// parts.
         #[test]
         fn parts_cover_what_is_needed_do_not_overlap_and_are_few(
             asked in prop::collection::vec(prop::collection::vec((0..256u64, 1..20u64), 1..6), 1..80),

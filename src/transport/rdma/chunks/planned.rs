@@ -1,4 +1,4 @@
-//! What the registrar has yet to register in a round.
+//! The parts that the registrar has yet to register in a round.
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,8 @@ use super::{FindBlocks, State, contains};
 use crate::transport::error::TransportError;
 use crate::transport::rdma::wire::ChunkRange;
 
-/// Chunks of which something is to be registered, in the order in which lanes come to them. A chunk is looked
-/// at, and cut, when its turn comes.
+/// Chunks that need registration, in the order in which lanes reach them. A chunk is examined, and cut, when
+/// its turn comes.
 #[derive(Debug)]
 pub(in crate::transport::rdma) struct Planned {
     chunks: VecDeque<ChunkRange>,
@@ -41,7 +41,7 @@ impl Planned {
         }
     }
 
-    /// The part to register for a page that a lane waits for and that is in none. What else its chunk needs
+    /// The part to register for a page that a lane waits for and that no part contains. The rest of its chunk
     /// comes next.
     pub(super) fn take<S>(
         &mut self,
@@ -57,7 +57,7 @@ impl Planned {
         let Some(chunk) = chunking.range_of(page.0, page.1) else { return Ok(None) };
         let registered: Vec<_> = state.parts_of(chunk).collect();
         let mut needed = find(chunk)?;
-        // Whether it has data or not.
+        // Whether the block has data or not.
         let block = page.1 / BLOCK_PAGES;
         needed.push(block..block + 1);
         needed.sort_unstable_by_key(|blocks| blocks.start);
@@ -72,7 +72,7 @@ impl Planned {
         Ok(wanted)
     }
 
-    /// There was no room for this part.
+    /// Puts back a part that found no room.
     pub(super) fn put_back(&mut self, part: ChunkRange) {
         self.parts.push_front(part);
     }

@@ -21,12 +21,12 @@ fn chunk(region: u16, first_page: u64, pages: u64) -> ChunkRange {
     ChunkRange { region, first_page, pages }
 }
 
-/// All of a chunk is needed.
+/// The whole chunk is needed.
 fn all(chunk: ChunkRange) -> Result<Vec<Range<u64>>, TransportError> {
     Ok(vec![blocks_of(chunk)])
 }
 
-/// The next `parts` of what is planned.
+/// The next `parts` planned parts.
 fn next<S>(chunks: &Chunks<S>, planned: &mut Planned, parts: usize, wait: bool) -> Batch<S> {
     let size = BatchSize { parts, pages: u64::MAX };
     chunks.next(planned, &mut all, size, wait).expect("holes are found")
@@ -36,7 +36,7 @@ fn planned(chunks: impl Into<VecDeque<ChunkRange>>) -> Planned {
     Planned::new(chunks.into())
 }
 
-/// All that is missing, as chunks.
+/// All missing parts, as chunks.
 fn plan<S>(chunks: &Chunks<S>, dirty: &DirtyBitmap) -> Vec<ChunkRange> {
     let (mut planned, state) = (chunks.plan(dirty), chunks.state());
     std::iter::from_fn(|| planned.next(&state, &mut all).expect("holes are found")).collect()
@@ -203,8 +203,8 @@ fn what_all_lanes_passed_over_makes_room_for_what_they_come_to() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 8, ..ProptestConfig::default() })]
 
-    /// Lanes that go through RAM in any order, each holding one part at a time, all come to their end, and
-    /// never is more registered than the budget holds, or anything twice; whatever the holes in RAM are.
+    /// Lanes that go through RAM in any order, each holding one part at a time, all reach their end. The
+    /// registered parts never exceed the budget, and no part is registered twice, whatever the holes in RAM.
     #[test]
     fn under_any_budget_all_lanes_get_all_that_they_ask_for(
         budget_mib in 4u64..40,
@@ -218,7 +218,7 @@ proptest! {
             dirty.fill();
         }
         let mut chunks: Chunks<()> = Chunks::new(layout, ways.len(), Some(budget_mib * MIB));
-        // For a lane that waits in vain: the test has an end.
+        // Ends the test if a lane waits in vain.
         chunks.patience = Duration::from_secs(20);
         let data_every_blocks = usize::try_from(data_every).expect("it is small");
         let mut planned = chunks.plan(&dirty);
@@ -243,7 +243,7 @@ proptest! {
     }
 }
 
-/// What a registrar has pinned, by its own count.
+/// The pinned memory by the registrar's own count.
 #[derive(Debug, Default)]
 struct Pinned {
     here: Vec<ChunkRange>,

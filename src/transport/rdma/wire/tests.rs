@@ -4,7 +4,7 @@ use sterna_rdma::{GidKind, LinkLayer};
 use super::*;
 use crate::wire::{LANE_BODY_MAX, TRANSPORT_BODY_MAX};
 
-/// As many endpoints, each as long as one gets.
+/// This many endpoints, each of the maximal length.
 fn endpoints(count: usize) -> Vec<Endpoint> {
     let endpoint = Endpoint {
         queue_pair_number: u32::MAX,
