@@ -1,5 +1,5 @@
-//! What a VMM's author has at a destination: a socket or a connection of the VMM's own, several guests at once, an end when it is
-//! wanted, and word of what happens.
+//! A destination as a VMM's author uses it: its own socket or connection, several guests at once,
+//! cancellation, and events.
 
 mod common;
 
@@ -22,7 +22,7 @@ fn receiver() -> (Receiver, SocketAddr) {
     (Receiver::from_listener(listener, HostState::lost_with_this_process()), address)
 }
 
-/// Moves a guest over TCP lanes, with all the downtime that a busy machine may need.
+/// Moves a guest over TCP lanes, with as much downtime as a busy machine may need.
 fn moves(guest: &TestGuest, name: &str, to: SocketAddr) -> Result<Report, MigrationError> {
     let claim = HostState::lost_with_this_process().start(name, false).expect("the name is free");
     let limits = LimitsHandle::new(Limits { downtime: PATIENCE, ..Limits::default() });
@@ -41,7 +41,7 @@ fn several_guests_arrive_at_once_at_one_socket_each_on_a_thread_of_its_own() {
     let host = TestHost::default();
     let names = ["tern", "gull", "skua"];
     let guests = names.map(|name| TestGuest::started().named(name));
-    // None gets past its first round before all have come so far.
+    // No guest passes its first round before all have reached it.
     let all_come = Barrier::new(names.len());
     let watch = Watch(|event: &Event| {
         if matches!(event, Event::RoundClosed { number: 1 }) {
@@ -166,7 +166,8 @@ fn an_arrival_can_be_cancelled_until_the_guest_is_ready_and_not_after() {
 fn a_guest_comes_over_a_connection_that_the_vmm_has_accepted_itself() {
     let (receiver, lanes) = receiver();
     let (guest, host) = (TestGuest::started(), TestHost::default());
-    // As a service on the host may that hands connections on: its port is not the receiver's, and lanes come to the same port.
+    // Like a service on the host that hands connections on: its port is not the receiver's, and lanes come to
+    // the same port.
     let front = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let to = front.local_addr().expect("it is bound");
     let arrived = thread::scope(|scope| {
@@ -180,7 +181,7 @@ fn a_guest_comes_over_a_connection_that_the_vmm_has_accepted_itself() {
     arrived.guest.runs_whole();
 }
 
-/// Joins two connections of lanes to the receiver's socket.
+/// Passes two lane connections on to the receiver's socket.
 fn hand_on(front: &TcpListener, to: SocketAddr) {
     for _ in 0..2 {
         let (lane, _) = front.accept().expect("a lane connects");

@@ -1,5 +1,5 @@
-//! A transport that the library does not know: pages are copied from RAM to RAM within this process. What it takes to add one is all
-//! in this file.
+//! A transport that the library does not know: it copies pages from RAM to RAM within this process. This file
+//! is all that a new transport needs.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn a_guest_moves_by_a_transport_that_is_written_in_a_test() {
     assert_eq!(report.verified_pages, (16 << 20) / PAGE_BYTES);
     arrived.runs_whole();
 
-    // Once revoked, a write that is late changes nothing.
+    // After revocation a late write changes nothing.
     guest.machine.memory().write_obj(1u8, GuestAddress(UNTOUCHED)).expect("the address is in RAM");
     let page = PageRun { region: 0, first_page: UNTOUCHED / PAGE_BYTES, pages: 1 };
     let mut lanes = copy.made();
@@ -104,7 +104,7 @@ fn lanes_that_fail_while_the_guest_runs_make_way_for_the_next_in_the_list() {
     arrival.expect("the guest arrives").guest.runs_whole();
 }
 
-/// Moves a guest from one thread of this process to another, by such transports at the two ends.
+/// Moves a guest from one thread of this process to another, with these transports at the two ends.
 fn attempt(
     guest: &TestGuest,
     source: Transports,
@@ -130,9 +130,9 @@ fn attempt(
 /// Copies pages within a process.
 #[derive(Clone, Debug, Default)]
 struct CopyProvider {
-    /// The lanes break in the first round.
+    /// Whether the lanes break in the first round.
     fails: bool,
-    /// Lanes like those that were made, for what comes late.
+    /// Copies of the lanes that were made, for late writes.
     made: Arc<Mutex<Vec<CopyLane>>>,
 }
 
@@ -173,13 +173,13 @@ impl TransportProvider for CopyProvider {
     }
 }
 
-/// The receivers of this process, by the token that READY says.
+/// The receivers of this process, by the token in READY.
 fn windows() -> MutexGuard<'static, BTreeMap<u64, Arc<Window>>> {
     static WINDOWS: Mutex<BTreeMap<u64, Arc<Window>>> = Mutex::new(BTreeMap::new());
     WINDOWS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Through which a source reaches RAM.
+/// A source's access to RAM.
 #[derive(Debug)]
 struct Window {
     state: Mutex<Access>,
@@ -188,11 +188,11 @@ struct Window {
 
 #[derive(Debug)]
 struct Access {
-    /// What may be written to, until it is revoked.
+    /// The RAM that may be written to; `None` after revocation.
     ram: Option<GuestRam>,
     /// Whether the source has asked to write.
     opened: bool,
-    /// The lanes wait for nothing more.
+    /// The lanes need not wait any longer.
     over: bool,
     /// The last round that each lane has fenced.
     fenced: Vec<Option<u32>>,
@@ -264,7 +264,7 @@ impl Transport for CopyTransport {
     }
 }
 
-/// Asks the destination, beside the lanes of each round, to have its window open: they wait for that.
+/// Asks the destination, beside the lanes of each round, to open its window: the lanes wait for that.
 #[derive(Debug)]
 struct Opening(Arc<Window>);
 
@@ -349,7 +349,7 @@ impl LaneReceiver for CopyReceiver {
 }
 
 impl Drop for CopyReceiver {
-    /// A lane that copies has the state locked, so this waits for it.
+    /// A copying lane holds the lock of the state, so this waits for it.
     fn drop(&mut self) {
         windows().remove(&self.token);
         self.window.change(|access| access.ram = None);

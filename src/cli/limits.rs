@@ -1,4 +1,4 @@
-//! The limits of a migration, defined once: as options, by `--set`, on the control socket, and where they are shown.
+//! The limits of a migration, defined once for all uses: options, `--set`, the control socket, and output.
 
 use std::num::NonZeroU64;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use clap::{Args, CommandFactory, Parser};
 use serde::{Deserialize, Serialize};
 use sterna::convergence::{IfStuck, Limits};
 
-/// When to switch, and what to do when it does not come to that. What is not given stays as it is.
+/// When to switch, and what to do when the rounds do not get short enough. A limit that is not given keeps
+/// its value.
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct LimitArgs {
@@ -38,7 +39,7 @@ pub(crate) struct LimitArgs {
 }
 
 impl LimitArgs {
-    /// Changes the limits that are given.
+    /// Changes the given limits.
     pub(crate) fn apply_to(&self, limits: &mut Limits) {
         let Self { downtime_limit, downtime_max, bandwidth_limit, max_rounds, timeout, .. } = *self;
         let ms = |given: Option<u64>| given.map(Duration::from_millis);
@@ -58,7 +59,7 @@ impl LimitArgs {
         }
     }
 
-    /// Those of `--set downtime-limit=50 ...`, by the names and within the bounds of their options.
+    /// The limits of `--set downtime-limit=50 ...`, by the names and within the bounds of their options.
     pub(crate) fn of_settings(settings: &[String]) -> Result<Self, String> {
         // A bare `--` would end the options, and be no error.
         let words =
@@ -123,7 +124,7 @@ fn options() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The options of [`LimitArgs`] alone, to read `--set` by.
+/// The options of [`LimitArgs`] alone, to parse `--set` with.
 #[derive(Debug, Parser)]
 struct OnlyLimits {
     #[command(flatten)]
@@ -163,7 +164,7 @@ mod tests {
     fn limits_that_are_given_are_changed_and_the_others_stay() {
         let mut limits = Limits::default();
         let given = set(&["bandwidth-limit=50", "timeout=9", "throttle-max=7"]).unwrap();
-        // As it comes over the control socket.
+        // As received over the control socket.
         let given: LimitArgs = serde_json::from_value(serde_json::to_value(&given).unwrap()).unwrap();
         given.apply_to(&mut limits);
         let expected = Limits {

@@ -65,7 +65,7 @@ impl Check {
 pub(crate) enum Outcome {
     /// As it should be.
     Pass,
-    /// Worth knowing; nothing that was set up is broken.
+    /// A note; all that was set up works.
     Info,
     /// Something will be slow, or something that is set up cannot be used.
     Warn,
