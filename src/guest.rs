@@ -19,7 +19,7 @@ use crate::wire::Refusal;
 ///
 /// The VMM may be another process. Then RAM is a file that both processes map
 /// ([`RamRegion::map_file`](crate::memory::RamRegion::map_file)), the dirty log is fed by messages of the
-/// other process ([`DirtyError::Vmm`](crate::dirty::DirtyError::Vmm) reports its failures), and a call with a
+/// other process ([`DirtyError::Vmm`] reports its failures), and a call with a
 /// lost answer returns [`RunOutcome::Unknown`].
 pub trait Guest: Send + Sync {
     /// The guest's name on this host, at most 128 bytes.

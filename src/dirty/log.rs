@@ -19,8 +19,8 @@ use super::region::DirtyRegion;
 /// # A log fed by a stream
 ///
 /// The VMM may be another process that names pages in a stream. A thread of this process then reads the
-/// stream and marks the pages in a bitmap, as [`SoftwareBitmap`]; `harvest` [takes](SoftwareBitmap::take) the
-/// marks, and `clear` has nothing to do. Two rules keep every write:
+/// stream and marks the pages in a bitmap, such as [`SoftwareBitmap`](super::SoftwareBitmap); `harvest`
+/// [takes](super::SoftwareBitmap::take) the marks, and `clear` has nothing to do. Two rules keep every write:
 ///
 /// - The VMM names a page only after it has written it. A page that is named first may be read before the
 ///   write.

@@ -2,9 +2,9 @@
 //! pass.
 //!
 //! Neither end needs the state in one piece. At the source the VMM writes into a few buffers; one thread
-//! hashes them, another sends them and returns them for reuse ([`StateSender`]). So the state travels while
+//! hashes them, another sends them and returns them for reuse (`StateSender`). So the state travels while
 //! the VMM still saves, and beside the last pages. The destination holds what has arrived, because it may
-//! load the state only once remote access to guest RAM is revoked: [`IncomingState`] takes the frames, in
+//! load the state only once remote access to guest RAM is revoked: `IncomingState` takes the frames, in
 //! order and up to its own limit.
 //!
 //! The VMM writes and reads named [sections](StateWriter) within that stream.
