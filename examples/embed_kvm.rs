@@ -14,13 +14,13 @@ use kvm_bindings::{kvm_regs, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use sterna::destination::{self, Receiver};
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog};
+use sterna::guest::Refusal;
 use sterna::guest::*;
 use sterna::memory::GuestRam;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{Options, migrate};
 use sterna::state::HostState;
 use sterna::transport::tcp::TcpProvider;
-use sterna::wire::Refusal;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 const RAM_BYTES: u64 = 4 << 20;

@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sterna::destination::{self, Receiver};
 use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap};
+use sterna::guest::Refusal;
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
@@ -29,7 +30,6 @@ use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{Options, migrate};
 use sterna::state::HostState;
 use sterna::transport::tcp::TcpProvider;
-use sterna::wire::Refusal;
 use vm_memory::bitmap::{Bitmap, NewBitmap};
 
 const PAGES: u64 = 4096;

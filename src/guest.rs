@@ -9,7 +9,7 @@ use crate::dirty::{DirtyError, DirtyLog};
 use crate::memory::{GuestRam, MemoryError};
 use crate::panics::{Panicked, caught};
 use crate::saved_state::{SectionError, StateReader, StateWriter};
-use crate::wire::Refusal;
+pub use crate::wire::Refusal;
 
 /// What both ends need from a VMM for a guest.
 ///

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use sterna::convergence::SwitchCost;
 use sterna::destination::PendingArrival;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
+use sterna::guest::Refusal;
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
 use sterna::host;
 use sterna::memory::GuestRam;
 use sterna::saved_state::{StateReader, StateWriter};
-use sterna::wire::Refusal;
 use sterna_vmm::{
     CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, SharedMachine,
     host_cpu,

@@ -9,7 +9,7 @@ use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use sterna::progress::{Event, Report};
-use sterna::verify::Verify;
+use sterna::source::Verify;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;

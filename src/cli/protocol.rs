@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use sterna::convergence::{DirtySample, Limits};
 use sterna::progress::{Event, Report};
 use sterna::sampling::Sampled;
+use sterna::source::Verify;
 use sterna::source::{LimitsHandle, Options};
-use sterna::verify::Verify;
 use sterna_vmm::MachineKind;
 
 use super::exit::Exit;

@@ -11,7 +11,7 @@ use sterna::destination::{Arrival, Options, ReceiveError, Receiver};
 use sterna::guest::Guest;
 use sterna::image::{self, Store};
 use sterna::lock::Lock;
-use sterna::session::Cancel;
+use sterna::source::Cancel;
 use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::{RdmaProvider, RdmaTuning, load_ahead};

@@ -6,10 +6,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use sterna::handover::{Record, RecordKind, Standing};
 use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
 use sterna::state::{HostState, LockHolder, Sighting, StateError};
+use sterna::state::{Record, RecordKind, Standing};
 
 use super::exit::Exit;
 use super::output::{self, outln};

@@ -14,8 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use sterna::image::SessionError;
 use sterna::image::{self, Options, Phase, Progress, Report, SendError, SendFailure};
-use sterna::session::SessionError;
 use sterna::source::Cancel;
 
 use super::exit::Exit;

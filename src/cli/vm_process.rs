@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use sterna::handover::{Record, RecordKind};
 use sterna::lock::Lock;
 use sterna::progress::Observer;
 use sterna::sampling::sample;
@@ -17,6 +16,7 @@ use sterna::source::{
     migrate,
 };
 use sterna::state::GuestClaim;
+use sterna::state::{Record, RecordKind};
 use sterna_vmm::Phase;
 
 use super::exit::Exit;

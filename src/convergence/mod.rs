@@ -24,11 +24,14 @@ mod limits;
 mod prediction;
 mod units;
 
-pub use bucket::Bucket;
-pub use decision::{Convergence, Decision};
-pub use diverging::{Diverging, Help, Why};
-pub use forecast::{DirtyCurve, DirtySample, Forecast, ForecastRound, Plan};
-pub use history::{History, LaneLoad, Round};
+unstable! { use bucket::Bucket; }
+pub use decision::Decision;
+unstable! { use decision::Convergence; }
+unstable! { use diverging::{Diverging, Help, Why}; }
+pub use forecast::{DirtySample, Forecast};
+unstable! { use forecast::{DirtyCurve, ForecastRound, Plan}; }
+unstable! { use history::{History, LaneLoad, Round}; }
 pub use limits::{IfStuck, IfStuckError, Limits, Policy};
 pub(crate) use prediction::STATE_HELD_MAX;
-pub use prediction::{Downtime, HandoverCost, SAFETY, SwitchCost};
+pub use prediction::SwitchCost;
+unstable! { use prediction::{Downtime, HandoverCost, SAFETY}; }

@@ -26,13 +26,13 @@ mod stripe;
 mod stripes;
 mod words;
 
-pub use bitmap::DirtyBitmap;
+unstable! { use bitmap::DirtyBitmap; }
 pub use error::DirtyError;
 pub use kvm::{KvmLog, KvmSlot};
 pub use log::DirtyLog;
-pub use part::DirtyPart;
+unstable! { use part::DirtyPart; }
 pub use region::DirtyRegion;
 pub use software::{EitherLog, SoftwareLog, WrittenPages};
 pub use sterna_bitmap::SoftwareBitmap;
-pub use stripe::{STRIPE_PAGES, Stripe};
-pub use stripes::Stripes;
+unstable! { use stripe::{STRIPE_PAGES, Stripe}; }
+unstable! { use stripes::Stripes; }

@@ -29,3 +29,5 @@ pub use error::{SendError, SendFailure, StoreError};
 pub use receive::{Receiver, Stored};
 pub use send::{Options, Phase, Progress, Report, send};
 pub use store::Store;
+
+pub use crate::session::SessionError;

@@ -21,13 +21,13 @@ mod slice;
 
 pub use change::RamChange;
 pub use error::MemoryError;
-pub use holes::TouchedSearch;
-pub use io::{receive_into, send_from};
-pub use mapped::MappedSearch;
+unstable! { use holes::TouchedSearch; }
+unstable! { use io::{receive_into, send_from}; }
+unstable! { use mapped::MappedSearch; }
 pub use region::{GuestRam, RamLayout, RamRegion, RawBacking, RegionLayout};
-pub use run::PageRun;
-pub use runs::{RunEdges, Runs};
-pub use slice::GuestSlice;
+unstable! { use run::PageRun; }
+unstable! { use runs::{RunEdges, Runs}; }
+unstable! { use slice::GuestSlice; }
 
 /// The unit in which memory is tracked and moved, in bytes. KVM's dirty log counts in host pages, 4 KiB on
 /// x86-64.

@@ -36,8 +36,7 @@ mod verdict;
 
 use std::time::Instant;
 
-#[doc(hidden)]
-pub use blackout::Blackout;
+unstable! { use blackout::Blackout; }
 pub use doubt::Doubt;
 pub use error::{GuestIs, MigrationError, MigrationFailure, StateLimit};
 pub use limits_handle::LimitsHandle;
@@ -46,11 +45,15 @@ pub use verdict::{OpenError, StillInDoubt, Verdict};
 
 use self::migration::Migration;
 use self::prepare::Prepared;
+pub use crate::control::ControlError;
 use crate::guest::SourceGuest;
+pub use crate::handover::HandoverError;
 use crate::progress::{Observer, Report};
 pub use crate::session::Cancel;
 use crate::session::Sheltered;
 use crate::state::GuestClaim;
+pub use crate::verify::Verify;
+pub use crate::wire::WireError;
 
 /// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once the guest
 /// runs at the destination: the source's guest is then paused for good, and its VMM should destroy it.

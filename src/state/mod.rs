@@ -28,8 +28,9 @@ pub(crate) use self::claim::RecordWriter;
 pub use self::error::{StartError, StateError};
 pub use self::file::LockHolder;
 use self::file::{Keeper, claim_file, look_at_file};
-pub use self::folder::{FolderError, StateFolder, StorageCheck};
-use crate::handover::{Journal, Record, RecordKind, Side, Standing};
+pub use self::folder::{FolderError, StorageCheck};
+unstable! { use self::folder::StateFolder; }
+pub use crate::handover::{Journal, JournalError, Record, RecordKind, Side, Standing};
 use crate::wire::{AttemptId, NAME_MAX};
 
 /// The state of all guests of a host.

@@ -24,10 +24,10 @@ pub mod tcp;
 mod transports;
 
 pub use error::TransportError;
-pub use lane::{Lane, Registration, RegistrationCost, Transport};
+unstable! { use lane::{Lane, Registration, RegistrationCost, Transport}; }
 pub(crate) use offer::{Offer, shown};
-pub use provider::{Destination, Source, SourceOffer, TransportProvider};
-pub use receiver::{LaneConnection, LaneConnections, LaneReceiver};
-pub use remains::{Leak, Remains};
-pub use requests::{await_answer, send_request};
+unstable! { use provider::{Destination, Source, SourceOffer, TransportProvider}; }
+unstable! { use receiver::{LaneConnection, LaneConnections, LaneReceiver}; }
+unstable! { use remains::{Leak, Remains}; }
+unstable! { use requests::{await_answer, send_request}; }
 pub use transports::Transports;

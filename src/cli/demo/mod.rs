@@ -206,7 +206,7 @@ fn arrived(what: String) -> Failure {
 mod tests {
     use sterna::convergence::Limits;
     use sterna::progress::DowntimeReport;
-    use sterna::verify::Verify;
+    use sterna::source::Verify;
 
     use super::*;
 

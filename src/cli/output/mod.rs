@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use sterna::error_code::ErrorCode;
 use sterna::progress::{DowntimeReport, Event, Report};
-use sterna::verify::Verify;
+use sterna::source::Verify;
 
 use super::exit::Exit;
 use super::hints::hint;

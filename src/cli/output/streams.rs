@@ -61,7 +61,7 @@ type Queue = SyncSender<Entry>;
 enum Entry {
     Line(Vec<u8>),
     /// All entries before this one are written.
-    RecordKind(Sender<()>),
+    Mark(Sender<()>),
 }
 
 /// How many lines wait for a slow reader; further lines are lost.
@@ -84,7 +84,7 @@ fn start(stream: Stream) -> io::Result<Queue> {
         for entry in entries {
             match entry {
                 Entry::Line(line) => write_now(stream, &line),
-                Entry::RecordKind(reached) => drop(reached.send(())),
+                Entry::Mark(reached) => drop(reached.send(())),
             }
         }
     })?;
@@ -97,7 +97,7 @@ pub(crate) fn flush() {
     for queue in QUEUES.get().into_iter().flatten() {
         let (reached, wait) = channel();
         // The reader of a full queue does not read.
-        if queue.try_send(Entry::RecordKind(reached)).is_ok() {
+        if queue.try_send(Entry::Mark(reached)).is_ok() {
             let _ = wait.recv_timeout(deadline.saturating_duration_since(Instant::now()));
         }
     }

@@ -25,8 +25,7 @@ mod receiver;
 mod registrar;
 mod transport;
 mod tuning;
-#[doc(hidden)]
-pub mod wire;
+unstable! { mod wire; }
 
 pub use library::load_ahead;
 pub(crate) use null::NullRegions;
