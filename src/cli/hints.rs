@@ -29,6 +29,11 @@ const HINTS: &[(&str, &str)] = &[
     ("refused.only-guests", "start `sterna receive --into PATH` there to receive a file"),
     ("refused.only-images", "start `sterna receive` there without `--into` to receive a guest"),
     ("refused.space", "free room on that file system, or receive into another one by `--into`"),
+    (
+        "refused.transport",
+        "`sterna check` at the destination says what RDMA lacks there (locked memory: `ulimit -l unlimited`; systemd: \
+         LimitMEMLOCK=infinity; container: --ulimit memlock=-1); or use `--transport tcp`",
+    ),
     ("saved-state.too-long", "start `sterna receive` with a larger `--state-max`"),
     ("start.elsewhere", "to start another guest of that name: `sterna run --new`"),
     (
