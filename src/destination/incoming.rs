@@ -60,7 +60,7 @@ impl<'receiver> Incoming<'receiver> {
         &self.hello.ram
     }
 
-    /// The address of its source.
+    /// Whence it came.
     #[must_use]
     pub fn from(&self) -> SocketAddr {
         self.control.peer_address()

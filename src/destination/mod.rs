@@ -2,6 +2,16 @@
 //!
 //! Under RDMA the destination does nothing in steps 2 and 3: pages appear in guest RAM. In step 4 the order
 //! keeps a late write away from a running guest: **revoke, then compare, then load, then PREPARED**.
+//!
+//! | step | leads to |
+//! |---|---|
+//! | a source connects and says HELLO | [`Incoming`] |
+//! | 1 prepare | `Prepared` |
+//! | 2, 3 pages arrive, until FINAL | `Filled` |
+//! | 4 switch | `Running` |
+//! | 5 complete | [`Arrival`] |
+//!
+//! Each step is a value that the next consumes, and gives the guest up itself if it fails.
 
 mod acceptor;
 mod arriving;

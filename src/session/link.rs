@@ -1,22 +1,23 @@
 //! A destination that has accepted, with the control channel and the lanes to it.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
 
 use super::cancel::Cancel;
+use super::connect::{NAP_MAX, connect};
 use super::error::SessionError;
+use super::open::{FellBack, Opened, give_up, open};
 use super::pass::{PrecopyPass, Sent};
 use super::send_gate::SendGate;
-use crate::control::{ControlChannel, ControlError, STEP_MAX};
+use crate::control::{ControlChannel, STEP_MAX};
 use crate::convergence::HandoverCost;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
 use crate::panics::Panicked;
 use crate::progress::Event;
-use crate::transport::{Offer, Registration, Transport, TransportError, Transports, shown};
+use crate::transport::{Offer, Registration, Transport, TransportError, Transports};
 use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};
 
 /// A destination that has reserved everything, and the lanes to it.
@@ -230,126 +231,6 @@ impl Link {
     }
 }
 
-/// Connects to a destination. From then on `cancel` ends every wait for it.
-pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, SessionError> {
-    let (send, connected) = mpsc::channel();
-    let address = to.to_owned();
-    // In a thread of its own: neither a resolver nor connect(2) can be interrupted. The thread ends by their
-    // own time limits.
-    thread::Builder::new()
-        .name("connect".into())
-        .spawn(move || send.send(ControlChannel::connect(&address)))
-        .map_err(|error| SessionError::System { what: "a thread", error: error.to_string() })?;
-    let control = loop {
-        cancel.check()?;
-        match connected.recv_timeout(NAP_MAX) {
-            Ok(connected) => break connected?,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(SessionError::Panicked("the thread that connects has ended".into()));
-            }
-        }
-    };
-    cancel.ends_waits_for(control.liveness())?;
-    Ok(control)
-}
-
-/// Lanes that were given up.
-#[derive(Clone, Debug)]
-pub(crate) struct FellBack {
-    /// Their transport.
-    pub(crate) from: String,
-    pub(crate) why: String,
-}
-
-impl FellBack {
-    fn reason(&self) -> String {
-        format!("{} failed: {}", shown(&self.from), self.why)
-    }
-}
-
-/// A destination that has accepted.
-struct Opened {
-    attempt_id: AttemptId,
-    transport: Box<dyn Transport>,
-    place: usize,
-    scheme: String,
-    reason: String,
-    lanes: u8,
-    fell_back: Option<FellBack>,
-    costs_there: SwitchCosts,
-}
-
-/// Sends the `opening` that describes the guest or the file, and connects the lanes if the destination
-/// accepts. If a transport fails, offers the next in the list.
-fn open(
-    control: &mut ControlChannel,
-    ram: &GuestRam,
-    (mut offer, transports, lanes): (Offer, &Transports, Option<u8>),
-    cancel: &Cancel,
-    opening: impl Fn(AttemptId, LaneOffer) -> Message,
-) -> Result<Opened, SessionError> {
-    let mut fell_back = None;
-    loop {
-        let attempt_id = new_attempt_id()?;
-        let (place, scheme) = (offer.place(), offer.scheme().to_owned());
-        let has_next = transports.behind(place).is_some();
-        control.send(&opening(attempt_id, offer.lanes()))?;
-        let (ready, costs_there) = match await_ready(control, ram) {
-            Ok(Message::Ready(ready, costs)) => (ready, costs),
-            Ok(Message::Refused(Refusal::Transport(reason))) if has_next => {
-                let reason = format!("no {}: the destination says: {reason}", shown(&scheme));
-                offer = Offer::next(place, transports, (control, ram, lanes), reason)
-                    .map_err(|error| give_up(control, attempt_id, error.into()))?;
-                continue;
-            }
-            Ok(other) => return Err(unexpected("READY", attempt_id, other)),
-            Err(error @ SessionError::GaveUp { .. }) => return Err(error),
-            Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
-        };
-        let (reason, count) = (offer.reason().to_owned(), offer.count());
-        let connected: Result<_, SessionError> =
-            cancel.check().and_then(|()| Ok(offer.connect(&ready, control, ram)?));
-        match connected {
-            Ok(transport) => {
-                let lanes = count;
-                let opened =
-                    Opened { attempt_id, transport, place, scheme, reason, lanes, fell_back, costs_there };
-                return Ok(opened);
-            }
-            Err(error) if has_next && error.may_fall_back() => {
-                let failed = FellBack { from: scheme, why: error.to_string() };
-                control.send(&Message::LanesFailed(attempt_id, failed.why.clone()))?;
-                offer = Offer::next(place, transports, (control, ram, lanes), failed.reason())
-                    .map_err(|error| give_up(control, attempt_id, error.into()))?;
-                fell_back = Some(failed);
-            }
-            Err(error) => return Err(give_up(control, attempt_id, cancel.explain(error))),
-        }
-    }
-}
-
-/// Tells a destination that has reserved everything, or is about to, that nothing will come. It may also be
-/// gone.
-fn give_up(control: &mut ControlChannel, attempt_id: AttemptId, error: SessionError) -> SessionError {
-    let _ = control.send(&Message::Abort(attempt_id, error.to_string()));
-    error
-}
-
-/// The answer to an opening, after any messages still in flight from an attempt with failed lanes.
-fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, SessionError> {
-    // The destination first ends that attempt: it releases RAM, which no guest waits for, and may be hashing
-    // its part of a file, for which 16 MiB/s is slow.
-    let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
-    loop {
-        match control.receive("READY", Some(limit))? {
-            Message::Transport(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}
-            Message::Abort(_, reason) => return Err(SessionError::destination_gave_up(reason)),
-            answer => return Ok(answer),
-        }
-    }
-}
-
 /// Ends a registration, also if the lanes panic: the scope waits for it.
 struct EndOnDrop<'registration>(&'registration dyn Registration);
 
@@ -365,24 +246,3 @@ const BUSY_MAX: Duration = Duration::from_secs(5);
 /// How long to wait for the reason of a destination that may have given up: it is in flight, or does not
 /// exist.
 const REASON_MAX: Duration = Duration::from_secs(1);
-
-/// The longest sleep between two checks for a cancellation.
-const NAP_MAX: Duration = Duration::from_millis(50);
-
-pub(crate) fn new_attempt_id() -> Result<AttemptId, SessionError> {
-    let mut attempt_id = AttemptId([0; 16]);
-    getrandom::fill(&mut attempt_id.0)
-        .map_err(|error| SessionError::System { what: "random bytes", error: error.to_string() })?;
-    Ok(attempt_id)
-}
-
-/// Why the destination sent another message than `expected`.
-pub(crate) fn unexpected(expected: &'static str, attempt_id: AttemptId, got: Message) -> SessionError {
-    match got {
-        Message::Refused(refusal) => refusal.into(),
-        Message::Abort(of, text) if of == attempt_id => SessionError::destination_gave_up(text),
-        // Not the destination's last message about the guest.
-        Message::LanesFailed(of, text) if of == attempt_id => TransportError::FailedThere(text).into(),
-        got => ControlError::Unexpected { expected, got: got.name() }.into(),
-    }
-}

@@ -3,12 +3,14 @@
 
 mod answer;
 mod cancel;
+mod connect;
 mod error;
 mod greeting;
 mod guest_heartbeat;
 mod lane_stats;
 mod link;
 mod listener;
+mod open;
 mod opening;
 mod outcome;
 mod pass;
@@ -19,10 +21,12 @@ mod sheltered;
 
 pub(crate) use answer::{answer_rounds, await_other_lanes, out_of_turn};
 pub use cancel::Cancel;
+pub(crate) use connect::{connect, new_attempt_id};
 pub use error::SessionError;
 pub(crate) use guest_heartbeat::HeartbeatAt;
-pub(crate) use link::{FellBack, Link, connect, new_attempt_id, unexpected};
+pub(crate) use link::Link;
 pub(crate) use listener::{AttemptRoute, Listener, TICK};
+pub(crate) use open::{FellBack, unexpected};
 pub(crate) use opening::{ArrivalError, explain_lanes, next_opening, prepare_any};
 pub(crate) use pass::PrecopyPass;
 pub(crate) use rate_limiter::RateLimiter;

@@ -148,13 +148,39 @@ impl DurableHandover {
     /// Tries to settle the doubt by one more question. A destination that is still ready receives GO, or
     /// Abort if GO was never sent.
     pub(super) fn ask(&mut self) -> Verdict {
-        let settled = match self.state() {
+        let action = match self.state() {
             SourceState::Kept => Ok(SourceAction::Resume),
             SourceState::Released => Ok(SourceAction::Release),
-            SourceState::Withdrawn => self.withdraw(),
-            _ => self.ask_and_give(),
+            // GO was never sent: perhaps that can be recorded by now.
+            SourceState::Withdrawn => self.on(SourceEvent::Failed),
+            _ => Ok(SourceAction::Ask),
         };
+        let settled = action.map_err(StillInDoubt::from).and_then(|action| self.carry_out(action));
         self.verdict(settled)
+    }
+
+    /// Does what the machine wants done where that is to ask, over a new connection; returns what it wants done then.
+    fn carry_out(&mut self, action: SourceAction) -> Result<SourceAction, StillInDoubt> {
+        if !matches!(action, SourceAction::Ask | SourceAction::Withdraw) {
+            return Ok(action);
+        }
+        let attempt_id = self.handover.attempt_id();
+        let (mut control, answer) = self.question()?;
+        if answer != Message::Outcome(attempt_id, Outcome::Prepared) {
+            return self.settle_by(answer, &mut control);
+        }
+        if action == SourceAction::Withdraw {
+            return self.withdraw_over(&mut control);
+        }
+        match self.on(SourceEvent::Prepared(attempt_id))? {
+            SourceAction::SendGo => {
+                self.give_lock_up();
+                control.send(&Message::Go(attempt_id))?;
+                let answer = control.receive("RUNNING", Some(STEP_MAX))?;
+                self.settle_by(answer, &mut control)
+            }
+            action => Ok(action),
+        }
     }
 
     pub(super) fn verdict(&self, settled: Result<SourceAction, StillInDoubt>) -> Verdict {
@@ -183,36 +209,7 @@ impl DurableHandover {
         }
     }
 
-    /// In doubt: asks, and gives the guest away again if the destination still waits for GO.
-    fn ask_and_give(&mut self) -> Result<SourceAction, StillInDoubt> {
-        let attempt_id = self.handover.attempt_id();
-        let (mut control, mut answer) = self.question()?;
-        if answer == Message::Outcome(attempt_id, Outcome::Prepared) {
-            if self.on(SourceEvent::Prepared(attempt_id))? != SourceAction::SendGo {
-                return Err(HandoverError::OtherAction.into());
-            }
-            self.give_lock_up();
-            control.send(&Message::Go(attempt_id))?;
-            answer = control.receive("RUNNING", Some(STEP_MAX))?;
-        }
-        self.settle_by(answer, &mut control)
-    }
-
-    /// GO was never sent: records that, or makes the destination refuse.
-    fn withdraw(&mut self) -> Result<SourceAction, StillInDoubt> {
-        if self.on(SourceEvent::Failed)? == SourceAction::Resume {
-            return Ok(SourceAction::Resume);
-        }
-        let attempt_id = self.handover.attempt_id();
-        let (mut control, mut answer) = self.question()?;
-        if answer == Message::Outcome(attempt_id, Outcome::Prepared) {
-            control.send(&Message::Abort(attempt_id, WITHDRAWN.into()))?;
-            answer = control.receive("REFUSED", Some(STEP_MAX))?;
-        }
-        self.settle_by(answer, &mut control)
-    }
-
-    /// The same, over the attempt's connection, on which the destination still waits.
+    /// GO was never sent: makes the destination refuse, which waits on this connection.
     pub(super) fn withdraw_over(
         &mut self,
         control: &mut ControlChannel,

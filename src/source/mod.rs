@@ -1,12 +1,14 @@
 //! The source's side of a migration, in five steps.
 //!
-//! | step | the source | the destination |
-//! |---|---|---|
-//! | 1 prepare | connect, describe the guest, connect the lanes | reserve all RAM, or refuse |
-//! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA |
-//! | 3 rounds | send what was written meanwhile, again and again | the same |
-//! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run |
-//! | 5 complete | release the guest | show that it lives |
+//! | step | the source | the destination | leads to |
+//! |---|---|---|---|
+//! | 1 prepare | connect, describe the guest, connect the lanes | reserve all RAM, or refuse | `Prepared` |
+//! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA | |
+//! | 3 rounds | send what was written meanwhile, again and again | the same | `Converged` |
+//! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run | `Switched` |
+//! | 5 complete | release the guest | show that it lives | [`Report`](crate::progress::Report) |
+//!
+//! Each step is a value that the next consumes, and gives the attempt up itself if it fails.
 //!
 //! After a failure before GO is sent, the guest runs on at the source. A later failure leaves it paused and
 //! in doubt. The source then asks the destination for the outcome: `migrate` does so for a while, then the
