@@ -285,7 +285,7 @@ fn whether_and_how_a_guest_would_move_is_known_before_anything_is_sent() {
     };
     let said = sampled("idle");
     assert_eq!(said["forecasts"][0]["by_itself"], true, "{said}");
-    assert_eq!(said["forecasts"][0]["rounds"], 1, "{said}");
+    assert_eq!(said["forecasts"][0]["rounds"], 2, "{said}");
     assert_eq!(said["sampled"]["samples"].as_array().map(Vec::len), Some(5), "{said}");
 
     let said = sampled("busy");

@@ -185,7 +185,7 @@ impl Plan {
         let dirty_bytes = (dirty_bytes as u64).min(self.touched_bytes);
         let lane = LaneLoad { bytes: sent_bytes, busy, fence: self.round_trip };
         let dirty_pages = dirty_bytes.div_ceil(PAGE_BYTES);
-        Round { lanes: vec![lane], duration: busy, harvest: self.harvest, dirty_pages }
+        Round { lanes: vec![lane], duration: busy, harvest: self.harvest, dirty_pages, ..Round::default() }
     }
 }
 
@@ -226,9 +226,9 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_guest_moves_in_one_round() {
+    fn an_idle_guest_moves_in_two_rounds_of_which_the_second_is_empty() {
         let forecast = Forecast::of(&plan(&[(1000, 0)], 1000, "abort"));
-        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 1));
+        assert_eq!((forecast.end, forecast.rounds.len()), (Decision::Switch, 2));
         assert_eq!(forecast.sent_bytes, 2 * GB);
         assert!(forecast.total > Duration::from_secs(2) && forecast.total < Duration::from_millis(2020));
         assert!(forecast.diverging.is_none());

@@ -23,6 +23,9 @@ pub struct Round {
     pub lanes: Vec<LaneLoad>,
     /// Time from its first page to the last fence.
     pub duration: Duration,
+    /// What sending took besides what the busiest lane was sending or waited for: the start of the workers, looking for dirty pages,
+    /// and what is said to the destination.
+    pub overhead: Duration,
     /// How long the harvest after it took.
     pub harvest: Duration,
     /// Pages that were dirty again at its end.
@@ -62,6 +65,8 @@ pub struct History {
     round_trip: Duration,
     /// The duration of a harvest before the first round, if one was made.
     first_harvest: Option<Duration>,
+    /// The shortest time between two rounds.
+    between: Option<Duration>,
     rounds: Vec<Round>,
     /// How far the guest is slowed now, in percent.
     throttle_percent: u8,
@@ -88,6 +93,11 @@ impl History {
     /// Records the duration of a harvest before the first round.
     pub fn harvested(&mut self, took: Duration) {
         self.first_harvest = Some(took);
+    }
+
+    /// A round began so long after the one before had been sent.
+    pub fn began_after(&mut self, between: Duration) {
+        self.between = Some(self.between.map_or(between, |least| least.min(between)));
     }
 
     /// Adds a round.
@@ -193,6 +203,20 @@ impl History {
         fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
     }
 
+    /// What a round takes besides sending: the least so far, because the guest's vCPUs compete for the same
+    /// processors. The first round does not count, because it reads all of RAM and finds memory unregistered.
+    #[must_use]
+    pub fn overhead(&self) -> Duration {
+        self.rounds.iter().skip(1).map(|round| round.overhead).min().unwrap_or_default()
+    }
+
+    /// How long nothing is sent between two rounds: the shortest time so far, and at least the last harvest.
+    #[must_use]
+    pub(super) fn between_rounds(&self) -> Duration {
+        let harvest = self.rounds.last().map_or(Duration::ZERO, |round| round.harvest);
+        self.between.unwrap_or_default().max(harvest)
+    }
+
     /// How long a harvest takes while the guest is paused: as the fastest so far. While the guest runs, its
     /// vCPUs compete for the same locks and processors.
     #[must_use]
@@ -250,7 +274,7 @@ pub(super) mod tests {
         let busy = Duration::from_millis(millis);
         let lane = LaneLoad { bytes: sent_mib * MIB, busy, fence: Duration::ZERO };
         let dirty_pages = dirty_mib * MIB / PAGE_BYTES;
-        Round { lanes: vec![lane], duration: busy, harvest: Duration::ZERO, dirty_pages }
+        Round { lanes: vec![lane], duration: busy, dirty_pages, ..Round::default() }
     }
 
     pub(in crate::convergence) fn history(rounds: &[Round]) -> History {
@@ -290,6 +314,26 @@ pub(super) mod tests {
         let round = Round { lanes: vec![lane; 2], duration: Duration::from_secs(9), ..Round::default() };
         // Two lanes at once.
         assert!((mib_per_ms(history(&[round]).bandwidth()) - 4.0).abs() < 0.001);
+    }
+
+    #[test]
+    fn a_rounds_overhead_is_the_least_of_those_after_the_first() {
+        let with = |millis| Round { overhead: Duration::from_millis(millis), ..round(1, 1) };
+        let overhead = |millis: &[u64]| {
+            history(&millis.iter().map(|&millis| with(millis)).collect::<Vec<_>>()).overhead().as_millis()
+        };
+        assert_eq!((overhead(&[]), overhead(&[1]), overhead(&[1, 7]), overhead(&[1, 7, 5, 9])), (0, 0, 7, 5));
+    }
+
+    #[test]
+    fn between_rounds_is_the_shortest_time_and_no_less_than_a_harvest() {
+        let ms = Duration::from_millis;
+        let mut history = history(&[Round { harvest: ms(2), ..round(1, 1) }]);
+        assert_eq!(history.between_rounds(), ms(2));
+        for (between, least) in [(9, 9), (5, 5), (7, 5), (1, 2)] {
+            history.began_after(ms(between));
+            assert_eq!(history.between_rounds(), ms(least));
+        }
     }
 
     #[test]

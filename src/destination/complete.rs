@@ -43,13 +43,15 @@ impl<G: DestinationGuest> Running<'_, G> {
     fn report(&mut self, control: &mut ControlChannel) -> bool {
         let attempt_id = self.arriving.handover.attempt_id();
         let told = control.send(&Message::Running(attempt_id));
-        // Runs to its end alone: no thread waits for it.
-        drop(self.arriving.lanes.release_beside(self.arriving.guest.name()));
         let told = told.and_then(|()| match self.first_beat() {
             Some((count, after_go)) => control.send(&Message::Alive(attempt_id, count, micros(after_go))),
             None => Ok(()),
         });
-        match told.and_then(|()| control.receive("DONE", Some(DONE_MAX))) {
+        let done = told.and_then(|()| control.receive("DONE", Some(DONE_MAX)));
+        // Only now, because it occupies a processor that the guest and these messages need. It runs to its end
+        // alone: no thread waits for it.
+        drop(self.arriving.lanes.release_beside(self.arriving.guest.name()));
+        match done {
             Ok(done) => done == Message::Done(attempt_id),
             Err(error) => {
                 tracing::warn!("the guest runs here, and the source has not said that it knows: {error}");

@@ -3,9 +3,11 @@
 use std::convert::Infallible;
 use std::iter::repeat;
 use std::ops::Range;
+use std::slice;
 
 use rayon::prelude::*;
 
+use super::prefetch::prefetch;
 use super::stripe::STRIPE_WORDS;
 
 /// Stripes of RAM that justify a worker of their own: 64 GiB, with a bitmap of 2 MiB.
@@ -49,14 +51,31 @@ impl<'region> DirtyPart<'region> {
     /// Marks the pages dirty that are set in consecutive words, of which the first is the region's word
     /// `first_word`.
     pub fn mark_words(&mut self, first_word: usize, words: &[u64]) {
-        let (blocks, rest) = words.as_chunks::<16>();
-        for (index, block) in blocks.iter().enumerate() {
-            // One test for 16 words: the processor reads several at once, and most are zero.
-            if block.iter().fold(0, |any, word| any | word) != 0 {
-                self.mark_some(first_word + index * 16, block);
+        let (blocks, rest) = words.as_chunks::<BLOCK_WORDS>();
+        let first_word_of = |block: usize| first_word + block * BLOCK_WORDS;
+        for (batch, blocks) in blocks.chunks(BLOCKS_AHEAD).enumerate() {
+            // Which have something in them is noted without a branch: no processor foresees it.
+            let (mut found, mut count) = ([0; BLOCKS_AHEAD], 0);
+            for (index, block) in (batch * BLOCKS_AHEAD..).zip(blocks) {
+                found[count] = index;
+                // One test for 16 words, of which a processor reads several at once, and most are zero.
+                count += usize::from(block.iter().fold(0, |any, word| any | word) != 0);
+            }
+            let found = &found[..count];
+            // Ours of little that is dirty are in no cache, and to wait for each by itself takes longer than all else.
+            for &block in found.iter().filter(|_| count < blocks.len()) {
+                let (first, second) = blocks[block - batch * BLOCKS_AHEAD].split_at(BLOCK_WORDS / 2);
+                for (half, words) in [first, second].into_iter().enumerate() {
+                    if words.iter().fold(0, |any, word| any | word) != 0 {
+                        self.prefetch(first_word_of(block) + half * words.len());
+                    }
+                }
+            }
+            for &block in found {
+                self.mark_some(first_word_of(block), &blocks[block - batch * BLOCKS_AHEAD]);
             }
         }
-        self.mark_some(first_word + blocks.len() * 16, rest);
+        self.mark_some(first_word_of(blocks.len()), rest);
     }
 
     /// The same for so many words that the workers of the current pool share them.
@@ -109,6 +128,14 @@ impl<'region> DirtyPart<'region> {
     /// How many more pages are dirty than at first, modulo 2^64.
     pub(super) fn added(&self) -> u64 {
         self.added
+    }
+
+    /// Has the line of the cache fetched in which a word of the region lies.
+    fn prefetch(&self, word: usize) {
+        let index = word.checked_sub(self.first_word);
+        if let Some(word) = index.and_then(|index| self.words.get(index)) {
+            prefetch(slice::from_ref(word));
+        }
     }
 
     fn mark_some(&mut self, first_word: usize, words: &[u64]) {
@@ -177,6 +204,12 @@ impl<'region> DirtyPart<'region> {
         }
     }
 }
+
+/// Words that are tested together: two cache lines.
+const BLOCK_WORDS: usize = 16;
+
+/// Blocks of which the non-zero ones are found before this bitmap is changed: 16 KiB of bits.
+const BLOCKS_AHEAD: usize = 128;
 
 /// With more dirty words in a stripe than this, it is faster to clear all words.
 const SPARSE_WORDS: u32 = 8;

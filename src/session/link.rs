@@ -15,7 +15,7 @@ use crate::control::{ControlChannel, STEP_MAX};
 use crate::convergence::HandoverCost;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
-use crate::panics::Panicked;
+use crate::panics::caught_or;
 use crate::progress::Event;
 use crate::transport::{Offer, Registration, Transport, TransportError, Transports};
 use crate::wire::{AttemptId, LaneOffer, Message, Refusal, SwitchCosts};
@@ -168,16 +168,16 @@ impl Link {
         let rounds = |registration| PrecopyPass { ram, log, stripes, pool, gate, registration };
         match transport.parts() {
             (lanes, None) => rounds(None).send(number, dirty, lanes),
-            (lanes, Some(registration)) => thread::scope(|scope| {
-                let registering = scope.spawn(|| registration.run(dirty, control));
-                let sent = {
-                    let _end = EndOnDrop(registration);
-                    rounds(Some(registration)).send(number, dirty, lanes)
-                };
-                let supplied = match registering.join() {
-                    Ok(supplied) => supplied.map_err(SessionError::from),
-                    Err(panic) => Err(Panicked::from(panic).into()),
-                };
+            (lanes, Some(registration)) => {
+                let mut sent = Err(SessionError::Cancelled);
+                // The registration runs on this thread beside the lanes' workers, so no thread is started.
+                let supplied = pool.in_place_scope(|scope| {
+                    scope.spawn(|_| {
+                        let _end = EndOnDrop(registration);
+                        sent = caught_or(|| rounds(Some(registration)).send(number, dirty, lanes));
+                    });
+                    caught_or(|| Ok::<_, SessionError>(registration.run(dirty, control)?))
+                });
                 match (supplied, sent) {
                     // A failure that forbids other lanes counts more.
                     (Err(registration), Err(lanes))
@@ -189,7 +189,7 @@ impl Link {
                     (Err(registration), _) => Err(registration),
                     (Ok(()), sent) => sent,
                 }
-            }),
+            }
         }
     }
 
@@ -231,7 +231,7 @@ impl Link {
     }
 }
 
-/// Ends a registration, also if the lanes panic: the scope waits for it.
+/// Ends a registration, also if the lanes panic: it runs until then.
 struct EndOnDrop<'registration>(&'registration dyn Registration);
 
 impl Drop for EndOnDrop<'_> {

@@ -88,7 +88,9 @@ impl Pages {
         let sent = connected.link.send_round(number, (&self.dirty, &self.stripes), log, gate)?;
         self.zero += sent.zero_pages;
         self.first_page = self.first_page.or(sent.first_page);
-        let round = Round { lanes: sent.lanes, duration: began.elapsed(), ..Round::default() };
+        let mut round = Round { lanes: sent.lanes, duration: began.elapsed(), ..Round::default() };
+        let waited = connected.link.transport.waited();
+        round.overhead = round.duration.saturating_sub(round.busy() + waited);
         let lane = |lane: &LaneLoad| LaneReport { bytes: lane.bytes, busy_ms: ms(lane.busy) };
         self.rounds.push(RoundReport {
             pages: sent.pages,

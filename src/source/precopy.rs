@@ -26,6 +26,8 @@ pub(super) struct Precopy<'migration> {
     pub(super) hash_next: bool,
     /// The sender of the saved state, once it is made.
     saving: Option<StateSender>,
+    /// When the last lane of the latest round ended.
+    sent: Option<Instant>,
 }
 
 impl<'migration> Prepared<'migration> {
@@ -37,6 +39,7 @@ impl<'migration> Prepared<'migration> {
             steering: Steering::new(&connected.link, migration.options.limits.limits()),
             hash_next: false,
             saving: None,
+            sent: None,
             migration,
             connected,
         };
@@ -110,10 +113,15 @@ impl Precopy<'_> {
     /// One round and the harvest after it.
     fn round(&mut self) -> Result<(), MigrationFailure> {
         let began = Instant::now();
+        // The time after the first round includes the preparation of the sender of the state.
+        if let Some(sent) = self.sent.filter(|_| self.steering.history.rounds().len() > 1) {
+            self.steering.history.began_after(began - sent);
+        }
         // Within the time of the round, because its harvest includes the writes meanwhile.
         self.hash_if_due()?;
         let how = (true, self.steering.history.throttle_percent());
         let mut round = self.pages.send_round(self.migration, &mut self.connected, how)?;
+        self.sent = Some(Instant::now());
         // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
         // misses them.
         if self.saving.is_none() {

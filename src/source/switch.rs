@@ -114,6 +114,8 @@ impl Switch<'_> {
                 }
                 SourceAction::SendGo => self.send_go()?,
                 SourceAction::Release => {
+                    // Only now, because readers of events may need the processor that the switch needs.
+                    self.report_last_round();
                     self.connected.handover.send_done(&mut self.connected.link.control);
                     return Ok(());
                 }
@@ -148,7 +150,8 @@ impl Switch<'_> {
         self.pages.harvest(&self.connected)?;
         self.pages.digests.harvested(&self.pages.dirty);
         self.parts.harvest = self.clock.lap();
-        self.send_last_round()?;
+        let how = (false, self.throttle_percent);
+        self.pages.send_round(self.migration, &mut self.connected, how)?;
         self.parts.register = self.connected.link.transport.waited();
         self.parts.send = self.clock.lap().saturating_sub(self.parts.register);
         let compare_blocks = self.pages.send_digests(self.migration, &mut self.connected)?;
@@ -161,13 +164,11 @@ impl Switch<'_> {
         Ok(())
     }
 
-    fn send_last_round(&mut self) -> Result<(), MigrationFailure> {
-        self.pages.send_round(self.migration, &mut self.connected, (false, self.throttle_percent))?;
-        let Some(round) = self.pages.rounds.last().cloned() else { return Ok(()) };
+    fn report_last_round(&self) {
+        let Some(round) = self.pages.rounds.last().cloned() else { return };
         let number = self.pages.round_number();
         let predicted_downtime_ms = self.predicted.known().map(ms);
         self.migration.observer.event(&Event::Round { number, round, predicted_downtime_ms });
-        Ok(())
     }
 
     /// Waits until the destination has revoked, compared and loaded. The last moment at which the operator

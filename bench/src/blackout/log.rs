@@ -1,12 +1,15 @@
 //! A dirty log like KVM's: slots of 64 GiB, with bitmaps that are copied one at a time.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, STRIPE_PAGES};
 use sterna_bench::dirty::Random;
 
 /// Words of the bitmap of a slot.
 const SLOT_WORDS: usize = 1 << 18;
+
+/// How often to look for the kernel's lock before sleeping: some milliseconds, in which a running owner has copied a slot.
+const SPINS: u32 = 100_000;
 
 const SLOT_STRIPES: usize = 4096;
 const _: () = assert!(SLOT_STRIPES as u64 * STRIPE_PAGES == SLOT_WORDS as u64 * 64);
@@ -54,10 +57,22 @@ impl SlotLog {
         let words = &self.words[slot * SLOT_WORDS..];
         let words = &words[..words.len().min(SLOT_WORDS)];
         let copy = &mut scratch[..words.len()];
-        let kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = self.lock_kernel();
         copy.copy_from_slice(words);
         drop(kernel);
         copy
+    }
+
+    /// As Linux locks its mutexes: who waits does not sleep while the owner runs.
+    fn lock_kernel(&self) -> MutexGuard<'_, ()> {
+        for _ in 0..SPINS {
+            match self.kernel.try_lock() {
+                Ok(kernel) => return kernel,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        self.kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with_scratch<T>(&self, work: impl FnOnce(&mut [u64]) -> T) -> T {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sterna_rdma::{MemoryRegion, RemoteKey};
@@ -52,6 +52,9 @@ pub(super) struct Chunks<S = Chunk> {
     parts_max: usize,
     /// How long a lane waits for a part.
     patience: Duration,
+    /// By region and number, chunks that are registered whole and stay so: where all of RAM may be registered at once, lanes find them
+    /// here, without a lock.
+    whole: Vec<Vec<OnceLock<Arc<S>>>>,
     state: Mutex<State<S>>,
     /// The blocks that are registered or about to be. Apart from the state, so that lanes need not wait while
     /// a plan is made. Locked after the state.
@@ -133,7 +136,21 @@ impl<S> Chunks<S> {
         let (patience, changed) = (STALL_MAX * 4, Condvar::new());
         let (covered, parts_max) = (Mutex::new(Coverage::new(&layout)), parts_max(&layout));
         let chunking = Chunking::new(layout, lanes, budget_bytes);
-        Self { chunking, budget_bytes, parts_max, patience, state: Mutex::new(state), covered, changed }
+        let mut whole = Vec::new();
+        if budget_bytes.is_none() {
+            let unset = |count| (0..count).map(|_| OnceLock::new()).collect();
+            whole.extend(chunking.counts().map(unset));
+        }
+        Self {
+            chunking,
+            budget_bytes,
+            parts_max,
+            patience,
+            whole,
+            state: Mutex::new(state),
+            covered,
+            changed,
+        }
     }
 
     /// Whether less than all of RAM may be registered at once.
@@ -167,7 +184,10 @@ impl<S> Chunks<S> {
 
     /// A lane has reached this page, and skipped the pages since the last: zero pages, in the first round.
     pub(super) fn reached(&self, lane: usize, region: usize, page: u64) {
-        self.state().reach(lane, (region, page));
+        // Where there is room for all, nothing makes way for what lanes come to.
+        if self.is_limited() {
+            self.state().reach(lane, (region, page));
+        }
     }
 
     /// A lane has reached the end of its round.
@@ -243,14 +263,31 @@ impl<S> Chunks<S> {
 
     /// Records a part as registered at both ends.
     pub(super) fn set(&self, part: ChunkRange, chunk: S) {
+        let chunk = Arc::new(chunk);
         let mut state = self.state();
+        if self.chunking.range_of(part.region.into(), part.first_page) == Some(part)
+            && let Some(whole) = self.whole_at(part.region.into(), part.first_page)
+        {
+            // Held here, it never makes way for another.
+            let _ = whole.set(chunk.clone());
+        }
         state.uses += 1;
         let (last_use, registered_in) = (state.uses, state.plans);
-        let here = Slot::Here { chunk: Arc::new(chunk), last_use, registered_in, used_in: None };
+        let here = Slot::Here { chunk, last_use, registered_in, used_in: None };
         state.slots.insert(part, here);
         self.covered().set(part, true);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// The chunk that contains a page, if it is registered whole and stays so: a lane need not hold it.
+    pub(super) fn whole(&self, region: usize, page: u64) -> Option<(ChunkRange, &S)> {
+        let chunk = self.whole_at(region, page)?.get()?;
+        Some((self.chunking.range_of(region, page)?, chunk))
+    }
+
+    fn whole_at(&self, region: usize, page: u64) -> Option<&OnceLock<Arc<S>>> {
+        self.whole.get(region)?.get(self.chunking.number_of(page))
     }
 
     /// The part that contains a page, if it is registered.

@@ -24,7 +24,7 @@ pub(super) struct RdmaLane {
     tuning: RdmaTuning,
     liveness: PeerLiveness,
     /// The chunk of the latest write.
-    current: Option<Held>,
+    current: Option<Current>,
     /// The chunks of the writes in flight.
     held: Vec<Held>,
     /// The list being filled. It is posted before the next write that does not fit, so after unsignalled
@@ -39,6 +39,13 @@ pub(super) struct RdmaLane {
     next_id: u64,
     /// The time spent waiting for chunks, with no writes in flight.
     waited: Duration,
+}
+
+/// A chunk in use.
+struct Current {
+    range: ChunkRange,
+    /// Holds the chunk; `None` for one that [stays whole](Chunks::whole).
+    chunk: Option<Arc<Chunk>>,
 }
 
 /// A chunk that the registrar must not evict.
@@ -90,7 +97,9 @@ impl RdmaLane {
         if self.list.is_full() || self.list_bytes + bytes > RdmaTuning::LIST_MAX_BYTES {
             self.post(false)?;
         }
-        let Some(Held { chunk, range, .. }) = &self.current else { return Ok(()) };
+        let Some(Current { chunk, range }) = &self.current else { return Ok(()) };
+        let whole = || self.chunks.whole(range.region.into(), range.first_page).map(|(_, chunk)| chunk);
+        let Some(chunk) = chunk.as_deref().or_else(whole) else { return Ok(()) };
         let offset = (part.first_page - range.first_page) * PAGE_BYTES;
         let overflow = || outside_of_ram(part);
         let pushed = self.list.push(Transfer {
@@ -110,7 +119,7 @@ impl RdmaLane {
     /// The range of the chunk that contains this page, which becomes the current one.
     fn hold(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         match &self.current {
-            Some(held) if contains(held.range, (region, page)) => Ok(held.range),
+            Some(current) if contains(current.range, (region, page)) => Ok(current.range),
             _ => self.change_slice(region, page),
         }
     }
@@ -118,9 +127,10 @@ impl RdmaLane {
     /// Makes another chunk the current one; waits for it if it is not registered.
     fn change_slice(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         self.chunks.reached(self.index, region, page);
-        if let Some(held) = self.current.take() {
-            // The next signal covers all writes from the chunk.
-            self.held.push(Held { last_id: self.next_id, ..held });
+        self.leave_current();
+        if let Some((range, _)) = self.chunks.whole(region, page) {
+            self.current = Some(Current { range, chunk: None });
+            return Ok(range);
         }
         let again = self.held.iter().position(|held| contains(held.range, (region, page)));
         let again = again.map(|index| self.held.swap_remove(index)).map(|held| (held.range, held.chunk));
@@ -136,11 +146,18 @@ impl RdmaLane {
                 here
             }
         };
-        self.current = Some(Held { range, chunk, last_id: 0 });
+        self.current = Some(Current { range, chunk: Some(chunk) });
         Ok(range)
     }
 
-    /// Posts the list, once it fits; with a signal if one is due, or if `signalled` asks for one.
+    fn leave_current(&mut self) {
+        if let Some(Current { range, chunk: Some(chunk) }) = self.current.take() {
+            // Whatever is written from it is covered by the next signal.
+            self.held.push(Held { range, chunk, last_id: self.next_id });
+        }
+    }
+
+    /// Posts the list, once there is room for it; with a signal if one is due, or if `signalled` asks for it.
     fn post(&mut self, signalled: bool) -> Result<(), TransportError> {
         let (requests, bytes) = (self.list.len() as u64, self.list_bytes);
         if requests == 0 {
@@ -190,7 +207,7 @@ impl RdmaLane {
         while !self.in_flight.is_empty() {
             self.reap()?;
         }
-        self.held.extend(self.current.take());
+        self.leave_current();
         self.let_go(u64::MAX);
         Ok(())
     }

@@ -50,7 +50,7 @@ impl NullRegions {
 struct ChunkLane {
     index: usize,
     chunks: Arc<Chunks<()>>,
-    current: Option<(ChunkRange, Arc<()>)>,
+    current: Option<(ChunkRange, Option<Arc<()>>)>,
 }
 
 impl Lane for ChunkLane {
@@ -59,7 +59,10 @@ impl Lane for ChunkLane {
             let page = (run.region, run.first_page);
             if self.current.as_ref().is_none_or(|(current, _)| !contains(*current, page)) {
                 self.chunks.reached(self.index, run.region, run.first_page);
-                self.current = self.chunks.acquire(run.region, run.first_page);
+                let whole = self.chunks.whole(run.region, run.first_page).map(|(range, ())| (range, None));
+                self.current = whole.or_else(|| {
+                    self.chunks.acquire(run.region, run.first_page).map(|(range, chunk)| (range, Some(chunk)))
+                });
             }
             let Some((range, _)) = &self.current else { break };
             let pages = run.pages.min(range.first_page + range.pages - run.first_page);

@@ -1,4 +1,4 @@
-use crate::memory::{PAGE_BYTES, RamLayout};
+use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
 use crate::transport::rdma::wire::ChunkRange;
 
 /// Pages in the largest chunks, without a budget: 64 MiB. Many small ones are slow to register.
@@ -49,6 +49,28 @@ impl Chunking {
         Some(ChunkRange { region: u16::try_from(region).ok()?, first_page, pages })
     }
 
+    /// Which chunk of its region has a page, counted from 0: also of a page behind the region's end.
+    pub(super) fn number_of(&self, page: u64) -> usize {
+        let first = SLICE_PAGES_MIN.ilog2();
+        let number = if page < SLICE_PAGES_MIN {
+            0
+        } else if page < self.chunk_pages {
+            (page.ilog2() - first + 1).into()
+        } else {
+            u64::from(self.chunk_pages.ilog2() - first) + page / self.chunk_pages
+        };
+        usize::try_from(number).unwrap_or(usize::MAX)
+    }
+
+    /// How many chunks each region has.
+    pub(super) fn counts(&self) -> impl Iterator<Item = usize> {
+        let last_page = |region: &RegionLayout| region.pages().checked_sub(1);
+        self.layout
+            .regions
+            .iter()
+            .map(move |region| last_page(region).map_or(0, |page| self.number_of(page) + 1))
+    }
+
     /// The chunks of a region from the one on in which a page lies, in order.
     pub(super) fn ranges(&self, region: usize, page: u64) -> impl Iterator<Item = ChunkRange> {
         let next = move |range: &ChunkRange| self.range_of(region, range.first_page + range.pages);
@@ -66,7 +88,6 @@ fn chunk_pages(lanes: usize, budget_bytes: Option<u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::RegionLayout;
 
     const MIB: u64 = 1 << 20;
 
@@ -92,11 +113,13 @@ mod tests {
             for budget_bytes in [None, Some(40 * MIB), Some(4 * MIB)] {
                 let chunking = chunking(region_pages, budget_bytes);
                 let mut next_page = 0;
-                for range in chunking.ranges(0, 0) {
+                assert_eq!(chunking.counts().collect::<Vec<_>>(), [chunking.ranges(0, 0).count()]);
+                for (number, range) in chunking.ranges(0, 0).enumerate() {
                     assert_eq!(range.first_page, next_page);
                     next_page += range.pages;
                     for page in [range.first_page, range.first_page + range.pages / 2, next_page - 1] {
                         assert_eq!(chunking.range_of(0, page), Some(range), "{page}");
+                        assert_eq!(chunking.number_of(page), number, "{page}");
                     }
                     let ends = next_page == region_pages;
                     assert!(ends || range.pages >= SLICE_PAGES_MIN, "a destination grants no smaller one");

@@ -60,6 +60,25 @@ fn chunks_with_dirty_pages_are_planned_in_order_and_only_once() {
 }
 
 #[test]
+fn a_slice_that_is_registered_whole_is_found_without_a_lock_where_there_is_room_for_all() {
+    let layout = layout(&[9, 200]);
+    let [whole, part] = [chunk(1, 32_768, 16_384), chunk(1, 16_384, 64)];
+    for budget_bytes in [None, Some(64 * MIB)] {
+        let chunks: Chunks<u64> = Chunks::new(layout.clone(), 1, budget_bytes);
+        let found = |page| chunks.whole(1, page).map(|(range, &value)| (range, value));
+        assert_eq!(found(32_768), None);
+        chunks.set(whole, 7);
+        chunks.set(part, 8);
+        let state = chunks.state();
+        let expected = budget_bytes.is_none().then_some((whole, 7));
+        assert_eq!([32_768, 40_000, 49_151].map(found), [expected; 3]);
+        assert_eq!([0, 16_384, 32_767, 49_152, u64::MAX].map(found), [None; 5]);
+        drop(state);
+        assert_eq!(chunks.acquire(1, 16_390).map(|(range, value)| (range, *value)), Some((part, 8)));
+    }
+}
+
+#[test]
 fn what_a_lane_waits_for_comes_before_the_plan_and_failure_wakes_it() {
     let chunks: Chunks<()> = Chunks::new(layout(&[64, 1]), 1, None);
     thread::scope(|scope| {
