@@ -158,6 +158,15 @@ fn an_arrival_can_be_cancelled_until_the_guest_is_ready_and_not_after() {
         } else {
             left.expect("the guest moves");
             arrived.expect("it arrives").guest.runs_whole();
+            // The next guest may be cancelled again.
+            let waited = thread::scope(|scope| {
+                let waiting = scope.spawn(|| receiver.receive(&host, &options, &()).map(drop));
+                while !options.cancel.cancel() {
+                    thread::yield_now();
+                }
+                waiting.join().expect("no panic")
+            });
+            assert!(matches!(waited, Err(ReceiveError::Cancelled)), "{waited:?}");
         }
     }
 }

@@ -84,12 +84,10 @@ impl<'receiver> Incoming<'receiver> {
         observer: &dyn Observer,
     ) -> Result<Arrival<H::Guest>, ReceiveError> {
         let observer = &Sheltered::new(observer);
+        // For an earlier guest it may have been too late.
+        options.cancel.reopen();
         options.cancel.ends_waits_for(self.control.liveness())?;
         let arrived = self.take_in(host, options, observer).map_err(|error| error.explained(&options.cancel));
-        // The next arrival may still be cancelled.
-        if arrived.is_err() {
-            options.cancel.reopen();
-        }
         if let Err(ReceiveError::Refused(refusal)) = &arrived {
             observer.event(&Event::Refused { why: refusal.to_string() });
         }

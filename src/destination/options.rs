@@ -24,7 +24,7 @@ pub struct Options {
     /// The operator's handle on the guest while it arrives.
     pub pending: PendingArrival,
     /// Ends the wait for a guest, and an arrival up to PREPARED, on request. From PREPARED on the source
-    /// decides.
+    /// decides. Several guests that arrive at once need one each.
     pub cancel: Cancel,
 }
 

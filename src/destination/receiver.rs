@@ -66,6 +66,7 @@ impl Receiver {
     /// # Errors
     /// [`ReceiveError::Cancelled`], or [`ReceiveError::Accept`] if the socket failed.
     pub fn accept(&self, cancel: &Cancel) -> Result<Incoming<'_>, ReceiveError> {
+        cancel.reopen();
         let (control, hello) = self.listener.await_opening(cancel)?;
         Ok(Incoming::new(&self.listener, control, hello))
     }

@@ -65,7 +65,7 @@ impl Cancel {
         self.check()
     }
 
-    /// The guest was not given away after all.
+    /// The guest was not given away after all, or another is to come.
     pub(crate) fn reopen(&self) {
         self.turn(Self::TOO_LATE, Self::OPEN);
     }
