@@ -72,3 +72,43 @@ impl Routes {
 
 /// What a destination accepts.
 const LANES_MAX: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn lane(token: u8, lane: u8) -> Greeting {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let from = stream.local_addr().unwrap();
+        Greeting::Lane(Token([token; 16]), LaneConnection { lane, stream, from })
+    }
+
+    #[test]
+    fn lanes_go_to_the_attempt_whose_token_they_bear_and_others_are_closed() {
+        let mut routes = Routes::default();
+        for token in [1, 2] {
+            routes.lanes.insert(Token([token; 16]), VecDeque::new());
+        }
+        for (token, number) in [(1, 0), (2, 0), (3, 0), (2, 1), (1, 1)] {
+            assert!(routes.keep(lane(token, number)).is_none());
+        }
+        for token in [1, 2] {
+            let kept: Vec<_> = routes.lanes[&Token([token; 16])].iter().map(|kept| kept.lane).collect();
+            assert_eq!(kept, [0, 1], "{token}");
+        }
+        assert_eq!(routes.lanes.len(), 2);
+    }
+
+    #[test]
+    fn no_more_lanes_are_kept_than_an_attempt_may_have() {
+        let mut routes = Routes::default();
+        routes.lanes.insert(Token([1; 16]), VecDeque::new());
+        for _ in 0..=LANES_MAX {
+            assert!(routes.keep(lane(1, 0)).is_none());
+        }
+        assert_eq!(routes.lanes[&Token([1; 16])].len(), LANES_MAX);
+    }
+}
