@@ -83,6 +83,9 @@ pub mod dirty;
 pub mod error_code;
 #[cfg(test)]
 mod faults;
+#[cfg(any(test, feature = "unstable"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod guest;
 unstable! { mod handover; }
 #[doc(hidden)]

@@ -185,3 +185,56 @@ impl Samples {
         }
     }
 }
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REQUESTS: [&str; 6] = [
+        r#"{"do":"status"}"#,
+        r#"{"do":"migrate","to":"host-b:7837","lanes":{"transport":"auto","lanes":4,"pin_limit":null,
+            "rdma_write":1048576,"rdma_list":128,"rdma_signal":256,"rdma_window":16777216},"limits":{
+            "downtime_limit":300,"downtime_max":1500,"bandwidth_limit":0,"max_rounds":100,"timeout":0,
+            "throttle_max":99,"if_stuck":"throttle,abort"},"state_max_bytes":null,"verify":"off"}"#,
+        r#"{"do":"set-limits","downtime_limit":300,"max_rounds":null,"timeout":5}"#,
+        r#"{"do":"dirty-rate","longest_ms":2000}"#,
+        r#"{"do":"recover","resume_source":true,"run_destination":false}"#,
+        r#"{"do":"stop"}"#,
+    ];
+
+    /// Does with a request what its holder does before it has an effect, and says whether it is one.
+    fn take(line: &str) -> bool {
+        let Ok(request) = serde_json::from_str::<Request>(line) else { return false };
+        let again = serde_json::to_string(&request).expect("a request that was read can be sent");
+        assert_eq!(serde_json::from_str::<Request>(&again).expect("and is read again"), request);
+        match request {
+            Request::Migrate(to_move) => drop(to_move.options()),
+            Request::SetLimits(limits) => limits.apply_to(&mut Limits::default()),
+            _ => {}
+        }
+        true
+    }
+
+    #[test]
+    fn each_request_is_read() {
+        REQUESTS.iter().for_each(|line| assert!(take(line), "{line}"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn no_line_on_the_control_socket_makes_it_panic(
+            request in 0..REQUESTS.len(),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            number: u64,
+        ) {
+            let mut line = REQUESTS[request].replace("300", &number.to_string()).into_bytes();
+            for (at, byte) in damage {
+                let at = at.index(line.len());
+                line[at] = byte;
+            }
+            take(&String::from_utf8_lossy(&line));
+        }
+    }
+}

@@ -314,7 +314,8 @@ impl Block {
     /// The record in this block with its number, if it is intact and in its place.
     fn record(&self, slot: usize) -> Option<(u64, Record)> {
         let number = self.number.get();
-        let in_place = number > 0 && slot_of(number) == slot;
+        // No sequence comes to the last number, which has no next.
+        let in_place = (1..u64::MAX).contains(&number) && slot_of(number) == slot;
         if self.magic != MAGIC || self.version.get() != VERSION || !self.is_whole() || !in_place {
             return None;
         }

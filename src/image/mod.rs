@@ -23,6 +23,8 @@ mod folder;
 mod receive;
 mod send;
 mod store;
+#[cfg(any(test, feature = "unstable"))]
+mod take_offer;
 
 pub use digest::ImageDigest;
 pub use error::{SendError, SendFailure, StoreError};
@@ -31,3 +33,5 @@ pub use send::{Options, Phase, Progress, Report, send};
 pub use store::Store;
 
 pub use crate::session::SessionError;
+#[cfg(any(test, feature = "unstable"))]
+pub(crate) use take_offer::take_offer;

@@ -275,7 +275,7 @@ fn bound(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
@@ -318,7 +318,7 @@ mod tests {
         }
     }
 
-    fn one_of_each() -> Vec<Message> {
+    pub(crate) fn one_of_each() -> Vec<Message> {
         vec![
             Message::Hello(hello()),
             Message::Ready(
@@ -486,6 +486,19 @@ mod tests {
         let body = vec![0; STATE_FRAME_MAX + 9];
         assert!(matches!(Message::decode(24, &body), Err(WireError::TooLong { .. })));
         assert!(matches!(Message::decode_owned(24, body), Err(WireError::TooLong { .. })));
+    }
+
+    #[test]
+    fn the_document_of_the_protocol_has_each_message_and_its_bound() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let kinds = (1..100).filter_map(|kind| kind_bound(kind).map(|(name, max)| (kind, name, max)));
+        let rows = kinds.map(|(kind, name, max)| {
+            let row = format!("| {kind} | {name} | {max} |");
+            assert!(document.contains(&row), "docs/protocol.md lacks {row}");
+        });
+        assert!(rows.count() > 20);
+        assert!(document.contains(&format!("version {}\n", crate::wire::PROTOCOL_VERSION)));
     }
 
     proptest! {

@@ -16,6 +16,8 @@ use crate::error_code::coded;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
+#[cfg(test)]
+pub(crate) use codec::tests::one_of_each;
 pub use frame::{FRAME_HEAD_LEN, FrameHead};
 pub use message::{
     AttemptId, BlockDigest, BlockDigests, Completion, DIGESTS_MAX, FILE_NAME_MAX, Final, Hello, IMAGE_MAX,
