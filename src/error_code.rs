@@ -31,36 +31,6 @@ impl ErrorCode {
     pub fn name(self) -> &'static str {
         self.name
     }
-
-    /// Every code with its meaning in a sentence; ordered by area, and within an area as in the enum.
-    #[must_use]
-    pub fn all() -> Vec<(Self, &'static str)> {
-        [
-            crate::wire::Refusal::codes(),
-            crate::source::MigrationFailure::codes(),
-            crate::source::StillInDoubt::codes(),
-            crate::destination::ReceiveError::codes(),
-            crate::session::SessionError::codes(),
-            crate::image::SendFailure::codes(),
-            crate::image::StoreError::codes(),
-            crate::control::ControlError::codes(),
-            crate::wire::WireError::codes(),
-            crate::transport::TransportError::codes(),
-            crate::saved_state::SavedStateError::codes(),
-            crate::saved_state::SectionError::codes(),
-            crate::handover::HandoverError::codes(),
-            crate::handover::JournalError::codes(),
-            crate::state::StartError::codes(),
-            crate::state::StateError::codes(),
-            crate::state::FolderError::codes(),
-            crate::lock::LockError::codes(),
-            crate::dirty::DirtyError::codes(),
-            crate::memory::MemoryError::codes(),
-            crate::sampling::SamplingError::codes(),
-            crate::convergence::IfStuckError::codes(),
-        ]
-        .concat()
-    }
 }
 
 impl fmt::Display for ErrorCode {

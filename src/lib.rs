@@ -81,6 +81,7 @@ pub mod destination;
 mod digest;
 pub mod dirty;
 pub mod error_code;
+mod error_codes;
 #[cfg(test)]
 mod faults;
 #[cfg(any(test, feature = "unstable"))]
