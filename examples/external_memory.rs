@@ -25,7 +25,7 @@ use sterna::guest::Refusal;
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
-use sterna::memory::{GuestRam, PAGE_BYTES, PAGE_LEN, RamRegion, RegionLayout};
+use sterna::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna::source::{Options, migrate};
 use sterna::state::HostState;
@@ -34,6 +34,7 @@ use vm_memory::bitmap::{Bitmap, NewBitmap};
 
 const PAGES: u64 = 4096;
 const RAM: RegionLayout = RegionLayout { guest_address: 0, len_bytes: PAGES * PAGE_BYTES };
+const PAGE_LEN: usize = 4096;
 const RAM_LEN: usize = 4096 * PAGE_LEN;
 
 /// The guest, as the engine's process knows it.

@@ -31,7 +31,8 @@ unstable! { use diverging::{Diverging, Help, Why}; }
 pub use forecast::{DirtySample, Forecast};
 unstable! { use forecast::{DirtyCurve, ForecastRound, Plan}; }
 unstable! { use history::{History, LaneLoad, Round}; }
-pub use limits::{IfStuck, IfStuckError, Limits, Policy};
+pub use limits::{IfStuck, Limits, Policy};
+unstable! { use limits::IfStuckError; }
 pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::SwitchCost;
 unstable! { use prediction::{Downtime, HandoverCost, SAFETY}; }

@@ -26,9 +26,10 @@ mod store;
 #[cfg(any(test, feature = "unstable"))]
 mod take_offer;
 
-pub use digest::ImageDigest;
+unstable! { use digest::ImageDigest; }
 pub use error::{SendError, SendFailure, StoreError};
-pub use receive::{Receiver, Stored};
+pub use receive::Receiver;
+unstable! { use receive::Stored; }
 pub use send::{Options, Phase, Progress, Report, send};
 pub use store::Store;
 

@@ -19,7 +19,7 @@ mod runs;
 mod simd;
 mod slice;
 
-pub use change::RamChange;
+unstable! { use change::RamChange; }
 pub use error::MemoryError;
 unstable! { use holes::TouchedSearch; }
 unstable! { use io::{receive_into, send_from}; }
@@ -33,5 +33,6 @@ unstable! { use slice::GuestSlice; }
 /// x86-64.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// [`PAGE_BYTES`] as a `usize`.
-pub const PAGE_LEN: usize = 4096;
+unstable! {
+    const PAGE_LEN: usize = 4096; // `PAGE_BYTES` as a `usize`.
+}

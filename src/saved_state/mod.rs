@@ -15,8 +15,9 @@ mod sender;
 
 pub use incoming::SavedStateError;
 pub(crate) use incoming::{ArrivedState, IncomingState};
-pub use sections::{SECTION_NAME_MAX, SectionError, SectionReader, SectionWriter, StateReader, StateWriter};
+pub use sections::{SectionError, StateReader, StateWriter};
+unstable! { use sections::{SECTION_NAME_MAX, SectionReader, SectionWriter}; }
 pub(crate) use sender::{SentState, StateSender};
 
 /// Default limit of the saved state at either end, in bytes: 1 GiB.
-pub const STATE_MAX_DEFAULT: u64 = 1 << 30;
+pub(crate) const STATE_MAX_DEFAULT: u64 = 1 << 30;

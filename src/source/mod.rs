@@ -40,7 +40,8 @@ use std::time::Instant;
 
 unstable! { use blackout::Blackout; }
 pub use doubt::Doubt;
-pub use error::{GuestIs, MigrationError, MigrationFailure, StateLimit};
+pub use error::{GuestIs, MigrationError, MigrationFailure};
+unstable! { use error::StateLimit; }
 pub use limits_handle::LimitsHandle;
 pub use options::Options;
 pub use verdict::{OpenError, StillInDoubt, Verdict};
@@ -49,13 +50,11 @@ use self::migration::Migration;
 use self::prepare::Prepared;
 pub use crate::control::ControlError;
 use crate::guest::SourceGuest;
-pub use crate::handover::HandoverError;
 use crate::progress::{Observer, Report};
 pub use crate::session::Cancel;
 use crate::session::Sheltered;
 use crate::state::GuestClaim;
 pub use crate::verify::Verify;
-pub use crate::wire::WireError;
 
 /// Moves a running guest to the destination that listens at `to` (`HOST:PORT`), and returns once the guest
 /// runs at the destination: the source's guest is then paused for good, and its VMM should destroy it.

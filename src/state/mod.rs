@@ -30,7 +30,7 @@ pub use self::file::LockHolder;
 use self::file::{Keeper, claim_file, look_at_file};
 pub use self::folder::{FolderError, StorageCheck};
 unstable! { use self::folder::StateFolder; }
-pub use crate::handover::{Journal, JournalError, Record, RecordKind, Side, Standing};
+pub use crate::handover::{Journal, Record, RecordKind, Side, Standing};
 use crate::wire::{AttemptId, NAME_MAX};
 
 /// The state of all guests of a host.
