@@ -35,7 +35,7 @@
 //! A page takes one path through the modules, and never back:
 //!
 //! ```text
-//! KVM log → bitmap words → page runs → (zero test) → lane → queue pair → destination RAM
+//! KVM log → bitmap words → page runs → (first round: zero test) → lane → queue pair → destination RAM
 //! ```
 //!
 //! | room | |
@@ -48,13 +48,14 @@
 //! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
 //! | [`transport`] | how pages travel: RDMA, TCP |
 //! | [`control`], [`wire`] | the control connection, and the protocol's messages |
-//! | [`convergence`] | when to stop, and what to do when the rounds do not get smaller |
+//! | [`convergence`] | when to switch, and what to do when the rounds do not get smaller |
 //! | [`saved_state`] | the saved state of vCPUs and devices in transit |
 //! | [`sampling`] | how fast a guest writes its memory, before anything is sent |
-//! | [`handover`], [`state`], [`lock`] | who owns the VM, the host's durable records, and an arbiter |
-//! | `host` | what this host lets the lanes have: memory to use and to lock |
+//! | [`handover`], [`state`], [`lock`] | which host owns the guest, its durable records, and an arbiter |
+//! | `host` | what this host has: memory to use and to lock, KVM, privileges |
 //! | [`verify`] | whether the memory that arrived is the source's |
 //! | [`progress`] | events of a migration, and its report |
+//! | [`error_code`] | the stable codes of all errors |
 
 // Some of what tests and benchmarks use is used by nothing else.
 #![cfg_attr(not(feature = "unstable"), allow(dead_code, unreachable_pub))]
