@@ -12,7 +12,7 @@ Exit codes say where the guest is:
    10  failed; the guest is at the source
    11  refused before anything was sent; the guest is at the source
    12  in doubt; paused at the source, perhaps running at the destination
-   13  lost: it runs nowhere
+   13  lost: it runs nowhere (of `recover` and `demo`)
   130  cancelled (143 by SIGTERM); the guest is at the source";
 
 /// The end of a command.

@@ -35,8 +35,8 @@ impl<R> ExposedRegions<R> {
         };
         let mut pages = self.pages;
         for (index, chunk) in asked.iter().enumerate() {
-            if !self.is_a_slice(chunk) {
-                return Err(refused(chunk, "is no slice of guest RAM"));
+            if !self.is_a_chunk(chunk) {
+                return Err(refused(chunk, "is no chunk of guest RAM"));
             }
             if self.overlaps(chunk) || asked[..index].iter().any(|other| overlap(other, chunk)) {
                 return Err(refused(chunk, "overlaps another"));
@@ -44,13 +44,13 @@ impl<R> ExposedRegions<R> {
             pages += chunk.pages;
         }
         if pages > self.pages_max || self.chunks.len() + asked.len() > self.chunks_max {
-            return Err(TransportError::Disagreement("more slices than may be registered at once".into()));
+            return Err(TransportError::Disagreement("more chunks than may be registered at once".into()));
         }
         Ok(())
     }
 
     /// Whether a chunk lies in RAM, and consists of whole blocks unless its region ends with it.
-    fn is_a_slice(&self, chunk: &ChunkRange) -> bool {
+    fn is_a_chunk(&self, chunk: &ChunkRange) -> bool {
         let pages = self.layout.regions.get(usize::from(chunk.region)).map_or(0, RegionLayout::pages);
         is_of_blocks(chunk, pages)
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_slices_are_granted_than_ram_of_this_size_has_parts() {
+    fn no_more_chunks_are_exposed_than_ram_of_this_size_has_parts() {
         let regions = vec![RegionLayout { guest_address: 0, len_bytes: 1 << 30 }];
         let mut exposed = ExposedRegions::new(RamLayout { regions }, None);
         let block = |index: u64| ChunkRange { region: 0, first_page: index * 64, pages: 64 };

@@ -120,12 +120,12 @@ impl RdmaLane {
     fn hold(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         match &self.current {
             Some(current) if contains(current.range, (region, page)) => Ok(current.range),
-            _ => self.change_slice(region, page),
+            _ => self.change_chunk(region, page),
         }
     }
 
     /// Makes another chunk the current one; waits for it if it is not registered.
-    fn change_slice(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
+    fn change_chunk(&mut self, region: usize, page: u64) -> Result<ChunkRange, TransportError> {
         self.chunks.reached(self.index, region, page);
         self.leave_current();
         if let Some((range, _)) = self.chunks.whole(region, page) {

@@ -221,7 +221,7 @@ impl fmt::Debug for RdmaReceiver {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (lanes, exposed) = (self.lanes.len(), self.exposed.len());
         formatter
-            .debug_struct("RdmaLanding")
+            .debug_struct("RdmaReceiver")
             .field("lanes", &lanes)
             .field("granted", &exposed)
             .finish_non_exhaustive()

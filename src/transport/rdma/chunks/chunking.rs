@@ -2,13 +2,13 @@ use crate::memory::{PAGE_BYTES, RamLayout, RegionLayout};
 use crate::transport::rdma::wire::ChunkRange;
 
 /// Pages in the largest chunks, without a budget: 64 MiB. Many small ones are slow to register.
-pub(super) const SLICE_PAGES: u64 = 16_384;
+pub(super) const CHUNK_PAGES: u64 = 16_384;
 
 /// The smallest chunk under any budget, and the first of each region: 4 MiB, which a lane clears at once in a
 /// full stripe.
 pub(in crate::transport::rdma) const CHUNK_BYTES_MIN: u64 = 4 << 20;
 
-const SLICE_PAGES_MIN: u64 = CHUNK_BYTES_MIN / PAGE_BYTES;
+const CHUNK_PAGES_MIN: u64 = CHUNK_BYTES_MIN / PAGE_BYTES;
 
 /// The division of guest RAM into chunks.
 ///
@@ -39,8 +39,8 @@ impl Chunking {
         let pages = self.layout.regions.get(region)?.pages();
         let (first_page, len) = if page >= self.chunk_pages {
             (page - page % self.chunk_pages, self.chunk_pages)
-        } else if page < SLICE_PAGES_MIN {
-            (0, SLICE_PAGES_MIN)
+        } else if page < CHUNK_PAGES_MIN {
+            (0, CHUNK_PAGES_MIN)
         } else {
             let power = 1 << page.ilog2();
             (power, power)
@@ -51,8 +51,8 @@ impl Chunking {
 
     /// Which chunk of its region has a page, counted from 0: also of a page behind the region's end.
     pub(super) fn number_of(&self, page: u64) -> usize {
-        let first = SLICE_PAGES_MIN.ilog2();
-        let number = if page < SLICE_PAGES_MIN {
+        let first = CHUNK_PAGES_MIN.ilog2();
+        let number = if page < CHUNK_PAGES_MIN {
             0
         } else if page < self.chunk_pages {
             (page.ilog2() - first + 1).into()
@@ -79,10 +79,10 @@ impl Chunking {
 }
 
 fn chunk_pages(lanes: usize, budget_bytes: Option<u64>) -> u64 {
-    let Some(budget_bytes) = budget_bytes else { return SLICE_PAGES };
+    let Some(budget_bytes) = budget_bytes else { return CHUNK_PAGES };
     let share_pages = budget_bytes / (lanes as u64 + 2) / PAGE_BYTES;
     let power = share_pages.checked_ilog2().map_or(1, |log| 1 << log);
-    power.clamp(SLICE_PAGES_MIN, SLICE_PAGES)
+    power.clamp(CHUNK_PAGES_MIN, CHUNK_PAGES)
 }
 
 #[cfg(test)]
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn slices_lie_side_by_side_and_are_found_by_any_of_their_pages() {
-        for region_pages in [1, 1023, 1024, 1025, 5000, SLICE_PAGES, SLICE_PAGES + 1, 5 * SLICE_PAGES + 7] {
+        for region_pages in [1, 1023, 1024, 1025, 5000, CHUNK_PAGES, CHUNK_PAGES + 1, 5 * CHUNK_PAGES + 7] {
             for budget_bytes in [None, Some(40 * MIB), Some(4 * MIB)] {
                 let chunking = chunking(region_pages, budget_bytes);
                 let mut next_page = 0;
@@ -122,7 +122,7 @@ mod tests {
                         assert_eq!(chunking.number_of(page), number, "{page}");
                     }
                     let ends = next_page == region_pages;
-                    assert!(ends || range.pages >= SLICE_PAGES_MIN, "a destination grants no smaller one");
+                    assert!(ends || range.pages >= CHUNK_PAGES_MIN, "a destination grants no smaller one");
                 }
                 assert_eq!(next_page, region_pages);
             }
@@ -133,16 +133,16 @@ mod tests {
     fn pages_outside_of_ram_are_in_no_slice() {
         let chunking = chunking(256, None);
         assert_eq!(chunking.range_of(0, 255), Some(ChunkRange { region: 0, first_page: 0, pages: 256 }));
-        for (region, page) in [(0, 256), (0, SLICE_PAGES), (1, 0), (0, u64::MAX)] {
+        for (region, page) in [(0, 256), (0, CHUNK_PAGES), (1, 0), (0, u64::MAX)] {
             assert_eq!(chunking.range_of(region, page), None, "{region} {page}");
         }
     }
 
     #[test]
     fn a_small_budget_makes_small_slices_so_that_each_lane_can_hold_one() {
-        assert_eq!(chunk_pages(4, None), SLICE_PAGES);
-        assert_eq!(chunk_pages(4, Some(1 << 40)), SLICE_PAGES);
+        assert_eq!(chunk_pages(4, None), CHUNK_PAGES);
+        assert_eq!(chunk_pages(4, Some(1 << 40)), CHUNK_PAGES);
         assert_eq!(chunk_pages(4, Some(100 * MIB)), 16 * MIB / PAGE_BYTES);
-        assert_eq!(chunk_pages(4, Some(5 * MIB)), SLICE_PAGES_MIN);
+        assert_eq!(chunk_pages(4, Some(5 * MIB)), CHUNK_PAGES_MIN);
     }
 }

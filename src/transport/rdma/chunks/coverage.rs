@@ -84,13 +84,13 @@ impl Coverage {
             let stripes = usize::try_from(growing).unwrap_or(usize::MAX).min(covered.len());
             let ((first, rest), (first_covered, rest_covered)) =
                 (dirty.nonzero().split_at(stripes), covered.split_at(stripes));
-            missing.add_slices(region, 0, (first, first_covered));
+            missing.add_chunks(region, 0, (first, first_covered));
             let (first_page, rest) = (growing * STRIPE_PAGES, (rest, rest_covered));
             match chunking.chunk_pages() / STRIPE_PAGES {
                 4 => missing.add_largest::<4>(region, first_page, rest),
                 2 => missing.add_largest::<2>(region, first_page, rest),
                 1 => missing.add_largest::<1>(region, first_page, rest),
-                _ => missing.add_slices(region, first_page, rest),
+                _ => missing.add_chunks(region, first_page, rest),
             }
         }
         missing.chunks
@@ -130,11 +130,11 @@ impl Missing<'_> {
             }
         }
         let end_page = first_page + (chunks.len() * STRIPES) as u64 * STRIPE_PAGES;
-        self.add_slices(region, end_page, (end, covered_end));
+        self.add_chunks(region, end_page, (end, covered_end));
     }
 
     /// Adds chunks of any size, of these stripes from `first_page` on.
-    fn add_slices(&mut self, region: usize, first_page: u64, (dirty, covered): (&[u64], &[u64])) {
+    fn add_chunks(&mut self, region: usize, first_page: u64, (dirty, covered): (&[u64], &[u64])) {
         for ((stripe, dirty), covered) in (0..).zip(dirty).zip(covered) {
             let uncovered = dirty & !covered;
             if uncovered == 0 {

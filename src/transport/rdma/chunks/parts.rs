@@ -119,28 +119,28 @@ mod tests {
     use super::*;
 
     /// The second chunk of 64 MiB, less the last 7 pages.
-    const SLICE: ChunkRange = ChunkRange { region: 1, first_page: 16_384, pages: 16_384 - 7 };
-    const FIRST: u64 = SLICE.first_page / BLOCK_PAGES;
+    const CHUNK: ChunkRange = ChunkRange { region: 1, first_page: 16_384, pages: 16_384 - 7 };
+    const FIRST: u64 = CHUNK.first_page / BLOCK_PAGES;
 
     /// The parts, in blocks from the chunk's first.
     fn cut_blocks(registered: &[ChunkRange], needed: &[Range<u64>]) -> Vec<Range<u64>> {
         let needed = needed.iter().map(|needed| FIRST + needed.start..FIRST + needed.end);
-        let parts = cut(SLICE, registered, needed);
+        let parts = cut(CHUNK, registered, needed);
         let blocks = |part| blocks_of(part).start - FIRST..blocks_of(part).end - FIRST;
         parts.into_iter().map(blocks).collect()
     }
 
     fn part(blocks: Range<u64>) -> ChunkRange {
-        range_of(SLICE, &(FIRST + blocks.start..FIRST + blocks.end))
+        range_of(CHUNK, &(FIRST + blocks.start..FIRST + blocks.end))
     }
 
     #[test]
-    fn a_full_slice_is_one_part_and_a_sparse_one_only_its_data() {
-        assert_eq!(cut(SLICE, &[], [FIRST..FIRST + 100, FIRST + 100..FIRST + 300]), [SLICE]);
+    fn a_full_chunk_is_one_part_and_a_sparse_one_only_its_data() {
+        assert_eq!(cut(CHUNK, &[], [FIRST..FIRST + 100, FIRST + 100..FIRST + 300]), [CHUNK]);
         assert_eq!(cut_blocks(&[], &[0..1, 200..202]), [0..1, 200..202]);
         assert_eq!(cut_blocks(&[], &[0..1, 255..256]), [0..1, 255..256]);
         assert_eq!(part(255..256).pages, 64 - 7, "it ends with its region");
-        assert!(cut(SLICE, &[], []).is_empty());
+        assert!(cut(CHUNK, &[], []).is_empty());
     }
 
     #[test]
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slice_in_many_parts_gets_whole_gaps() {
+    fn a_chunk_in_many_parts_gets_whole_gaps() {
         let registered: Vec<_> = (0..16).map(|index| part(index * 16..index * 16 + 1)).collect();
         assert_eq!(cut_blocks(&registered, &[20..21, 26..27, 250..251]), [17..32, 241..256]);
     }
@@ -180,9 +180,9 @@ mod tests {
             for mut needed in asked {
                 needed.sort_unstable();
                 let blocks = needed.iter().map(|&(first, count)| FIRST + first..(FIRST + first + count).min(FIRST + 256));
-                let parts = cut(SLICE, &registered, blocks.clone());
+                let parts = cut(CHUNK, &registered, blocks.clone());
                 for part in &parts {
-                    prop_assert!(is_of_blocks(part, SLICE.first_page + SLICE.pages), "{:?}", part);
+                    prop_assert!(is_of_blocks(part, CHUNK.first_page + CHUNK.pages), "{:?}", part);
                 }
                 registered.extend(parts);
                 registered.sort_unstable_by_key(|part| part.first_page);

@@ -60,7 +60,7 @@ fn chunks_with_dirty_pages_are_planned_in_order_and_only_once() {
 }
 
 #[test]
-fn a_slice_that_is_registered_whole_is_found_without_a_lock_where_there_is_room_for_all() {
+fn a_chunk_that_is_registered_whole_is_found_without_a_lock_where_there_is_room_for_all() {
     let layout = layout(&[9, 200]);
     let [whole, part] = [chunk(1, 32_768, 16_384), chunk(1, 16_384, 64)];
     for budget_bytes in [None, Some(64 * MIB)] {
@@ -98,7 +98,7 @@ fn what_a_lane_waits_for_comes_before_the_plan_and_failure_wakes_it() {
 }
 
 #[test]
-fn of_a_slice_with_holes_only_what_has_data_is_registered_and_a_hole_once_a_lane_asks_for_it() {
+fn of_a_chunk_with_holes_only_what_has_data_is_registered_and_a_hole_once_a_lane_asks_for_it() {
     let chunks: Chunks<u64> = Chunks::new(layout(&[64]), 1, None);
     let mut dirty = DirtyBitmap::new(&layout(&[64]));
     dirty.regions_mut()[0].mark(8192..16_384);
