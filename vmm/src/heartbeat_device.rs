@@ -5,7 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::clock::monotonic_ns;
 use crate::error::MachineError;
 use crate::guest::{beat_page, layout};
-use crate::machine::{GuestRam, Heartbeat};
+use crate::ram::GuestRam;
+use crate::status::Heartbeat;
 
 const LOWER_HALF: u64 = 0xffff_ffff;
 
@@ -74,7 +75,7 @@ impl HeartbeatDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{MachineConfig, Workload};
+    use crate::config::{MachineConfig, Workload};
     use crate::memory::guest_ram;
 
     #[test]

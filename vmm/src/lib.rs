@@ -45,6 +45,7 @@
 compile_error!("sterna-vmm runs on x86-64 Linux only");
 
 mod clock;
+mod config;
 mod cpu;
 mod error;
 mod guest;
@@ -54,17 +55,19 @@ mod machine;
 mod machine_core;
 mod memory;
 mod platform;
+mod ram;
 mod snapshot;
+mod status;
 mod synthetic;
 mod vcpu_threads;
 
 pub use clock::monotonic_ns;
+pub use config::{HugePageSize, MachineConfig, MachineKind, Workload};
 pub use cpu::{CpuDescription, CpuidEntry, MAX_CPUID_ENTRIES, MAX_MSRS};
 pub use error::MachineError;
 pub use kvm::{DirtyRings, RING_ENTRIES_MAX, RING_ENTRIES_MIN, host_cpu, new_kvm, new_kvm_with_rings};
-pub use machine::{
-    DirtyTracking, GuestCheck, GuestRam, Heartbeat, HugePageSize, Machine, MachineConfig, MachineKind,
-    MachineStatus, MemorySlot, PAGE_BYTES, Phase, SharedMachine, VcpuStatus, Workload,
-};
+pub use machine::{DirtyTracking, Machine, SharedMachine};
+pub use ram::{GuestRam, MemorySlot, PAGE_BYTES};
 pub use snapshot::MAX_STATE_BYTES;
+pub use status::{GuestCheck, Heartbeat, MachineStatus, Phase, VcpuStatus};
 pub use synthetic::new_synthetic;

@@ -7,15 +7,15 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::config::{MachineConfig, MachineKind};
 use crate::cpu::CpuDescription;
 use crate::error::MachineError;
-use crate::machine::{
-    DirtyTracking, GuestCheck, GuestRam, Heartbeat, Machine, MachineConfig, MachineKind, MachineStatus,
-    Phase, VcpuStatus,
-};
+use crate::machine::{DirtyTracking, Machine};
 use crate::memory::clear_bitmaps;
 use crate::platform::Platform;
+use crate::ram::GuestRam;
 use crate::snapshot::{self, Snapshot};
+use crate::status::{GuestCheck, Heartbeat, MachineStatus, Phase, VcpuStatus};
 use crate::vcpu_threads::VcpuThreads;
 
 /// The part in which a real and a synthetic machine differ.

@@ -8,10 +8,11 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, NewBitmap};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use crate::config::{HugePageSize, MachineConfig};
 use crate::error::MachineError;
 use crate::guest::layout::{PageRun, ram_parts};
 use crate::guest::pattern::{PAGE_WORDS, PageContent};
-use crate::machine::{GuestRam, HugePageSize, MachineConfig, PAGE_BYTES};
+use crate::ram::{GuestRam, PAGE_BYTES};
 
 /// Reserves the RAM of a machine and touches none of its pages.
 pub(crate) fn guest_ram(config: &MachineConfig) -> Result<GuestRam, MachineError> {

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::config::{MachineConfig, Workload};
 use crate::error::MachineError;
 use crate::guest::control::{self, ControlPage};
 use crate::guest::layout::{self, WorkingSet, page_numbers, pages_of};
 use crate::guest::{beat_page, pattern};
 use crate::heartbeat_device::HeartbeatDevice;
-use crate::machine::{GuestCheck, GuestRam, MachineConfig, PAGE_BYTES, VcpuStatus, Workload};
 use crate::memory::{guest_ram, populate, read_page};
+use crate::ram::{GuestRam, PAGE_BYTES};
+use crate::status::{GuestCheck, VcpuStatus};
 
 /// RAM and the guest's layout in it.
 #[derive(Debug)]

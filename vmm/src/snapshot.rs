@@ -12,8 +12,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{MachineConfig, MachineKind, Workload};
 use crate::error::MachineError;
-use crate::machine::{MachineConfig, MachineKind, Workload};
 
 /// No state is larger: 64 vCPUs come to about 2 MiB.
 pub const MAX_STATE_BYTES: usize = 8 << 20;

@@ -12,15 +12,17 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::clock::monotonic_ns;
+use crate::config::{MachineConfig, MachineKind};
 use crate::cpu::CpuDescription;
 use crate::error::MachineError;
 use crate::guest::control::{self, ControlPage};
 use crate::guest::layout::{PageRun, control_page, page_numbers, pages_of};
 use crate::guest::{beat_page, pattern};
-use crate::machine::{DirtyTracking, MachineConfig, MachineKind, PAGE_BYTES, SharedMachine};
+use crate::machine::{DirtyTracking, SharedMachine};
 use crate::machine_core::{Engine, MachineCore};
 use crate::memory::read_page;
 use crate::platform::Platform;
+use crate::ram::PAGE_BYTES;
 use crate::vcpu_threads::{Then, VcpuThreads};
 
 /// The synthetic machine's time stamp counter counts nanoseconds.

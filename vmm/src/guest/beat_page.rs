@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::guest::layout::JOURNAL;
 use crate::guest::pattern::{PAGE_FACTOR, PAGE_WORDS, PageContent, WORD_STEP};
-use crate::machine::{GuestRam, PAGE_BYTES};
+use crate::ram::{GuestRam, PAGE_BYTES};
 
 pub(crate) const PAGES: u64 = 32;
 pub(crate) const WORDS: u64 = PAGES * PAGE_WORDS as u64;

@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 
 use vm_memory::{Bytes, GuestAddress};
 
+use crate::config::Workload;
 use crate::error::MachineError;
 use crate::guest::layout::{PageRun, control_page, pages_of};
-use crate::machine::{GuestRam, PAGE_BYTES, Workload};
+use crate::ram::{GuestRam, PAGE_BYTES};
 
 // Written by the VMM, read by the guest.
 /// The vCPU's number.

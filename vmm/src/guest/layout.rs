@@ -13,7 +13,8 @@
 //! of RAM, so that it always includes the edges of RAM. The size of each run is in proportion to the RAM on
 //! its side of the hole.
 
-use crate::machine::{MachineConfig, PAGE_BYTES, Workload};
+use crate::config::{MachineConfig, Workload};
+use crate::ram::PAGE_BYTES;
 
 pub(crate) const GDT: u64 = 0x1000;
 pub(crate) const IDT: u64 = 0x2000;
@@ -154,7 +155,7 @@ pub(crate) fn page_numbers(share: &[PageRun; 2]) -> impl Iterator<Item = u64> + 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::Workload;
+    use crate::config::Workload;
     use std::collections::BTreeSet;
 
     fn config(memory_bytes: u64, vcpus: u8, working_set_bytes: u64) -> MachineConfig {

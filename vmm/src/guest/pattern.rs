@@ -13,7 +13,7 @@
 //! of a block are those of the 63 generations before, and every one of the 512 words of a page has one right
 //! value.
 
-use crate::machine::PAGE_BYTES;
+use crate::ram::PAGE_BYTES;
 
 /// Odd numbers without structure, so that different pages, generations and blocks have different words.
 pub(crate) const PAGE_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;

@@ -9,8 +9,8 @@ use crate::guest::layout::{
     GDT, GIB, IDT, PAGE_TABLES, PAYLOAD, PAYLOAD_BYTES_MAX, control_page, ram_parts, stack_top,
 };
 use crate::guest::payload;
-use crate::kvm::refused;
-use crate::machine::{GuestRam, PAGE_BYTES};
+use crate::kvm::error::refused;
+use crate::ram::{GuestRam, PAGE_BYTES};
 
 const SELECTOR_CODE: u16 = 8;
 const SELECTOR_DATA: u16 = 16;

@@ -10,8 +10,8 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::cpu::{CpuDescription, CpuidEntry};
 use crate::error::MachineError;
-use crate::kvm::refused;
-use crate::machine::MemorySlot;
+use crate::kvm::error::refused;
+use crate::ram::MemorySlot;
 
 /// The version of the KVM interface, unchanged since 2007.
 const KVM_API_VERSION: i32 = 12;

@@ -1,6 +1,7 @@
 //! The real machine: a guest on /dev/kvm.
 
 mod boot;
+mod error;
 mod host;
 mod ports;
 mod ring;
@@ -14,15 +15,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+use crate::config::{MachineConfig, MachineKind};
 use crate::cpu::CpuDescription;
 use crate::error::MachineError;
-use crate::guest::payload::PORT_SERIAL;
-use crate::machine::{DirtyTracking, MachineConfig, MachineKind, MemorySlot, SharedMachine};
+use crate::machine::{DirtyTracking, SharedMachine};
 use crate::machine_core::{Engine, MachineCore};
 use crate::memory::regions;
 use crate::platform::Platform;
+use crate::ram::MemorySlot;
 use crate::vcpu_threads::VcpuThreads;
 
+use error::refused;
 pub use host::host_cpu;
 use ports::Console;
 pub use ring::{DirtyRings, RING_ENTRIES_MAX, RING_ENTRIES_MIN};
@@ -205,14 +208,6 @@ fn memory_slots(regions: &[(u64, u64, u64)]) -> Vec<MemorySlot> {
     };
     (0..).zip(parts).map(slot_of).collect()
 }
-
-/// Makes an error that names the purpose of a refused call.
-fn refused(doing: &'static str) -> impl Fn(kvm_ioctls::Error) -> MachineError {
-    move |error| MachineError::Kvm { doing: doing.to_owned(), source: error.into() }
-}
-
-/// The serial port takes eight ports.
-const PORTS_SERIAL: std::ops::Range<u16> = PORT_SERIAL..PORT_SERIAL + 8;
 
 #[cfg(test)]
 mod tests {

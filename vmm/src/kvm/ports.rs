@@ -11,7 +11,11 @@ use vm_superio::serial::{NoEvents, Serial, SerialState};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::MachineError;
-use crate::kvm::refused;
+use crate::guest::payload::PORT_SERIAL;
+use crate::kvm::error::refused;
+
+/// The serial port takes eight ports.
+pub(super) const PORTS_SERIAL: std::ops::Range<u16> = PORT_SERIAL..PORT_SERIAL + 8;
 
 const IRQ_SERIAL: u32 = 4;
 /// How much of the guest's output is kept.

@@ -25,8 +25,8 @@ use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
 use crate::error::MachineError;
-use crate::kvm::refused;
-use crate::machine::{GuestRam, MemorySlot, PAGE_BYTES};
+use crate::kvm::error::refused;
+use crate::ram::{GuestRam, MemorySlot, PAGE_BYTES};
 
 ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);

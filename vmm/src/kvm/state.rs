@@ -16,9 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::{MAX_MSRS, same_rate};
 use crate::error::MachineError;
+use crate::kvm::KvmEngine;
+use crate::kvm::error::refused;
 use crate::kvm::host::{MSR_TSC, MSR_TSC_DEADLINE, no_room, xsave_bytes};
 use crate::kvm::ports::ConsoleState;
-use crate::kvm::{KvmEngine, refused};
 use crate::platform::Platform;
 use crate::snapshot::invalid;
 

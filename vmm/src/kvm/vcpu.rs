@@ -13,8 +13,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::error::MachineError;
 use crate::guest::payload::PORT_BEAT;
-use crate::kvm::PORTS_SERIAL;
-use crate::kvm::ports::Console;
+use crate::kvm::ports::{Console, PORTS_SERIAL};
 use crate::kvm::ring::DirtyRings;
 use crate::platform::Platform;
 use crate::vcpu_threads::{Then, VcpuThreads};
@@ -203,10 +202,10 @@ fn serial_register(port: u16) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{MachineConfig, Workload};
     use crate::guest::layout::PAYLOAD;
     use crate::guest::payload;
     use crate::kvm::{KvmEngine, host};
-    use crate::machine::{MachineConfig, Workload};
     use crate::machine_core::Engine;
 
     /// KVM moves past a port access only at the next entry. A state saved before that would make the guest
