@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::memory_region::{MemoryRegion, RemoteKey};
+use crate::memory_region::{Access, MemoryRegion, RemoteKey};
 use crate::sys::requests::{RawTransfer, Requests};
 
 /// The longest message of one request that a list accepts. A port may allow less; the post checks that.
@@ -168,7 +168,7 @@ pub enum TransferError {
     #[error("a read needs a region that the device may write; this one was registered as {access:?}")]
     NotWritable {
         /// What the region was registered for.
-        access: crate::Access,
+        access: Access,
     },
 }
 

@@ -1,4 +1,5 @@
-use super::{HandoverError, RecordKind};
+use super::HandoverError;
+use super::journal::RecordKind;
 use crate::wire::AttemptId;
 
 /// State of the handover at the destination.

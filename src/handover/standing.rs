@@ -1,4 +1,4 @@
-use super::{Journal, Record, RecordKind, Side};
+use super::journal::{Journal, Record, RecordKind, Side};
 
 /// Where a guest is after its process on this host has ended, by the host's last record. Valid only while no
 /// process has the guest's state file locked.

@@ -4,8 +4,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use super::region::Backing;
-use super::{GuestRam, RamRegion, RegionLayout};
+use super::region::{Backing, GuestRam, RamRegion, RegionLayout};
 
 /// The first difference between a view of guest RAM and a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

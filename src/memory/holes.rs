@@ -4,8 +4,10 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 
-use super::region::Backing;
-use super::{MemoryError, PAGE_BYTES, PageRun, RamRegion};
+use super::PAGE_BYTES;
+use super::error::MemoryError;
+use super::region::{Backing, RamRegion};
+use super::run::PageRun;
 
 /// The size of a group of pages that is checked at once, initially and at most: 256 KiB and 4 MiB.
 const GROUP_PAGES: RangeInclusive<u64> = 64..=1024;

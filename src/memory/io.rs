@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::GuestSlice;
+use super::slice::GuestSlice;
 
 /// Sends `head` and then all `slices`, straight from guest RAM. At most 1,023 slices: the kernel's `IOV_MAX`,
 /// less one.

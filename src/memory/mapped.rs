@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::{PAGE_BYTES, PageRun, RamRegion};
+use super::PAGE_BYTES;
+use super::region::RamRegion;
+use super::run::PageRun;
 
 /// A reader of this process's page tables.
 ///

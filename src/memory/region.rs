@@ -17,7 +17,10 @@ use vm_memory::bitmap::Bitmap;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 pub use self::raw::RawBacking;
-use super::{GuestSlice, MemoryError, PAGE_BYTES, PageRun};
+use super::PAGE_BYTES;
+use super::error::MemoryError;
+use super::run::PageRun;
+use super::slice::GuestSlice;
 
 /// A view of all of a guest's RAM that keeps the mapping alive.
 ///

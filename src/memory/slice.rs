@@ -6,8 +6,8 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
+use super::PAGE_LEN;
 use super::simd::{self, Wide};
-use super::{PAGE_LEN, RamRegion};
 
 /// A pointer and a length inside guest RAM, valid as long as the region it was made from.
 ///
@@ -17,7 +17,7 @@ use super::{PAGE_LEN, RamRegion};
 pub struct GuestSlice<'ram> {
     start: NonNull<u8>,
     len: usize,
-    region: PhantomData<&'ram RamRegion>,
+    ram: PhantomData<&'ram ()>,
 }
 
 impl<'ram> GuestSlice<'ram> {
@@ -25,7 +25,7 @@ impl<'ram> GuestSlice<'ram> {
     /// `start..start + len` must lie in one mapping that stays readable for `'ram`, and also writable if the
     /// slice is used to receive.
     pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, region: PhantomData }
+        Self { start, len, ram: PhantomData }
     }
 
     /// Length in bytes.
@@ -65,7 +65,8 @@ impl<'ram> GuestSlice<'ram> {
         }
     }
 
-    /// Copies bytes in, as a transport does at a destination. A vCPU that reads a word meanwhile sees the old or the new one.
+    /// Copies bytes in, as a transport does at a destination. A vCPU that reads a word meanwhile sees the
+    /// old or the new one.
     ///
     /// # Panics
     /// If `from` has another length than the slice: a mistake of the caller, never of a peer.
@@ -75,8 +76,8 @@ impl<'ram> GuestSlice<'ram> {
         for (index, from) in from.as_chunks::<{ size_of::<u64>() }>().0.iter().enumerate() {
             // SAFETY: there is a chunk for each word of the slice, so the index is below `len / 8`.
             let address = unsafe { words.add(index) };
-            // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them. The mapping is writable, as
-            // whoever made the slice has promised of one that is received into.
+            // SAFETY: in bounds as above; slices are whole pages, so words are aligned and fill them. The
+            // mapping is writable, as whoever made the slice has promised of one that is received into.
             unsafe { address.write_volatile(u64::from_ne_bytes(*from)) };
         }
     }

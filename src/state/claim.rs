@@ -1,8 +1,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::StateError;
+use super::error::StateError;
 use super::file::Keeper;
+use super::holder::LockHolder;
 use crate::handover::{Journal, Record, RecordKind, Standing};
 
 /// Exclusive claim of a guest's name and state on this host. Clones are the same claim; it lasts until the
@@ -93,7 +94,7 @@ impl GuestClaim {
     pub(crate) fn writer(&self) -> Result<RecordWriter, StateError> {
         let mut records = self.records();
         if records.writing {
-            let holder = super::LockHolder::of_this_process();
+            let holder = LockHolder::of_this_process();
             return Err(StateError::Claimed { name: self.0.name.clone(), holder });
         }
         let record_time = records.keeper.record_time(&self.0.name)?;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
-use super::{FolderError, LockHolder};
+use super::folder::FolderError;
+use super::holder::LockHolder;
 use crate::error_code::coded;
 use crate::handover::JournalError;
 

@@ -1,18 +1,19 @@
 //! A state file: locking, reading and writing it.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{Kept, Memory, Sighting, StateError, StateFolder};
+use super::error::StateError;
+use super::folder::StateFolder;
+use super::holder::{HOLDER_LEN, LockHolder};
+use super::{Kept, Memory, Sighting};
 #[cfg(test)]
 use crate::handover::RecordKind;
 use crate::handover::{JOURNAL_LEN, Journal, JournalError, Record, WRITE_LEN};
@@ -29,47 +30,6 @@ pub(super) enum Keeper {
     /// A disk that fails to write these kinds of records.
     #[cfg(test)]
     Failing(Vec<RecordKind>),
-}
-
-/// The process that has a guest, according to its state file.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LockHolder {
-    /// Its process id, in its own PID namespace.
-    pub process: Option<u32>,
-    /// How to reach it, as it announced.
-    pub contact: Option<String>,
-}
-
-impl LockHolder {
-    pub(super) fn of_this_process() -> Self {
-        Self { process: Some(process::id()), contact: None }
-    }
-
-    /// Two lines, padded with zeros.
-    fn encode(&self) -> [u8; HOLDER_LEN] {
-        let mut bytes = [0; HOLDER_LEN];
-        let contact = self.contact.as_deref().unwrap_or_default();
-        let text = format!("{}\n{contact}\n", self.process.unwrap_or_default());
-        // A contact that does not fit is left out whole.
-        if text.len() <= HOLDER_LEN && !contact.contains('\n') {
-            bytes[..text.len()].copy_from_slice(text.as_bytes());
-        }
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(bytes);
-        let mut lines = text.lines();
-        let process = lines.next().and_then(|line| line.parse().ok()).filter(|&process| process > 0);
-        let contact = lines.next().filter(|line| !line.is_empty() && !line.contains(char::is_control));
-        Self { process, contact: contact.map(str::to_owned) }
-    }
-}
-
-impl fmt::Display for LockHolder {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.process.map_or(Ok(()), |process| write!(formatter, ", process {process},"))
-    }
 }
 
 impl Keeper {
@@ -287,7 +247,6 @@ const EARLIER: [&str; 2] = [".source.journal", ".destination.journal"];
 const HOLDER_AT: usize = 2048;
 /// How often to write as much as a record, to measure how long a record takes.
 const PROBES: u32 = 3;
-const HOLDER_LEN: usize = 2048;
 
 /// How often to read a file again that looks damaged.
 const READS: usize = 5;

@@ -18,6 +18,7 @@ mod claim;
 mod error;
 mod file;
 mod folder;
+mod holder;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,10 +27,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use self::claim::GuestClaim;
 pub(crate) use self::claim::RecordWriter;
 pub use self::error::{StartError, StateError};
-pub use self::file::LockHolder;
 use self::file::{Keeper, claim_file, look_at_file};
 pub use self::folder::{FolderError, StorageCheck};
 unstable! { use self::folder::StateFolder; }
+pub use self::holder::LockHolder;
 pub use crate::handover::{Journal, Record, RecordKind, Side, Standing};
 use crate::wire::{AttemptId, NAME_MAX};
 

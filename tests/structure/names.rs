@@ -167,11 +167,14 @@ impl Crate {
                 at = module.parent?;
                 continue;
             }
+            let is_module = module.children.contains_key(name) && index + 1 < path.len();
             // `use name;` makes a path of a macro.
             let imports = |import: &&Import| import.name.as_ref() == Some(name) && import.path.len() > 1;
             let imports = module.imports.iter().any(|import| imports(&import))
                 || (name == "*" && !module.imports.is_empty());
-            if self.is_above(at, from) && !module.items.contains_key(name) && imports {
+            // A block may use what its file imports.
+            let is_above = self.is_above(at, from) && module.file != self.modules[from].file;
+            if is_above && !module.items.contains_key(name) && !is_module && imports {
                 return Some(index + 1);
             }
             at = module.children.get(name)?.module;

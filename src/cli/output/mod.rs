@@ -1,6 +1,6 @@
 //! Output: errors in three lines, progress on stderr, results on stdout.
 
-mod streams;
+pub(crate) mod streams;
 
 use std::fmt::{Display, Write};
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use super::limits;
 use super::protocol::Failure;
 use super::size::Size;
 
-pub(crate) use streams::{Log, err, errln, flush, never_wait, out, outln};
+pub(crate) use streams::{Log, errln, flush, never_wait, outln};
 
 /// Prints what failed and, where a guest is concerned, where it is; returns the exit code.
 pub(crate) fn failed(failure: &Failure) -> ExitCode {

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 /// As `println!`, and never panics.
 macro_rules! outln {
-    ($($format:tt)*) => { $crate::cli::output::out(format_args!($($format)*)) };
+    ($($format:tt)*) => { $crate::cli::output::streams::out(format_args!($($format)*)) };
 }
 
 /// As `eprintln!`, and never panics.
 macro_rules! errln {
-    ($($format:tt)*) => { $crate::cli::output::err(format_args!($($format)*)) };
+    ($($format:tt)*) => { $crate::cli::output::streams::err(format_args!($($format)*)) };
 }
 
 pub(crate) use {errln, outln};

@@ -1,6 +1,7 @@
 use sterna::host::{KvmAccess, Tree};
 
-use super::{Check, Outcome, Platform};
+use super::platform::Platform;
+use super::{Check, Outcome};
 
 /// The readings of KVM.
 #[derive(Clone, Debug, Default)]

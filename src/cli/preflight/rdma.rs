@@ -1,8 +1,10 @@
 use serde::Serialize;
 use sterna_rdma::{Device, Error, Library};
 
+use super::network::Netdev;
+use super::platform::program;
 use super::sysfs_rdma::{ModuleState, RdmaDevice, RdmaPort, read_devices};
-use super::{Check, Outcome, Readings, program};
+use super::{Check, Outcome, Readings};
 use sterna::host::Tree;
 
 /// The readings of RDMA.
@@ -266,7 +268,7 @@ fn judge_mtu(
 ) -> Option<Check> {
     const ID: &str = "rdma.mtu";
     let netdev = netdev.and_then(|name| readings.network.netdev(name));
-    let mtu_bytes = active_mtu_bytes.or(netdev.map(super::Netdev::roce_mtu_bytes))?;
+    let mtu_bytes = active_mtu_bytes.or(netdev.map(Netdev::roce_mtu_bytes))?;
     if mtu_bytes >= 4096 {
         return Some(Check::new(ID, Outcome::Pass, format!("{label} sends {mtu_bytes} bytes a packet")));
     }

@@ -10,7 +10,8 @@ use memmap2::MmapOptions;
 use rustix::param::page_size;
 
 use super::{Backing, GuestRam, HUGETLBFS_MAGIC, RamRegion, RegionLayout};
-use crate::memory::{MemoryError, PAGE_BYTES};
+use crate::memory::PAGE_BYTES;
+use crate::memory::error::MemoryError;
 
 /// What is behind memory given by a pointer. It tells which pages were never touched, and so need not be
 /// sent.
