@@ -1,6 +1,7 @@
 //! A VMM of one file that moves its guest: `cargo run --example embed_kvm`, with access to /dev/kvm.
 //!
-//! The guest is nine bytes of code that count in memory. It moves over loopback TCP to another machine in this process.
+//! The guest is nine bytes of code that count in memory. It moves over loopback TCP to another machine in
+//! this process.
 #![expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 
 use std::error::Error;
@@ -26,7 +27,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 const RAM_BYTES: u64 = 4 << 20;
 const CODE: u64 = 0x1000;
 const COUNTER: u64 = 0x2000;
-/// `again: inc dword [0x2000]; out 0x10, al; jmp again`. Each round leaves the guest, so nothing need interrupt it.
+/// `again: inc dword [0x2000]; out 0x10, al; jmp again`. Each round leaves the guest, so nothing need
+/// interrupt it.
 const PROGRAM: [u8; 9] = [0x66, 0xff, 0x06, 0x00, 0x20, 0xe6, 0x10, 0xeb, 0xf7];
 
 struct Machine {
@@ -49,7 +51,8 @@ impl Vcpu {
     fn run(&self) {
         while !self.over.load(Ordering::SeqCst) {
             let mut fd = self.fd.lock().unwrap();
-            // Read under the lock: after `stopped` was set, one turn with the lock means that the vCPU stands still.
+            // Read under the lock: after `stopped` was set, one turn with the lock means that the vCPU
+            // stands still.
             if self.stopped.load(Ordering::SeqCst) {
                 drop(fd);
                 thread::sleep(Duration::from_millis(1));
@@ -177,7 +180,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("skipped: /dev/kvm: {error}; it takes kvm_intel or kvm_amd, and root or group kvm");
         return Ok(());
     }
-    // A VMM has a folder on each host instead (`HostState::in_folder`): after a crash it says who owns the guest.
+    // A VMM has a folder on each host instead (`HostState::in_folder`): after a crash it says who owns the
+    // guest.
     let [source, destination] = [(); 2].map(|()| HostState::lost_with_this_process());
     let receiver = Receiver::bind("127.0.0.1:0".parse()?, destination)?;
     let to = receiver.local_address()?.to_string();

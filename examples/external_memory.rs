@@ -1,9 +1,10 @@
-//! A guest of a VMM in another process: its RAM is a memfd of that process, and a stream names the pages it writes.
-//! `cargo run --example external_memory`
+//! A guest of a VMM in another process: its RAM is a memfd of that process, and a stream names the pages that
+//! the guest writes. `cargo run --example external_memory`
 //!
-//! The "VMM" is this program, started again with a Unix socket as its standard input. It understands the lines `run`,
-//! `pause`, `save` and `load COUNT`, and answers each with a line; in between it says `wrote PAGE` after each page that its
-//! guest wrote. The engine's process maps the memfd, moves the pages and never sees them written.
+//! The "VMM" is this program, started again with a Unix socket as its standard input. It understands the
+//! lines `run`, `pause`, `save` and `load COUNT`, and answers each with a line; in between it says
+//! `wrote PAGE` after each page that its guest wrote. The engine's process maps the memfd, moves the pages
+//! and never sees them written.
 
 use std::error::Error;
 use std::fs::File;
@@ -71,7 +72,8 @@ impl DirtyLog for StreamLog {
         Ok(())
     }
 
-    /// The harvest consumed the marks, and a page is named after it was written: what is written from now on is named again.
+    /// The harvest consumed the marks, and a page is named after it was written: what is written from now
+    /// on is named again.
     fn clear(&self, _region: usize, _first_page: u64, _bits: &[u64]) -> Result<(), DirtyError> {
         Ok(())
     }
@@ -217,7 +219,8 @@ impl GuestHost for Host {
     }
 }
 
-/// The VMM in its own process, until standard input ends. Its guest writes a count into one page after the other.
+/// The VMM in its own process, until standard input ends. Its guest writes a count into one page after the
+/// other.
 fn vmm() -> Result<(), Box<dyn Error>> {
     let mut engine = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let memory = File::from(memfd_create("external-guest", MemfdFlags::CLOEXEC)?);

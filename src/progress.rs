@@ -224,8 +224,8 @@ impl From<Downtime> for DowntimeReport {
 pub struct Report {
     /// The name of the transport by which the pages travelled, such as `rdma`.
     pub transport: String,
-    /// Why the transport before it was abandoned; `None` if there was none. Rounds, pages and bytes count from
-    /// then on.
+    /// Why the transport before it was abandoned; `None` if there was none. Rounds, pages and bytes count
+    /// from then on.
     pub fell_back: Option<String>,
     /// From the call to the destination's report that the guest runs.
     pub total_ms: f64,

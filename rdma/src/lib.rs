@@ -30,8 +30,8 @@
 //! use std::sync::Arc;
 //! use std::time::Duration;
 //! use sterna_rdma::{
-//!     Access, Capacity, Completion, CompletionQueue, ConnectOptions, Device, Endpoint, GidChoice, Library, Mapping,
-//!     MemoryRegion, ProtectionDomain, QueuePair, RemoteKey, Transfer, WriteList,
+//!     Access, Capacity, Completion, CompletionQueue, ConnectOptions, Device, Endpoint, GidChoice, Library,
+//!     Mapping, MemoryRegion, ProtectionDomain, QueuePair, RemoteKey, Transfer, WriteList,
 //! };
 //!
 //! # fn example(
@@ -80,7 +80,7 @@
 //! | module | what it knows |
 //! |---|---|
 //! | `library` | finding libibverbs and its devices |
-//! | `device`, `port`, `gid`, `events` | an open device, its ports, the choice of an address, asynchronous events |
+//! | `device`, `port`, `gid`, `events` | an open device, its ports, the choice of an address, its events |
 //! | `protection_domain`, `memory_region` | registered memory and the right to access it |
 //! | `endpoint` | what two ends exchange, checked before use |
 //! | `queue_pair`, `work` | connecting, and posting lists of writes |

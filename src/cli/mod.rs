@@ -12,7 +12,7 @@
 //! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest` |
 //! | `vm_process`, `incoming` | the holder of a guest, which answers for it; a guest on its way |
-//! | `server`, `socket`, `protocol` | the control socket of a process that holds a guest: its server, its client, its messages |
+//! | `server`, `socket`, `protocol` | the control socket of a guest's process: server, client, messages |
 //! | `progress` | a migration's events, for all clients that watch it |
 //! | `signals` | the effect of SIGHUP, SIGINT and SIGTERM on a process that holds a guest |
 //! | `lanes` | the transport of pages: the same options for guests and files |

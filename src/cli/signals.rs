@@ -5,7 +5,7 @@
 //! | none, or a file in its place | ends the process | end the process |
 //! | is being started | nothing | end the process |
 //! | arrives, and runs at its source | ends the process if it does not arrive | end the process |
-//! | is loaded, and may have to run on this host | the same | the same; a guest that runs on this host then needs another signal |
+//! | is loaded, and may have to run here | the same | the same; a guest that then runs needs another signal |
 //! | runs on this host | nothing | end both, once no migration is under way or in doubt |
 
 use std::fs;

@@ -23,8 +23,8 @@ pub struct Round {
     pub lanes: Vec<LaneLoad>,
     /// Time from its first page to the last fence.
     pub duration: Duration,
-    /// What sending took besides what the busiest lane was sending or waited for: the start of the workers, looking for dirty pages,
-    /// and what is said to the destination.
+    /// What sending took besides what the busiest lane was sending or waited for: the start of the
+    /// workers, looking for dirty pages, and what is said to the destination.
     pub overhead: Duration,
     /// How long the harvest after it took.
     pub harvest: Duration,

@@ -225,7 +225,8 @@ mod tests {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         assert_eq!((parts.pause, parts.save, parts.load), (cost.pause, cost.save, cost.load));
         assert_eq!(parts.harvest, Duration::from_millis(4), "the quickest");
-        // 90 MiB, and 22 ms at 90 MiB in 305 ms, at 1 MiB/ms; a round trip of 2 ms, and what the second round took besides.
+        // 90 MiB, and 22 ms at 90 MiB in 305 ms, at 1 MiB/ms; a round trip of 2 ms, and what the second round
+        // took besides.
         assert!((ms(parts.send) - (90.0 + 22.0 * 90.0 / 305.0 + 2.0 + 6.0)).abs() < 1e-3, "{parts:?}");
         // Two of the 4 MiB of state are sent while the VMM saves.
         assert!((ms(parts.transfer) - (2.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");

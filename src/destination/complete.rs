@@ -48,8 +48,8 @@ impl<G: DestinationGuest> Running<'_, G> {
             None => Ok(()),
         });
         let done = told.and_then(|()| control.receive("DONE", Some(DONE_MAX)));
-        // Only now, because it occupies a processor that the guest and these messages need. It runs to its end
-        // alone: no thread waits for it.
+        // Only now, because it occupies a processor that the guest and these messages need. It runs to its
+        // end alone: no thread waits for it.
         drop(self.arriving.lanes.release_beside(self.arriving.guest.name()));
         match done {
             Ok(done) => done == Message::Done(attempt_id),

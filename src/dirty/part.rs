@@ -62,7 +62,8 @@ impl<'region> DirtyPart<'region> {
                 count += usize::from(block.iter().fold(0, |any, word| any | word) != 0);
             }
             let found = &found[..count];
-            // Ours of little that is dirty are in no cache, and to wait for each by itself takes longer than all else.
+            // Ours of little that is dirty are in no cache, and to wait for each by itself takes longer
+            // than all else.
             for &block in found.iter().filter(|_| count < blocks.len()) {
                 let (first, second) = blocks[block - batch * BLOCKS_AHEAD].split_at(BLOCK_WORDS / 2);
                 for (half, words) in [first, second].into_iter().enumerate() {

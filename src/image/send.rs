@@ -306,8 +306,8 @@ impl<'transfer> Transfer<'transfer> {
         })
     }
 
-    /// Sends the data that the destination does not hold. If the device or the network fails the lanes meanwhile,
-    /// those of the next transport in the list carry the rest.
+    /// Sends the data that the destination does not hold. If the device or the network fails the lanes
+    /// meanwhile, those of the next transport in the list carry the rest.
     fn send_data_over_any_lanes(&mut self) -> Result<Sent, SendFailure> {
         loop {
             let sent = self.send_data();

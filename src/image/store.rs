@@ -119,8 +119,8 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens or makes the file, once it is clear that it can be stored: under its name, in the available space,
-    /// and by a transport that pins memory only where files are in memory.
+    /// Opens or makes the file, once it is clear that it can be stored: under its name, in the available
+    /// space, and by a transport that pins memory only where files are in memory.
     pub(super) fn open(store: &Store, offer: &ImageOffer, pins_memory: bool) -> Result<Self, StoreError> {
         let (folder, target) = store.target(&offer.name)?;
         check_target(&folder, &target, store.replace)?;

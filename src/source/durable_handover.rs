@@ -159,7 +159,7 @@ impl DurableHandover {
         self.verdict(settled)
     }
 
-    /// Does what the machine wants done where that is to ask, over a new connection; returns what it wants done then.
+    /// Asks over a new connection if that is the machine's next action; returns the action after it.
     fn carry_out(&mut self, action: SourceAction) -> Result<SourceAction, StillInDoubt> {
         if !matches!(action, SourceAction::Ask | SourceAction::Withdraw) {
             return Ok(action);

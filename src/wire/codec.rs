@@ -375,8 +375,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_body_that_is_cut_or_has_more_behind_it_is_malformed() {
-        // A part of the state and a transport's request are as long as their frame's head says, and the digest covers
-        // the head.
+        // A part of the state and a transport's request are as long as their frame's head says, and the
+        // digest covers the head.
         let opaque = |message: &Message| matches!(message, Message::State(_) | Message::Transport(_));
         let fixed = one_of_each().into_iter().filter(|message| !opaque(message));
         for message in fixed {

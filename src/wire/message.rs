@@ -163,11 +163,13 @@ pub struct ImageContent {
 /// How the source proposes to send pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneOffer {
-    /// The transport's name, such as `rdma`: lower-case letters, digits and `-`, at most [`SCHEME_MAX`] bytes.
+    /// The transport's name, such as `rdma`: lower-case letters, digits and `-`, at most [`SCHEME_MAX`]
+    /// bytes.
     pub scheme: String,
     /// How many lanes, at least one and at most [`LANES_MAX`].
     pub lanes: u8,
-    /// What the destination's end of that transport must know, at most [`LANE_BODY_MAX`] bytes. Only the transport reads it.
+    /// What the destination's end of that transport must know, at most [`LANE_BODY_MAX`] bytes. Only the
+    /// transport reads it.
     #[serde(with = "serde_bytes")]
     pub body: Vec<u8>,
 }

@@ -126,7 +126,7 @@ pub(crate) fn cells(fault: Fault) -> [Cell; Stage::ALL.len()] {
     const FIRST: Cell = Never("all of it is reserved before READY, or never");
     const NO_LANES: Cell = Never("there are no lanes then");
     match fault {
-        //                                   Hello    Ready    Rounds  Final   Prepared Go              Running         After
+        // In the order of the stages: Hello, Ready, Rounds, Final, Prepared, Go, Running, After.
         Fault::SourceKilled => [Lost, Lost, Lost, Lost, Held, Held, DoubtThenMoves, ENDED],
         Fault::DestinationKilled => {
             [REFUSED, REFUSED, FAILED, FAILED, FAILED, DoubtThenStays, RanThere, RanThere]

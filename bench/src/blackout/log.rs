@@ -8,7 +8,8 @@ use sterna_bench::dirty::Random;
 /// Words of the bitmap of a slot.
 const SLOT_WORDS: usize = 1 << 18;
 
-/// How often to look for the kernel's lock before sleeping: some milliseconds, in which a running owner has copied a slot.
+/// How often to look for the kernel's lock before sleeping: some milliseconds, in which a running owner
+/// has copied a slot.
 const SPINS: u32 = 100_000;
 
 const SLOT_STRIPES: usize = 4096;

@@ -3,7 +3,7 @@
 //!
 //! | table | |
 //! |---|---|
-//! | [`steps`] | synthetic RAM of up to 12 TiB: each step of the engine's switch, beside a plain read of the bitmap |
+//! | [`steps`] | synthetic RAM of up to 12 TiB: each step of the switch, beside a plain read of the bitmap |
 //! | [`engine`] | whole migrations of sparse RAM of the same sizes within this process |
 //! | [`real`] | with `--real`: guests with all of their RAM touched, between two processes |
 

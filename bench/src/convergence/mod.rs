@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`pace`](figures::pace) | pages a second against the bandwidth limit, and against no limit |
 //! | [`prediction`](figures::prediction) | predicted against measured downtime, over guests of many rates |
-//! | [`shares`](figures::shares) | guests at 0.5, 0.7 and 0.85 of the link: whether they converge unaided, and their cost against the ideal |
+//! | [`shares`](figures::shares) | guests at 0.5 to 0.85 of the link: convergence; cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
 
 mod figures;

@@ -11,7 +11,8 @@
 //! | `speeds` | lanes beside their limits, in turns |
 //! | `record`, `ratios`, `table` | the measurements; the figures that have an aim; the output of both |
 //! | `first_touch` | memory that the machine has not yet received from its host |
-//! | `statistics`, `compare`, `cpu`, `profile`, `process`, `device`, `setup`, `migration`, `failure` | shared parts |
+//! | `statistics`, `compare`, `cpu`, `profile` | shared parts: figures |
+//! | `process`, `device`, `setup`, `migration`, `failure` | shared parts: runs |
 
 mod compare;
 mod cpu;

@@ -52,8 +52,8 @@ pub(super) struct Chunks<S = Chunk> {
     parts_max: usize,
     /// How long a lane waits for a part.
     patience: Duration,
-    /// By region and number, chunks that are registered whole and stay so: where all of RAM may be registered at once, lanes find them
-    /// here, without a lock.
+    /// By region and number, chunks that are registered whole and stay so: where all of RAM may be
+    /// registered at once, lanes find them here, without a lock.
     whole: Vec<Vec<OnceLock<Arc<S>>>>,
     state: Mutex<State<S>>,
     /// The blocks that are registered or about to be. Apart from the state, so that lanes need not wait while
