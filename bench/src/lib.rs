@@ -3,11 +3,13 @@
 //! A benchmark is a [`Stage`]. Its limit is the plainest routine that touches the same bytes; beside it run
 //! the engine's routine and the alternatives. Each stage ends with a table of their speeds as shares of the
 //! limit's. This library holds the parts that the benchmarks share: the stage, generated [dirty
-//! bitmaps](dirty) and [RAM](ram), and [`plain_read`]. Benchmarks that take whole migrations, or print a
-//! table of their own, are in the program `sterna-bench`.
+//! bitmaps](dirty) and [RAM](ram), the [scans](reference) for dirty runs, and
+//! [`plain_read`]. Benchmarks that take whole migrations, or print a table of their own, are in the program
+//! `sterna-bench`.
 
 pub mod dirty;
 pub mod ram;
+pub mod reference;
 mod stage;
 
 use std::hint::black_box;

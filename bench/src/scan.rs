@@ -7,7 +7,6 @@
 use std::fmt::Write;
 use std::fs;
 use std::hint::black_box;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Barrier;
@@ -17,9 +16,9 @@ use clap::Args;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 use sterna::dirty::{DirtyBitmap, Stripes};
-use sterna::memory::{PAGE_BYTES, PAGE_LEN, RunEdges, Runs};
 use sterna_bench::dirty::Pattern;
 use sterna_bench::plain_read;
+use sterna_bench::reference::{bit_by_bit, clean_atomic, mark_atomic, scan};
 use vm_memory::bitmap::AtomicBitmap;
 
 use crate::peers::statistics::Spread;
@@ -222,8 +221,7 @@ impl<'pool> Bench<'pool> {
     fn new(ram_bytes: u64, pattern: Pattern, pool: &'pool ThreadPool) -> Self {
         let bitmap = pattern.bitmap(ram_bytes);
         let log = bitmap.regions()[0].words().to_vec();
-        let page = NonZeroUsize::new(PAGE_LEN).expect("a page has bytes");
-        let atomic = AtomicBitmap::new(log.len() * 64 * PAGE_LEN, page);
+        let atomic = clean_atomic(log.len());
         Self { pattern, pool, bitmap, scratch: vec![1; SLOT_WORDS.min(log.len())], log, atomic }
     }
 
@@ -307,7 +305,7 @@ impl<'pool> Bench<'pool> {
             Routine::Read2 => Some(Box::new(move |index| {
                 self.bitmap.regions()[0].words().chunks(half).nth(index).map_or(0, plain_read)
             })),
-            Routine::Scan2 => Some(Box::new(|index| scan(&self.bitmap, 2, index))),
+            Routine::Scan2 => Some(Box::new(|index| scan(&Stripes::new(2), index, &self.bitmap))),
             Routine::Registers2 => Some(Box::new(|_| in_registers(REGISTERS_ROUNDS / 2))),
             _ => None,
         }
@@ -316,7 +314,7 @@ impl<'pool> Bench<'pool> {
     fn pass(&mut self, routine: Routine) -> u64 {
         match routine {
             Routine::Read => plain_read(self.bitmap.regions()[0].words()),
-            Routine::Scan => scan(&self.bitmap, 1, 0),
+            Routine::Scan => scan(&Stripes::new(1), 0, &self.bitmap),
             Routine::Round => self.round(),
             Routine::Copy => {
                 self.copy(|_, _, _| ());
@@ -340,7 +338,7 @@ impl<'pool> Bench<'pool> {
     fn round(&mut self) -> u64 {
         self.bitmap.clear();
         self.copy(|bitmap, first_word, words| bitmap.regions_mut()[0].mark_words(first_word, words));
-        scan(&self.bitmap, 1, 0)
+        scan(&Stripes::new(1), 0, &self.bitmap)
     }
 
     /// Copies the log slot by slot, as the kernel does, and passes each on with the index of its first word.
@@ -353,10 +351,7 @@ impl<'pool> Bench<'pool> {
     }
 
     fn fill_atomic(&self) {
-        let bytes = |pages: u64| usize::try_from(pages * PAGE_BYTES).expect("it fits a 64-bit machine");
-        for (first, count) in Runs::new(&self.log) {
-            self.atomic.set_addr_range(bytes(first), bytes(count));
-        }
+        mark_atomic(&self.atomic, &self.log);
     }
 }
 
@@ -371,41 +366,6 @@ fn in_registers(rounds: u64) -> u64 {
         values = values.map(|value| value.rotate_left(7) ^ round);
     }
     values.into_iter().fold(0, u64::wrapping_add)
-}
-
-/// The scan that the worker of a lane makes of the bitmap.
-fn scan(bitmap: &DirtyBitmap, lanes: usize, lane: usize) -> u64 {
-    let (mut sum, mut edges) = (0, RunEdges::default());
-    for stripe in Stripes::new(lanes).of_lane(lane, black_box(bitmap)) {
-        sum = stripe.runs(&mut edges).fold(sum, taken);
-    }
-    sum
-}
-
-/// The same runs, found by testing each page.
-fn bit_by_bit(words: &[u64]) -> u64 {
-    let (mut sum, mut first, mut count) = (0, 0, 0);
-    for (index, word) in (0..).zip(words) {
-        for bit in 0..64 {
-            if word >> bit & 1 == 0 {
-                if count > 0 {
-                    sum = taken(sum, (first, count));
-                }
-                count = 0;
-            } else {
-                if count == 0 {
-                    first = index * 64 + bit;
-                }
-                count += 1;
-            }
-        }
-    }
-    if count > 0 { taken(sum, (first, count)) } else { sum }
-}
-
-/// Both numbers of a run are used, so that neither is optimised away.
-fn taken(sum: u64, (first, count): (u64, u64)) -> u64 {
-    sum.wrapping_add(first ^ count)
 }
 
 #[cfg(test)]
