@@ -73,10 +73,11 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, MachineError> {
     }
 }
 
-pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> Result<(), MachineError> {
+/// Sets a slot of RAM, or only its flags if it was set before.
+pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot, flags: u32) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot: slot.slot,
-        flags: 0,
+        flags,
         guest_phys_addr: slot.guest_address,
         memory_size: slot.len_bytes,
         userspace_addr: slot.host_address,
@@ -84,7 +85,7 @@ pub(crate) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> Result<(), MachineError>
     // SAFETY: the range is a mapping of the platform's RAM, shared and not owned by any Rust reference.
     // Should the VM outlive the mapping, the vCPU gets an error: KVM resolves addresses through the process's
     // page tables and finds no memory.
-    unsafe { vm.set_user_memory_region(region) }.map_err(refused("add a slot of RAM"))
+    unsafe { vm.set_user_memory_region(region) }
 }
 
 /// CPUID for the guest: all that KVM supports, plus the features of the in-kernel local APIC, minus features

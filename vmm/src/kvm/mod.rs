@@ -8,7 +8,6 @@ mod ring;
 mod state;
 mod vcpu;
 
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,7 +81,7 @@ fn new(config: MachineConfig, ring_entries: Option<u32>) -> Result<SharedMachine
 /// A virtual machine of KVM and its devices.
 #[derive(Debug)]
 pub(crate) struct KvmEngine {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     /// In order. A running vCPU's thread holds the lock; any other thread waits until the vCPU stands still.
     vcpus: Vec<Arc<Mutex<VcpuFd>>>,
     cpu: CpuDescription,
@@ -93,7 +92,7 @@ pub(crate) struct KvmEngine {
 
 impl KvmEngine {
     fn new(kvm: &Kvm, platform: &Platform, ring_entries: Option<u32>) -> Result<Self, MachineError> {
-        let vm = host::create_vm(kvm)?;
+        let vm = Arc::new(host::create_vm(kvm)?);
         ring_entries.map_or(Ok(()), |entries| ring::enable(&vm, entries))?;
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(refused("set the identity map address"))?;
         vm.set_tss_address(TSS_ADDRESS).map_err(refused("set the TSS address"))?;
@@ -101,7 +100,10 @@ impl KvmEngine {
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("create the timer"))?;
         let slots = memory_slots(&regions(&platform.memory));
-        slots.iter().try_for_each(|slot| host::set_slot(&vm, slot))?;
+        slots
+            .iter()
+            .try_for_each(|slot| host::set_slot(&vm, slot, 0))
+            .map_err(refused("add a slot of RAM"))?;
 
         let cpuid = host::guest_cpuid(kvm)?;
         let mut vcpus = Vec::new();
@@ -113,8 +115,7 @@ impl KvmEngine {
         let cpu = host::describe(kvm, &vm, &vcpus[0], &cpuid)?;
         let console = Arc::new(Console::new(&vm)?);
         let rings = ring_entries.map(|entries| {
-            let own = borrow(&vm).try_clone_to_owned().map_err(own_descriptor)?;
-            DirtyRings::new(own, &slots, &platform.memory, &vcpus, entries).map(Arc::new)
+            DirtyRings::new(Arc::clone(&vm), &slots, &platform.memory, &vcpus, entries).map(Arc::new)
         });
         let rings = rings.transpose()?;
         let vcpus = vcpus.into_iter().map(|fd| Arc::new(Mutex::new(fd))).collect();
@@ -130,10 +131,6 @@ impl KvmEngine {
 fn borrow(vm: &VmFd) -> BorrowedFd<'_> {
     // SAFETY: `vm` owns the descriptor and keeps it open at least as long as the borrow.
     unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
-}
-
-fn own_descriptor(source: io::Error) -> MachineError {
-    MachineError::Kvm { doing: "lend its descriptor".to_owned(), source }
 }
 
 impl Engine for KvmEngine {

@@ -9,26 +9,26 @@
 #![expect(unsafe_code, reason = "the rings are mappings of the vCPUs' descriptors, shared with the kernel")]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{ptr, slice};
 
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_DIRTY_LOG_PAGE_OFFSET, KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_dirty_gfn,
-    kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_enable_cap,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
-use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
+use vmm_sys_util::ioctl::ioctl;
+use vmm_sys_util::ioctl_io_nr;
 
 use crate::error::MachineError;
 use crate::kvm::error::refused;
+use crate::kvm::host::set_slot;
 use crate::ram::{GuestRam, MemorySlot, PAGE_BYTES};
 
-ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 
 /// The fewest entries of a ring: the kernel keeps 64 as its reserve, and 512 for processors that log pages
@@ -69,7 +69,7 @@ pub(super) fn enable(vm: &VmFd, entries: u32) -> Result<(), MachineError> {
 /// empties the software bitmap after `collect` may read the pages at once.
 #[derive(Debug)]
 pub struct DirtyRings {
-    vm: OwnedFd,
+    vm: Arc<VmFd>,
     slots: Vec<MemorySlot>,
     memory: GuestRam,
     rings: Mutex<Rings>,
@@ -87,7 +87,7 @@ struct Rings {
 
 impl DirtyRings {
     pub(super) fn new(
-        vm: OwnedFd,
+        vm: Arc<VmFd>,
         slots: &[MemorySlot],
         memory: &GuestRam,
         vcpus: &[VcpuFd],
@@ -202,7 +202,7 @@ impl DirtyRings {
     /// Makes the kernel track the taken pages again; returns how many entries it took back.
     fn reset(&self) -> io::Result<usize> {
         // SAFETY: the call takes no argument, and changes nothing but the rings and the kernel's tracking.
-        let reset = unsafe { ioctl(&self.vm, KVM_RESET_DIRTY_RINGS()) };
+        let reset = unsafe { ioctl(&*self.vm, KVM_RESET_DIRTY_RINGS()) };
         usize::try_from(reset).or_else(|_| match io::Error::last_os_error() {
             error if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             error => Err(error),
@@ -237,20 +237,8 @@ impl DirtyRings {
     fn set_flags(&self, flags: u32) -> io::Result<()> {
         let mut result = Ok(());
         for slot in &self.slots {
-            let region = kvm_userspace_memory_region {
-                slot: slot.slot,
-                flags,
-                guest_phys_addr: slot.guest_address,
-                memory_size: slot.len_bytes,
-                userspace_addr: slot.host_address,
-            };
-            // SAFETY: the structure is valid. It names the slot as it was set, so only the flags change, and
-            // `self.memory` keeps the slot's memory mapped.
-            let answer = unsafe { ioctl_with_ref(&self.vm, KVM_SET_USER_MEMORY_REGION(), &region) };
             // Continue with the other slots: as many as possible should have the new flags.
-            if answer < 0 && result.is_ok() {
-                result = Err(io::Error::last_os_error());
-            }
+            result = result.and(set_slot(&self.vm, slot, flags).map_err(io::Error::from));
         }
         result
     }
