@@ -96,6 +96,7 @@ pub mod image;
 pub mod lock;
 pub mod memory;
 mod panics;
+mod poison;
 pub mod progress;
 pub mod sampling;
 pub mod saved_state;

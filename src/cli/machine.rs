@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,7 @@ use super::incoming::Incoming;
 use super::server::Server;
 use super::signals;
 use super::socket::{Listener, SocketError};
+use crate::poison::IgnorePoison;
 
 /// A machine of `sterna-vmm` as a guest of the engine.
 #[derive(Debug)]
@@ -81,7 +82,7 @@ impl MachineGuest {
     }
 
     fn cost(&self) -> MutexGuard<'_, SwitchCost> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cost.lock().ignore_poison()
     }
 }
 

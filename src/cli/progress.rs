@@ -2,13 +2,14 @@
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use sterna::progress::{Event, Observer};
 
 use super::protocol::Answer;
 use super::socket::write_line;
+use crate::poison::IgnorePoison;
 
 /// The events of one migration, for the clients that watch it.
 #[derive(Debug, Default)]
@@ -52,7 +53,7 @@ impl Broadcast {
             if left.is_zero() {
                 return;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, left).ignore_poison().0;
         }
     }
 
@@ -68,12 +69,12 @@ impl Broadcast {
             if let Some(end) = &state.end {
                 return end.clone();
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).ignore_poison();
         }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::io::BufReader;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use super::protocol::Request;
 use super::socket::{Listener, read_line};
+use crate::poison::IgnorePoison;
 
 /// A request, or the reason for which the line is none.
 pub(crate) type Asked = Result<Request, serde_json::Error>;
@@ -96,7 +97,7 @@ impl Shared {
         loop {
             let mut desk = self.desk();
             while !desk.closed && desk.count == seen {
-                desk = self.changed.wait(desk).unwrap_or_else(PoisonError::into_inner);
+                desk = self.changed.wait(desk).ignore_poison();
             }
             let Some(who) = desk.who.clone() else { return };
             seen = desk.count;
@@ -109,6 +110,6 @@ impl Shared {
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.desk.lock().ignore_poison()
     }
 }

@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::process;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use signal_hook::low_level::{emulate_default_handler, signal_name};
 use super::output::{self, errln};
 use super::protocol::Failure;
 use super::socket;
+use crate::poison::IgnorePoison;
 
 /// The stage of the guest in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +119,7 @@ fn await_end() -> i32 {
     loop {
         match state.came {
             Some(signal) => return signal,
-            None => state = CHANGED.wait(state).unwrap_or_else(PoisonError::into_inner),
+            None => state = CHANGED.wait(state).ignore_poison(),
         }
     }
 }
@@ -170,5 +171,5 @@ fn ignored() -> u64 {
 }
 
 fn state() -> MutexGuard<'static, State> {
-    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+    STATE.lock().ignore_poison()
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::process;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status};
 use super::server::{Asked, Serve, Served};
 use super::signals;
 use super::socket::{self, write_line};
+use crate::poison::IgnorePoison;
 
 /// Why a process does not hold its guest any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -316,7 +317,7 @@ impl VmProcess {
     }
 
     fn doubt(&self) -> MutexGuard<'_, Option<Doubt>> {
-        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+        self.doubt.lock().ignore_poison()
     }
 
     fn cancel(&self) -> Answer {
@@ -385,7 +386,7 @@ impl VmProcess {
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.work.lock().ignore_poison()
     }
 }
 

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{ControlError, KEEPALIVES_MISSED_MAX};
 use crate::panics::{Panicked, caught};
+use crate::poison::IgnorePoison;
 use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, STATE_FRAME_MAX, WireError};
 
 /// Bytes of messages in the inbox at which the connection is no longer read.
@@ -123,7 +124,7 @@ impl Connection {
 
     /// Writes a frame.
     pub(super) fn send(&self, frame: &[u8], name: &'static str) -> Result<(), ControlError> {
-        let mut whole = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut whole = self.writing.lock().ignore_poison();
         if whole.is_err() {
             return Err(ControlError::Io(io::ErrorKind::BrokenPipe.into()));
         }
@@ -199,10 +200,8 @@ impl Connection {
             }
             inbox = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 Some(Duration::ZERO) => return Ok(None),
-                Some(left) => {
-                    self.changed.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => self.changed.wait_timeout(inbox, left).ignore_poison().0,
+                None => self.changed.wait(inbox).ignore_poison(),
             };
         }
     }
@@ -251,7 +250,7 @@ impl Connection {
     }
 
     fn state_buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.state_buffers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state_buffers.lock().ignore_poison()
     }
 
     /// Shuts a connection down when this one ends, so that no thread waits on it for a peer that is gone.
@@ -284,7 +283,7 @@ impl Connection {
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inbox.lock().ignore_poison()
     }
 }
 
@@ -367,11 +366,7 @@ impl Listener {
         let connection = self.connection.clone();
         let mut inbox = connection.inbox();
         while inbox.bytes > INBOX_BYTES_MAX && inbox.left.is_none() {
-            inbox = connection
-                .changed
-                .wait_timeout(inbox, connection.keepalive / 4)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            inbox = connection.changed.wait_timeout(inbox, connection.keepalive / 4).ignore_poison().0;
             drop(inbox);
             // The peer is not silent: this side does not take its messages.
             self.unanswered = 0;

@@ -1,7 +1,8 @@
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::lock::{Lock, LockError};
+use crate::poison::IgnorePoison;
 
 /// The operator's handle on an arriving guest: from outside the receiver it shows the guest's phase and takes
 /// the operator's word.
@@ -87,7 +88,7 @@ impl PendingArrival {
         state.word = Word::Given;
         self.0.changed.notify_all();
         while state.word == Word::Given {
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.changed.wait(state).ignore_poison();
         }
         Ok(match std::mem::take(&mut state.word) {
             Word::Taken => WordOutcome::Taken,
@@ -136,7 +137,7 @@ impl PendingArrival {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().ignore_poison()
     }
 }
 

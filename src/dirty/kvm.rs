@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
@@ -21,6 +21,7 @@ use super::log::DirtyLog;
 use super::region::DirtyRegion;
 use super::stripe::{STRIPE_PAGES, STRIPE_WORDS};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
+use crate::poison::IgnorePoison;
 
 // Linux, Documentation/virt/kvm/api.rst.
 ioctl_iow_nr!(KVM_SET_USER_MEMORY_REGION, KVMIO, 0x46, kvm_userspace_memory_region);
@@ -221,7 +222,7 @@ impl Scratch {
 
     /// Calls `work` with a buffer, making one if all are in use.
     fn with<T>(&self, work: impl FnOnce(&mut GuardedWords) -> T) -> Result<T, DirtyError> {
-        let free = || self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = || self.free.lock().ignore_poison();
         let last = free().pop();
         let mut buffer = match last {
             Some(buffer) => buffer,

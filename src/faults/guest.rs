@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
 use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::poison::IgnorePoison;
 use crate::saved_state::{StateReader, StateWriter};
 use crate::wire::Refusal;
 
@@ -69,11 +70,11 @@ pub(super) struct Seen {
 impl Seen {
     /// Makes these calls panic from now on, and no others.
     pub(super) fn panic_in(&self, calls: &[&'static str]) {
-        *self.panics.lock().unwrap_or_else(PoisonError::into_inner) = calls.to_vec();
+        *self.panics.lock().ignore_poison() = calls.to_vec();
     }
 
     fn enter(&self, call: &'static str) {
-        let panics = self.panics.lock().unwrap_or_else(PoisonError::into_inner).contains(&call);
+        let panics = self.panics.lock().ignore_poison().contains(&call);
         self.panicked.fetch_add(panics.into(), Ordering::Relaxed);
         assert!(!panics, "a defect in {call}");
     }
@@ -85,11 +86,11 @@ impl Seen {
 
     /// Makes these calls fail from now on, and no others.
     pub(super) fn err_in(&self, calls: &[&'static str]) {
-        *self.errs.lock().unwrap_or_else(PoisonError::into_inner) = calls.to_vec();
+        *self.errs.lock().ignore_poison() = calls.to_vec();
     }
 
     fn errs_in(&self, call: &'static str) -> Result<(), String> {
-        let errs = self.errs.lock().unwrap_or_else(PoisonError::into_inner).contains(&call);
+        let errs = self.errs.lock().ignore_poison().contains(&call);
         if errs { Err(format!("{call} fails for a test")) } else { Ok(()) }
     }
 
@@ -184,7 +185,7 @@ impl TestGuest {
         // The pass in progress may be nearly over.
         let enough = state.passes + 2;
         let waiting = self.shared.changed.wait_timeout_while(state, PATIENCE, |state| state.passes < enough);
-        let (state, timeout) = waiting.unwrap_or_else(PoisonError::into_inner);
+        let (state, timeout) = waiting.ignore_poison();
         drop(state);
         assert!(!timeout.timed_out(), "the guest stands still");
     }
@@ -204,8 +205,7 @@ impl TestGuest {
             Replug::Replace => without().and_then(|rest| rest.insert_region(region(REGIONS[1]))).map(Some),
             Replug::Restore => Ok(None),
         };
-        *self.shared.replugged.lock().unwrap_or_else(PoisonError::into_inner) =
-            replugged.expect("there is room");
+        *self.shared.replugged.lock().ignore_poison() = replugged.expect("there is room");
     }
 
     pub(super) fn is_paused(&self) -> bool {
@@ -230,7 +230,7 @@ impl TestGuest {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     fn contents(&self) -> Contents {
@@ -249,7 +249,7 @@ impl Shared {
                 let state = self.state();
                 let waiting = self.changed.wait_while(state, |state| !state.runs && !state.over);
                 // Held while it writes: a thread that paused it waits for the lock.
-                let state = waiting.unwrap_or_else(PoisonError::into_inner);
+                let state = waiting.ignore_poison();
                 if state.over {
                     return;
                 }
@@ -285,7 +285,7 @@ impl Guest for TestGuest {
 
     fn ram(&self) -> Result<GuestRam, GuestError> {
         self.seen.enter("ram");
-        let replugged = self.shared.replugged.lock().unwrap_or_else(PoisonError::into_inner);
+        let replugged = self.shared.replugged.lock().ignore_poison();
         GuestRam::from_vm_memory(replugged.as_ref().unwrap_or(&self.shared.memory)).map_err(GuestError::new)
     }
 

@@ -18,12 +18,13 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use self::guest::{TestGuest, TestHost};
 use crate::destination::{self, Arrival, ReceiveError, Receiver};
+use crate::poison::IgnorePoison;
 use crate::progress::{Event, Observer, Report};
 use crate::source::{GuestIs, MigrationError, MigrationFailure, Options, migrate};
 use crate::state::{GuestClaim, HostState};
@@ -153,12 +154,12 @@ impl Scene {
         let failed = Mutex::new(None);
         let watch = Watch(|event: &Event| {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
-                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                *failed.lock().ignore_poison() = Some(panic);
                 panic!("the observer failed");
             }
         });
         let outcome = self.attempt_watched(faults, options, &watch);
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match failed.into_inner().ignore_poison() {
             Some(panic) => resume_unwind(panic),
             None => outcome,
         }
@@ -244,16 +245,16 @@ fn each<T: Debug + Send>(cases: impl IntoIterator<Item = T>, play: impl Fn(&T) +
         for _ in 0..at_once {
             scope.spawn(|| {
                 loop {
-                    let next = cases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let next = cases.lock().ignore_poison().pop_front();
                     let Some(case) = next else { return };
                     if catch_unwind(AssertUnwindSafe(|| play(&case))).is_err() {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(case);
+                        failed.lock().ignore_poison().push(case);
                     }
                 }
             });
         }
     });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let failed = failed.into_inner().ignore_poison();
     assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
 }
 

@@ -1,10 +1,11 @@
 //! A request to end a migration or a transfer.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::error::SessionError;
 use crate::control::PeerLiveness;
+use crate::poison::IgnorePoison;
 
 /// A request to end a migration, kept by any part of the program that may make it. Until the guest is given
 /// away it takes effect at once, also in a wait for the destination, which is informed.
@@ -76,6 +77,6 @@ impl Cancel {
     }
 
     fn peer(&self) -> MutexGuard<'_, Option<PeerLiveness>> {
-        self.0.peer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.peer.lock().ignore_poison()
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -17,6 +17,7 @@ use super::opening::{HELLO_MAX, Opening};
 use super::outcome::answer;
 use super::routes::{Reconnect, Routes};
 use crate::control::{ControlChannel, read_preamble};
+use crate::poison::IgnorePoison;
 use crate::state::HostState;
 use crate::transport::{LaneConnection, LaneConnections};
 use crate::wire::{AttemptId, Message, Refusal, Role, Token};
@@ -144,7 +145,7 @@ impl Listener {
                 return Ok(None);
             }
             if shared.is_accepting {
-                shared = self.changed.wait_timeout(shared, left).unwrap_or_else(PoisonError::into_inner).0;
+                shared = self.changed.wait_timeout(shared, left).ignore_poison().0;
                 continue;
             }
             shared.is_accepting = true;
@@ -192,7 +193,7 @@ impl Listener {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().ignore_poison()
     }
 }
 

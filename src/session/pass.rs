@@ -1,7 +1,7 @@
 //! One round: from bitmap words to lanes.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::ThreadPool;
@@ -14,6 +14,7 @@ use crate::convergence::LaneLoad;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripe, Stripes};
 use crate::memory::{GuestRam, PageRun, RunEdges, TouchedSearch};
 use crate::panics::caught_or;
+use crate::poison::IgnorePoison;
 use crate::transport::{Lane, Registration};
 
 /// The result of a round.
@@ -84,7 +85,7 @@ impl PrecopyPass<'_> {
                 .map(|(index, lane)| {
                     let result = caught_or(|| self.send_lane(round, dirty, (index, lane.as_mut()), gate));
                     result.map_err(|error| {
-                        let mut cause = cause.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut cause = cause.lock().ignore_poison();
                         // Errors after the first are its consequences; but an error that forbids other lanes
                         // counts more.
                         let forbids = !error.may_fall_back() && !matches!(error, SessionError::Cancelled);
@@ -102,7 +103,7 @@ impl PrecopyPass<'_> {
                 })
                 .collect::<Result<Vec<_>, ()>>()
         });
-        let lanes = match (lanes, cause.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+        let lanes = match (lanes, cause.into_inner().ignore_poison()) {
             (Ok(lanes), None) => lanes,
             (_, cause) => return Err(cause.unwrap_or(SessionError::Cancelled)),
         };

@@ -2,11 +2,12 @@
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
 use crate::convergence::Bucket;
+use crate::poison::IgnorePoison;
 
 /// Keeps all lanes together within a bandwidth limit.
 #[derive(Debug)]
@@ -58,12 +59,12 @@ impl RateLimiter {
             }
             check()?;
             let nap = left.min(NAP_MAX);
-            bucket = self.changed.wait_timeout(bucket, nap).unwrap_or_else(PoisonError::into_inner).0;
+            bucket = self.changed.wait_timeout(bucket, nap).ignore_poison().0;
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Bucket> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bucket.lock().ignore_poison()
     }
 }
 

@@ -1,9 +1,10 @@
 //! The limits of a migration, changeable while it runs.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::convergence::Limits;
+use crate::poison::IgnorePoison;
 use crate::session::{RateLimiter, SessionError};
 
 /// A handle on the limits of a migration, with which a caller may change them while it runs. The bandwidth
@@ -57,7 +58,7 @@ impl LimitsHandle {
     }
 
     fn lock(&self) -> MutexGuard<'_, Limits> {
-        self.0.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.limits.lock().ignore_poison()
     }
 }
 

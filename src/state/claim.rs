@@ -1,10 +1,11 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::error::StateError;
 use super::file::Keeper;
 use super::holder::LockHolder;
 use crate::handover::{Journal, Record, RecordKind, Standing};
+use crate::poison::IgnorePoison;
 
 /// Exclusive claim of a guest's name and state on this host. Clones are the same claim; it lasts until the
 /// last clone is dropped. Keep one for as long as the guest lives: the lock on the state file shows that it
@@ -119,13 +120,13 @@ impl GuestClaim {
     }
 
     fn records(&self) -> MutexGuard<'_, Records> {
-        self.0.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.records.lock().ignore_poison()
     }
 }
 
 impl Drop for Claimed {
     fn drop(&mut self) {
-        let records = self.records.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let records = self.records.get_mut().ignore_poison();
         let says_nothing = records.journal.records().is_empty() && !records.unsure;
         records.keeper.release(&self.name, &records.journal, says_nothing);
     }

@@ -22,7 +22,7 @@ mod holder;
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use self::claim::GuestClaim;
 pub(crate) use self::claim::RecordWriter;
@@ -32,6 +32,7 @@ pub use self::folder::{FolderError, StorageCheck};
 unstable! { use self::folder::StateFolder; }
 pub use self::holder::LockHolder;
 pub use crate::handover::{Journal, Record, RecordKind, Side, Standing};
+use crate::poison::IgnorePoison;
 use crate::wire::{AttemptId, NAME_MAX};
 
 /// The state of all guests of a host.
@@ -175,7 +176,7 @@ impl HostState {
 }
 
 fn lock(memory: &Mutex<HashMap<String, Kept>>) -> MutexGuard<'_, HashMap<String, Kept>> {
-    memory.lock().unwrap_or_else(PoisonError::into_inner)
+    memory.lock().ignore_poison()
 }
 
 fn check_name(name: &str) -> Result<(), StateError> {

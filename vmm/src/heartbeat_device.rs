@@ -1,10 +1,11 @@
 //! The device that receives the guest's beats: it stamps each beat, checks the count, and keeps the journal.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::clock::monotonic_ns;
 use crate::error::MachineError;
 use crate::guest::{beat_page, layout};
+use crate::poison::IgnorePoison;
 use crate::ram::GuestRam;
 use crate::status::Heartbeat;
 
@@ -68,7 +69,7 @@ impl HeartbeatDevice {
     }
 
     fn of(&self, vcpu: u8) -> MutexGuard<'_, Heartbeat> {
-        self.vcpus[usize::from(vcpu)].lock().unwrap_or_else(PoisonError::into_inner)
+        self.vcpus[usize::from(vcpu)].lock().ignore_poison()
     }
 }
 

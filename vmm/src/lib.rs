@@ -55,6 +55,7 @@ mod machine;
 mod machine_core;
 mod memory;
 mod platform;
+mod poison;
 mod ram;
 mod snapshot;
 mod status;

@@ -1,7 +1,7 @@
 //! A machine of either kind: its life from fresh to stopped. [`Engine`] holds what differs between the kinds.
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ use crate::error::MachineError;
 use crate::machine::{DirtyTracking, Machine};
 use crate::memory::clear_bitmaps;
 use crate::platform::Platform;
+use crate::poison::IgnorePoison;
 use crate::ram::GuestRam;
 use crate::snapshot::{self, Snapshot};
 use crate::status::{GuestCheck, Heartbeat, MachineStatus, Phase, VcpuStatus};
@@ -69,7 +70,7 @@ impl<E: Engine> MachineCore<E> {
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        self.life.lock().ignore_poison()
     }
 
     /// Starts the threads; they run at once.

@@ -1,7 +1,7 @@
 //! The parts that both kinds of machine share: RAM with a guest's layout, the heartbeat device, and the two
 //! checks.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use crate::guest::layout::{self, WorkingSet, page_numbers, pages_of};
 use crate::guest::{beat_page, pattern};
 use crate::heartbeat_device::HeartbeatDevice;
 use crate::memory::{guest_ram, populate, read_page};
+use crate::poison::IgnorePoison;
 use crate::ram::{GuestRam, PAGE_BYTES};
 use crate::status::{GuestCheck, VcpuStatus};
 
@@ -136,7 +137,7 @@ impl Platform {
         timeout: Duration,
         alive: impl Fn() -> Result<(), MachineError>,
     ) -> Result<GuestCheck, MachineError> {
-        let _one_at_a_time = self.checking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.checking.lock().ignore_poison();
         // A timeout too long for the clock counts as none.
         let deadline = Instant::now().checked_add(timeout);
         let mut waiting = Vec::new();

@@ -5,7 +5,7 @@
 //! guest out.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use vmm_sys_util::signal::Killable;
 
 use crate::clock::monotonic_ns;
 use crate::error::MachineError;
+use crate::poison::IgnorePoison;
 
 /// What a thread does after [`VcpuThreads::wait`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +111,7 @@ impl VcpuThreads {
             if !orders.pause && !orders.rest {
                 return Then::GoOn;
             }
-            orders = self.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
+            orders = self.changed.wait(orders).ignore_poison();
         }
     }
 
@@ -123,7 +124,7 @@ impl VcpuThreads {
                 return now;
             }
             let left = Duration::from_nanos(due_ns - now);
-            orders = self.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
+            orders = self.changed.wait_timeout(orders, left).ignore_poison().0;
         }
     }
 
@@ -188,7 +189,7 @@ impl VcpuThreads {
     pub(crate) fn stop(&self) {
         self.order(|orders| orders.leave = true);
         self.kick_all();
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *self.threads.lock().ignore_poison());
         for handle in threads {
             while !handle.is_finished() {
                 self.kick(&handle);
@@ -204,7 +205,7 @@ impl VcpuThreads {
         while !orders.leave {
             let percent = orders.throttle_percent;
             if percent == 0 || orders.pause {
-                orders = self.changed.wait(orders).unwrap_or_else(PoisonError::into_inner);
+                orders = self.changed.wait(orders).ignore_poison();
                 continue;
             }
             let same =
@@ -229,7 +230,7 @@ impl VcpuThreads {
             .name(name.clone())
             .spawn(work)
             .map_err(|source| MachineError::Thread { name, source })?;
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+        self.threads.lock().ignore_poison().push(handle);
         Ok(())
     }
 
@@ -242,7 +243,7 @@ impl VcpuThreads {
     }
 
     fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+        self.orders.lock().ignore_poison()
     }
 
     fn wait_while<'a>(
@@ -251,15 +252,11 @@ impl VcpuThreads {
         at_most: Duration,
         condition: impl FnMut(&mut Orders) -> bool,
     ) -> MutexGuard<'a, Orders> {
-        self.changed.wait_timeout_while(orders, at_most, condition).unwrap_or_else(PoisonError::into_inner).0
+        self.changed.wait_timeout_while(orders, at_most, condition).ignore_poison().0
     }
 
     fn kick_all(&self) {
-        self.threads
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-            .for_each(|handle| self.kick(handle));
+        self.threads.lock().ignore_poison().iter().for_each(|handle| self.kick(handle));
     }
 
     fn kick(&self, handle: &JoinHandle<()>) {

@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use thiserror::Error;
 
 use self::folder::{Folder, Identity};
 use super::protocol::{Answer, Request};
+use crate::poison::IgnorePoison;
 
 pub(crate) use self::folder::{directory, use_directory};
 
@@ -92,7 +93,7 @@ static OPEN: Mutex<Vec<Weak<Place>>> = Mutex::new(Vec::new());
 
 /// Removes the sockets of this process, which is about to end.
 pub(crate) fn remove_all() {
-    let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+    let open = std::mem::take(&mut *OPEN.lock().ignore_poison());
     open.iter().filter_map(Weak::upgrade).for_each(|place| place.remove());
 }
 
@@ -116,7 +117,7 @@ impl Listener {
         let (listener, identity) = folder.bind(name).map_err(make)?;
         drop(locked);
         let place = Arc::new(Place { folder, name: name.to_owned(), identity });
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = OPEN.lock().ignore_poison();
         open.retain(|place| place.strong_count() > 0);
         open.push(Arc::downgrade(&place));
         Ok(Self { place, listener, closed: AtomicBool::new(false) })

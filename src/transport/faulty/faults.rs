@@ -1,11 +1,12 @@
 //! The faults of writes and fences, and of either end.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use sterna_rdma::{CompletionError, CompletionStatus};
 
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 use crate::transport::tcp::TcpReceiver;
 
@@ -85,12 +86,12 @@ impl LaneFaults {
     /// Arms this fault for a write of this lane, after `after` other writes. Faults of the same lane strike
     /// one after the other.
     pub(crate) fn arm_write(&self, lane: usize, after: u32, fault: WriteFault) {
-        self.writes.lock().unwrap_or_else(PoisonError::into_inner).push(Armed { lane, after, fault });
+        self.writes.lock().ignore_poison().push(Armed { lane, after, fault });
     }
 
     /// Arms this fault for the next fence of this lane.
     pub(crate) fn arm_fence(&self, lane: usize, fault: FenceFault) {
-        self.fences.lock().unwrap_or_else(PoisonError::into_inner).push(Armed { lane, after: 0, fault });
+        self.fences.lock().ignore_poison().push(Armed { lane, after: 0, fault });
     }
 
     /// How many faults have struck.
@@ -100,7 +101,7 @@ impl LaneFaults {
     }
 
     pub(super) fn strike<F>(&self, armed: &Mutex<Vec<Armed<F>>>, lane: usize) -> Option<F> {
-        let mut armed = armed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut armed = armed.lock().ignore_poison();
         let next = armed.iter().position(|fault| fault.lane == lane)?;
         if armed[next].after > 0 {
             armed[next].after -= 1;
@@ -157,16 +158,16 @@ enum Strike {
 
 impl Once {
     pub(crate) fn arm(&self, error: TransportError) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Strike::Armed(error);
+        *self.0.lock().ignore_poison() = Strike::Armed(error);
     }
 
     pub(crate) fn has_struck(&self) -> bool {
-        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Strike::Struck)
+        matches!(*self.0.lock().ignore_poison(), Strike::Struck)
     }
 
     /// Fails with the error, if it is armed.
     pub(super) fn strike(&self) -> Result<(), TransportError> {
-        let mut strike = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut strike = self.0.lock().ignore_poison();
         if !matches!(*strike, Strike::Armed(_)) {
             return Ok(());
         }

@@ -1,12 +1,13 @@
 //! The destination's end.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use sterna_rdma::RemoteKey;
 
 use super::faults::ReceiverFaults;
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 use crate::transport::rdma::wire::{ChunkKey, Keys, Request};
 use crate::transport::receiver::{LaneConnections, LaneReceiver};
@@ -79,7 +80,7 @@ impl LaneReceiver for FaultyReceiver {
     fn revoke(self: Box<Self>) -> Result<Box<dyn Remains>, TransportError> {
         let Self { tcp, faults, broken: _broken } = *self;
         if let Err(error) = faults.revoke.strike() {
-            faults.kept.lock().unwrap_or_else(PoisonError::into_inner).push(tcp);
+            faults.kept.lock().ignore_poison().push(tcp);
             return Err(error);
         }
         Box::new(tcp).revoke()?;

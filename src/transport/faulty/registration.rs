@@ -1,11 +1,12 @@
 //! Registration that can fail, for memory that needs none.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use super::faults::LaneFaults;
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::RamLayout;
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 use crate::transport::lane::Registration;
 use crate::transport::rdma::wire::{ChunkRange, Keys, Request};
@@ -42,16 +43,16 @@ impl FaultyRegistration {
 
     /// Waits until pages may be written.
     pub(super) fn wait(&self) -> Result<(), TransportError> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock().ignore_poison();
         let waiting = self.changed.wait_while(state, |state| *state == State::Coming);
-        match *waiting.unwrap_or_else(PoisonError::into_inner) {
+        match *waiting.ignore_poison() {
             State::Here => Ok(()),
             _ => Err(TransportError::NotRegistered { why: "its registration failed" }),
         }
     }
 
     fn set(&self, state: State) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.state.lock().ignore_poison() = state;
         self.changed.notify_all();
     }
 
@@ -71,7 +72,7 @@ impl Registration for FaultyRegistration {
     }
 
     fn end(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().ignore_poison();
         if *state == State::Coming {
             *state = State::Over;
         }

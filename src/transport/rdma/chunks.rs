@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use sterna_rdma::{MemoryRegion, RemoteKey};
@@ -10,6 +10,7 @@ use super::bounds::STALL_MAX;
 use super::wire::ChunkRange;
 use crate::dirty::DirtyBitmap;
 use crate::memory::{PAGE_BYTES, RamLayout};
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 
 mod chunking;
@@ -233,7 +234,7 @@ impl<S> Chunks<S> {
             if state.over || !wait || !batch.ranges.is_empty() {
                 return Ok(batch);
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).ignore_poison();
         }
     }
 
@@ -313,8 +314,7 @@ impl<S> Chunks<S> {
             if state.failed || state.over {
                 break Err("its registration failed");
             }
-            let (next, timeout) =
-                self.changed.wait_timeout(state, self.patience).unwrap_or_else(PoisonError::into_inner);
+            let (next, timeout) = self.changed.wait_timeout(state, self.patience).ignore_poison();
             state = next;
             if timeout.timed_out() {
                 break Err("its registration takes too long");
@@ -356,11 +356,11 @@ impl<S> Chunks<S> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<S>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().ignore_poison()
     }
 
     fn covered(&self) -> MutexGuard<'_, Coverage> {
-        self.covered.lock().unwrap_or_else(PoisonError::into_inner)
+        self.covered.lock().ignore_poison()
     }
 }
 

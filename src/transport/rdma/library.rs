@@ -1,9 +1,11 @@
 //! libibverbs, loaded once for the process.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::thread;
 
 use sterna_rdma::{Error, Library};
+
+use crate::poison::IgnorePoison;
 
 /// The library, once it was loaded.
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
@@ -20,7 +22,7 @@ pub fn load_ahead() {
 
 /// The library. If it was missing, each call looks for it again.
 pub(super) fn library() -> Result<Library, Error> {
-    let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut loaded = LOADED.lock().ignore_poison();
     match &*loaded {
         Some(library) => Ok(library.clone()),
         None => Ok(loaded.insert(Library::load()?).clone()),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -15,6 +15,7 @@ use super::wire::{CHUNKS_MAX, ChunkKey, ChunkRange, Keys, Request};
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::dirty::DirtyBitmap;
 use crate::memory::{GuestRam, MappedSearch, PAGE_BYTES, PageRun, TouchedSearch};
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 use crate::transport::lane::Registration;
 use crate::transport::requests::{await_answer, send_request};
@@ -95,7 +96,7 @@ impl Registrar {
     }
 
     fn measured(&self) -> MutexGuard<'_, Measured> {
-        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+        self.measured.lock().ignore_poison()
     }
 
     /// The blocks of a chunk to register: those with data. In later rounds dirty blocks count as data,

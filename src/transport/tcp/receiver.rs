@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::stall::{STALL_MAX, broken};
 use crate::control::{PeerLiveness, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::panics::caught_or;
+use crate::poison::IgnorePoison;
 use crate::transport::error::TransportError;
 use crate::transport::receiver::{LaneConnection, LaneConnections, LaneReceiver};
 use crate::transport::remains::Remains;
@@ -233,22 +234,21 @@ impl Fences {
     }
 
     fn seen(&self, lane: usize, round: u32) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).rounds[lane] = Some(round);
+        self.state.lock().ignore_poison().rounds[lane] = Some(round);
         self.changed.notify_all();
     }
 
     fn fail(&self, error: TransportError) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).failure.get_or_insert(error);
+        self.state.lock().ignore_poison().failure.get_or_insert(error);
         self.changed.notify_all();
     }
 
     fn wait(&self, round: u32, patience: Duration) -> Result<(), TransportError> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock().ignore_poison();
         // A later fence counts too: the source may be a round ahead of its messages on the control channel.
         let missing = |seen: &Option<u32>| *seen < Some(round);
         let pending = |state: &mut FenceState| state.failure.is_none() && state.rounds.iter().any(missing);
-        let (mut state, timeout) =
-            self.changed.wait_timeout_while(state, patience, pending).unwrap_or_else(PoisonError::into_inner);
+        let (mut state, timeout) = self.changed.wait_timeout_while(state, patience, pending).ignore_poison();
         if !state.rounds.iter().any(missing) {
             return Ok(());
         }

@@ -9,7 +9,7 @@ mod state;
 mod vcpu;
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -21,6 +21,7 @@ use crate::machine::{DirtyTracking, SharedMachine};
 use crate::machine_core::{Engine, MachineCore};
 use crate::memory::regions;
 use crate::platform::Platform;
+use crate::poison::IgnorePoison;
 use crate::ram::MemorySlot;
 use crate::vcpu_threads::VcpuThreads;
 
@@ -123,7 +124,7 @@ impl KvmEngine {
     }
 
     fn vcpu(&self, vcpu: u8) -> MutexGuard<'_, VcpuFd> {
-        self.vcpus[usize::from(vcpu)].lock().unwrap_or_else(PoisonError::into_inner)
+        self.vcpus[usize::from(vcpu)].lock().ignore_poison()
     }
 }
 

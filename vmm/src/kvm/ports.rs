@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::error::MachineError;
 use crate::guest::payload::PORT_SERIAL;
 use crate::kvm::error::refused;
+use crate::poison::IgnorePoison;
 
 /// The serial port takes eight ports.
 pub(super) const PORTS_SERIAL: std::ops::Range<u16> = PORT_SERIAL..PORT_SERIAL + 8;
@@ -105,7 +106,7 @@ impl Console {
     }
 
     fn serial(&self) -> MutexGuard<'_, Serial<Interrupt, NoEvents, Output>> {
-        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
+        self.serial.lock().ignore_poison()
     }
 }
 
@@ -127,7 +128,7 @@ struct Output(Arc<Mutex<VecDeque<u8>>>);
 
 impl Output {
     fn bytes(&self) -> MutexGuard<'_, VecDeque<u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().ignore_poison()
     }
 }
 

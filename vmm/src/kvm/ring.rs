@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::{ptr, slice};
 
 use kvm_bindings::{
@@ -27,6 +27,7 @@ use vmm_sys_util::ioctl_io_nr;
 use crate::error::MachineError;
 use crate::kvm::error::refused;
 use crate::kvm::host::set_slot;
+use crate::poison::IgnorePoison;
 use crate::ram::{GuestRam, MemorySlot, PAGE_BYTES};
 
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
@@ -244,7 +245,7 @@ impl DirtyRings {
     }
 
     fn lock(&self) -> MutexGuard<'_, Rings> {
-        self.rings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rings.lock().ignore_poison()
     }
 }
 

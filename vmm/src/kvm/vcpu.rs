@@ -3,8 +3,8 @@
 
 use std::cell::Cell;
 use std::ptr;
+use std::sync::Mutex;
 use std::sync::atomic::{Ordering, compiler_fence};
-use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -16,6 +16,7 @@ use crate::guest::payload::PORT_BEAT;
 use crate::kvm::ports::{Console, PORTS_SERIAL};
 use crate::kvm::ring::DirtyRings;
 use crate::platform::Platform;
+use crate::poison::IgnorePoison;
 use crate::vcpu_threads::{Then, VcpuThreads};
 
 thread_local! {
@@ -53,7 +54,7 @@ pub(crate) fn run(
     mut thread: VcpuThread<'_>,
     vcpu_threads: &VcpuThreads,
 ) -> Result<(), String> {
-    let mut guard = fd.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guard = fd.lock().ignore_poison();
     let _kicks = Kicks::begin(&mut guard);
     loop {
         guard.set_kvm_immediate_exit(0);
@@ -65,7 +66,7 @@ pub(crate) fn run(
             if vcpu_threads.wait() == Then::Leave {
                 return Ok(());
             }
-            guard = fd.lock().unwrap_or_else(PoisonError::into_inner);
+            guard = fd.lock().ignore_poison();
             continue;
         }
         thread.enter(&mut guard)?;
