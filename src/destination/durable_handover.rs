@@ -1,10 +1,10 @@
 //! The ownership of the guest as its destination knows it: the handover's state machine and its records.
 
 use crate::handover::{
-    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, HandoverError, Record,
-    RecordKind, Side,
+    DestinationAction, DestinationEvent, DestinationHandover, DestinationState, HandoverError, Record, Side,
 };
-use crate::state::{GuestClaim, RecordWriter, StateError};
+use crate::session::AttemptRecords;
+use crate::state::{GuestClaim, StateError};
 use crate::wire::AttemptId;
 
 /// The destination's half of one handover; it writes the records that the state machine asks for.
@@ -13,19 +13,18 @@ pub(super) struct DurableHandover {
     handover: DestinationHandover,
     /// The guest's name on this host.
     claim: GuestClaim,
-    records: RecordWriter,
+    records: AttemptRecords,
     /// The source's address.
     peer: String,
-    /// Why a record could not be written.
-    unrecorded: Option<StateError>,
 }
 
 impl DurableHandover {
     /// # Errors
     /// [`StateError::Claimed`] if another attempt writes to the claim's records.
     pub(super) fn new(claim: GuestClaim, peer: String, attempt_id: AttemptId) -> Result<Self, StateError> {
-        let (handover, records) = (DestinationHandover::new(attempt_id), claim.writer()?);
-        Ok(Self { handover, claim, records, peer, unrecorded: None })
+        let (handover, records) =
+            (DestinationHandover::new(attempt_id), AttemptRecords::new(claim.writer()?));
+        Ok(Self { handover, claim, records, peer })
     }
 
     pub(super) fn attempt_id(&self) -> AttemptId {
@@ -51,26 +50,16 @@ impl DurableHandover {
     pub(super) fn on(&mut self, event: DestinationEvent) -> Result<DestinationAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let DestinationAction::Record(mark) = action {
-            let recorded = self.record(mark);
-            action = self.handover.on(recorded)?;
+            let (attempt_id, peer) = (self.handover.attempt_id(), self.peer.clone());
+            let record = Record { mark, side: Side::Destination, attempt_id, peer, address: None };
+            let (recorded, not_recorded) = (DestinationEvent::Recorded, DestinationEvent::NotRecorded);
+            action = self.handover.on(self.records.write(record, recorded, not_recorded))?;
         }
         Ok(action)
     }
 
-    fn record(&mut self, mark: RecordKind) -> DestinationEvent {
-        let (attempt_id, peer) = (self.handover.attempt_id(), self.peer.clone());
-        match self.records.append(Record { mark, side: Side::Destination, attempt_id, peer, address: None }) {
-            Ok(()) => DestinationEvent::Recorded(mark),
-            Err(error) => {
-                tracing::error!("{mark} is not recorded: {error}");
-                self.unrecorded.get_or_insert(error);
-                DestinationEvent::NotRecorded(mark)
-            }
-        }
-    }
-
     /// Why a record could not be written.
     pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
-        self.unrecorded.take()
+        self.records.take_unrecorded()
     }
 }

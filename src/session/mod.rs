@@ -2,6 +2,7 @@
 //! [`destination`](crate::destination) and [`image`](crate::image).
 
 mod answer;
+mod attempt_records;
 mod cancel;
 mod connect;
 mod error;
@@ -20,6 +21,7 @@ mod send_gate;
 mod sheltered;
 
 pub(crate) use answer::{answer_rounds, await_other_lanes, out_of_turn};
+pub(crate) use attempt_records::AttemptRecords;
 pub use cancel::Cancel;
 pub(crate) use connect::{connect, new_attempt_id};
 pub use error::SessionError;

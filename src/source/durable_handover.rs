@@ -11,6 +11,7 @@ use crate::handover::{
     SourceState,
 };
 use crate::lock::{LOCK_MAX, Lock, LockError};
+use crate::session::AttemptRecords;
 use crate::state::{GuestClaim, RecordWriter, StateError};
 use crate::wire::{AttemptId, Message, Outcome};
 
@@ -18,12 +19,10 @@ use crate::wire::{AttemptId, Message, Outcome};
 #[derive(Debug)]
 pub(super) struct DurableHandover {
     handover: SourceHandover,
-    records: RecordWriter,
+    records: AttemptRecords,
     peer: Peer,
     /// The lock that arbitrates between the hosts.
     lock: Option<Lock>,
-    /// Why a record could not be written.
-    unrecorded: Option<StateError>,
 }
 
 /// The destination.
@@ -47,7 +46,8 @@ pub(super) fn open_records(claim: &GuestClaim) -> Result<RecordWriter, OpenError
 
 impl DurableHandover {
     pub(super) fn new(records: RecordWriter, peer: Peer, attempt_id: AttemptId, lock: Option<Lock>) -> Self {
-        Self { handover: SourceHandover::new(attempt_id), records, peer, lock, unrecorded: None }
+        let (handover, records) = (SourceHandover::new(attempt_id), AttemptRecords::new(records));
+        Self { handover, records, peer, lock }
     }
 
     /// Releases the lock before GO is sent: the next host to run the guest must get it.
@@ -94,7 +94,7 @@ impl DurableHandover {
     ) -> Result<Self, HandoverError> {
         let (handover, _) = SourceHandover::recover(last.attempt_id, last.mark, GuestHere::Gone)?;
         let peer = Peer { name: last.peer, address: last.address };
-        Ok(Self { handover, records, peer, lock, unrecorded: None })
+        Ok(Self { handover, records: AttemptRecords::new(records), peer, lock })
     }
 
     /// The destination, as `HOST:PORT`.
@@ -111,35 +111,22 @@ impl DurableHandover {
     pub(super) fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let SourceAction::Record(mark) = action {
-            let recorded = self.record(mark);
-            action = self.handover.on(recorded)?;
+            let (attempt_id, Peer { name, address }) = (self.handover.attempt_id(), self.peer.clone());
+            let record = Record { mark, side: Side::Source, attempt_id, peer: name, address };
+            let (recorded, not_recorded) = (SourceEvent::Recorded, SourceEvent::NotRecorded);
+            action = self.handover.on(self.records.write(record, recorded, not_recorded))?;
         }
         Ok(action)
     }
 
-    fn record(&mut self, mark: RecordKind) -> SourceEvent {
-        let (attempt_id, peer) = (self.handover.attempt_id(), &self.peer);
-        let record =
-            Record { mark, side: Side::Source, attempt_id, peer: peer.name.clone(), address: peer.address };
-        match self.records.append(record) {
-            Ok(()) => SourceEvent::Recorded(mark),
-            Err(error) => {
-                tracing::error!("{mark} is not recorded: {error}");
-                // Keep the first error: it is the cause, and later ones follow from it.
-                self.unrecorded.get_or_insert(error);
-                SourceEvent::NotRecorded(mark)
-            }
-        }
-    }
-
     /// Why a record could not be written.
     pub(super) fn take_unrecorded(&mut self) -> Option<StateError> {
-        self.unrecorded.take()
+        self.records.take_unrecorded()
     }
 
     /// RUNNING was received and recorded: the destination need not remember the guest for this side.
     pub(super) fn send_done(&self, control: &mut ControlChannel) {
-        if self.unrecorded.is_none() {
+        if self.records.none_failed() {
             // The destination may be gone. This side asks no more in any case.
             let _ = control.send(&Message::Done(self.handover.attempt_id()));
         }
