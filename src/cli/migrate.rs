@@ -14,11 +14,11 @@ use sterna::source::Verify;
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::limits::{self, LimitArgs};
-use super::output::{errln, outln};
+use super::output::{self, errln, outln};
+use super::port::with_port;
 use super::protocol::{Answer, Failure, Move, Request};
 use super::size::Size;
 use super::socket::{self, Client, SocketError, ask};
-use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateArgs {
@@ -186,15 +186,6 @@ fn follow(name: &str, request: &Request, progress: &mut dyn FnMut(&Event)) -> Re
     }
 }
 
-/// `HOST` as `HOST:PORT`; an IPv6 address may be in brackets or bare.
-pub(crate) fn with_port(to: &str) -> String {
-    match to.rsplit_once(':') {
-        Some((host, port)) if !host.contains(':') || host.ends_with(']') => format!("{host}:{port}"),
-        Some(_) if !to.ends_with(']') => format!("[{to}]:{DEFAULT_PORT}"),
-        _ => format!("{to}:{DEFAULT_PORT}"),
-    }
-}
-
 /// On Ctrl-C or SIGTERM asks to end the migration; the command still awaits its outcome. Returns the signal.
 fn cancel_on_signal(name: &str) -> Arc<AtomicI32> {
     let signal = Arc::new(AtomicI32::new(0));
@@ -241,19 +232,5 @@ mod tests {
         }
         let words = ["migrate", "tern", "--set=max-rounds=9", "--set", "timeout=3", "--json"];
         command.try_get_matches_from(words).unwrap();
-    }
-
-    #[test]
-    fn a_port_is_added_where_none_is_given() {
-        for (given, full) in [
-            ("host", "host:7837"),
-            ("host:1", "host:1"),
-            ("10.0.0.1", "10.0.0.1:7837"),
-            ("fe80::1", "[fe80::1]:7837"),
-            ("[fe80::1]", "[fe80::1]:7837"),
-            ("[fe80::1]:9", "[fe80::1]:9"),
-        ] {
-            assert_eq!(with_port(given), full);
-        }
     }
 }

@@ -17,7 +17,7 @@
 //! | `signals` | the effect of SIGHUP, SIGINT and SIGTERM on a process that holds a guest |
 //! | `lanes` | the transport of pages: the same options for guests and files |
 //! | `state` | the folder of this host's guest state |
-//! | `output`, `exit`, `size` | printing, exit codes, sizes |
+//! | `output`, `exit`, `port`, `size` | printing, exit codes, ports, sizes |
 
 mod cancel;
 mod check;
@@ -33,6 +33,7 @@ mod limits;
 mod machine;
 mod migrate;
 mod output;
+mod port;
 mod preflight;
 mod progress;
 mod protocol;
@@ -58,9 +59,6 @@ use tracing_subscriber::EnvFilter;
 
 use self::exit::Exit;
 use self::signals::Stage;
-
-/// The default port of a destination.
-pub(crate) const DEFAULT_PORT: u16 = 7837;
 
 /// Moves running KVM guests between hosts: by one-sided RDMA writes, or over TCP without RDMA.
 #[derive(Debug, Parser)]

@@ -20,14 +20,14 @@ use sterna::transport::tcp::TcpProvider;
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
 use super::machine::{MachineGuest, MachineHost};
-use super::output::{errln, outln};
+use super::output::{self, errln, outln};
+use super::port::DEFAULT_PORT;
 use super::run::say_end;
 use super::signals;
 use super::size::Size;
 use super::socket;
 use super::state::StateArgs;
 use super::vm_process::{end_with_stdin, hold};
-use super::{DEFAULT_PORT, output};
 
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {

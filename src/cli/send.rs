@@ -20,8 +20,8 @@ use sterna::source::Cancel;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
-use super::migrate::with_port;
 use super::output::{errln, help, outln, print_lines, transport_name};
+use super::port::with_port;
 use super::size::Size;
 
 /// For `--help`.

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use socket2::SockRef;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{ControlError, KEEPALIVES_MISSED_MAX};
+use super::error::ControlError;
+use super::times::KEEPALIVES_MISSED_MAX;
 use crate::panics::{Panicked, caught};
 use crate::poison::IgnorePoison;
 use crate::wire::{FRAME_HEAD_LEN, FrameHead, Message, STATE_FRAME_MAX, WireError};

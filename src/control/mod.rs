@@ -7,6 +7,8 @@
 //! and TCP keepalive do the same for the lanes, which carry no keepalives.
 
 mod connection;
+mod error;
+mod times;
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
@@ -15,104 +17,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
-use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use self::connection::Connection;
-use crate::error_code::coded;
-use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token, WireError};
-
-/// How often either end of a control channel sends a keepalive.
-pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The other side counts as lost after this many of this side's own keepalives without any message from it.
-/// Many, because a process on an overloaded host may not be scheduled for seconds.
-pub const KEEPALIVES_MISSED_MAX: u32 = 10;
-
-/// How long a peer's kernel may leave data or TCP keepalives unanswered before a connection breaks.
-pub const SILENCE_MAX: Duration = Duration::from_secs(20);
-
-/// The time limit of one step of the protocol that processes nothing larger than a message.
-pub const STEP_MAX: Duration = Duration::from_secs(20);
+pub use self::error::ControlError;
+pub use self::times::{KEEPALIVE_INTERVAL, KEEPALIVES_MISSED_MAX, SILENCE_MAX, STEP_MAX};
+use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token};
 
 /// How long to try to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
-
-/// Errors of the control channel.
-#[derive(Debug, Error, EnumDiscriminants)]
-#[strum_discriminants(
-    name(ControlErrorKind),
-    vis(pub(crate)),
-    derive(EnumIter, EnumMessage, IntoStaticStr),
-    strum(serialize_all = "kebab-case")
-)]
-#[non_exhaustive]
-pub enum ControlError {
-    /// The host's name has no address.
-    #[error("cannot find the host {host}: {error}; is the name right?")]
-    Resolve {
-        /// The name.
-        host: String,
-        /// The resolver's error.
-        error: io::Error,
-    },
-    /// No process answered at any of the host's addresses.
-    #[error("cannot connect to {address}: {error}")]
-    Connect {
-        /// The last address tried.
-        address: String,
-        /// The kernel's error.
-        error: io::Error,
-    },
-    /// The peer closed the connection.
-    #[error("the other side closed the connection while {0} was awaited")]
-    Closed(&'static str),
-    /// The peer did not answer in time.
-    #[error("no {awaited} from the other side within {} s", limit.as_secs())]
-    Timeout {
-        /// What was awaited.
-        awaited: &'static str,
-        /// The time limit.
-        limit: Duration,
-    },
-    /// Nothing arrived from the peer, not even the keepalives that a live peer sends.
-    #[error(
-        "nothing was heard from the other side for {} s: its process hangs or was stopped, its host is down, or the link is cut",
-        silence.as_secs()
-    )]
-    Silent {
-        /// How long nothing arrived.
-        silence: Duration,
-    },
-    /// The peer is alive but does not read.
-    #[error("the other side has not taken {message} within {} s", limit.as_secs())]
-    NotTaken {
-        /// The message to be sent.
-        message: &'static str,
-        /// The time limit.
-        limit: Duration,
-    },
-    /// This side has stopped waiting for the peer.
-    #[error("this side has ended its wait for the other side")]
-    Interrupted,
-    /// The connection broke.
-    #[error("the control connection broke: {0}")]
-    Io(#[source] io::Error),
-    /// The peer sent bytes that this version does not understand.
-    #[error(transparent)]
-    Wire(#[from] WireError),
-    /// The peer sent a message out of turn.
-    #[error("the other side sent {got} where {expected} was due")]
-    Unexpected {
-        /// The message that was due.
-        expected: &'static str,
-        /// The message that arrived.
-        got: &'static str,
-    },
-}
-
-coded!(ControlError, ControlErrorKind, "connection", via Wire);
 
 /// One end of a control connection.
 #[derive(Debug)]
@@ -355,7 +268,7 @@ mod tests {
     use std::net::TcpListener;
 
     use super::*;
-    use crate::wire::{AttemptId, PROTOCOL_VERSION};
+    use crate::wire::{AttemptId, PROTOCOL_VERSION, WireError};
 
     /// A peer that answers each connection with `reply`, and then closes it.
     fn peer(reply: Vec<u8>) -> String {

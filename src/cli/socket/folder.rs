@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::geteuid;
 
-use super::SocketError;
+use super::error::SocketError;
 
 /// A folder that this process chose itself, which takes precedence over all others.
 static CHOSEN: OnceLock<PathBuf> = OnceLock::new();

@@ -1,5 +1,6 @@
 //! The control sockets of guests: their place, and a client and a listener for one.
 
+mod error;
 mod folder;
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,45 +12,15 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
-use thiserror::Error;
-
 use self::folder::{Folder, Identity};
 use super::protocol::{Answer, Request};
 use crate::poison::IgnorePoison;
 
+pub(crate) use self::error::SocketError;
 pub(crate) use self::folder::{directory, use_directory};
 
 /// The longest line that either side takes, in bytes.
 const LINE_MAX: u64 = 1 << 20;
-
-/// Errors of control sockets.
-#[derive(Debug, Error)]
-pub(crate) enum SocketError {
-    #[error(
-        "`{0}` is no name for a guest: use up to 64 letters, digits, `-`, `_` and `.`, not beginning with `.`"
-    )]
-    Name(String),
-    #[error("no guest named {name} runs on this host ({path}: {error})")]
-    NoGuest { name: String, path: String, error: io::Error },
-    #[error("a guest named {0} runs on this host already: choose another name")]
-    Taken(String),
-    #[error("cannot make the control socket {path}: {error}")]
-    Make { path: String, error: io::Error },
-    #[error(
-        "cannot open {path}, the folder of the control sockets: {error}; STERNA_RUNTIME_DIR names another"
-    )]
-    Open { path: String, error: io::Error },
-    #[error(
-        "{0} belongs to another user or is open to others: it must be yours, mode 0700; STERNA_RUNTIME_DIR names another"
-    )]
-    Folder(String),
-    #[error("{0} is not the socket of a process of yours, which alone may speak for a guest: remove it")]
-    Stranger(String),
-    #[error("the process that holds the guest went away: {0}")]
-    Broken(#[source] io::Error),
-    #[error("the process that holds the guest answers in another version's words: {0}")]
-    Words(#[source] serde_json::Error),
-}
 
 /// A guest's name from the command line.
 pub(crate) fn parse_name(name: &str) -> Result<String, String> {

@@ -6,7 +6,7 @@ mod sparse;
 use std::slice;
 
 pub use self::edges::RunEdges;
-use self::sparse::SparseRuns;
+use self::sparse::{SparseRuns, nonzero};
 
 /// The runs of set bits in a bitmap, in order: joined across words, without a step for each bit. Yields
 /// `(first, count)` in bits from the start of the words.
@@ -60,12 +60,6 @@ impl Iterator for Runs<'_> {
 /// Converts the begin and end of a run to its begin and length.
 fn run(&[begin, end]: &[u16; 2]) -> (u64, u64) {
     (begin.into(), (end - begin).into())
-}
-
-/// Which of the first 64 words are not zero.
-fn nonzero(words: &[u64]) -> u64 {
-    let bits = words.iter().take(64).enumerate();
-    bits.fold(0, |bits, (index, &word)| bits | u64::from(word != 0) << index)
 }
 
 #[cfg(test)]

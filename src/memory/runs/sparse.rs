@@ -1,7 +1,5 @@
 //! Runs in words that are mostly zero.
 
-use super::nonzero;
-
 /// Goes from one word that is not zero to the next, and from run to run in the word.
 ///
 /// Tests 64 words at a time for zero, without a branch for each: dirty words are the hardest for a processor
@@ -75,4 +73,10 @@ impl Iterator for SparseRuns<'_> {
         let more = if carry == 0 { self.extend() } else { 0 };
         Some((first, u64::from(end - start) + more))
     }
+}
+
+/// Which of the first 64 words are not zero.
+pub(super) fn nonzero(words: &[u64]) -> u64 {
+    let bits = words.iter().take(64).enumerate();
+    bits.fold(0, |bits, (index, &word)| bits | u64::from(word != 0) << index)
 }
