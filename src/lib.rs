@@ -59,6 +59,8 @@
 
 // Some of what tests and benchmarks use is used by nothing else.
 #![cfg_attr(not(feature = "unstable"), allow(dead_code, unreachable_pub))]
+// Links to it are plain text without it.
+#![cfg_attr(not(feature = "unstable"), allow(rustdoc::private_intra_doc_links))]
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("Sterna migrates KVM guests, which needs Linux on a 64-bit machine");

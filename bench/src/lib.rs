@@ -3,7 +3,7 @@
 //! A benchmark is a [`Stage`]. Its limit is the plainest routine that touches the same bytes; beside it run
 //! the engine's routine and the alternatives. Each stage ends with a table of their speeds as shares of the
 //! limit's. This library holds the parts that the benchmarks share: the stage, generated [dirty
-//! bitmaps](dirty) and [RAM](ram), the [scans](reference) for dirty runs, and
+//! bitmaps](dirty) and [RAM](ram), the [scans](mod@reference) for dirty runs, and
 //! [`plain_read`]. Benchmarks that take whole migrations, or print a table of their own, are in the program
 //! `sterna-bench`.
 

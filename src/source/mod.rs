@@ -6,7 +6,7 @@
 //! | 2 bulk | send every touched page while the guest runs | nothing, under RDMA | |
 //! | 3 rounds | send what was written meanwhile, again and again | the same | `Converged` |
 //! | 4 switch | pause, send the rest and the state, GO | revoke, compare, load, run | `Switched` |
-//! | 5 complete | release the guest | show that it lives | [`Report`](crate::progress::Report) |
+//! | 5 complete | release the guest | show that it lives | [`Report`] |
 //!
 //! Each step is a value that the next consumes, and gives the attempt up itself if it fails.
 //!
