@@ -116,9 +116,8 @@ impl Place {
     }
 
     fn migrate(&mut self, args: &DowntimeArgs, verify: usize) -> Result<(), Failure> {
-        let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
         let demo = Demo {
-            program: args.sterna.clone().unwrap_or_else(beside),
+            program: Demo::program(args.sterna.as_deref()),
             common: vec![
                 format!("--memory={}", args.memory),
                 format!("--dirty-rate={}", args.dirty_rate),

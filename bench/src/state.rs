@@ -71,9 +71,8 @@ fn measure(args: &StateArgs) -> Result<Measured, Failure> {
     let private = fs::Permissions::from_mode(0o700);
     let folder =
         tempfile::Builder::new().prefix("sterna-bench-").permissions(private).tempdir_in("/dev/shm")?;
-    let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
     let demo = Demo {
-        program: args.sterna.clone().unwrap_or_else(beside),
+        program: Demo::program(args.sterna.as_deref()),
         common: vec![
             format!("--memory={}", args.memory),
             format!("--transport={}", args.transport),

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
@@ -14,6 +14,14 @@ pub(crate) struct Demo {
     pub(crate) common: Vec<String>,
     /// The folder for its sockets and journals, if not the default.
     pub(crate) temporary: Option<PathBuf>,
+}
+
+impl Demo {
+    /// The program of this name, else the `sterna` beside this one.
+    pub(crate) fn program(named: Option<&Path>) -> PathBuf {
+        let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
+        named.map_or_else(beside, Path::to_owned)
+    }
 }
 
 /// The parts of a migration's report that the figures need.

@@ -95,9 +95,8 @@ pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
 
 /// Takes the figures and prints them, up to the first migration that fails unexpectedly.
 fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
-    let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna")).unwrap_or_default();
     let demo = Demo {
-        program: args.sterna.clone().unwrap_or_else(beside),
+        program: Demo::program(args.sterna.as_deref()),
         common: vec![
             format!("--memory={}", args.memory),
             format!("--machine={}", args.machine),
