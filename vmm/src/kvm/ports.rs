@@ -30,9 +30,14 @@ pub(crate) struct Console {
     output: Output,
 }
 
-/// [`SerialState`], which cannot be serialised itself.
+/// The registers of the serial port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ConsoleState {
+pub(crate) struct ConsoleState(#[serde(with = "SerialFields")] SerialState);
+
+/// The fields of [`SerialState`], which cannot be serialised itself.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct SerialFields {
     baud_divisor_low: u8,
     baud_divisor_high: u8,
     interrupt_enable: u8,
@@ -71,36 +76,12 @@ impl Console {
     }
 
     pub(crate) fn save(&self) -> ConsoleState {
-        let state = self.serial().state();
-        ConsoleState {
-            baud_divisor_low: state.baud_divisor_low,
-            baud_divisor_high: state.baud_divisor_high,
-            interrupt_enable: state.interrupt_enable,
-            interrupt_identification: state.interrupt_identification,
-            line_control: state.line_control,
-            line_status: state.line_status,
-            modem_control: state.modem_control,
-            modem_status: state.modem_status,
-            scratch: state.scratch,
-            in_buffer: state.in_buffer,
-        }
+        ConsoleState(self.serial().state())
     }
 
-    pub(crate) fn load(&self, state: &ConsoleState) -> Result<(), MachineError> {
-        let state = SerialState {
-            baud_divisor_low: state.baud_divisor_low,
-            baud_divisor_high: state.baud_divisor_high,
-            interrupt_enable: state.interrupt_enable,
-            interrupt_identification: state.interrupt_identification,
-            line_control: state.line_control,
-            line_status: state.line_status,
-            modem_control: state.modem_control,
-            modem_status: state.modem_status,
-            scratch: state.scratch,
-            in_buffer: state.in_buffer.clone(),
-        };
+    pub(crate) fn load(&self, ConsoleState(state): &ConsoleState) -> Result<(), MachineError> {
         let interrupt = Interrupt(Arc::clone(&self.interrupt));
-        *self.serial() = Serial::from_state(&state, interrupt, NoEvents, self.output.clone())
+        *self.serial() = Serial::from_state(state, interrupt, NoEvents, self.output.clone())
             .map_err(|error| MachineError::State { reason: format!("serial port: {error}") })?;
         Ok(())
     }
