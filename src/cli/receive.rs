@@ -27,7 +27,7 @@ use super::signals;
 use super::size::Size;
 use super::socket;
 use super::state::StateArgs;
-use super::vm_process::{end_with_stdin, hold};
+use super::vm_process::{StdinArgs, hold};
 
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {
@@ -75,15 +75,12 @@ pub(crate) struct ReceiveArgs {
     /// Print events as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// End this process, and the guest with it, when standard input is closed
-    #[arg(long, hide = true)]
-    until_stdin_closes: bool,
+    #[command(flatten)]
+    stdin: StdinArgs,
 }
 
 pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
-    if args.until_stdin_closes {
-        end_with_stdin();
-    }
+    args.stdin.heed();
     let store = match args.into.as_deref().map(|into| Store::new(into, args.force)).transpose() {
         Ok(store) => store,
         Err(error) => return output::coded(Exit::Refused, error.code(), error),

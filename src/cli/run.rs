@@ -19,7 +19,7 @@ use super::server::Server;
 use super::size::Size;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
-use super::vm_process::{Ended, end_with_stdin, hold};
+use super::vm_process::{Ended, StdinArgs, hold};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -40,9 +40,8 @@ pub(crate) struct RunArgs {
     /// Print events as JSON, one object a line
     #[arg(long)]
     json: bool,
-    /// End this process, and the guest with it, when standard input is closed
-    #[arg(long, hide = true)]
-    until_stdin_closes: bool,
+    #[command(flatten)]
+    stdin: StdinArgs,
 }
 
 /// The parts of a guest.
@@ -140,9 +139,7 @@ impl MachineChoice {
 }
 
 pub(crate) fn run(args: &RunArgs) -> ExitCode {
-    if args.until_stdin_closes {
-        end_with_stdin();
-    }
+    args.stdin.heed();
     let state = match args.state.state() {
         Ok(state) => state,
         Err(error) => return output::error(Exit::Refused, error),

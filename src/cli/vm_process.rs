@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
+use clap::Args;
 use sterna::lock::Lock;
 use sterna::progress::Observer;
 use sterna::sampling::sample;
@@ -70,14 +71,26 @@ enum Work {
     Gone,
 }
 
-/// Ends this process when its standard input is closed, and so with the parent that holds the other end,
-/// however the parent ends.
-pub(crate) fn end_with_stdin() {
-    thread::spawn(|| {
-        let _ = io::copy(&mut io::stdin(), &mut io::sink());
-        socket::remove_all();
-        process::exit(0);
-    });
+/// What ends a process that holds a guest.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct StdinArgs {
+    /// End this process, and the guest with it, when standard input is closed
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+impl StdinArgs {
+    /// Ends this process when its standard input is closed, if that was asked for: the process then ends with
+    /// the parent that holds the other end, however the parent ends.
+    pub(crate) fn heed(self) {
+        if self.until_stdin_closes {
+            thread::spawn(|| {
+                let _ = io::copy(&mut io::stdin(), &mut io::sink());
+                socket::remove_all();
+                process::exit(0);
+            });
+        }
+    }
 }
 
 /// Serves the guest's control socket until the guest is gone.
