@@ -78,7 +78,12 @@ macro_rules! unstable {
     };
 }
 
-unstable! { mod control; }
+// Modules are declared without the macro, because rustfmt would not find their files.
+#[cfg(not(feature = "unstable"))]
+mod control;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod control;
 pub mod convergence;
 pub mod destination;
 mod digest;
@@ -91,7 +96,11 @@ mod faults;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod guest;
-unstable! { mod handover; }
+#[cfg(not(feature = "unstable"))]
+mod handover;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod handover;
 #[doc(hidden)]
 pub mod host;
 pub mod image;
@@ -102,9 +111,21 @@ mod poison;
 pub mod progress;
 pub mod sampling;
 pub mod saved_state;
-unstable! { mod session; }
+#[cfg(not(feature = "unstable"))]
+mod session;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod session;
 pub mod source;
 pub mod state;
 pub mod transport;
-unstable! { mod verify; }
-unstable! { mod wire; }
+#[cfg(not(feature = "unstable"))]
+mod verify;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod verify;
+#[cfg(not(feature = "unstable"))]
+mod wire;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod wire;

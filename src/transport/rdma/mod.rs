@@ -25,7 +25,11 @@ mod receiver;
 mod registrar;
 mod transport;
 mod tuning;
-unstable! { mod wire; }
+#[cfg(not(feature = "unstable"))]
+pub(crate) mod wire;
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub mod wire;
 
 pub use library::load_ahead;
 pub(crate) use null::NullRegions;

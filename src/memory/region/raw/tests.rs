@@ -99,7 +99,12 @@ fn regions_overlap_nowhere() {
 
 #[test]
 fn a_file_of_huge_pages_is_mapped_in_huge_pages_only() {
-    let file = memfd(MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, 4 * MIB);
+    let huge = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    if memfd_create("sterna-test", huge).is_err_and(|error| error == rustix::io::Errno::NOSYS) {
+        println!("skipped: this kernel has no huge pages; it would take one with CONFIG_HUGETLBFS");
+        return;
+    }
+    let file = memfd(huge, 4 * MIB);
     for (len, offset) in [(MIB, 0), (2 * MIB, MIB)] {
         let error = RamRegion::map_file(layout(0, len), file.clone(), offset).unwrap_err();
         assert!(
