@@ -255,6 +255,10 @@ struct CopyTransport {
 }
 
 impl Transport for CopyTransport {
+    fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
     fn via(&self) -> String {
         format!("{} copying lanes", self.lanes.len())
     }

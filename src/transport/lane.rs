@@ -13,6 +13,9 @@ pub trait Transport: Send + Debug {
     /// The device or the addresses in use, for people.
     fn via(&self) -> String;
 
+    /// How many lanes there are.
+    fn count(&self) -> usize;
+
     /// The expected registration of memory, if these pages are the last to be sent.
     fn registration_expected(&self, _dirty: &DirtyBitmap) -> RegistrationCost {
         RegistrationCost::default()

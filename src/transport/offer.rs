@@ -102,9 +102,9 @@ impl Offer {
         ram: &GuestRam,
     ) -> Result<Box<dyn Transport>, TransportError> {
         let count = usize::from(self.count());
-        let mut transport = self.ends.connect(&ready.body, control, ram)?;
+        let transport = self.ends.connect(&ready.body, control, ram)?;
         // The number of workers and stripes is that of the offer.
-        let made = transport.parts().0.len();
+        let made = transport.count();
         if made == count { Ok(transport) } else { Err(other_number(&self.lanes.scheme, count, made)) }
     }
 }

@@ -79,6 +79,10 @@ struct FaultyTransport {
 }
 
 impl Transport for FaultyTransport {
+    fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
     fn via(&self) -> String {
         "lanes that fail as a test tells them to".into()
     }

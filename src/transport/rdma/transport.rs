@@ -36,6 +36,10 @@ impl RdmaTransport {
 }
 
 impl Transport for RdmaTransport {
+    fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
     fn via(&self) -> String {
         self.via.clone()
     }

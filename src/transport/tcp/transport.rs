@@ -32,6 +32,10 @@ impl TcpTransport {
 }
 
 impl Transport for TcpTransport {
+    fn count(&self) -> usize {
+        self.lanes.len()
+    }
+
     fn via(&self) -> String {
         format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
     }
