@@ -57,8 +57,8 @@
 //! | [`progress`] | events of a migration, and its report |
 //! | [`error_code`] | the stable codes of all errors |
 
-// Some of what tests and benchmarks use is used by nothing else.
-#![cfg_attr(not(feature = "unstable"), allow(dead_code, unreachable_pub))]
+// Items and exports of modules that only the feature makes public.
+#![cfg_attr(not(feature = "unstable"), allow(unreachable_pub, unused_imports))]
 // Links to it are plain text without it.
 #![cfg_attr(not(feature = "unstable"), allow(rustdoc::private_intra_doc_links))]
 

@@ -17,7 +17,7 @@ use writer::Writer;
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
+fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_cleared() {
     if !kvm() {
         return;
     }
@@ -40,7 +40,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_rearmed() {
     let written = [(17 * 256 - 1, 2), (18 * 256 - 1, 2), (all - 1, 1)];
     for _ in 0..2 {
         dirty.clear();
-        assert_eq!(dirty.harvest(&log).unwrap(), 5, "what is not rearmed stays dirty");
+        assert_eq!(dirty.harvest(&log).unwrap(), 5, "what is not cleared stays dirty");
         assert_eq!(runs(&dirty), written);
     }
     // Clears only a part, which begins in one slot and ends in the next.

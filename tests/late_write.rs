@@ -56,7 +56,7 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
     assert_eq!(host.times_resumed(), 1);
 
     let ram = guest.ram().expect("it has RAM");
-    let (lanes, _) = transport.parts();
+    let (lanes, _) = transport.begin_round();
     written.extend(write_late(&mut lanes[EARLY..], &UNTOUCHED[EARLY..], &ram));
     assert_eq!(written.len(), UNTOUCHED.len());
 
@@ -116,7 +116,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
     for address in UNTOUCHED {
         guest.machine.memory().write_obj(MARK, GuestAddress(address)).expect("the address is in RAM");
     }
-    let (lanes, _) = transport.parts();
+    let (lanes, _) = transport.begin_round();
     let written = write_late(&mut lanes[..EARLY], &UNTOUCHED[..EARLY], &ram);
     control.send(&Message::Go(ATTEMPT_ID)).expect("the destination hears");
     assert_eq!(hear(&mut control), Message::Running(ATTEMPT_ID));
@@ -128,7 +128,7 @@ fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) 
 fn send_all(transport: &mut dyn Transport, ram: &GuestRam, control: &mut ControlChannel) {
     let mut dirty = DirtyBitmap::new(&ram.layout());
     dirty.fill();
-    let (lanes, registration) = transport.parts();
+    let (lanes, registration) = transport.begin_round();
     let registration = registration.expect("RDMA has memory registered while it sends");
     thread::scope(|scope| {
         let sending = scope.spawn(|| {

@@ -35,7 +35,15 @@ const UNTOUCHED: u64 = 9 << 20;
 #[test]
 fn a_guest_moves_by_a_transport_that_is_written_in_a_test() {
     let (guest, copy) = (TestGuest::started(), CopyProvider::default());
-    let (source, arrival) = attempt(&guest, copy.clone().into(), copy.clone().into(), &|_| {});
+    let begun_at_first = Mutex::new(None);
+    let (source, arrival) = attempt(&guest, copy.clone().into(), copy.clone().into(), &|event| {
+        if let Event::Connected { .. } = event {
+            *begun_at_first.lock().expect("no thread panics") =
+                Some(copy.rounds_begun.load(Ordering::SeqCst));
+        }
+    });
+    // A transport may send less in its first round, so the engine must not begin one to no purpose.
+    assert_eq!(*begun_at_first.lock().expect("no thread panics"), Some(0));
     let (report, arrived) = (source.expect("the guest moves"), arrival.expect("the guest arrives").guest);
     assert_eq!((report.transport.as_str(), report.fell_back), (COPY, None));
     assert_eq!(report.verified_pages, (16 << 20) / PAGE_BYTES);
@@ -134,6 +142,7 @@ struct CopyProvider {
     fails: bool,
     /// Copies of the lanes that were made, for late writes.
     made: Arc<Mutex<Vec<CopyLane>>>,
+    rounds_begun: Arc<AtomicU64>,
 }
 
 impl CopyProvider {
@@ -244,7 +253,8 @@ impl SourceOffer for CopyOffer {
             |index| CopyLane { index, ram: ram.clone(), window: window.clone(), fails: self.provider.fails };
         self.provider.made().extend((0..self.lanes.into()).map(lane));
         let lanes = (0..self.lanes.into()).map(|index| Box::new(lane(index)) as Box<dyn Lane>).collect();
-        Ok(Box::new(CopyTransport { lanes, opening: Opening(window.clone()) }))
+        let rounds_begun = self.provider.rounds_begun.clone();
+        Ok(Box::new(CopyTransport { lanes, opening: Opening(window.clone()), rounds_begun }))
     }
 }
 
@@ -252,6 +262,7 @@ impl SourceOffer for CopyOffer {
 struct CopyTransport {
     lanes: Vec<Box<dyn Lane>>,
     opening: Opening,
+    rounds_begun: Arc<AtomicU64>,
 }
 
 impl Transport for CopyTransport {
@@ -263,7 +274,8 @@ impl Transport for CopyTransport {
         format!("{} copying lanes", self.lanes.len())
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+    fn begin_round(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+        self.rounds_begun.fetch_add(1, Ordering::SeqCst);
         (&mut self.lanes, Some(&self.opening))
     }
 }

@@ -381,7 +381,7 @@ impl DirtyLog for TestLog {
     }
 
     fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError> {
-        self.1.enter("rearm");
+        self.1.enter("clear");
         self.0.clear(region, first_page, bits)
     }
 

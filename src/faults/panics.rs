@@ -61,9 +61,9 @@ fn a_vmm_that_panics_before_anything_is_sent_keeps_its_guest_running() {
 fn a_vmm_that_panics_while_its_guest_moves_has_it_back_and_running() {
     let cases = [
         ("start", Moment::FirstRound),
-        ("rearm", Moment::FirstRound),
+        ("clear", Moment::FirstRound),
         ("harvest", Moment::LaterRound),
-        ("rearm", Moment::LaterRound),
+        ("clear", Moment::LaterRound),
         ("pause", Moment::LaterRound),
         ("save", Moment::LaterRound),
         ("save", Moment::Paused),

@@ -98,6 +98,7 @@ impl DestinationHandover {
     ///
     /// # Errors
     /// [`HandoverError::OtherSide`] for a record that no destination writes.
+    #[cfg_attr(not(feature = "unstable"), allow(dead_code, reason = "the model of two hosts uses it"))]
     pub fn recover(
         attempt_id: AttemptId,
         last: RecordKind,

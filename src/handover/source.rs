@@ -96,6 +96,7 @@ pub enum SourceAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestHere {
     /// The guest runs.
+    #[cfg_attr(not(feature = "unstable"), allow(dead_code, reason = "the model of two hosts uses it"))]
     Running,
     /// The guest is paused, and has been since the migration paused it.
     Paused,

@@ -30,7 +30,7 @@ impl<'ram> GuestSlice<'ram> {
 
     /// Length in bytes.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a run of no pages is never made")]
+    #[allow(clippy::len_without_is_empty, reason = "a run of no pages is never made")]
     pub fn len(&self) -> usize {
         self.len
     }

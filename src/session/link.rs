@@ -151,7 +151,7 @@ impl Link {
     /// Registers memory ahead for a round that sends these pages, as far as the budget allows.
     pub(crate) fn register_ahead(&mut self, dirty: &DirtyBitmap) -> Result<(), SessionError> {
         let Self { control, transport, .. } = self;
-        match transport.parts() {
+        match transport.begin_round() {
             (_, None) => Ok(()),
             (_, Some(registration)) => Ok(registration.prepare(dirty, control)?),
         }
@@ -166,7 +166,7 @@ impl Link {
     ) -> Result<Sent, SessionError> {
         let Self { control, transport, ram, pool, .. } = self;
         let rounds = |registration| PrecopyPass { ram, log, stripes, pool, gate, registration };
-        match transport.parts() {
+        match transport.begin_round() {
             (lanes, None) => rounds(None).send(number, dirty, lanes),
             (lanes, Some(registration)) => {
                 let mut sent = Err(SessionError::Cancelled);

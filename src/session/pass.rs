@@ -289,7 +289,7 @@ mod tests {
             {
                 memory.write_obj(1u8, GuestAddress(page * 4096)).unwrap();
             }
-            self.0.lock().unwrap().push(format!("rearm {first_page} {bits:x?}"));
+            self.0.lock().unwrap().push(format!("clear {first_page} {bits:x?}"));
             Ok(())
         }
 
@@ -344,7 +344,7 @@ mod tests {
         let (sent, notes) = send(2, &dirty, &memory);
         assert_eq!((sent.pages, sent.zero_pages), (3, 0));
         assert_eq!(sent.lanes.iter().map(|lane| lane.bytes).collect::<Vec<_>>(), [3 * 4096]);
-        assert_eq!(notes, ["rearm 0 [18, 4000000]", "write 3+2", "write 90+1", "fence 2"]);
+        assert_eq!(notes, ["clear 0 [18, 4000000]", "write 3+2", "write 90+1", "fence 2"]);
     }
 
     #[test]
@@ -380,7 +380,7 @@ mod tests {
             let (sent, notes) = send_while_written(1, &dirty, &memory, Some(late));
             assert_eq!((sent.pages, sent.zero_pages), (3, STRIPES * 4096 - 3), "{late}");
             // Its stripe as a whole, or 4 MiB of the stripe.
-            let of = [late / 4096 * 4096, late / 1024 * 1024].map(|first| format!("rearm {first} ["));
+            let of = [late / 4096 * 4096, late / 1024 * 1024].map(|first| format!("clear {first} ["));
             let watched = notes.iter().position(|note| of.iter().any(|of| note.starts_with(of)));
             let written = notes.iter().position(|note| {
                 let run = note.strip_prefix("write ").and_then(|run| run.split_once('+'));
@@ -390,10 +390,10 @@ mod tests {
                 })
             });
             assert!(watched.is_some() && watched < written, "{late}: {watched:?} {written:?}");
-            let rearmed = notes.iter().filter(|note| note.starts_with("rearm")).count() as u64;
+            let cleared = notes.iter().filter(|note| note.starts_with("clear")).count() as u64;
             assert!(
-                (STRIPES..STRIPES + 40).contains(&rearmed),
-                "most stripes are watched again whole: {rearmed}"
+                (STRIPES..STRIPES + 40).contains(&cleared),
+                "most stripes are watched again whole: {cleared}"
             );
         }
     }

@@ -14,6 +14,7 @@
 //! in doubt. The source then asks the destination for the outcome: `migrate` does so for a while, then the
 //! holder of the [`Doubt`].
 
+#[cfg(feature = "unstable")]
 mod blackout;
 mod complete;
 mod doubt;
@@ -38,7 +39,9 @@ mod verdict;
 
 use std::time::Instant;
 
-unstable! { use blackout::Blackout; }
+#[cfg(feature = "unstable")]
+#[doc(hidden)]
+pub use blackout::Blackout;
 pub use doubt::Doubt;
 pub use error::{GuestIs, MigrationError, MigrationFailure};
 unstable! { use error::StateLimit; }

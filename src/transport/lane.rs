@@ -27,8 +27,9 @@ pub trait Transport: Send + Debug {
     }
 
     /// Begins a round: returns the lanes, each for one worker, and the registration that must run beside
-    /// them, if any. The number of lanes is always that of the [offer](super::SourceOffer::lanes).
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>);
+    /// them, if any. A transport counts these calls: in the first round, memory without data is left out. The
+    /// number of lanes is always that of the [offer](super::SourceOffer::lanes).
+    fn begin_round(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>);
 }
 
 /// The duration of registering memory for a last round.

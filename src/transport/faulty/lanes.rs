@@ -87,7 +87,7 @@ impl Transport for FaultyTransport {
         "lanes that fail as a test tells them to".into()
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+    fn begin_round(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
         let registration = self.registration.as_deref();
         registration.inspect(|registration| registration.begin());
         (&mut self.lanes, registration.map(|registration| registration as &dyn Registration))

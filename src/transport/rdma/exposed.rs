@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_that_a_source_makes_are_granted_and_may_come_again_once_they_went() {
+    fn chunks_that_a_source_makes_are_exposed_and_may_come_again_once_they_went() {
         let mut exposed = exposed(Some(16));
         let first = [chunk(0, 0, 4), chunk(0, 4, 8), chunk(1, 4, 1)];
         exposed.check(&first).unwrap();

@@ -16,6 +16,7 @@ mod chunks;
 mod exposed;
 mod lane;
 mod library;
+#[cfg(feature = "unstable")]
 mod null;
 mod offer;
 mod path;
@@ -32,6 +33,7 @@ pub(crate) mod wire;
 pub mod wire;
 
 pub use library::load_ahead;
+#[cfg(feature = "unstable")]
 pub(crate) use null::NullRegions;
 pub use path::RdmaPath;
 pub use provider::RdmaProvider;

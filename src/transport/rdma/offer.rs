@@ -123,6 +123,6 @@ impl SourceOffer for RdmaOffer {
 
 impl fmt::Debug for RdmaOffer {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("RdmaOffer").field("reach", &self.path).finish_non_exhaustive()
+        formatter.debug_struct("RdmaOffer").field("path", &self.path).finish_non_exhaustive()
     }
 }

@@ -62,7 +62,7 @@ impl RdmaReceiver {
                 &path.gid,
                 &completions,
                 &completions,
-                landing_capacity(),
+                receiver_capacity(),
             )?;
             for _ in 0..FENCES {
                 queue_pair.post_receive(0).map_err(|error| TransportError::Post { lane, error })?;
@@ -204,7 +204,7 @@ impl Remains for RdmaRemains {
 
 impl fmt::Debug for RdmaRemains {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("RdmaRemains").field("granted", &self.exposed.len()).finish_non_exhaustive()
+        formatter.debug_struct("RdmaRemains").field("exposed", &self.exposed.len()).finish_non_exhaustive()
     }
 }
 
@@ -213,7 +213,7 @@ impl fmt::Debug for RdmaRemains {
 const PROBES: u32 = 2;
 
 /// The capacity of the destination's queue pairs.
-fn landing_capacity() -> Capacity {
+fn receiver_capacity() -> Capacity {
     Capacity { send_work_requests: 1, receive_work_requests: FENCES, peer_access: PeerAccess::Write }
 }
 
@@ -223,7 +223,7 @@ impl fmt::Debug for RdmaReceiver {
         formatter
             .debug_struct("RdmaReceiver")
             .field("lanes", &lanes)
-            .field("granted", &exposed)
+            .field("exposed", &exposed)
             .finish_non_exhaustive()
     }
 }

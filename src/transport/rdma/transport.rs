@@ -55,7 +55,7 @@ impl Transport for RdmaTransport {
         waits.max().unwrap_or_default()
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+    fn begin_round(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
         self.latest_wait = self.latest_wait();
         self.waited_before = self.lanes.iter().map(|lane| lane.waited()).collect();
         self.registrar.begin();

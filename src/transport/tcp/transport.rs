@@ -40,7 +40,7 @@ impl Transport for TcpTransport {
         format!("{} to {}", count(self.lanes.len(), "TCP stream"), self.peer)
     }
 
-    fn parts(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
+    fn begin_round(&mut self) -> (&mut [Box<dyn Lane>], Option<&dyn Registration>) {
         (&mut self.lanes, None)
     }
 }
