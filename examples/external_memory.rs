@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use sterna::destination::{self, Receiver};
-use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap};
+use sterna::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareBitmap};
 use sterna::guest::Refusal;
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
@@ -60,8 +60,12 @@ struct Written {
 struct StreamLog(Arc<Written>);
 
 impl DirtyLog for StreamLog {
-    fn start(&self) -> Result<(), DirtyError> {
-        Ok(())
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -162,7 +162,7 @@ pub struct RoundReport {
 }
 
 /// The work of one lane in a round.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LaneReport {
     /// Bytes of pages sent.
     pub bytes: u64,

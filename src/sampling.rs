@@ -10,7 +10,7 @@ use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
 use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost};
-use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
+use crate::dirty::{CaughtUp, DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::error_code::coded;
 use crate::guest::{GuestError, SourceGuest};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, RamLayout, TouchedSearch};
@@ -129,7 +129,8 @@ struct Watch<'log> {
 
 impl Watch<'_> {
     fn begin(&mut self) -> Result<(), SamplingError> {
-        self.log.start()?;
+        // A log that names pages names all that the guest ever wrote first, which are no samples.
+        let _ = self.log.start()?;
         // Logs may begin with all pages dirty; and while all pages are cleared, the first ones are written
         // again.
         self.dirty.fill();
@@ -156,9 +157,20 @@ impl Watch<'_> {
     fn harvest(&mut self) -> Result<(), SamplingError> {
         self.dirty.clear();
         let began = Instant::now();
+        while self.catch_up()? == CaughtUp::Partly {
+            self.dirty.harvest(self.log)?;
+        }
         self.dirty.harvest(self.log)?;
         self.harvest = began.elapsed();
         Ok(())
+    }
+
+    /// Waits for the log, which must not pause the guest.
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        match self.log.catch_up()? {
+            CaughtUp::Paused { .. } => Err(DirtyError::vmm("the VMM paused the guest while it was watched")),
+            caught_up => Ok(caught_up),
+        }
     }
 }
 

@@ -163,7 +163,10 @@ impl Log {
 
     fn start(&self) -> Result<(), Failure> {
         match self {
-            Self::Bitmap(log) => Ok(log.start()?),
+            Self::Bitmap(log) => {
+                log.start()?;
+                Ok(())
+            }
             Self::Rings(rings, software) => {
                 software.start()?;
                 Ok(rings.watch()?)

@@ -17,7 +17,7 @@ use vmm_sys_util::{ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::error::DirtyError;
 use super::guarded::GuardedWords;
-use super::log::DirtyLog;
+use super::log::{CaughtUp, DirtyLog, InitiallyDirty};
 use super::region::DirtyRegion;
 use super::stripe::{STRIPE_PAGES, STRIPE_WORDS};
 use crate::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
@@ -157,7 +157,7 @@ impl KvmLog {
 const UNWRITTEN: u64 = 0x5a5a_5a5a_5a5a_5a5a;
 
 impl DirtyLog for KvmLog {
-    fn start(&self) -> Result<(), DirtyError> {
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
         let capability = kvm_enable_cap {
             cap: KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
             args: [u64::from(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET), 0, 0, 0],
@@ -171,7 +171,12 @@ impl DirtyLog for KvmLog {
         self.slots.watch().inspect_err(|_| {
             // The error being returned matters more than an error of the clean-up.
             let _ = self.stop();
-        })
+        })?;
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

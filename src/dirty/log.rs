@@ -1,6 +1,7 @@
 //! The record of written pages that the engine reads.
 
 use std::fmt::Debug;
+use std::time::Instant;
 
 use super::error::DirtyError;
 use super::region::DirtyRegion;
@@ -12,29 +13,41 @@ use super::region::DirtyRegion;
 /// numbered from 0 within their region. Bitmaps have one bit a page in words of 64, the first page in bit 0
 /// of the first word.
 ///
-/// The engine calls [`start`](Self::start) once, then [`harvest`](Self::harvest) for each region and
-/// [`clear`](Self::clear) for parts of the region, round after round, and [`stop`](Self::stop) if the attempt
-/// fails. `harvest` and `clear` are called from several threads at once, for different regions or pages.
+/// The engine calls [`start`](Self::start) once, then [`catch_up`](Self::catch_up),
+/// [`harvest`](Self::harvest) for each region and [`clear`](Self::clear) for parts of the region, round after
+/// round, and [`stop`](Self::stop) if the attempt fails. `harvest` and `clear` are called from several threads
+/// at once, for different regions or pages.
 ///
 /// # A log fed by a stream
 ///
 /// The VMM may be another process that names pages in a stream. A thread of this process then reads the
 /// stream and marks the pages in a bitmap, such as [`SoftwareBitmap`](super::SoftwareBitmap); `harvest`
-/// [takes](super::SoftwareBitmap::take) the marks, and `clear` has nothing to do. Two rules keep every write:
+/// [takes](super::SoftwareBitmap::take) the marks, and `clear` has nothing to do. Three rules keep every
+/// write:
 ///
-/// - The VMM names a page only after it has written it. A page that is named first may be read before the
-///   write.
-/// - Once [`pause`](crate::guest::SourceGuest::pause) has returned, all pages that were written are marked:
-///   the VMM sends the answer to `pause` after the last name, in the same stream.
+/// - The VMM names a page only after it has begun to watch the page again, so that a write after the name is
+///   named again; or after the write itself. A page that is named first may be read before the write.
+/// - `catch_up` answers [`Fully`](CaughtUp::Fully) only if every write before the call is marked.
+/// - Once [`pause`](crate::guest::SourceGuest::pause) and [`save`](crate::guest::SourceGuest::save) have
+///   returned, all pages that were written are marked.
 ///
 /// A stream that breaks is an error of the next harvest, [`DirtyError::Vmm`].
 pub trait DirtyLog: Send + Sync + Debug {
-    /// Begins to record. Every write after it returns is seen by a later harvest. Pages written before it
-    /// count as dirty without the log.
+    /// Begins to record. Every write after it returns is seen by a later harvest. The answer tells which pages
+    /// written before it count as dirty without being marked.
     ///
     /// # Errors
     /// [`DirtyError`] if recording cannot begin; then it has not.
-    fn start(&self) -> Result<(), DirtyError>;
+    fn start(&self) -> Result<InitiallyDirty, DirtyError>;
+
+    /// Waits until the next harvest has every write that preceded this call; or, in a log that learns of
+    /// writes bit by bit, until it has enough to send meanwhile. A log that the kernel keeps is always
+    /// [`Fully`](CaughtUp::Fully) there. Waits no longer than a fraction of a second, so that the caller can
+    /// look at its limits.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if the record broke; the attempt ends.
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError>;
 
     /// Marks in `dirty`, the bits of `region`, the pages written since they were last cleared or, in a log
     /// that needs no clearing, last harvested. Pages already marked stay so. The last harvest is downtime, so
@@ -57,4 +70,32 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// # Errors
     /// [`DirtyError`] if the kernel refuses; the guest then runs slower than necessary, but correctly.
     fn stop(&self) -> Result<(), DirtyError>;
+}
+
+/// Which pages are dirty when a record begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitiallyDirty {
+    /// All of them: the log names only later writes.
+    All,
+    /// None: the log names every page that has to be sent, those written before the start too. A page that it
+    /// never names is zero.
+    AsNamed,
+}
+
+/// How much the next harvest of a log will have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaughtUp {
+    /// Every write before the call, except so many pages that the VMM has found written and will name later, at
+    /// the latest when it saves the paused guest. They count as dirty.
+    Fully {
+        /// The number of such pages.
+        unnamed_pages: u64,
+    },
+    /// A part, possibly nothing; the log still has more to name.
+    Partly,
+    /// Every write of the guest: the VMM has paused it by itself.
+    Paused {
+        /// Since when.
+        since: Instant,
+    },
 }

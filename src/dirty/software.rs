@@ -7,7 +7,7 @@ use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 use super::error::DirtyError;
-use super::log::DirtyLog;
+use super::log::{CaughtUp, DirtyLog, InitiallyDirty};
 use super::part::PART_STRIPES;
 use super::region::DirtyRegion;
 
@@ -65,11 +65,15 @@ impl<B: WrittenPages> SoftwareLog<B> {
 }
 
 impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
-    fn start(&self) -> Result<(), DirtyError> {
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
         for region in self.memory.iter() {
             (**region).bitmap().forget();
         }
-        Ok(())
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
@@ -95,9 +99,24 @@ impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
 pub struct EitherLog<A, B>(pub A, pub B);
 
 impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
-    fn start(&self) -> Result<(), DirtyError> {
-        self.0.start()?;
-        self.1.start()
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+        match (self.0.start()?, self.1.start()?) {
+            (InitiallyDirty::AsNamed, InitiallyDirty::AsNamed) => Ok(InitiallyDirty::AsNamed),
+            _ => Ok(InitiallyDirty::All),
+        }
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(match (self.0.catch_up()?, self.1.catch_up()?) {
+            (CaughtUp::Paused { since: first }, CaughtUp::Paused { since: second }) => {
+                CaughtUp::Paused { since: first.min(second) }
+            }
+            (CaughtUp::Partly, _) | (_, CaughtUp::Partly) => CaughtUp::Partly,
+            (CaughtUp::Fully { unnamed_pages: first }, CaughtUp::Fully { unnamed_pages: second }) => {
+                CaughtUp::Fully { unnamed_pages: first + second }
+            }
+            (paused @ CaughtUp::Paused { .. }, _) | (_, paused) => paused,
+        })
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -9,7 +9,10 @@ use std::time::Duration;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::PATIENCE;
-use crate::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap, SoftwareLog};
+use super::naming::{Naming, NamingLog};
+use crate::dirty::{
+    CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareBitmap, SoftwareLog,
+};
 use crate::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
@@ -65,6 +68,8 @@ pub(super) struct Seen {
     /// Whether the VMM runs a guest without reporting that it does.
     unsure: AtomicBool,
     errs: Mutex<Vec<&'static str>>,
+    /// How the VMM names pages, if it does.
+    naming: Mutex<Option<Naming>>,
 }
 
 impl Seen {
@@ -92,6 +97,11 @@ impl Seen {
     fn errs_in(&self, call: &'static str) -> Result<(), String> {
         let errs = self.errs.lock().ignore_poison().contains(&call);
         if errs { Err(format!("{call} fails for a test")) } else { Ok(()) }
+    }
+
+    /// Makes the VMM name the pages to send from now on.
+    pub(super) fn name_pages(&self, naming: Naming) {
+        *self.naming.lock().ignore_poison() = Some(naming);
     }
 
     /// How many calls have panicked.
@@ -303,7 +313,11 @@ impl SourceGuest for TestGuest {
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
         self.seen.enter("dirty_log");
-        Ok(Box::new(TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone())))
+        let log = TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone());
+        let Some(naming) = *self.seen.naming.lock().ignore_poison() else { return Ok(Box::new(log)) };
+        let shared = self.shared.clone();
+        let pause = move || shared.state().runs = false;
+        Ok(Box::new(NamingLog::new(log, naming, Box::new(pause))))
     }
 
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
@@ -366,12 +380,17 @@ impl DestinationGuest for TestGuest {
 
 /// A dirty log with calls that may panic like others of the VMM.
 #[derive(Debug)]
-struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>);
+pub(super) struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>);
 
 impl DirtyLog for TestLog {
-    fn start(&self) -> Result<(), DirtyError> {
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
         self.1.enter("start");
         self.0.start()
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        self.1.enter("catch_up");
+        self.0.catch_up()
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -8,6 +8,7 @@ mod answers;
 mod ends;
 mod guest;
 mod lanes;
+mod naming;
 mod panics;
 mod plugging;
 mod statuses;

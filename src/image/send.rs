@@ -16,12 +16,12 @@ use super::error::{SendError, SendFailure};
 use super::extents::{BLOCK_BYTES, Content, region_of};
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
-use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, Stripes};
+use crate::dirty::{CaughtUp, DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
 use crate::progress::{mbps, ms};
 use crate::session::{
-    Cancel, Link, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
+    Cancel, Link, Pass, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
 };
 use crate::transport::Transports;
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
@@ -353,8 +353,9 @@ impl<'transfer> Transfer<'transfer> {
         for pages in [&fresh, &wrong] {
             if sent.rounds == 0 || pages.count() > 0 {
                 sent.rounds += 1;
+                let pass = Pass { number: sent.rounds, skips_zeros: sent.rounds == 1 };
                 let gate = SendGate { pace: &RateLimiter::default(), check: &|| self.options.cancel.check() };
-                let round = link.send_round(sent.rounds, (pages, &stripes), Some(&log), gate)?;
+                let round = link.send_pass(pass, (pages, &stripes), Some(&log), gate)?;
                 sent.bytes += round.pages * PAGE_BYTES;
             }
         }
@@ -479,8 +480,12 @@ struct StillFile<'transfer> {
 }
 
 impl DirtyLog for StillFile<'_> {
-    fn start(&self) -> Result<(), DirtyError> {
-        Ok(())
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, _region: usize, _dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

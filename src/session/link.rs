@@ -9,7 +9,7 @@ use super::cancel::Cancel;
 use super::connect::{NAP_MAX, connect};
 use super::error::SessionError;
 use super::open::{FellBack, Opened, give_up, open};
-use super::pass::{PrecopyPass, Sent};
+use super::pass::{Pass, PrecopyPass, Sent};
 use super::send_gate::SendGate;
 use crate::control::{ControlChannel, STEP_MAX};
 use crate::convergence::HandoverCost;
@@ -126,12 +126,12 @@ impl Link {
         Ok(())
     }
 
-    /// Sends every page set in `dirty`, tracking it again in `log`, and reports the closed round to the
+    /// Sends every page set in `dirty`, tracking it again in `log`, and reports the closed pass to the
     /// destination. Fails when the destination is silent for too long, because one-sided writes to its memory
     /// would continue.
-    pub(crate) fn send_round(
+    pub(crate) fn send_pass(
         &mut self,
-        number: u32,
+        pass: Pass,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
         gate: SendGate<'_>,
@@ -139,12 +139,12 @@ impl Link {
         let liveness = self.control.liveness();
         let check = || liveness.check().map_err(SessionError::from).and_then(|()| (gate.check)());
         let gate = SendGate { check: &check, ..gate };
-        let sent = self.send_pages(number, (dirty, stripes), log, gate).map_err(|error| match error {
+        let sent = self.send_pages(pass, (dirty, stripes), log, gate).map_err(|error| match error {
             // The lanes were shut down because of this; its cause explains more.
             SessionError::Transport(_) => liveness.check_heard().err().map_or(error, SessionError::from),
             error => error,
         })?;
-        self.control.send(&Message::RoundClosed(number))?;
+        self.control.send(&Message::RoundClosed(pass.number))?;
         Ok(sent)
     }
 
@@ -159,7 +159,7 @@ impl Link {
 
     fn send_pages(
         &mut self,
-        number: u32,
+        pass: Pass,
         (dirty, stripes): (&DirtyBitmap, &Stripes),
         log: Option<&dyn DirtyLog>,
         gate: SendGate<'_>,
@@ -167,14 +167,14 @@ impl Link {
         let Self { control, transport, ram, pool, .. } = self;
         let rounds = |registration| PrecopyPass { ram, log, stripes, pool, gate, registration };
         match transport.begin_round() {
-            (lanes, None) => rounds(None).send(number, dirty, lanes),
+            (lanes, None) => rounds(None).send(pass, dirty, lanes),
             (lanes, Some(registration)) => {
                 let mut sent = Err(SessionError::Cancelled);
                 // The registration runs on this thread beside the lanes' workers, so no thread is started.
                 let supplied = pool.in_place_scope(|scope| {
                     scope.spawn(|_| {
                         let _end = EndOnDrop(registration);
-                        sent = caught_or(|| rounds(Some(registration)).send(number, dirty, lanes));
+                        sent = caught_or(|| rounds(Some(registration)).send(pass, dirty, lanes));
                     });
                     caught_or(|| Ok::<_, SessionError>(registration.run(dirty, control)?))
                 });

@@ -30,7 +30,7 @@ pub(crate) use link::Link;
 pub(crate) use listener::{AttemptRoute, Listener, TICK};
 pub(crate) use open::{FellBack, unexpected};
 pub(crate) use opening::{ArrivalError, explain_lanes, next_opening, prepare_any};
-pub(crate) use pass::PrecopyPass;
+pub(crate) use pass::{Pass, PrecopyPass};
 pub(crate) use rate_limiter::RateLimiter;
 pub(crate) use routes::Reconnect;
 pub(crate) use send_gate::SendGate;

@@ -17,7 +17,17 @@ use crate::panics::caught_or;
 use crate::poison::IgnorePoison;
 use crate::transport::{Lane, Registration};
 
-/// The result of a round.
+/// A pass over the dirty pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pass {
+    /// Its number at both ends, from 1.
+    pub(crate) number: u32,
+    /// The destination's memory is fresh, and all pages count as dirty: pages that are zero at the source need
+    /// not travel.
+    pub(crate) skips_zeros: bool,
+}
+
+/// The result of a pass.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) pages: u64,
@@ -44,7 +54,7 @@ pub(crate) struct PrecopyPass<'migration> {
 struct LaneRound<'lane> {
     lane_stats: LaneWithStats<'lane>,
     pages: Pages,
-    /// Only in the first round.
+    /// Only if pages of zeros are left out.
     search: Option<TouchedSearch>,
     edges: RunEdges,
 }
@@ -59,12 +69,9 @@ struct Pages {
 impl PrecopyPass<'_> {
     /// Sends every page set in `dirty`, each worker the stripes of its own lane, and closes the round on all
     /// lanes.
-    ///
-    /// In the first round the destination's memory is fresh, so pages that are zero at the source need not
-    /// travel.
     pub(crate) fn send(
         &self,
-        round: u32,
+        pass: Pass,
         dirty: &DirtyBitmap,
         lanes: &mut [Box<dyn Lane>],
     ) -> Result<Sent, SessionError> {
@@ -83,7 +90,7 @@ impl PrecopyPass<'_> {
                 .with_max_len(1)
                 .enumerate()
                 .map(|(index, lane)| {
-                    let result = caught_or(|| self.send_lane(round, dirty, (index, lane.as_mut()), gate));
+                    let result = caught_or(|| self.send_lane(pass, dirty, (index, lane.as_mut()), gate));
                     result.map_err(|error| {
                         let mut cause = cause.lock().ignore_poison();
                         // Errors after the first are its consequences; but an error that forbids other lanes
@@ -118,18 +125,18 @@ impl PrecopyPass<'_> {
 
     fn send_lane(
         &self,
-        round: u32,
+        Pass { number, skips_zeros }: Pass,
         dirty: &DirtyBitmap,
         (index, lane): (usize, &mut dyn Lane),
         gate: SendGate<'_>,
     ) -> Result<(Pages, LaneLoad, Option<Instant>), SessionError> {
         let mut lane = LaneRound {
-            lane_stats: LaneWithStats::new(lane, gate, Instant::now(), round == 1),
+            lane_stats: LaneWithStats::new(lane, gate, Instant::now(), skips_zeros),
             pages: Pages::default(),
-            search: (round == 1).then(TouchedSearch::default),
+            search: skips_zeros.then(TouchedSearch::default),
             edges: RunEdges::default(),
         };
-        // Empty except in the first round: the other rounds allocate nothing for it.
+        // Empty unless pages of zeros are left out: other passes allocate nothing for it.
         let mut holes = Vec::new();
         for stripe in self.stripes.of_lane(index, dirty) {
             (gate.check)()?;
@@ -149,7 +156,7 @@ impl PrecopyPass<'_> {
             lane.lane_stats.end_stripe();
         }
         self.pass(&mut holes, &mut lane)?;
-        let (load, first_page) = lane.lane_stats.fence(round)?;
+        let (load, first_page) = lane.lane_stats.fence(number)?;
         Ok((lane.pages, load, first_page))
     }
 
@@ -245,7 +252,7 @@ mod tests {
 
     use super::super::rate_limiter::RateLimiter;
     use super::*;
-    use crate::dirty::{DirtyError, DirtyRegion, SoftwareBitmap, SoftwareLog};
+    use crate::dirty::{CaughtUp, DirtyError, DirtyRegion, InitiallyDirty, SoftwareBitmap, SoftwareLog};
     use crate::transport::TransportError;
 
     /// The events, in order, written by a log and a lane.
@@ -275,8 +282,12 @@ mod tests {
     struct NotedLog<'test>(Journal, Option<(&'test GuestMemoryMmap<SoftwareBitmap>, u64)>);
 
     impl DirtyLog for NotedLog<'_> {
-        fn start(&self) -> Result<(), DirtyError> {
-            Ok(())
+        fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+            Ok(InitiallyDirty::All)
+        }
+
+        fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+            Ok(CaughtUp::Fully { unnamed_pages: 0 })
         }
 
         fn harvest(&self, _region: usize, _dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
@@ -327,7 +338,8 @@ mod tests {
             registration: None,
         };
         let mut lanes: Vec<Box<dyn Lane>> = vec![Box::new(NotedLane(journal.clone()))];
-        let sent = rounds.send(round, dirty, &mut lanes).unwrap();
+        let pass = Pass { number: round, skips_zeros: round == 1 };
+        let sent = rounds.send(pass, dirty, &mut lanes).unwrap();
         let notes = journal.lock().unwrap().clone();
         (sent, notes)
     }

@@ -9,7 +9,7 @@ use rayon::ThreadPool;
 use super::error::MigrationFailure;
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
 use crate::memory::{GuestRam, PageRun};
-use crate::session::{PrecopyPass, RateLimiter, SendGate};
+use crate::session::{Pass, PrecopyPass, RateLimiter, SendGate};
 use crate::transport::rdma::NullRegions;
 use crate::transport::{Lane, TransportError};
 use crate::verify::{SourceDigests, Verify};
@@ -110,7 +110,7 @@ impl Blackout {
             registration: None,
         };
         let lanes = if look_up_slices { &mut self.chunk_lanes } else { &mut self.null_lanes };
-        Ok(rounds.send(2, &self.dirty, lanes)?.pages)
+        Ok(rounds.send(Pass { number: 2, skips_zeros: false }, &self.dirty, lanes)?.pages)
     }
 }
 

@@ -23,7 +23,7 @@ impl Precopy<'_> {
     }
 
     /// Starts a new attempt on the same control channel. The destination discards what has arrived. At the
-    /// source every page is dirty again, because the bits of the pages already sent are consumed.
+    /// source every page is dirty or named again, because the bits of the pages already sent are consumed.
     fn fall_back(&mut self, to: String, why: &str) -> Result<(), MigrationFailure> {
         let migration = self.migration;
         let from = self.connected.link.scheme.clone();
@@ -39,8 +39,9 @@ impl Precopy<'_> {
         self.connected.handover.begin_anew(link.attempt_id)?;
         self.steering.begin_anew(link);
         self.pages.begin_anew(link, migration.options.verify);
-        self.hash_next = false;
-        self.connected.log.start()?;
+        (self.hash_next, self.paused_since) = (false, None);
+        let initially = self.connected.log.start()?;
+        self.pages.begin(initially);
         Ok(())
     }
 }

@@ -9,9 +9,9 @@ pub(super) struct Laps {
 }
 
 impl Laps {
-    pub(super) fn new() -> Self {
-        let now = Instant::now();
-        Self { began: now, last: now }
+    /// The first step began then.
+    pub(super) fn since(began: Instant) -> Self {
+        Self { began, last: began }
     }
 
     /// The time since the last lap.

@@ -1,14 +1,14 @@
 //! The guest's pages at the source: dirty pages, pages sent, and blocks that both ends have compared.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
 use crate::convergence::{LaneLoad, Round};
-use crate::dirty::{DirtyBitmap, DirtyError, Stripes};
+use crate::dirty::{DirtyBitmap, DirtyError, InitiallyDirty, Stripes};
 use crate::memory::PAGE_BYTES;
 use crate::progress::{LaneReport, RoundReport, mbps, ms};
-use crate::session::{Link, SendGate};
+use crate::session::{Link, Pass, SendGate};
 use crate::verify::{SourceDigests, Verify};
 
 /// The pages of one attempt.
@@ -23,29 +23,50 @@ pub(super) struct Pages {
     pub(super) zero: u64,
     /// When a lane took the first page.
     pub(super) first_page: Option<Instant>,
+    initially: InitiallyDirty,
+    /// How many passes were made over dirty pages. A round has one, or several if the log learns of writes bit
+    /// by bit.
+    passes: u32,
+    /// Whether the next pass begins a round.
+    begins_round: bool,
 }
 
 impl Pages {
-    /// All dirty, none sent.
+    /// None sent.
     pub(super) fn new(link: &Link, verify: Verify) -> Self {
         let layout = link.ram.layout();
-        let mut dirty = DirtyBitmap::new(&layout);
-        dirty.fill();
         Self {
-            dirty,
+            dirty: DirtyBitmap::new(&layout),
             stripes: Stripes::new(link.lanes.into()),
             digests: SourceDigests::new(&layout, verify),
             rounds: Vec::new(),
             zero: 0,
             first_page: None,
+            initially: InitiallyDirty::All,
+            passes: 0,
+            begins_round: true,
         }
     }
 
-    /// All dirty, none sent, in a new attempt.
+    /// None sent, in a new attempt.
     pub(super) fn begin_anew(&mut self, link: &Link, verify: Verify) {
         self.digests = SourceDigests::new(&link.ram.layout(), verify);
-        (self.rounds, self.zero, self.first_page) = (Vec::new(), 0, None);
-        self.dirty.fill();
+        (self.rounds, self.zero, self.first_page, self.passes) = (Vec::new(), 0, None, 0);
+        self.dirty.clear();
+    }
+
+    /// The log records from now on.
+    pub(super) fn begin(&mut self, initially: InitiallyDirty) {
+        self.initially = initially;
+        match initially {
+            InitiallyDirty::All => self.dirty.fill(),
+            InitiallyDirty::AsNamed => self.dirty.clear(),
+        }
+    }
+
+    /// Whether the VMM names the pages to send.
+    pub(super) fn are_named(&self) -> bool {
+        self.initially == InitiallyDirty::AsNamed
     }
 
     /// Adds the guest's writes since the last harvest.
@@ -69,38 +90,76 @@ impl Pages {
         u32::try_from(self.rounds.len()).unwrap_or(u32::MAX)
     }
 
-    /// Sends the dirty pages and closes the round; returns the lanes' measurements. While the guest runs, the
-    /// pages are tracked again, and the time limit may end the round.
-    pub(super) fn send_round(
+    /// The number of the latest pass, from 1.
+    pub(super) fn passes(&self) -> u32 {
+        self.passes
+    }
+
+    /// The next pass begins a round; those after it continue that round.
+    pub(super) fn begin_round(&mut self) {
+        self.begins_round = true;
+    }
+
+    /// Sends the dirty pages and closes the pass; returns the lanes' measurements. While the guest runs, the
+    /// pages are tracked again, and the time limit may end the pass.
+    pub(super) fn send_pass(
         &mut self,
         Migration { options, started, .. }: Migration<'_>,
         connected: &mut Connected,
         (is_running, throttle_percent): (bool, u8),
     ) -> Result<Round, MigrationFailure> {
         let began = Instant::now();
-        let number = self.round_number() + 1;
+        self.passes += 1;
+        let skips_zeros = self.passes == 1 && self.initially == InitiallyDirty::All;
+        let pass = Pass { number: self.passes, skips_zeros };
         let check = || {
             options.cancel.check()?;
             if is_running { options.limits.check_time(started) } else { Ok(()) }
         };
         let gate = SendGate { pace: options.limits.pace(), check: &check };
         let log = is_running.then_some(&*connected.log);
-        let sent = connected.link.send_round(number, (&self.dirty, &self.stripes), log, gate)?;
+        let sent = connected.link.send_pass(pass, (&self.dirty, &self.stripes), log, gate)?;
         self.zero += sent.zero_pages;
         self.first_page = self.first_page.or(sent.first_page);
         let mut round = Round { lanes: sent.lanes, duration: began.elapsed(), ..Round::default() };
         let waited = connected.link.transport.waited();
         round.overhead = round.duration.saturating_sub(round.busy() + waited);
-        let lane = |lane: &LaneLoad| LaneReport { bytes: lane.bytes, busy_ms: ms(lane.busy) };
-        self.rounds.push(RoundReport {
-            pages: sent.pages,
-            bytes: sent.pages * PAGE_BYTES,
-            ms: ms(round.duration),
-            bandwidth_mbps: mbps(round.sent_bytes(), round.busy()),
-            throttle_percent,
-            lanes: round.lanes.iter().map(lane).collect(),
-            ..RoundReport::default()
-        });
+        self.report(&round, sent.pages, throttle_percent);
         Ok(round)
     }
+
+    /// Adds a pass to the report of its round.
+    fn report(&mut self, pass: &Round, pages: u64, throttle_percent: u8) {
+        if std::mem::take(&mut self.begins_round) || self.rounds.is_empty() {
+            self.rounds.push(RoundReport::default());
+        }
+        let Some(report) = self.rounds.last_mut() else { return };
+        report.pages += pages;
+        report.bytes += pages * PAGE_BYTES;
+        report.ms += ms(pass.duration);
+        report.throttle_percent = throttle_percent;
+        report.lanes.resize(pass.lanes.len(), LaneReport::default());
+        for (sum, lane) in report.lanes.iter_mut().zip(&pass.lanes) {
+            sum.bytes += lane.bytes;
+            sum.busy_ms += ms(lane.busy);
+        }
+        let busiest_ms = report.lanes.iter().map(|lane| lane.busy_ms).fold(0.0, f64::max);
+        let sent_bytes = report.lanes.iter().map(|lane| lane.bytes).sum();
+        report.bandwidth_mbps = mbps(sent_bytes, Duration::from_secs_f64(busiest_ms / 1e3));
+    }
+}
+
+/// A round with one more pass.
+pub(super) fn joined(round: Round, pass: Round) -> Round {
+    if round.lanes.is_empty() {
+        return pass;
+    }
+    let lanes = round.lanes.iter().zip(&pass.lanes);
+    let lanes = lanes.map(|(sum, lane)| LaneLoad {
+        bytes: sum.bytes + lane.bytes,
+        busy: sum.busy + lane.busy,
+        fence: lane.fence,
+    });
+    // What a pass costs besides sending, each switch pays once.
+    Round { lanes: lanes.collect(), duration: round.duration + pass.duration, ..pass }
 }

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use super::error::{MigrationError, MigrationFailure};
 use super::give_up::Undo;
 use super::migration::{Connected, Migration};
-use super::pages::Pages;
+use super::pages::{Pages, joined};
 use super::prepare::Prepared;
 use super::saving;
 use super::steering::Steering;
 use super::switch::Converged;
-use crate::convergence::Decision;
+use crate::convergence::{Decision, Round};
+use crate::dirty::{CaughtUp, InitiallyDirty};
 use crate::panics::caught_or;
 use crate::progress::{Event, ms};
 use crate::saved_state::StateSender;
@@ -28,6 +29,8 @@ pub(super) struct Precopy<'migration> {
     saving: Option<StateSender>,
     /// When the last lane of the latest round ended.
     sent: Option<Instant>,
+    /// Since when the guest is paused, if its VMM has paused it by itself.
+    pub(super) paused_since: Option<Instant>,
 }
 
 impl<'migration> Prepared<'migration> {
@@ -40,18 +43,27 @@ impl<'migration> Prepared<'migration> {
             hash_next: false,
             saving: None,
             sent: None,
+            paused_since: None,
             migration,
             connected,
         };
         let ended = caught_or(|| precopy.run());
-        let Precopy { migration, connected, pages, steering, .. } = precopy;
+        let Precopy { migration, connected, pages, steering, paused_since, .. } = precopy;
         match ended {
-            Ok((setup, saving)) => {
-                Ok(Converged { migration, connected, pages, saving, steering, setup, heartbeats_per_second })
-            }
+            Ok((setup, saving)) => Ok(Converged {
+                migration,
+                connected,
+                pages,
+                saving,
+                steering,
+                setup,
+                paused_since,
+                heartbeats_per_second,
+            }),
             Err(cause) => {
                 let throttle_percent = steering.history.throttle_percent();
-                let undo = Undo { throttle_percent, may_be_paused: false };
+                // A VMM that names pages may have paused the guest by itself, unseen yet.
+                let undo = Undo { throttle_percent, may_be_paused: pages.are_named() };
                 Err(connected.give_up(migration, undo, cause))
             }
         }
@@ -61,11 +73,14 @@ impl<'migration> Prepared<'migration> {
 impl Precopy<'_> {
     /// Returns the duration of the set-up, and the sender of the saved state.
     fn run(&mut self) -> Result<(Duration, StateSender), MigrationFailure> {
-        self.connected.log.start()?;
-        // All pages are dirty already; this measures the duration of a harvest.
-        let harvesting = Instant::now();
-        self.pages.harvest(&self.connected)?;
-        self.steering.history.harvested(harvesting.elapsed());
+        let initially = self.connected.log.start()?;
+        self.pages.begin(initially);
+        if initially == InitiallyDirty::All {
+            // All pages are dirty already; this measures the duration of a harvest.
+            let harvesting = Instant::now();
+            self.pages.harvest(&self.connected)?;
+            self.steering.history.harvested(harvesting.elapsed());
+        }
         let setup = self.migration.started.elapsed();
         self.converge_over_any_lanes()?;
         let saving = self.saving.take();
@@ -82,6 +97,9 @@ impl Precopy<'_> {
             let verify = self.verify_expected();
             self.steering.predict(migration, &self.connected, (&self.pages, verify));
             self.report_round(beat.rate_until(HeartbeatAt::now(migration.guest)));
+            if self.paused_since.is_some() {
+                return Ok(());
+            }
             // Warnings under other limits do not apply to these.
             if same_limits {
                 self.steering.judge(migration);
@@ -119,21 +137,52 @@ impl Precopy<'_> {
         }
         // Within the time of the round, because its harvest includes the writes meanwhile.
         self.hash_if_due()?;
-        let how = (true, self.steering.history.throttle_percent());
-        let mut round = self.pages.send_round(self.migration, &mut self.connected, how)?;
-        self.sent = Some(Instant::now());
-        // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
-        // misses them.
-        if self.saving.is_none() {
-            self.saving = Some(self.ready_to_save()?);
-        }
-        let harvesting = Instant::now();
-        round.dirty_pages = self.pages.harvest_anew(&self.connected)?;
+        self.pages.begin_round();
+        let mut round = Round::default();
+        let harvesting = loop {
+            let how = (true, self.steering.history.throttle_percent());
+            round = joined(round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
+            self.sent = Some(Instant::now());
+            // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
+            // misses them.
+            if self.saving.is_none() {
+                self.saving = Some(self.ready_to_save()?);
+            }
+            let harvesting = Instant::now();
+            let (dirty_pages, caught_up) = self.catch_up()?;
+            round.dirty_pages = dirty_pages;
+            match caught_up {
+                CaughtUp::Partly => {}
+                CaughtUp::Fully { unnamed_pages } => {
+                    round.dirty_pages += unnamed_pages;
+                    break harvesting;
+                }
+                CaughtUp::Paused { since } => {
+                    self.paused_since = Some(since);
+                    break harvesting;
+                }
+            }
+        };
         round.harvest = harvesting.elapsed();
         self.connected.check_ram(self.migration)?;
         round.duration = harvesting - began;
         self.steering.history.push(round);
         Ok(())
+    }
+
+    /// Harvests as soon as the log has all or some of the guest's writes; returns how many pages are dirty.
+    fn catch_up(&mut self) -> Result<(u64, CaughtUp), MigrationFailure> {
+        let Migration { options, started, .. } = self.migration;
+        loop {
+            let caught_up = self.connected.log.catch_up()?;
+            let dirty_pages = self.pages.harvest_anew(&self.connected)?;
+            if dirty_pages > 0 || caught_up != CaughtUp::Partly {
+                return Ok((dirty_pages, caught_up));
+            }
+            options.cancel.check()?;
+            options.limits.check_time(started)?;
+            self.connected.link.control.liveness().check()?;
+        }
     }
 
     /// Reports the latest round.

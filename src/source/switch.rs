@@ -3,7 +3,7 @@
 //! [`SourceHandover`](crate::handover::SourceHandover) answers each event with the next action, and this
 //! module carries it out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::complete::{Measured, Switched};
 use super::error::{MigrationError, MigrationFailure};
@@ -35,6 +35,8 @@ pub(super) struct Converged<'migration> {
     pub(super) steering: Steering,
     /// The duration of the set-up.
     pub(super) setup: Duration,
+    /// Since when the guest is paused, if its VMM has paused it by itself.
+    pub(super) paused_since: Option<Instant>,
     pub(super) heartbeats_per_second: Option<f64>,
 }
 
@@ -42,7 +44,16 @@ impl<'migration> Converged<'migration> {
     /// Pauses the guest and gives it away. After a failure the guest runs on at the source, or its owner is
     /// in doubt.
     pub(super) fn switch(self) -> Result<Switched<'migration>, MigrationError> {
-        let Self { migration, connected, pages, saving, steering, setup, heartbeats_per_second } = self;
+        let Self {
+            migration,
+            connected,
+            pages,
+            saving,
+            steering,
+            setup,
+            paused_since,
+            heartbeats_per_second,
+        } = self;
         let throttle_percent = steering.history.throttle_percent();
         let mut switch = Switch {
             migration,
@@ -50,8 +61,9 @@ impl<'migration> Converged<'migration> {
             pages,
             predicted: steering.predicted,
             throttle_percent,
-            may_be_paused: false,
-            clock: Laps::new(),
+            may_be_paused: paused_since.is_some(),
+            paused_since,
+            clock: Laps::since(Instant::now()),
             parts: Downtime::default(),
             state_bytes: 0,
             completion: Completion::default(),
@@ -81,6 +93,7 @@ struct Switch<'migration> {
     predicted: Downtime,
     throttle_percent: u8,
     may_be_paused: bool,
+    paused_since: Option<Instant>,
     /// Starts with the pause.
     clock: Laps,
     /// The downtime by parts.
@@ -136,7 +149,7 @@ impl Switch<'_> {
     /// Pauses the guest, and sends its last pages, its state and FINAL.
     fn send_final(&mut self, saving: StateSender) -> Result<(), MigrationFailure> {
         let Migration { guest, options, observer, .. } = self.migration;
-        self.clock = Laps::new();
+        self.clock = Laps::since(self.paused_since.unwrap_or_else(Instant::now));
         // Set even if the pause fails, because the guest may then be paused: resuming it does no harm.
         self.may_be_paused = true;
         guest.pause()?;
@@ -151,12 +164,13 @@ impl Switch<'_> {
         self.pages.digests.harvested(&self.pages.dirty);
         self.parts.harvest = self.clock.lap();
         let how = (false, self.throttle_percent);
-        self.pages.send_round(self.migration, &mut self.connected, how)?;
+        self.pages.begin_round();
+        self.pages.send_pass(self.migration, &mut self.connected, how)?;
         self.parts.register = self.connected.link.transport.waited();
         self.parts.send = self.clock.lap().saturating_sub(self.parts.register);
         let compare_blocks = self.pages.send_digests(self.migration, &mut self.connected)?;
         self.parts.verify = self.clock.lap();
-        let (round, attempt_id) = (self.pages.round_number(), self.connected.link.attempt_id);
+        let (round, attempt_id) = (self.pages.passes(), self.connected.link.attempt_id);
         self.state_bytes = state.wait()?;
         let state_bytes = self.state_bytes;
         let last = Final { attempt_id, round, compare_blocks, state_bytes };

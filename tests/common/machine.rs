@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sterna::dirty::{
-    DirtyError, DirtyLog, DirtyRegion, EitherLog, KvmLog, KvmSlot, SoftwareBitmap, SoftwareLog,
+    CaughtUp, DirtyError, DirtyLog, DirtyRegion, EitherLog, InitiallyDirty, KvmLog, KvmSlot, SoftwareBitmap,
+    SoftwareLog,
 };
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
@@ -274,8 +275,12 @@ struct BusyLog {
 }
 
 impl DirtyLog for BusyLog {
-    fn start(&self) -> Result<(), DirtyError> {
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
         self.log.start()
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        self.log.catch_up()
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
-use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, STRIPE_PAGES};
+use sterna::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, STRIPE_PAGES};
 use sterna_bench::dirty::Random;
 
 /// Words of the bitmap of a slot.
@@ -87,8 +87,12 @@ impl SlotLog {
 }
 
 impl DirtyLog for SlotLog {
-    fn start(&self) -> Result<(), DirtyError> {
-        Ok(())
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareLog};
+use sterna::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareLog};
 use sterna::guest::{
     DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
 };
@@ -214,8 +214,12 @@ struct ScriptedLog {
 }
 
 impl DirtyLog for ScriptedLog {
-    fn start(&self) -> Result<(), DirtyError> {
-        Ok(())
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        Ok(CaughtUp::Fully { unnamed_pages: 0 })
     }
 
     fn harvest(&self, _region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {
