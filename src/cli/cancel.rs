@@ -31,7 +31,7 @@ pub(crate) fn run(args: &CancelArgs) -> ExitCode {
         match ask(name, &Request::Status) {
             Ok(Answer::Status(status)) if status.migrating => thread::sleep(Duration::from_millis(50)),
             Ok(Answer::Status(status)) => {
-                outln!("{name} stays: its migration is cancelled, and it is {} here", status.phase);
+                outln!("{name} stays: its migration is cancelled, and it is {} here", status.vitals.phase);
                 return Exit::Done.into();
             }
             Ok(other) => return output::error(Exit::Failed, format!("{name} answered {other:?}")),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use sterna::dirty::{DirtyError, DirtyLog, DirtyRegion, SoftwareBitmap, SoftwareLog};
+use sterna::dirty::{
+    CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareBitmap, SoftwareLog,
+};
 use sterna_vmm::{
     DirtyRings, MachineConfig, MachineError, MachineKind, RING_ENTRIES_MAX, SharedMachine, new_kvm,
     new_kvm_with_rings, new_synthetic,
@@ -71,10 +73,15 @@ pub(crate) struct RingLog {
 }
 
 impl DirtyLog for RingLog {
-    fn start(&self) -> Result<(), DirtyError> {
+    fn start(&self) -> Result<InitiallyDirty, DirtyError> {
         // First, because a full ring is emptied into the software bitmap.
         self.software.start()?;
-        self.rings.watch().map_err(DirtyError::Rings)
+        self.rings.watch().map_err(DirtyError::Rings)?;
+        Ok(InitiallyDirty::All)
+    }
+
+    fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
+        self.software.catch_up()
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -17,13 +17,15 @@ use sterna::host;
 use sterna::memory::GuestRam;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna_vmm::{
-    CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, SharedMachine,
-    host_cpu,
+    CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, Phase,
+    SharedMachine, host_cpu,
 };
 
 use super::device_state;
 use super::dirty_log::{DirtyLogArgs, RingLog};
+use super::held::HeldGuest;
 use super::incoming::Incoming;
+use super::protocol::{Checked, GuestKind, Vitals};
 use super::server::Server;
 use super::signals;
 use super::socket::{Listener, SocketError};
@@ -61,11 +63,6 @@ impl MachineGuest {
         // No load has been measured yet; it is as much work.
         cost.load = cost.save;
         Ok(())
-    }
-
-    /// The cost of its switch, as far as this host has paused, saved or loaded it.
-    pub(crate) fn switch_cost(&self) -> SwitchCost {
-        *self.cost()
     }
 
     fn timed<T, E>(
@@ -220,6 +217,59 @@ impl DestinationGuest for MachineGuest {
 
     fn discard(self) -> Result<(), GuestError> {
         Ok(())
+    }
+}
+
+impl HeldGuest for MachineGuest {
+    fn socket(&self) -> &Server {
+        &self.socket
+    }
+
+    fn vitals(&self) -> Vitals {
+        let machine = &self.machine;
+        let (status, beat) = (machine.status(), machine.heartbeat());
+        Vitals {
+            kind: match machine.kind() {
+                MachineKind::Kvm => GuestKind::Kvm,
+                MachineKind::Synthetic => GuestKind::Synthetic,
+            },
+            phase: match status.phase {
+                Phase::Fresh => "fresh".into(),
+                Phase::Running => "running".into(),
+                Phase::Paused => "paused".into(),
+                Phase::Stopped => "stopped".into(),
+                Phase::Failed(reason) => format!("failed: {reason}"),
+            },
+            memory_bytes: machine.config().memory_bytes,
+            vcpus: machine.config().vcpus.into(),
+            heartbeats: beat.count,
+            heartbeat_regressions: beat.regressions,
+            passes: status.passes,
+            throttle_percent: status.throttle_percent,
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.machine.status().phase == Phase::Running
+    }
+
+    fn switch_cost(&self) -> SwitchCost {
+        *self.cost()
+    }
+
+    fn check(&self) -> Result<Checked, String> {
+        let pages = self.machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
+        let limit = Duration::from_secs(60) + Duration::from_millis(pages);
+        let checked = self.machine.check_from_inside(limit).map_err(|error| error.to_string())?;
+        Ok(Checked { pages: checked.pages, wrong: checked.wrong })
+    }
+
+    fn moved(&self) {
+        self.machine.stop();
+    }
+
+    fn released(&self) {
+        self.machine.stop();
     }
 }
 

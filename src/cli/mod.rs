@@ -11,6 +11,7 @@
 //! | `demo` | everything at once: two processes, a guest, a migration, and its result |
 //! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
 //! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest` |
+//! | `held` | what the process of a guest needs of the guest, whichever VMM runs it |
 //! | `vm_process`, `incoming` | the holder of a guest, which answers for it; a guest on its way |
 //! | `server`, `socket`, `protocol` | the control socket of a guest's process: server, client, messages |
 //! | `progress` | a migration's events, for all clients that watch it |
@@ -26,6 +27,7 @@ mod device_state;
 mod dirty_log;
 mod dirty_rate;
 mod exit;
+mod held;
 mod hints;
 mod incoming;
 mod lanes;

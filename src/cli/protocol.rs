@@ -8,7 +8,6 @@ use sterna::progress::{Event, Report};
 use sterna::sampling::Sampled;
 use sterna::source::Verify;
 use sterna::source::{LimitsHandle, Options};
-use sterna_vmm::MachineKind;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
@@ -77,19 +76,37 @@ pub(crate) enum Answer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Status {
     pub(crate) name: String,
-    pub(crate) kind: MachineKind,
-    pub(crate) phase: String,
-    pub(crate) memory_bytes: u64,
-    pub(crate) vcpus: u8,
+    #[serde(flatten)]
+    pub(crate) vitals: Vitals,
     pub(crate) migrating: bool,
     /// The guest was given away, and its fate is unknown.
     pub(crate) in_doubt: bool,
+}
+
+/// What a VMM reports on its guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Vitals {
+    pub(crate) kind: GuestKind,
+    pub(crate) phase: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) vcpus: u32,
     pub(crate) heartbeats: u64,
     /// How often a heartbeat's count did not follow the one before.
     pub(crate) heartbeat_regressions: u64,
     /// Passes over the working set.
     pub(crate) passes: u64,
     pub(crate) throttle_percent: u8,
+}
+
+/// The kind of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum GuestKind {
+    /// The test VMM's, on KVM.
+    Kvm,
+    /// The test VMM's, on threads.
+    Synthetic,
+    /// Stock QEMU's.
+    Qemu,
 }
 
 /// Samples of a guest's writes.

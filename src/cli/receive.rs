@@ -187,7 +187,7 @@ fn hold_arrival(arrival: Arrival<MachineGuest>, lock: Option<Lock>, json: bool) 
     } else {
         outln!("{name} has arrived from {from} and runs here");
     }
-    let ended = hold(guest, claim, lock);
+    let ended = hold(Box::new(guest), claim, lock);
     say_end(&name, &ended, json);
     Exit::Done.into()
 }

@@ -183,7 +183,7 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
     } else {
         outln!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
-    let ended = hold(guest, claim.clone(), lock);
+    let ended = hold(Box::new(guest), claim.clone(), lock);
     say_end(&name, &ended, args.json);
     Ok(Exit::Done.into())
 }

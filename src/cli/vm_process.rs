@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use sterna::guest::RunOutcome;
 use sterna::lock::Lock;
 use sterna::progress::Observer;
 use sterna::sampling::sample;
@@ -18,14 +19,13 @@ use sterna::source::{
 };
 use sterna::state::GuestClaim;
 use sterna::state::{Record, RecordKind};
-use sterna_vmm::Phase;
 
 use super::exit::Exit;
+use super::held::HeldGuest;
 use super::limits::LimitArgs;
-use super::machine::MachineGuest;
 use super::output::errln;
 use super::progress::{Broadcast, Following};
-use super::protocol::{Answer, Checked, Failure, Found, Move, Request, Status};
+use super::protocol::{Answer, Failure, Found, Move, Request, Status};
 use super::server::{Asked, Serve, Served};
 use super::signals;
 use super::socket::{self, write_line};
@@ -43,7 +43,7 @@ pub(crate) enum Ended {
 /// A guest and the work on it.
 #[derive(Debug)]
 struct VmProcess {
-    guest: MachineGuest,
+    guest: Box<dyn HeldGuest>,
     /// Its name on this host, as long as the guest is on it.
     claim: GuestClaim,
     /// Held as long as the guest runs on this host.
@@ -94,20 +94,23 @@ impl StdinArgs {
 }
 
 /// Serves the guest's control socket until the guest is gone.
-pub(crate) fn hold(guest: MachineGuest, claim: GuestClaim, lock: Option<Lock>) -> Ended {
+pub(crate) fn hold(guest: Box<dyn HeldGuest>, claim: GuestClaim, lock: Option<Lock>) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
     let vm_process = Arc::new(VmProcess { guest, claim, lock, work, doubt, ended });
     vm_process.claim.announce(&socket::contact());
-    vm_process.guest.socket.serve(Arc::new(AtDesk(vm_process.clone())));
+    vm_process.guest.socket().serve(Arc::new(AtDesk(vm_process.clone())));
     let stopping = vm_process.clone();
-    signals::guest_is_held(&vm_process.guest.name, move || stopping.stop());
+    signals::guest_is_held(vm_process.guest.name(), move || stopping.stop());
     // A sender lives in `vm_process`, so this waits until one sends.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
-    vm_process.guest.socket.close();
-    vm_process.guest.machine.stop();
-    if ended == Ended::Stopped {
-        vm_process.claim.retire();
+    vm_process.guest.socket().close();
+    match ended {
+        Ended::Moved(_) => vm_process.guest.moved(),
+        Ended::Stopped => {
+            vm_process.guest.released();
+            vm_process.claim.retire();
+        }
     }
     ended
 }
@@ -162,32 +165,12 @@ impl VmProcess {
     }
 
     fn status(&self) -> Status {
-        let machine = &self.guest.machine;
-        let (status, beat) = (machine.status(), machine.heartbeat());
         let (migrating, in_doubt) = match &*self.work() {
             Work::Migrating(..) => (true, false),
             Work::InDoubt => (false, true),
             _ => (false, false),
         };
-        Status {
-            name: self.guest.name.clone(),
-            kind: machine.kind(),
-            phase: match status.phase {
-                Phase::Fresh => "fresh".into(),
-                Phase::Running => "running".into(),
-                Phase::Paused => "paused".into(),
-                Phase::Stopped => "stopped".into(),
-                Phase::Failed(reason) => format!("failed: {reason}"),
-            },
-            memory_bytes: machine.config().memory_bytes,
-            vcpus: machine.config().vcpus,
-            migrating,
-            in_doubt,
-            heartbeats: beat.count,
-            heartbeat_regressions: beat.regressions,
-            passes: status.passes,
-            throttle_percent: status.throttle_percent,
-        }
+        Status { name: self.guest.name().to_owned(), vitals: self.guest.vitals(), migrating, in_doubt }
     }
 
     /// Begins a migration in its own thread, so that it does not depend on any client.
@@ -214,14 +197,14 @@ impl VmProcess {
     fn watch(&self) -> Result<Following, Answer> {
         match &*self.work() {
             Work::Migrating(.., broadcast) => Ok(broadcast.join()),
-            work @ (Work::InDoubt | Work::Gone) => Err(work.refuse(&self.guest.name)),
+            work @ (Work::InDoubt | Work::Gone) => Err(work.refuse(self.guest.name())),
             _ => Err(failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was")),
         }
     }
 
     fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
         let over = SettleOnPanic(self);
-        let result = migrate(&self.guest, &self.claim, to, options, observer);
+        let result = migrate(&*self.guest, &self.claim, to, options, observer);
         std::mem::forget(over);
         match result {
             Ok(report) => {
@@ -270,7 +253,7 @@ impl VmProcess {
         let Some(asking) = doubt.as_mut() else { return Ok(None) };
         let ended = match by(asking) {
             Verdict::Open(why) => {
-                tracing::warn!("{} is in doubt: {why}", self.guest.name);
+                tracing::warn!("{} is in doubt: {why}", self.guest.name());
                 return Err(why);
             }
             Verdict::Kept => {
@@ -315,10 +298,15 @@ impl VmProcess {
 
     /// The destination did not run the guest: it belongs to this host again.
     fn take_back(&self) {
-        if let Err(error) = self.guest.machine.resume() {
-            tracing::error!("{} is this host's again, and cannot be resumed: {error}", self.guest.name);
-        } else {
-            errln!("{} did not run at the destination and runs on here", self.guest.name);
+        let name = self.guest.name();
+        match self.guest.resume() {
+            Ok(RunOutcome::Running) => errln!("{name} did not run at the destination and runs on here"),
+            Ok(RunOutcome::Unknown { reason }) => {
+                tracing::error!(
+                    "{name} is this host's again, and its VMM does not say whether it runs: {reason}"
+                );
+            }
+            Err(error) => tracing::error!("{name} is this host's again, and cannot be resumed: {error}"),
         }
         *self.work() = Work::Idle;
     }
@@ -341,7 +329,7 @@ impl VmProcess {
                 "too late: the guest is being given away, and the destination may run it already",
                 "paused here; the migration will say where it is",
             ),
-            work @ Work::InDoubt => work.refuse(&self.guest.name),
+            work @ Work::InDoubt => work.refuse(self.guest.name()),
             _ => failed(Exit::Failed, NONE_UNDER_WAY, "the guest is as it was"),
         }
     }
@@ -358,7 +346,7 @@ impl VmProcess {
             return refusal;
         }
         let over = IdleOnDrop(self);
-        let sampled = sample(&self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
+        let sampled = sample(&*self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
         drop(over);
         match sampled {
             Ok(sampled) => Answer::Sampled(sampled.into()),
@@ -378,14 +366,12 @@ impl VmProcess {
         if let Err(refusal) = self.begin(Work::Checking) {
             return refusal;
         }
-        let machine = &self.guest.machine;
-        let pages = machine.config().memory_bytes / sterna_vmm::PAGE_BYTES;
         let over = IdleOnDrop(self);
-        let checked = machine.check_from_inside(Duration::from_secs(60) + Duration::from_millis(pages));
+        let checked = self.guest.check();
         drop(over);
         match checked {
-            Ok(check) => Answer::Checked(Checked { pages: check.pages, wrong: check.wrong }),
-            Err(error) => failed(Exit::Failed, error.to_string(), "the guest runs here, but did not answer"),
+            Ok(checked) => Answer::Checked(checked),
+            Err(error) => failed(Exit::Failed, error, "the guest runs here, but did not answer"),
         }
     }
 
@@ -393,7 +379,7 @@ impl VmProcess {
     fn begin(&self, work: Work) -> Result<(), Answer> {
         match &mut *self.work() {
             idle @ Work::Idle => *idle = work,
-            busy => return Err(busy.refuse(&self.guest.name)),
+            busy => return Err(busy.refuse(self.guest.name())),
         }
         Ok(())
     }
@@ -418,7 +404,7 @@ struct SettleOnPanic<'vm_process>(&'vm_process Arc<VmProcess>);
 impl Drop for SettleOnPanic<'_> {
     fn drop(&mut self) {
         let Self(vm_process) = self;
-        if vm_process.guest.machine.status().phase == Phase::Running {
+        if vm_process.guest.is_running() {
             *vm_process.work() = Work::Idle;
             return;
         }
@@ -428,7 +414,7 @@ impl Drop for SettleOnPanic<'_> {
                     Ok(Some(doubt)) => vm_process.keep_asking(doubt),
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::error!("{} stays paused: {error}", vm_process.guest.name);
+                        tracing::error!("{} stays paused: {error}", vm_process.guest.name());
                         *vm_process.work() = Work::InDoubt;
                     }
                 }

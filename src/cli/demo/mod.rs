@@ -78,9 +78,9 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
         "source: process {} runs a {} guest, {} of RAM, {} vCPU{}, writing {} MB/s",
         holders.source_id(),
         if kind == MachineKind::Kvm { "KVM" } else { "synthetic" },
-        Size(before.memory_bytes),
-        before.vcpus,
-        if before.vcpus == 1 { "" } else { "s" },
+        Size(before.vitals.memory_bytes),
+        before.vitals.vcpus,
+        if before.vitals.vcpus == 1 { "" } else { "s" },
         args.guest.dirty_rate,
     );
     let request = args.how.request(to, args.verify);
@@ -92,7 +92,7 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
         Answer::Failed(failure) => return Err(failure),
         other => return Err(arrived(format!("the destination answered {other:?} to a check"))),
     };
-    let after = wait_for_beats(&destination, before.heartbeats)?;
+    let after = wait_for_beats(&destination, before.vitals.heartbeats)?;
     Ok(Seen { report, before, after, checked, source_ended })
 }
 
@@ -103,10 +103,10 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
     if checked.wrong > 0 {
         wrong.push(format!("the guest finds {} of its pages wrong", checked.wrong));
     }
-    if after.heartbeat_regressions > 0 {
+    if after.vitals.heartbeat_regressions > 0 {
         wrong.push("the guest's heartbeat went back or skipped".to_owned());
     }
-    if after.heartbeats <= before.heartbeats {
+    if after.vitals.heartbeats <= before.vitals.heartbeats {
         wrong.push("the guest's heartbeat does not go on at the destination".to_owned());
     }
     if !source_ended {
@@ -119,7 +119,10 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
     ));
     lines.push((
         "heartbeat",
-        format!("{} before, {} after, none lost or repeated", before.heartbeats, after.heartbeats),
+        format!(
+            "{} before, {} after, none lost or repeated",
+            before.vitals.heartbeats, after.vitals.heartbeats
+        ),
     ));
     lines.push(("source", "its process has ended and runs the guest no more".into()));
     if wrong.is_empty() {
@@ -133,8 +136,8 @@ fn conclude(seen: &Seen, kind: MachineKind, json: bool) -> ExitCode {
         let mut object = output::json(report, checked.wrong);
         object.insert("machine".into(), MachineChoice::word(kind).into());
         object.insert("checked_pages".into(), checked.pages.into());
-        object.insert("heartbeats_before".into(), before.heartbeats.into());
-        object.insert("heartbeats_after".into(), after.heartbeats.into());
+        object.insert("heartbeats_before".into(), before.vitals.heartbeats.into());
+        object.insert("heartbeats_after".into(), after.vitals.heartbeats.into());
         if !wrong.is_empty() {
             object.insert("status".into(), "failed".into());
             object.insert("error".into(), wrong.join("; ").into());
@@ -156,13 +159,17 @@ fn default_address(transport: Transport) -> IpAddr {
 /// Waits until the guest beats and has written all of its working set, so that the migration has real
 /// content.
 fn wait_until_at_work(name: &str) -> Result<Status, Failure> {
-    wait_for(name, "the guest does not start", |status| status.heartbeats >= 3 && status.passes >= 1)
+    wait_for(name, "the guest does not start", |status| {
+        status.vitals.heartbeats >= 3 && status.vitals.passes >= 1
+    })
 }
 
 /// Waits until the guest has beaten twice more.
 fn wait_for_beats(name: &str, before: u64) -> Result<Status, Failure> {
-    let first = wait_for(name, "the guest does not go on", |status| status.heartbeats > before)?;
-    wait_for(name, "the guest does not go on", |status| status.heartbeats > first.heartbeats + 2)
+    let first = wait_for(name, "the guest does not go on", |status| status.vitals.heartbeats > before)?;
+    wait_for(name, "the guest does not go on", |status| {
+        status.vitals.heartbeats > first.vitals.heartbeats + 2
+    })
 }
 
 fn wait_for(name: &str, otherwise: &str, enough: impl Fn(&Status) -> bool) -> Result<Status, Failure> {
@@ -176,8 +183,8 @@ fn wait_for(name: &str, otherwise: &str, enough: impl Fn(&Status) -> bool) -> Re
         if enough(&status) {
             return Ok(status);
         }
-        if status.phase != "running" || Instant::now() > deadline {
-            return Err(local(format!("{otherwise}: it is {}", status.phase)));
+        if status.vitals.phase != "running" || Instant::now() > deadline {
+            return Err(local(format!("{otherwise}: it is {}", status.vitals.phase)));
         }
         thread::sleep(Duration::from_millis(10));
     }
@@ -208,22 +215,25 @@ mod tests {
     use sterna::progress::DowntimeReport;
     use sterna::source::Verify;
 
+    use super::super::protocol::{GuestKind, Vitals};
     use super::*;
 
     #[test]
     fn a_wrong_page_or_a_lost_beat_is_not_a_success() {
         let status = |heartbeats, heartbeat_regressions| Status {
             name: "tern".into(),
-            kind: MachineKind::Synthetic,
-            phase: "running".into(),
-            memory_bytes: 16 << 20,
-            vcpus: 1,
+            vitals: Vitals {
+                kind: GuestKind::Synthetic,
+                phase: "running".into(),
+                memory_bytes: 16 << 20,
+                vcpus: 1,
+                heartbeats,
+                heartbeat_regressions,
+                passes: 1,
+                throttle_percent: 0,
+            },
             migrating: false,
             in_doubt: false,
-            heartbeats,
-            heartbeat_regressions,
-            passes: 1,
-            throttle_percent: 0,
         };
         let report = Report {
             fell_back: None,

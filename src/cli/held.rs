@@ -1,0 +1,33 @@
+//! What the process of a guest needs of it, whichever VMM runs the guest.
+
+use std::fmt::Debug;
+
+use sterna::convergence::SwitchCost;
+use sterna::guest::SourceGuest;
+
+use super::protocol::{Checked, Vitals};
+use super::server::Server;
+
+/// A guest that a process of this host holds.
+pub(crate) trait HeldGuest: SourceGuest + Debug {
+    /// Its control socket, which reserves the name.
+    fn socket(&self) -> &Server;
+
+    /// What its VMM reports.
+    fn vitals(&self) -> Vitals;
+
+    /// Whether its vCPUs run.
+    fn is_running(&self) -> bool;
+
+    /// The cost of its switch, as far as it is known.
+    fn switch_cost(&self) -> SwitchCost;
+
+    /// Lets the guest check its own memory; an error if it has no means to.
+    fn check(&self) -> Result<Checked, String>;
+
+    /// The guest belongs to another host: its VMM ends here.
+    fn moved(&self);
+
+    /// The operator wants this process to end.
+    fn released(&self);
+}
