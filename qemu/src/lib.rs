@@ -2,14 +2,16 @@
 //!
 //! The RAM of a guest that is to move is a file, or a memfd, that this process maps as well. The source QEMU
 //! "migrates" into a socket of this process. Its stream names the pages that changed; their bytes are
-//! discarded, and whoever uses this crate moves the pages from guest RAM to guest RAM. QEMU clears the dirty
+//! discarded, and the user of this crate moves the pages from guest RAM to guest RAM. QEMU clears the dirty
 //! bit of a page before it names the page, so a copy made at any time after the name is at least as new.
 //!
 //! What is not RAM in a shared file (firmware, video memory, device state) becomes one *blob*: a migration
 //! stream without pages of shared RAM. The destination QEMU loads it once all of RAM is in place.
 //!
-//! The crate knows nothing of transports or of who runs the guest.
+//! The crate knows nothing of transports or of handing a guest over.
 
 #![forbid(unsafe_code)]
 
+pub mod named_pages;
 pub mod names;
+pub mod tracker;

@@ -1,4 +1,5 @@
-//! The pages of shared RAM that a stream names.
+//! The pages of shared RAM that a stream names: marked by the channels that read the stream, taken by the
+//! engine that sends them.
 
 /// A RAM block that this process has mapped too.
 #[derive(Clone, Debug, PartialEq, Eq)]
