@@ -123,7 +123,7 @@ mod tests {
         let names = [(3, Content::Zero), (4, Content::Bytes), (4999, Content::Bytes), (4999, Content::Zero)];
         let (pages, taken) = named(&names);
         assert_eq!(taken, [4, 4999]);
-        assert_eq!(take(&pages), []);
+        assert!(take(&pages).is_empty());
         pages.named(BLOCK, 4, Content::Zero);
         pages.named(BLOCK, 5, Content::Zero);
         assert_eq!(take(&pages), [4]);
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn named_bytes_are_counted_until_they_are_taken() {
         let (pages, _) = named(&[]);
-        [7, 7, 8, 4096].map(|page| pages.named(BLOCK, page, Content::Bytes));
+        [7, 7, 8, 4096].iter().for_each(|&page| pages.named(BLOCK, page, Content::Bytes));
         assert_eq!(pages.marked_bytes(), 3 * 4096);
         take(&pages);
         assert_eq!(pages.marked_bytes(), 0);
@@ -142,7 +142,7 @@ mod tests {
     fn a_name_outside_of_the_blocks_marks_nothing() {
         let (pages, taken) = named(&[(5000, Content::Bytes), (u64::MAX, Content::Bytes)]);
         pages.named(2, 0, Content::Bytes);
-        assert_eq!(taken, []);
-        assert_eq!(take(&pages), []);
+        assert!(taken.is_empty());
+        assert!(take(&pages).is_empty());
     }
 }
