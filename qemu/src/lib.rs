@@ -12,6 +12,15 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "unstable"))]
+#[doc(hidden)]
+pub mod fuzzing;
+pub mod input;
+pub mod multifd;
 pub mod named_pages;
 pub mod names;
+mod page;
+pub mod stream;
 pub mod tracker;
+
+pub use page::Marks;
