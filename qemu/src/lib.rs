@@ -20,7 +20,9 @@ pub mod multifd;
 pub mod named_pages;
 pub mod names;
 mod page;
+pub mod qmp;
 pub mod stream;
+mod text;
 pub mod tracker;
 
 pub use page::Marks;
