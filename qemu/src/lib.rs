@@ -16,6 +16,7 @@
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod input;
+pub mod monitor;
 pub mod multifd;
 pub mod named_pages;
 pub mod names;
