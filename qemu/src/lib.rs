@@ -22,6 +22,7 @@ pub mod named_pages;
 pub mod names;
 mod page;
 pub mod qmp;
+pub mod shared_ram;
 pub mod stream;
 mod text;
 pub mod tracker;
