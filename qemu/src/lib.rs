@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compat;
 #[cfg(any(test, feature = "unstable"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -1,0 +1,13 @@
+//! Whether a guest can move from one QEMU to another, before anything is sent.
+
+mod block;
+mod cpu;
+mod description;
+mod differences;
+mod refusals;
+mod refused_devices;
+
+pub use self::block::Block;
+pub use self::cpu::{Cpu, CpuValue};
+pub use self::description::{DESCRIPTION_MAX, Description, DescriptionError};
+pub use self::refusals::{End, Refused, refusals};
