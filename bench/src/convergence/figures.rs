@@ -1,6 +1,6 @@
 //! The figures, each a table.
 
-use super::BenchError;
+use super::error::BenchError;
 use super::migration::Demo;
 
 /// The accuracy of a bandwidth limit: at the link's rate, at a fourth and at four times that, beside no

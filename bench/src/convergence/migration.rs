@@ -1,10 +1,12 @@
+//! A migration by `sterna demo`, and its report.
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 use sterna::progress::{DowntimeReport, RoundReport};
 
-use super::BenchError;
+use super::error::BenchError;
 
 /// Runs `sterna demo`: two processes, and a guest that moves from one to the other.
 #[derive(Debug)]

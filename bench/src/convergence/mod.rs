@@ -9,16 +9,16 @@
 //! | [`shares`](figures::shares) | guests at 0.5 to 0.85 of the link: convergence; cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
 
+mod error;
 mod figures;
 mod migration;
 
-use std::io;
 use std::path::PathBuf;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use thiserror::Error;
 
+use self::error::BenchError;
 pub(crate) use self::migration::{Demo, Migration};
 
 /// The figures to measure, and their parameters.
@@ -55,32 +55,6 @@ pub(crate) enum Figure {
     Shares,
     /// The guest's heartbeat, round by round
     Slowdown,
-}
-
-/// Why a figure could not be measured.
-#[derive(Debug, Error)]
-pub(crate) enum BenchError {
-    /// The command could not be started.
-    #[error("cannot run {program}: {error}; `cargo build --release` makes it, or name it with --sterna")]
-    Start {
-        /// The command.
-        program: String,
-        /// The system's answer.
-        error: io::Error,
-    },
-    /// A migration failed that should have succeeded.
-    #[error("`sterna {arguments}` ended with {status}: {said}")]
-    Failed {
-        /// Its arguments.
-        arguments: String,
-        /// Its exit status.
-        status: ExitStatus,
-        /// The end of its output.
-        said: String,
-    },
-    /// The report has an unexpected form.
-    #[error("`sterna` reported something else than was expected: {0}")]
-    Report(#[from] serde_json::Error),
 }
 
 pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {

@@ -1,0 +1,32 @@
+//! Why a figure has no value.
+
+use std::io;
+use std::process::ExitStatus;
+
+use thiserror::Error;
+
+/// Why a figure could not be measured.
+#[derive(Debug, Error)]
+pub(crate) enum BenchError {
+    /// The command could not be started.
+    #[error("cannot run {program}: {error}; `cargo build --release` makes it, or name it with --sterna")]
+    Start {
+        /// The command.
+        program: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A migration failed that should have succeeded.
+    #[error("`sterna {arguments}` ended with {status}: {said}")]
+    Failed {
+        /// Its arguments.
+        arguments: String,
+        /// Its exit status.
+        status: ExitStatus,
+        /// The end of its output.
+        said: String,
+    },
+    /// The report has an unexpected form.
+    #[error("`sterna` reported something else than was expected: {0}")]
+    Report(#[from] serde_json::Error),
+}
