@@ -2,6 +2,7 @@
 
 use super::cpu::CpuTime;
 use super::failure::Failure;
+use super::qemu::Way;
 use super::record::Record;
 
 /// The bytes that a busy guest writes over and over.
@@ -24,6 +25,15 @@ impl Load {
             Self::Loop => "loop",
         }
     }
+}
+
+/// The program that moves a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    SternaRdma,
+    SternaRdmaUnthrottled,
+    SternaTcp,
+    Qemu(Way),
 }
 
 /// A migration that ended, with equal memory at both ends.

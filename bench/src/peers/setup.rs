@@ -1,9 +1,11 @@
+//! What all measurements share: the device, the command, the limits of a migration.
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::PeersArgs;
+use super::arguments::PeersArgs;
 use super::device::RdmaDevice;
 use super::failure::Failure;
 

@@ -4,10 +4,11 @@
 use sterna::transport::rdma::RdmaProvider;
 use sterna::transport::tcp::TcpProvider;
 
+use super::comparison::Comparison;
 use super::failure::Failure;
 use super::limit::{self, Shape};
 use super::ratios::names;
-use super::{Comparison, memory, plain, sterna_runs, tcp};
+use super::{memory, plain, sterna_runs, tcp};
 
 /// The fastest shapes of the limit on this device, or the reason for their absence.
 #[derive(Clone, Debug)]
@@ -72,15 +73,6 @@ impl Comparison<'_> {
             }
             all.reverse();
         }
-    }
-
-    /// Measures a limit once, beside the figures that are compared with it.
-    pub(super) fn note_limit(&mut self, name: &str, shape: &Result<Shape, String>) {
-        let speed = shape.clone().and_then(|shape| {
-            limit::once(&self.setup.device, shape, self.limit_bytes() / 2)
-                .map_err(|failure| failure.to_string())
-        });
-        self.note(name, "MB/s", speed);
     }
 
     fn tcp_lanes(&mut self, streams: u8, [iperf3, plain, ours]: [&'static str; 3]) {

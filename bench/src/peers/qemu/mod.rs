@@ -2,6 +2,7 @@
 
 mod boot;
 mod qmp;
+mod way;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 pub(crate) use self::qmp::QmpError;
+pub(crate) use self::way::Way;
 use super::compare::equal_files;
 use super::cpu::CpuTime;
 use super::failure::Failure;
@@ -21,44 +23,6 @@ use super::migration::{Load, Migration};
 use super::process::{Running, free_port};
 use super::setup::Setup;
 use qmp::Qmp;
-
-/// QEMU's ways to move a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
-    Tcp,
-    /// TCP with four channels.
-    Multifd,
-    /// Memory is registered piece by piece.
-    Rdma,
-    /// All memory is registered before.
-    RdmaPinAll,
-}
-
-impl Way {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "QEMU tcp",
-            Self::Multifd => "QEMU tcp, multifd 4",
-            Self::Rdma => "QEMU rdma",
-            Self::RdmaPinAll => "QEMU rdma-pin-all",
-        }
-    }
-
-    fn scheme(self) -> &'static str {
-        match self {
-            Self::Tcp | Self::Multifd => "tcp",
-            Self::Rdma | Self::RdmaPinAll => "rdma",
-        }
-    }
-
-    fn capability(self) -> Option<&'static str> {
-        match self {
-            Self::Tcp | Self::Rdma => None,
-            Self::Multifd => Some("multifd"),
-            Self::RdmaPinAll => Some("rdma-pin-all"),
-        }
-    }
-}
 
 /// Moves a guest from one QEMU to another, and compares all of its RAM.
 pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, Failure> {
