@@ -4,7 +4,9 @@
 use serde_json::Value;
 use sterna::progress::Report;
 
-use super::{BlackoutArgs, Column, Failure, head, row};
+use super::arguments::BlackoutArgs;
+use super::failure::Failure;
+use super::table::{Column, head, row};
 use crate::peers::sparse;
 
 const COLUMNS: [Column<Report>; 8] = [

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{BlackoutArgs, Column, Failure, cell, head, row, value};
+use super::arguments::BlackoutArgs;
+use super::failure::Failure;
+use super::table::{Column, cell, head, row, value};
 use crate::convergence::{Demo, Migration};
 use crate::peers::statistics::Spread;
 

@@ -12,8 +12,10 @@ use sterna::source::Blackout;
 use sterna::verify::Verify;
 use sterna_bench::{plain_read, ram};
 
+use super::arguments::BlackoutArgs;
+use super::failure::Failure;
 use super::log::SlotLog;
-use super::{BlackoutArgs, Column, Failure, head, row};
+use super::table::{Column, head, row};
 
 const GIB: u64 = 1 << 30;
 
