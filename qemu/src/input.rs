@@ -4,7 +4,8 @@ use std::io;
 
 /// Bytes of one channel of a migration, in order.
 pub trait Input {
-    /// Fills the buffer. Fails with [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the channel ends before.
+    /// Fills the buffer. Fails with [`UnexpectedEof`](io::ErrorKind::UnexpectedEof) if the channel ends
+    /// before.
     fn read_exact(&mut self, into: &mut [u8]) -> io::Result<()>;
 
     /// Reads at least one byte, and as many as have arrived and fit. Zero bytes mean the end of the channel.

@@ -47,7 +47,8 @@ fn for_each_machine(test: impl Fn(&str, &str)) {
             continue;
         };
         let help = String::from_utf8_lossy(&help.stdout).into_owned();
-        // The forms of the stream follow the machine type: of 7.2, with flush marks, with zero pages in packets.
+        // The forms of the stream follow the machine type: of 7.2, with flush marks, with zero pages in
+        // packets.
         let machines = ["pc-i440fx-7.2", "pc-i440fx-8.1", "pc-q35-9.0", "q35"];
         for machine in machines.iter().filter(|machine| help.contains(&format!("{machine} "))) {
             eprintln!("{qemu} -machine {machine}");

@@ -1,7 +1,7 @@
 //! The targets with good input, and with damaged copies: what a compiler without libFuzzer can do.
 //!
-//! `STERNA_FUZZ_CORPUS` says where to write the good input, in a folder for each target, for libFuzzer to begin
-//! with.
+//! `STERNA_FUZZ_CORPUS` says where to write the good input, in a folder for each target, for libFuzzer to
+//! begin with.
 
 use std::fs;
 use std::path::Path;

@@ -11,11 +11,11 @@ use crate::multifd::progress::Progress;
 use crate::names::{PageNames, SharedBlock};
 use crate::page::Marks;
 
-/// The channels of one migration. A thread for each calls [`read`](Self::read); the reader of the main channel
-/// calls [`finish`](Self::finish).
+/// The channels of one migration. A thread for each calls [`read`](Self::read); the reader of the main
+/// channel calls [`finish`](Self::finish).
 ///
-/// If a channel fails, the migration has failed: the thread that gets the error must cut the main channel too,
-/// or its reader waits for QEMU.
+/// If a channel fails, the migration has failed: the thread that gets the error must cut the main channel
+/// too, or its reader waits for QEMU.
 #[derive(Debug)]
 pub struct Channels {
     shared: Vec<SharedBlock>,
@@ -24,7 +24,8 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Expects so many channels. The pages that they bring of blocks that are not shared have a bound together.
+    /// Expects so many channels. The pages that they bring of blocks that are not shared have a bound
+    /// together.
     pub fn new(channels: usize, dialect: Dialect, shared: &[SharedBlock], unshared_max_bytes: u64) -> Self {
         let progress = Progress::new(channels, unshared_max_bytes);
         Self { shared: shared.to_vec(), dialect, progress }

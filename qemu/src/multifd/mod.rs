@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! init: 64 bytes
-//! packet: header of 1344 bytes with the offsets · the bytes of the pages that are not zero     again and again
+//! packets: header of 1344 bytes with the offsets · the bytes of the pages that are not zero
 //! ```
 //!
 //! Several channels and the main channel name pages at once, and no page has an order across channels. SYNC

@@ -76,7 +76,8 @@ impl Progress {
     /// A packet was read to its end, and its pages are named.
     pub(crate) fn read_packet(&self, has_pages: bool) -> Result<(), PacketFault> {
         self.packets.fetch_add(1, Ordering::Relaxed);
-        // Names come before this, and the harvest of all names after `finished`: what is false here was in time.
+        // Names come before this, and the harvest of all names after `finished`: what is false here was in
+        // time.
         if has_pages && self.finished.load(Ordering::SeqCst) {
             return Err(PacketFault::AfterTheLast);
         }

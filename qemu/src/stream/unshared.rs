@@ -57,8 +57,8 @@ impl Unshared {
         Ok(&mut page.1)
     }
 
-    /// Adds the pages that came on other channels. A page that came on both has the contents of the later one:
-    /// QEMU names a page once at most between two marks.
+    /// Adds the pages that came on other channels. A page that came on both has the contents of the later
+    /// one: QEMU names a page once at most between two marks.
     pub(crate) fn merge(&mut self, pages: ChannelPages, all: Marks) -> Result<(), StreamFault> {
         for (name, pages) in pages.into_blocks() {
             let block = self.blocks.iter_mut().find(|block| block.name == name);

@@ -13,8 +13,8 @@ pub enum Stage {
     RamPart,
     /// A flush mark for the multifd channels.
     Flush,
-    /// The last section of RAM begins: the guest is stopped. QEMU holds its big lock from this stage until the
-    /// end of the stream, and its monitor does not answer meanwhile.
+    /// The last section of RAM begins: the guest is stopped. QEMU holds its big lock from this stage until
+    /// the end of the stream, and its monitor does not answer meanwhile.
     RamEnd,
     /// All pages are named, those of the multifd channels included.
     RamComplete,
@@ -27,7 +27,8 @@ pub trait Watch {
     fn reached(&mut self, stage: Stage, marks: Marks);
 
     /// The main channel has named its last page. Waits until every multifd channel has had all its pages
-    /// ([`Channels::finish`](crate::multifd::Channels::finish)), and returns those of blocks that are not shared.
+    /// ([`Channels::finish`](crate::multifd::Channels::finish)), and returns those of blocks that are not
+    /// shared.
     fn finish_channels(&mut self, marks: Marks) -> Result<ChannelPages, ChannelsError> {
         if marks.flushes > 0 {
             return Err(ChannelsError::Unread);
