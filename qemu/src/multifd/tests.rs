@@ -139,6 +139,29 @@ fn the_later_contents_count_where_a_page_comes_on_both_channels() {
 }
 
 #[test]
+fn the_latest_of_three_contents_counts() {
+    let main = started().part().zero(Some("vga.vram"), 0).eos().part().eos();
+    let main = main.part().page(None, 0, 3).eos().end().eos().state();
+    let sync = || stale_sync("vga.vram");
+    let other =
+        [init(0), sync(), sync(), packet(0, "vga.vram", &[(0, 2)], &[]), sync(), sync(), sync()].concat();
+    let (blob, _) = read_stream(&channels(1, Dialect::Seven), &main, &[other]);
+    let expected = started().end().page(Some("vga.vram"), 0, 3).eos().state();
+    assert_eq!(blob.unwrap(), expected.bytes);
+}
+
+#[test]
+fn a_channel_that_is_read_late_does_not_bring_back_older_contents() {
+    let main = Stream::of("pc").start(&BLOCKS).flush().eos().end().flush().eos().state();
+    let channels = channels(2, Dialect::Nine);
+    let late = [init(0), packet(0, "vga.vram", &[(0, 1)], &[]), sync(), sync()].concat();
+    let early = [init(1), sync(), packet(0, "vga.vram", &[(0, 2)], &[]), sync()].concat();
+    assert!(channels.read(&mut early.as_slice(), &Named::default()).is_ok());
+    let (blob, _) = read_stream(&channels, &main, &[late]);
+    assert_eq!(blob.unwrap(), started().end().page(Some("vga.vram"), 0, 2).eos().state().bytes);
+}
+
+#[test]
 fn flush_marks_order_pages_where_a_stream_has_them() {
     let main = Stream::of("pc").start(&BLOCKS).flush().eos().part().eos().part().zero(Some("vga.vram"), 0);
     let main = main.flush().eos().end().flush().eos().state();
@@ -155,6 +178,13 @@ fn two_contents_between_the_same_marks_are_refused() {
         [init(0), stale_sync(""), packet(0, "vga.vram", &[(0, fill)], &[]), stale_sync(""), stale_sync("")]
     };
     let (blob, _) = read_stream(&channels(1, Dialect::Seven), &main, &[channel(1).concat()]);
+    let fault = blob.unwrap_err().fault;
+    assert!(matches!(fault, StreamFault::TwoVersions { offset: 0, .. }), "{fault}");
+
+    // Before the first flush mark of a stream that has flush marks.
+    let main = started().part().zero(Some("vga.vram"), 0).flush().eos().end().flush().eos().state();
+    let other = [init(0), packet(0, "vga.vram", &[(0, 1)], &[]), sync(), sync()].concat();
+    let (blob, _) = read_stream(&channels(1, Dialect::Nine), &main, &[other]);
     let fault = blob.unwrap_err().fault;
     assert!(matches!(fault, StreamFault::TwoVersions { offset: 0, .. }), "{fault}");
 
@@ -255,8 +285,10 @@ fn channels_that_do_not_count_like_the_main_channel_are_refused() {
     assert!(read(2).is_ok());
     assert!(matches!(read(1), Err(ChannelsError::TooManySyncs { syncs: 2, wanted: 1, .. })));
     assert!(matches!(read(3), Err(ChannelsError::Ended { syncs: 2, wanted: 3, .. })));
-    let silent = channels(1, Dialect::Nine).finish(syncs(1), Duration::ZERO).unwrap_err();
-    assert!(matches!(silent, ChannelsError::Silent { number: 0, .. }), "{silent}");
+    for wanted in [0, 1] {
+        let silent = channels(1, Dialect::Nine).finish(syncs(wanted), Duration::ZERO).unwrap_err();
+        assert!(matches!(silent, ChannelsError::Silent { number: 0, .. }), "{silent}");
+    }
 }
 
 #[test]

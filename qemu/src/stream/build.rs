@@ -89,7 +89,7 @@ impl Stream {
 
     /// A device, the end mark and the description.
     pub(crate) fn state(self) -> Self {
-        let json = br#"{"page_size": 4096, "devices": []}"#;
+        let json = br#"{"page_size": 4096, "devices": [{"name": "timer"}]}"#;
         let len = u32::try_from(json.len()).unwrap();
         let this = self.head(4, 7, "timer", 2).raw(&[0x55; 40]).raw(&[0x7e]).raw(&7_u32.to_be_bytes());
         this.raw(&[0, 6]).raw(&len.to_be_bytes()).raw(json)

@@ -97,6 +97,13 @@ fn the_blob_has_the_latest_contents_of_each_other_page_once() {
 }
 
 #[test]
+fn a_page_that_became_zero_is_zero_in_the_blob() {
+    let stream = started().part().page(Some("vga.vram"), 0, 1).eos().end().zero(None, 0).eos().state();
+    let expected = started().end().zero(Some("vga.vram"), 0).eos().state();
+    assert_eq!(written(&read_all(&stream).blob.unwrap()), expected.bytes);
+}
+
+#[test]
 fn the_stages_come_in_order() {
     let stages = [Stage::RamStart, Stage::RamPart, Stage::RamPart, Stage::RamEnd, Stage::RamComplete];
     assert_eq!(read_all(&whole()).stages, stages);
