@@ -1,5 +1,6 @@
-# The labs' host side: messages, packages, the cache, and the life of one lab from job file to exit code.
-# Sourced by ci/lab, which sets `checkout`, `parts` and `kind`, and followed by uml.sh or vm.sh, which define
+# The labs' host side: the life of one lab from job file to exit code.
+# Sourced by ci/lab, which sets `checkout`, `parts` and `kind`, after cache.sh and packages.sh, and followed by
+# uml.sh or vm.sh, which define
 #   prepare           makes sure of packages and kernel
 #   lab_command       fills the array `command`, which starts the lab. The command keeps its files in the folder
 #                     `run`, gives the lab the folders `writable`, and connects its stdout to descriptor 3 and
@@ -7,125 +8,10 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # this file and the others set variables for each other
 
-cache=${STERNA_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/sterna}
 memory=${STERNA_LAB_MEMORY:-3G}
 timeout_s=${STERNA_LAB_TIMEOUT:-1800}
 run= # this lab's own folder; inside the lab it is /run/lab/host
 lab= # process id of the running lab
-
-say() { printf 'lab: %s\n' "$*" >&2; }
-
-# env(1), timeout(1) and docker(1) exit with 125, too, when they fail themselves and not the command they run.
-die() {
-    say "$*"
-    exit 125
-}
-
-# --- packages -------------------------------------------------------------------------------------------
-
-# need_packages PACKAGE…: installs the missing ones, or prints the command that would.
-need_packages() {
-    local package missing=()
-    command -v apt-get >/dev/null ||
-        die "the labs take packages and kernels from Debian or Ubuntu, and this machine has no apt-get"
-    for package; do
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
-    done
-    ((${#missing[@]})) || return 0
-    ((EUID == 0)) || die "packages are missing: sudo apt-get install --no-install-recommends ${missing[*]}"
-    say "installing packages: ${missing[*]}"
-    apt_install "${missing[@]}" || { apt_update && apt_install "${missing[@]}"; } ||
-        die "apt-get could not install: ${missing[*]}"
-}
-
-apt_install() {
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "$@" \
-        </dev/null >&2
-}
-
-apt_update() {
-    ((EUID == 0)) || die "apt's package lists are missing or too old: sudo apt-get update"
-    say "updating apt's package lists"
-    apt-get -qq -o DPkg::Lock::Timeout=600 update >&2
-}
-
-# known_package NAME…: prints the first of these packages that apt can get.
-known_package() {
-    local name
-    for name; do
-        if [[ $(candidate_version "$name") ]]; then
-            echo "$name"
-            return
-        fi
-    done
-    return 1
-}
-
-# newest_known_package NAME…: the same, but first updates lists that are older than a day and lack NAME: the
-# image of a new machine has the package lists of the day on which it was made.
-newest_known_package() {
-    known_package "$@" && return
-    ((EUID == 0)) && [[ $(find /var/lib/apt/lists -maxdepth 0 -mmin +1440) ]] && apt_update && known_package "$@"
-}
-
-candidate_version() {
-    LC_ALL=C apt-cache policy "$1" 2>/dev/null | awk '$1 == "Candidate:" && $2 != "(none)" { print $2 }'
-}
-
-# unpack_packages DIR PACKAGE…: downloads packages and unpacks them into DIR. Needs no root, installs nothing.
-unpack_packages() {
-    local dir=$1
-    shift
-    mkdir -p "$dir/debs"
-    (
-        cd "$dir/debs" || exit
-        # As root, apt would download as the user _apt, which may not write to this folder.
-        get=(apt-get -qq -o APT::Sandbox::User=root download "$@")
-        "${get[@]}" >&2 || { apt_update && "${get[@]}" >&2; } || die "apt-get could not download: $*"
-        for deb in ./*.deb; do
-            dpkg -x "$deb" "$dir"
-        done
-    )
-    rm -r "$dir/debs"
-}
-
-# --- the cache ------------------------------------------------------------------------------------------
-
-# cached NAME BUILDER: sets `entry` to the cache's folder NAME. If the folder is missing, calls BUILDER WORK
-# to fill WORK/entry, and then moves that into place whole: a lock makes a second lab wait, and an interrupted
-# preparation leaves nothing that looks like an entry.
-cached() {
-    local name=$1 builder=$2
-    entry=$cache/$name
-    [[ -d $entry ]] && return
-    mkdir -p "$cache"
-    (
-        flock --nonblock 9 || {
-            say "waiting for another lab that is preparing"
-            flock 9
-        }
-        [[ -d $entry ]] && exit
-        rm -rf "$cache/$kind.partial".* # whoever left it holds the lock no more
-        work=$(mktemp -d "$cache/$kind.partial.XXXXXX")
-        trap 'rm -rf "$work"' EXIT
-        mkdir "$work/entry"
-        "$builder" "$work"
-        mv "$work/entry" "$entry"
-        say "kept in $entry"
-    ) 9>"$cache/$kind.lock"
-}
-
-# logged LOG COMMAND…: runs a long command quietly; shows its output if it fails.
-logged() {
-    local log=$1
-    shift
-    "$@" >>"$log" 2>&1 || {
-        tail -n 40 "$log" >&2
-        die "failed: $*"
-    }
-}
-
-# --- one lab, from its start to its end -----------------------------------------------------------------
 
 # run_lab COMMAND…: runs it in the lab and exits with its exit code.
 run_lab() {

@@ -2,19 +2,41 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # variables shared with common.sh
 
+# shellcheck source-path=SCRIPTDIR source=kernel.sh
+. "$parts/kernel.sh"
+# shellcheck source-path=SCRIPTDIR source=qemu.sh
+. "$parts/qemu.sh"
+
 # The modules for mounting the root file system, from which no module can be loaded before. Some kernels have
 # parts of them built in.
 vm_modules=(virtio_pci virtio_console 9pnet_virtio 9p overlay)
+vm_kernel= # the cache's folder with the kernel
+vm_qemu=   # the program that runs it
 
 prepare() {
     local package version recipe
     [[ $(uname -m) == x86_64 ]] || die "the VM lab is for x86-64 machines"
-    need_packages qemu-system-x86 kmod iproute2 libibverbs1 ibverbs-providers
+    need_packages kmod iproute2 libibverbs1 ibverbs-providers
     package=$(vm_kernel_package) || { apt_update && package=$(vm_kernel_package); } ||
         die "apt knows no kernel package: linux-image-amd64 or linux-image-generic"
     version=$(candidate_version "$package")
     recipe=$({ echo "$package ${vm_modules[*]}" && cat "$parts/vm-init.sh"; } | sha256sum)
     cached "vm-$version-${recipe::12}" vm_build
+    vm_kernel=$entry
+    find_vm_qemu
+}
+
+# The newest that can be unpacked, or on other distributions the installed one.
+find_vm_qemu() {
+    local versions
+    read -ra versions <<<"$(qemu_versions)"
+    if ((${#versions[@]})); then
+        prepare_qemu "${versions[-1]}"
+        vm_qemu=$entry/qemu-system-x86_64
+    else
+        vm_qemu=$(command -v qemu-system-x86_64) ||
+            die "the VM lab has no QEMU for $(os_release PRETTY_NAME): install qemu-system-x86"
+    fi
 }
 
 # Debian's `cloud` kernels have no InfiniBand; 6.12 is the kernel that the lab was tested with.
@@ -23,48 +45,18 @@ vm_kernel_package() {
 }
 
 vm_build() {
-    local work=$1 root=$1/initramfs tree=$1/entry package packages version
+    local root=$1/initramfs tree=$1/entry package version
     need_packages busybox-static cpio gzip xz-utils zstd
     package=$(vm_kernel_package)
-    # The package depends on the current kernel; Ubuntu has the kernel's modules in further packages.
-    mapfile -t packages < <(
-        apt-cache depends --recurse --important "$package" | grep -xE 'linux-(image|modules|modules-extra)-[0-9]\S+' |
-            sort -u
-    )
-    say "downloading the kernel: ${packages[*]}"
-    unpack_packages "$tree" "${packages[@]}"
-    rm -rf "${tree:?}/usr/share"
-    # Some releases pack /lib/modules and some /usr/lib/modules, and kmod reads one or the other.
-    mkdir -p "$tree/usr"
-    if [[ -d $tree/lib ]]; then ln -sT ../lib "$tree/usr/lib"; else ln -sT usr/lib "$tree/lib"; fi
+    unpack_kernel "$tree" "$package"
     version=$(basename "$tree"/lib/modules/*)
-    mv "$tree/boot/vmlinuz-$version" "$tree/vmlinuz"
-    PATH=$PATH:/usr/sbin:/sbin depmod -b "$tree" "$version"
 
     say "packing the initramfs"
     mkdir -p "$root"/{bin,lower,layer,modules,proc,root}
     cp "$(command -v busybox)" "$root/bin/busybox"
     install -m 755 "$parts/vm-init.sh" "$root/init"
-    vm_copy_modules "$tree" "$version" "$root/modules"
+    copy_modules "$tree" "$version" "$root/modules" "${vm_modules[@]}"
     (cd "$root" && find . | cpio --quiet -o -H newc | gzip) >"$tree/initramfs"
-}
-
-# Unpacked and numbered in the order of loading: busybox loads them one after the other.
-vm_copy_modules() {
-    local tree=$1 version=$2 to=$3 module file number=100
-    for module in "${vm_modules[@]}"; do
-        PATH=$PATH:/usr/sbin:/sbin modprobe -d "$tree" -S "$version" --show-depends "$module" |
-            awk '$1 == "insmod" { print $2 }'
-    done | awk '!seen[$0]++' | while read -r file; do
-        number=$((number + 1))
-        module=$(basename "$file")
-        case $file in
-            *.xz) xz -dc "$file" ;;
-            *.zst) zstd -qdc "$file" ;;
-            *.gz) gzip -dc "$file" ;;
-            *) cat "$file" ;;
-        esac >"$to/$number-${module%%.*}.ko"
-    done
 }
 
 lab_command() {
@@ -77,9 +69,9 @@ lab_command() {
         say "no nested hardware KVM here: the machine is emulated, which makes it slow"
     fi
     command=(
-        qemu-system-x86_64 -nodefaults -no-user-config -no-reboot -display none
+        "$vm_qemu" -nodefaults -no-user-config -no-reboot -display none
         -machine q35 "${accelerator[@]}" -smp 2 -m "$memory"
-        -kernel "$entry/vmlinuz" -initrd "$entry/initramfs"
+        -kernel "$vm_kernel/vmlinuz" -initrd "$vm_kernel/initramfs"
         -append "console=ttyS0 quiet panic=-1 mitigations=off"
         -serial stdio
         -device virtio-rng-pci
@@ -88,7 +80,7 @@ lab_command() {
         -chardev "file,id=stderr,path=/dev/fd/4" -device "virtserialport,name=stderr,chardev=stderr"
     )
     vm_share root / readonly=on
-    vm_share kernel "$entry" readonly=on
+    vm_share kernel "$vm_kernel" readonly=on
     vm_share lab "$run" readonly=off
     for i in "${!writable[@]}"; do
         vm_share "writable$i" "${writable[i]}" readonly=off

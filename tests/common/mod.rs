@@ -9,6 +9,7 @@ mod go_between;
 mod host;
 mod machine;
 mod process;
+pub(crate) mod qemu;
 mod random;
 mod rdma_messages;
 mod relay;
