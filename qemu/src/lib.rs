@@ -13,6 +13,9 @@
 #![forbid(unsafe_code)]
 
 pub mod compat;
+pub mod destination;
+mod drain;
+pub mod error;
 #[cfg(any(test, feature = "unstable"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -21,9 +24,11 @@ pub mod monitor;
 pub mod multifd;
 pub mod named_pages;
 pub mod names;
+mod news;
 mod page;
 pub mod qmp;
 pub mod shared_ram;
+pub mod source;
 pub mod stream;
 mod text;
 pub mod tracker;

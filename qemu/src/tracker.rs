@@ -114,6 +114,12 @@ impl Tracker {
         self.open();
     }
 
+    /// Why the stream broke, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.state().failure.clone()
+    }
+
     /// Waits while too much is named and unsent.
     pub fn wait_while_full(&self) {
         let full = || {

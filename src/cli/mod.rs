@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `run`, `receive` | the two that hold a guest: a new one, and one that arrives |
+//! | `run`, `adopt`, `receive` | those that hold a guest: a new one, one of a running QEMU, one that arrives |
 //! | `migrate` | asks the process that holds a guest to move it, and shows the progress |
 //! | `cancel` | ends a running migration |
 //! | `recover` | reports on a guest after a migration that went wrong, and settles what it can |
@@ -10,7 +10,7 @@
 //! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | everything at once: two processes, a guest, a migration, and its result |
 //! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
-//! | `machine` | the adapter from `sterna-vmm` to the engine's `Guest` |
+//! | `machine`, `qemu` | the adapters from `sterna-vmm` and `sterna-qemu` to the engine's `Guest` |
 //! | `held` | what the process of a guest needs of the guest, whichever VMM runs it |
 //! | `vm_process`, `incoming` | the holder of a guest, which answers for it; a guest on its way |
 //! | `server`, `socket`, `protocol` | the control socket of a guest's process: server, client, messages |
@@ -20,6 +20,7 @@
 //! | `state` | the folder of this host's guest state |
 //! | `output`, `exit`, `port`, `size` | printing, exit codes, ports, sizes |
 
+mod adopt;
 mod cancel;
 mod check;
 mod demo;
@@ -39,6 +40,7 @@ mod port;
 mod preflight;
 mod progress;
 mod protocol;
+mod qemu;
 mod receive;
 mod recover;
 mod run;
@@ -74,6 +76,8 @@ struct Sterna {
 enum Command {
     /// Start a guest, and hold it until it is stopped or has moved
     Run(run::RunArgs),
+    /// Hold a guest of a running QEMU, so that it can be moved
+    Adopt(adopt::AdoptArgs),
     /// Wait for a guest and hold it; or, with --into, wait for a file
     Receive(receive::ReceiveArgs),
     /// Move a guest to another host
@@ -125,7 +129,7 @@ impl Command {
     /// The guest's first stage, for the commands that hold a guest.
     fn first_stage(&self) -> Option<Stage> {
         match self {
-            Command::Run(_) => Some(Stage::Starting),
+            Command::Run(_) | Command::Adopt(_) => Some(Stage::Starting),
             Command::Receive(_) => Some(Stage::Empty),
             _ => None,
         }
@@ -134,6 +138,7 @@ impl Command {
     fn run(&self) -> ExitCode {
         match self {
             Command::Run(args) => run::run(args),
+            Command::Adopt(args) => adopt::run(args),
             Command::Receive(args) => receive::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Cancel(args) => cancel::run(args),

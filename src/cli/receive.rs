@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use sterna::destination::{Arrival, Options, ReceiveError, Receiver};
-use sterna::guest::Guest;
+use sterna::guest::GuestHost;
 use sterna::image::{self, Store};
 use sterna::lock::Lock;
 use sterna::source::Cancel;
@@ -19,9 +19,11 @@ use sterna::transport::tcp::TcpProvider;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
-use super::machine::{MachineGuest, MachineHost};
+use super::held::HeldGuest;
+use super::machine::MachineHost;
 use super::output::{self, errln, outln};
 use super::port::DEFAULT_PORT;
+use super::qemu::{Fate, QemuHost};
 use super::run::say_end;
 use super::signals;
 use super::size::Size;
@@ -40,6 +42,13 @@ pub(crate) struct ReceiveArgs {
     /// Name for the guest on this host [default: its own]
     #[arg(long, value_parser = socket::parse_name)]
     name: Option<String>,
+    /// Take a guest of QEMU into the QEMU with a monitor at this socket, which was started with
+    /// `-incoming defer -S`
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["into", "memory_max", "DirtyLogArgs"])]
+    qmp: Option<PathBuf>,
+    /// Leave the QEMU here stopped, instead of ending it, once its guest has moved on to another host
+    #[arg(long, requires = "qmp")]
+    keep_source: bool,
     /// Refuse guests with more RAM than this
     #[arg(long, value_name = "SIZE")]
     memory_max: Option<Size>,
@@ -110,18 +119,36 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         transports: transports(args.pin_limit),
         state_max_bytes: args.state_max.map(|size| size.0),
         takeover_timeout: Duration::from_secs(args.takeover_timeout),
-        lock: lock.clone(),
+        lock,
         ..Options::default()
     };
     let receiver = Receiver::from_listener(listener, state);
-    let host = MachineHost {
-        name: args.name.clone(),
-        memory_max_bytes: args.memory_max.map(|size| size.0),
-        dirty_log: args.dirty_log,
-        pending: options.pending.clone(),
-    };
+    let (name, pending) = (args.name.clone(), options.pending.clone());
+    match &args.qmp {
+        Some(qmp) => {
+            let fate = if args.keep_source { Fate::Keep } else { Fate::Quit };
+            receive_guest(receiver, &QemuHost { qmp: qmp.clone(), name, pending, fate }, &options, args)
+        }
+        None => {
+            let memory_max_bytes = args.memory_max.map(|size| size.0);
+            let host = MachineHost { name, memory_max_bytes, dirty_log: args.dirty_log, pending };
+            receive_guest(receiver, &host, &options, args)
+        }
+    }
+}
+
+/// Waits for a guest, and holds it.
+fn receive_guest<H: GuestHost>(
+    receiver: Receiver,
+    host: &H,
+    options: &Options,
+    args: &ReceiveArgs,
+) -> ExitCode
+where
+    H::Guest: HeldGuest + 'static,
+{
     let arrival = loop {
-        match receiver.receive(&host, &options, &()) {
+        match receiver.receive(host, options, &()) {
             Ok(arrival) => break arrival,
             Err(error) if args.once => return output::coded(Exit::Failed, error.code(), error),
             Err(error) => {
@@ -139,7 +166,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
             tracing::warn!("the source is not told that its guest runs here: {error}");
         }
     }
-    hold_arrival(arrival, lock, args.json)
+    hold_arrival(arrival, options.lock.clone(), args.json)
 }
 
 /// Listens at an address; port 0 picks a free one.
@@ -179,7 +206,7 @@ fn receive_file(receiver: &image::Receiver, store: &Store, args: &ReceiveArgs) -
     Exit::Done.into()
 }
 
-fn hold_arrival(arrival: Arrival<MachineGuest>, lock: Option<Lock>, json: bool) -> ExitCode {
+fn hold_arrival<G: HeldGuest + 'static>(arrival: Arrival<G>, lock: Option<Lock>, json: bool) -> ExitCode {
     let Arrival { guest, claim, from, .. } = arrival;
     let name = guest.name().to_owned();
     if json {

@@ -150,7 +150,7 @@ impl Pages {
 }
 
 /// A round with one more pass.
-pub(super) fn joined(round: Round, pass: Round) -> Round {
+pub(super) fn joined(round: &Round, pass: Round) -> Round {
     if round.lanes.is_empty() {
         return pass;
     }

@@ -141,7 +141,7 @@ impl Precopy<'_> {
         let mut round = Round::default();
         let harvesting = loop {
             let how = (true, self.steering.history.throttle_percent());
-            round = joined(round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
+            round = joined(&round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
             self.sent = Some(Instant::now());
             // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
             // misses them.

@@ -6,6 +6,7 @@
 
 mod address;
 mod error;
+mod fresh;
 mod maps;
 mod process;
 

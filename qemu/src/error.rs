@@ -1,0 +1,67 @@
+//! Why a guest of QEMU could not be moved.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::monitor::{MigrationStatus, RunState};
+use crate::qmp::QmpError;
+use crate::shared_ram::SharedRamError;
+
+/// An error of a QEMU that gives or takes a guest.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QemuError {
+    /// QEMU's monitor.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// The guest's memory.
+    #[error(transparent)]
+    SharedRam(#[from] SharedRamError),
+    /// A socket between QEMU and this process.
+    #[error("cannot {what}: {error}")]
+    Socket {
+        /// What failed.
+        what: &'static str,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The socket for QEMU's channels.
+    #[error("cannot make a socket for QEMU's channels at {}: {error}", path.display())]
+    Listen {
+        /// Its path.
+        path: PathBuf,
+        /// The system's error.
+        error: io::Error,
+    },
+    /// The guest is in a state in which it cannot be moved.
+    #[error("the guest is in state {state} of QEMU, and only one that is running or paused can be moved")]
+    State {
+        /// The state.
+        state: RunState,
+    },
+    /// QEMU did not come as far as expected.
+    #[error("QEMU's migration is {status}{why}, and {expected} is expected")]
+    Migration {
+        /// How far it came.
+        status: MigrationStatus,
+        /// QEMU's reason, after a colon, or empty.
+        why: String,
+        /// What should have been.
+        expected: &'static str,
+    },
+    /// QEMU's stream broke or is refused.
+    #[error("{0}")]
+    Stream(String),
+    /// No migration is under way.
+    #[error("no migration out of this QEMU is under way")]
+    NotMigrating,
+    /// The state of the destination QEMU is not that of a loaded guest.
+    #[error("the destination QEMU is in state {state} after loading, and paused is expected")]
+    NotPaused {
+        /// The state.
+        state: RunState,
+    },
+    /// The saved state could not be given to QEMU.
+    #[error("QEMU took only a part of the saved state: {0}")]
+    Feed(#[source] io::Error),
+}

@@ -1,0 +1,387 @@
+//! A QEMU whose guest is to leave.
+//!
+//! | step | QEMU | its guest |
+//! |---|---|---|
+//! | [`start`](SourceQemu::start) | `migrate` into a socket of this process, with a downtime limit of 1 ms | runs |
+//! | [`catch_up`](SourceQemu::catch_up) | passes over RAM, and names pages | runs, or was paused by QEMU |
+//! | [`pause`](SourceQemu::pause) | the limit is raised: it pauses the guest, and waits | paused |
+//! | [`save`](SourceQemu::save) | names the last pages, sends the devices' state, and releases the disks | paused |
+//! | [`take_back`](SourceQemu::take_back) | gives the migration up, or takes the disks again | as before |
+//! | [`quit`](SourceQemu::quit) | ends | gone |
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::drain::listener::listen;
+use crate::drain::socket::Socket;
+use crate::drain::{Bounds, Drain};
+use crate::error::QemuError;
+use crate::monitor::{MigrationStatus, Monitor, Parameter, Restore, RunState};
+use crate::multifd::Dialect;
+use crate::names::SharedBlock;
+use crate::news::News;
+use crate::stream::Blob;
+use crate::tracker::{Failed, Naming, Tracker};
+
+/// A QEMU whose guest is to leave.
+#[derive(Debug)]
+pub struct SourceQemu {
+    monitor: Monitor,
+    bounds: Bounds,
+    hold: Mutex<Duration>,
+    attempt: Mutex<Option<Arc<Attempt>>>,
+}
+
+/// A migration out of QEMU.
+#[derive(Debug)]
+struct Attempt {
+    tracker: Arc<Tracker>,
+    drain: Drain,
+    /// What QEMU's events say.
+    _news: News,
+    /// The operator's settings.
+    restore: Mutex<Restore>,
+    was_running: bool,
+}
+
+/// Whether a guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It runs.
+    Running,
+    /// It is paused, as it was before the migration.
+    Paused,
+}
+
+impl SourceQemu {
+    /// The guest behind this monitor, with these shared blocks.
+    ///
+    /// # Errors
+    /// [`QemuError::Qmp`].
+    pub fn new(monitor: Monitor, shared: Vec<SharedBlock>, state_max_bytes: u64) -> Result<Self, QemuError> {
+        let machine = monitor.machine_type()?;
+        let bounds = Bounds { shared, machine, unshared_max_bytes: UNSHARED_MAX, state_max_bytes };
+        let (hold, attempt) = (Mutex::new(HOLD), Mutex::default());
+        Ok(Self { monitor, bounds, hold, attempt })
+    }
+
+    /// The monitor.
+    #[must_use]
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
+    }
+
+    /// Sets, for the next migration, how long the link may need for what is named and unsent: that is the
+    /// pause if QEMU pauses the guest by itself.
+    pub fn hold_for(&self, hold: Duration) {
+        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
+    }
+
+    /// Begins a migration: QEMU records writes from now on, and names pages.
+    ///
+    /// # Errors
+    /// [`QemuError`]; no migration is under way then, and the operator's settings are as before.
+    pub fn start(&self) -> Result<(), QemuError> {
+        let was_running = match self.monitor.status()?.state {
+            RunState::Running => true,
+            RunState::Paused | RunState::PostMigrate | RunState::PreLaunch => false,
+            state => return Err(QemuError::State { state }),
+        };
+        let mut restore = Restore::default();
+        let started = self.start_with(&mut restore, was_running);
+        match started {
+            Ok((tracker, drain, news)) => {
+                let restore = Mutex::new(restore);
+                let attempt = Attempt { tracker, drain, _news: news, restore, was_running };
+                *self.attempt() = Some(Arc::new(attempt));
+                Ok(())
+            }
+            Err(error) => {
+                // The error matters more than one of the clean-up.
+                let _ = self.cancel();
+                let _ = restore.put_back(&self.monitor);
+                Err(error)
+            }
+        }
+    }
+
+    fn start_with(
+        &self,
+        restore: &mut Restore,
+        was_running: bool,
+    ) -> Result<(Arc<Tracker>, Drain, News), QemuError> {
+        let monitor = &self.monitor;
+        restore.set_capabilities(monitor, &CAPABILITIES)?;
+        restore.set_parameters(
+            monitor,
+            &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
+        )?;
+        let hold = *self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        let tracker = Arc::new(Tracker::new(&self.bounds.shared, hold));
+        let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
+        let news = News::follow(monitor.clone(), Arc::clone(&tracker), was_running).map_err(follow)?;
+        let drain = match self.multifd_channels()? {
+            None => self.migrate_by_pair(&tracker)?,
+            Some(channels) => self.migrate_by_path(channels, &tracker)?,
+        };
+        Ok((tracker, drain, news))
+    }
+
+    /// How many multifd channels the operator has set, if any.
+    fn multifd_channels(&self) -> Result<Option<usize>, QemuError> {
+        if !self.monitor.capabilities()?.is_on("multifd") {
+            return Ok(None);
+        }
+        let channels = self.monitor.parameters()?.number(Parameter::MultifdChannels);
+        Ok(Some(
+            channels.map_or(MULTIFD_CHANNELS, |channels| usize::try_from(channels).unwrap_or(usize::MAX)),
+        ))
+    }
+
+    /// One channel, by a socket that QEMU is given.
+    fn migrate_by_pair(&self, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
+        let failed = |what| move |error| QemuError::Socket { what, error };
+        let (ours, of_qemu) = Socket::pair().map_err(failed("connect a pair of sockets"))?;
+        self.monitor.client().getfd(SOCKET_NAME, of_qemu.as_fd())?;
+        drop(of_qemu);
+        let drain = Drain::of_socket(ours, self.bounds.clone(), Arc::clone(tracker));
+        let drain = drain.map_err(failed("read from QEMU"))?;
+        self.monitor.migrate(&format!("fd:{SOCKET_NAME}"))?;
+        Ok(drain)
+    }
+
+    /// Several channels, which QEMU connects to a path.
+    fn migrate_by_path(&self, channels: usize, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
+        let process = self.monitor.client().peer()?.process;
+        let dialect = if self.monitor.version()?.major >= 9 { Dialect::Nine } else { Dialect::Seven };
+        let (listener, path) = listen()?;
+        let drain = Drain::of_listener(
+            (listener, process),
+            (channels, dialect),
+            self.bounds.clone(),
+            Arc::clone(tracker),
+        );
+        let drain = drain.map_err(|error| QemuError::Socket { what: "read from QEMU", error })?;
+        self.monitor.migrate(&format!("unix:{}", path.display()))?;
+        Ok(drain)
+    }
+
+    /// Waits until QEMU has named enough pages to send meanwhile, has ended a pass, or has paused the guest.
+    ///
+    /// # Errors
+    /// [`QemuError`] if the stream broke.
+    pub fn catch_up(&self) -> Result<Naming, QemuError> {
+        let attempt = self.present()?;
+        attempt.tracker.catch_up().map_err(|Failed(reason)| QemuError::Stream(self.explain(reason)))
+    }
+
+    /// The pages that are named.
+    ///
+    /// # Errors
+    /// [`QemuError::NotMigrating`], or that the stream broke.
+    pub fn tracker(&self) -> Result<Arc<Tracker>, QemuError> {
+        let attempt = self.present()?;
+        match attempt.tracker.failure() {
+            Some(reason) => Err(QemuError::Stream(self.explain(reason))),
+            None => Ok(Arc::clone(&attempt.tracker)),
+        }
+    }
+
+    /// Has QEMU pause the guest, if it has not done that by itself. No page is named until
+    /// [`save`](Self::save).
+    ///
+    /// # Errors
+    /// [`QemuError`]; the guest may be paused or not.
+    pub fn pause(&self) -> Result<(), QemuError> {
+        let attempt = self.present()?;
+        self.monitor.set_parameters([(Parameter::DowntimeLimit, DOWNTIME_MAX_MS)])?;
+        attempt.tracker.open();
+        self.await_status(&attempt, PAUSES_WITHIN, "pre-switchover", |status| {
+            *status == MigrationStatus::PreSwitchover
+        })
+    }
+
+    /// Has QEMU name the last pages and save the devices. Then QEMU has nothing to do with the guest any
+    /// more, and resumes it on request only.
+    ///
+    /// # Errors
+    /// [`QemuError`]; the guest may run again, because QEMU resumes it by itself if the stream breaks.
+    pub fn save(&self) -> Result<Blob, QemuError> {
+        let attempt = self.present()?;
+        self.monitor.migrate_continue()?;
+        let blob = attempt
+            .drain
+            .finish(SILENCE_MAX)
+            .map_err(|error| QemuError::Stream(self.explain(error.to_string())))?;
+        self.await_status(&attempt, ENDS_WITHIN, "completed", |status| {
+            *status == MigrationStatus::Completed
+        })?;
+        match self.monitor.status()?.state {
+            RunState::PostMigrate => Ok(blob),
+            state => Err(QemuError::State { state }),
+        }
+    }
+
+    /// Ends the migration, and has the guest run on if it ran before. It has not run at another host.
+    ///
+    /// # Errors
+    /// [`QemuError`]; whether the guest runs is unknown if [`QmpError::is_unknown`](crate::qmp::QmpError).
+    pub fn take_back(&self) -> Result<Taken, QemuError> {
+        let attempt = self.attempt().take();
+        let was_running = attempt.as_ref().is_none_or(|attempt| attempt.was_running);
+        let mut restore = attempt.as_ref().map(|attempt| attempt.restore()).as_deref().cloned();
+        if let Some(attempt) = &attempt {
+            attempt.drain.abort();
+        }
+        self.cancel()?;
+        if let Some(restore) = &mut restore
+            && let Err(error) = restore.put_back(&self.monitor)
+        {
+            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
+        }
+        self.run(was_running)
+    }
+
+    /// Has the guest run, if it should, whatever became of a migration.
+    fn run(&self, should_run: bool) -> Result<Taken, QemuError> {
+        let status = self.monitor.status()?;
+        if status.running || !should_run {
+            return Ok(if status.running { Taken::Running } else { Taken::Paused });
+        }
+        self.monitor.cont()?;
+        if status.state == RunState::PostMigrate
+            && let Err(error) = self.monitor.announce_self()
+        {
+            // The destination QEMU may have announced the guest as it loaded the guest.
+            tracing::warn!("the network may look for the guest at the destination: {error}");
+        }
+        let status = self.monitor.status()?;
+        if status.running { Ok(Taken::Running) } else { Err(QemuError::State { state: status.state }) }
+    }
+
+    /// Gives up a migration that is under way.
+    fn cancel(&self) -> Result<(), QemuError> {
+        if !self.monitor.migration()?.status.is_under_way() {
+            return Ok(());
+        }
+        self.monitor.migrate_cancel()?;
+        let deadline = Instant::now() + ENDS_WITHIN;
+        let ended = self.monitor.client().wait_until(deadline, |_| {
+            let report = self.monitor.migration()?;
+            Ok::<_, QemuError>((!report.status.is_under_way()).then_some(()))
+        })?;
+        match ended {
+            Some(()) => Ok(()),
+            None => Err(self.not_as_expected("cancelled")?),
+        }
+    }
+
+    /// Ends QEMU: its guest runs at another host.
+    ///
+    /// # Errors
+    /// [`QemuError::Qmp`].
+    pub fn quit(&self) -> Result<(), QemuError> {
+        Ok(self.monitor.quit()?)
+    }
+
+    /// How many bytes of its stream the latest migration has read or discarded.
+    #[must_use]
+    pub fn stream_bytes(&self) -> Option<u64> {
+        self.attempt().as_ref().map(|attempt| attempt.drain.total_bytes())
+    }
+
+    fn await_status(
+        &self,
+        attempt: &Attempt,
+        limit: Duration,
+        expected: &'static str,
+        is: impl Fn(&MigrationStatus) -> bool,
+    ) -> Result<(), QemuError> {
+        let deadline = Instant::now() + limit;
+        let come = self.monitor.client().wait_until(deadline, |_| {
+            if let Some(reason) = attempt.tracker.failure() {
+                return Err(QemuError::Stream(self.explain(reason)));
+            }
+            let report = self.monitor.migration()?;
+            if is(&report.status) {
+                return Ok(Some(()));
+            }
+            if report.status.is_under_way() {
+                Ok(None)
+            } else {
+                Err(failed(report.status, report.error_desc, expected))
+            }
+        })?;
+        match come {
+            Some(()) => Ok(()),
+            None => Err(self.not_as_expected(expected)?),
+        }
+    }
+
+    fn not_as_expected(&self, expected: &'static str) -> Result<QemuError, QemuError> {
+        let report = self.monitor.migration()?;
+        Ok(failed(report.status, report.error_desc, expected))
+    }
+
+    /// A broken stream, with QEMU's own reason.
+    fn explain(&self, reason: String) -> String {
+        match self.monitor.migration() {
+            Ok(report) => match report.error_desc {
+                Some(why) => format!("{reason}; QEMU says: {why}"),
+                None => reason,
+            },
+            Err(_) => reason,
+        }
+    }
+
+    fn present(&self) -> Result<Arc<Attempt>, QemuError> {
+        self.attempt().clone().ok_or(QemuError::NotMigrating)
+    }
+
+    fn attempt(&self) -> MutexGuard<'_, Option<Arc<Attempt>>> {
+        self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Attempt {
+    fn restore(&self) -> MutexGuard<'_, Restore> {
+        self.restore.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn failed(status: MigrationStatus, why: Option<String>, expected: &'static str) -> QemuError {
+    QemuError::Migration { status, why: why.map(|why| format!(": {why}")).unwrap_or_default(), expected }
+}
+
+/// The capabilities that a migration needs on or off. Return path off: with it on, QEMU resumes the guest by
+/// itself when this process dies.
+const CAPABILITIES: [(&str, bool); 3] =
+    [("pause-before-switchover", true), ("events", true), ("return-path", false)];
+
+/// QEMU's own number of multifd channels.
+const MULTIFD_CHANNELS: usize = 2;
+
+/// QEMU's name for the socket.
+const SOCKET_NAME: &str = "sterna-stream";
+
+/// More than any link: the reader of the stream holds QEMU back.
+const BANDWIDTH_MAX: u64 = 1 << 40;
+
+/// QEMU's longest downtime limit, in ms.
+const DOWNTIME_MAX_MS: u64 = 2_000_000;
+
+/// How long the link may need for what is named and unsent, unless another time is set.
+const HOLD: Duration = Duration::from_millis(100);
+
+/// How much RAM may be in blocks that are not shared: firmware and video memory.
+const UNSHARED_MAX: u64 = 1 << 30;
+
+/// How long QEMU may take to pause the guest, with at most a pass of RAM before.
+const PAUSES_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long QEMU may be silent while it sends the last pages and its state.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// How long QEMU may take to end a migration of which it has sent everything.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);

@@ -1,0 +1,284 @@
+//! A guest of stock QEMU.
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use sterna::convergence::SwitchCost;
+use sterna::dirty::DirtyLog;
+use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest};
+use sterna::memory::GuestRam;
+use sterna::saved_state::{StateReader, StateWriter};
+use sterna_qemu::compat::{Description, End, refusals};
+use sterna_qemu::destination::{DestinationQemu, Started};
+use sterna_qemu::error::QemuError;
+use sterna_qemu::monitor::Monitor;
+use sterna_qemu::shared_ram::shared_ram;
+use sterna_qemu::source::{SourceQemu, Taken};
+
+use super::log::QemuLog;
+use super::ram;
+use crate::cli::held::HeldGuest;
+use crate::cli::protocol::{Checked, GuestKind, Vitals};
+use crate::cli::server::Server;
+use crate::cli::signals;
+use crate::poison::IgnorePoison;
+
+/// A guest of stock QEMU, as a guest of the engine.
+#[derive(Debug)]
+pub(crate) struct QemuGuest {
+    name: String,
+    /// Its control socket, which reserves the name.
+    socket: Server,
+    ram: GuestRam,
+    source: Arc<SourceQemu>,
+    /// The QEMU that waits for the guest, until the guest has arrived.
+    arrival: Option<Arrival>,
+    /// What becomes of the source QEMU once the guest runs at another host.
+    fate: Fate,
+    cost: Mutex<SwitchCost>,
+}
+
+/// A guest on its way into this QEMU.
+#[derive(Debug)]
+struct Arrival {
+    destination: DestinationQemu,
+    /// The guest was paused at the source, and is to stay so.
+    was_paused: bool,
+    /// QEMU was given a state, so it can take no other guest.
+    loaded: AtomicBool,
+}
+
+/// What becomes of a QEMU whose guest has moved away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It ends.
+    Quit,
+    /// It stays, with the guest stopped.
+    Keep,
+}
+
+impl QemuGuest {
+    /// The guest that runs in the QEMU behind this monitor.
+    pub(crate) fn adopted(
+        name: String,
+        socket: Server,
+        monitor: Monitor,
+        fate: Fate,
+    ) -> Result<Self, GuestError> {
+        Self::new((name, socket), monitor, None, fate)
+    }
+
+    /// A guest that comes into the QEMU behind this monitor.
+    pub(super) fn arriving(
+        name: String,
+        socket: Server,
+        monitor: Monitor,
+        (was_paused, fate): (bool, Fate),
+    ) -> Result<Self, GuestError> {
+        let destination = DestinationQemu::new(monitor.clone()).map_err(GuestError::new)?;
+        let arrival = Arrival { destination, was_paused, loaded: AtomicBool::new(false) };
+        Self::new((name, socket), monitor, Some(arrival), fate)
+    }
+
+    fn new(
+        (name, socket): (String, Server),
+        monitor: Monitor,
+        arrival: Option<Arrival>,
+        fate: Fate,
+    ) -> Result<Self, GuestError> {
+        let shared = shared_ram(&monitor).map_err(GuestError::new)?;
+        if arrival.is_some() {
+            for block in &shared {
+                block.make_fresh().map_err(GuestError::new)?;
+            }
+        }
+        let (ram, blocks) = ram::map(shared)?;
+        let source = SourceQemu::new(monitor, blocks, STATE_MAX).map_err(GuestError::new)?;
+        Ok(Self { name, socket, ram, source: Arc::new(source), arrival, fate, cost: Mutex::new(COST) })
+    }
+
+    fn monitor(&self) -> &Monitor {
+        self.source.monitor()
+    }
+
+    fn timed<T>(
+        &self,
+        part: fn(&mut SwitchCost) -> &mut Duration,
+        work: impl FnOnce() -> Result<T, QemuError>,
+    ) -> Result<T, GuestError> {
+        let began = Instant::now();
+        let done = work().map_err(GuestError::new)?;
+        *part(&mut self.cost()) = began.elapsed();
+        Ok(done)
+    }
+
+    fn cost(&self) -> MutexGuard<'_, SwitchCost> {
+        self.cost.lock().ignore_poison()
+    }
+}
+
+impl Guest for QemuGuest {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn ram(&self) -> Result<GuestRam, GuestError> {
+        Ok(self.ram.clone())
+    }
+
+    fn heartbeat(&self) -> Option<Heartbeat> {
+        None
+    }
+}
+
+impl SourceGuest for QemuGuest {
+    fn details(&self) -> Result<Vec<u8>, GuestError> {
+        let refused = refusals(self.monitor(), End::Source).map_err(GuestError::new)?;
+        if !refused.is_empty() {
+            let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
+            return Err(GuestError::new(reasons.join("; ")));
+        }
+        let description = Description::of(self.monitor()).map_err(GuestError::new)?;
+        description.encode().map_err(GuestError::new)
+    }
+
+    fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        Ok(Box::new(QemuLog(Arc::clone(&self.source))))
+    }
+
+    fn throttle(&self, percent: u8) -> Result<(), GuestError> {
+        if percent == 0 {
+            return Ok(());
+        }
+        Err(GuestError::new("QEMU slows its guests by its own measure only (its capability auto-converge)"))
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.timed(|cost| &mut cost.pause, || self.source.pause())
+    }
+
+    fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
+        let blob = self.timed(|cost| &mut cost.save, || self.source.save())?;
+        blob.write_to(&mut state.section(SECTION)?)?;
+        self.cost().state_bytes = blob.len_bytes();
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<RunOutcome, GuestError> {
+        match self.source.take_back() {
+            Ok(Taken::Running | Taken::Paused) => Ok(RunOutcome::Running),
+            Err(QemuError::Qmp(error)) if error.is_unknown() => {
+                Ok(RunOutcome::Unknown { reason: error.to_string() })
+            }
+            Err(error) => Err(GuestError::new(error)),
+        }
+    }
+}
+
+impl DestinationGuest for QemuGuest {
+    fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
+        signals::guest_is_ready();
+        let arrival = self.arrival()?;
+        arrival.loaded.store(true, Ordering::Relaxed);
+        let mut section = state.section(SECTION)?;
+        self.timed(|cost| &mut cost.load, || arrival.destination.load(&mut section))?;
+        let mut cost = self.cost();
+        (cost.state_bytes, cost.save) = (state.bytes_read(), cost.load);
+        Ok(())
+    }
+
+    fn start(&self) -> Result<RunOutcome, GuestError> {
+        let arrival = self.arrival()?;
+        if arrival.was_paused {
+            return Ok(RunOutcome::Running);
+        }
+        match arrival.destination.start().map_err(GuestError::new)? {
+            Started::Running => Ok(RunOutcome::Running),
+            Started::Unknown(reason) => Ok(RunOutcome::Unknown { reason }),
+        }
+    }
+
+    /// A QEMU that was given no state can take another guest.
+    fn discard(self) -> Result<(), GuestError> {
+        match &self.arrival {
+            Some(arrival) if arrival.loaded.load(Ordering::Relaxed) => match arrival.destination.quit() {
+                // QEMU ends by itself if it cannot load a guest, and has no socket then.
+                Err(error @ QemuError::Qmp(_)) => {
+                    tracing::debug!("QEMU has ended: {error}");
+                    Ok(())
+                }
+                other => other.map_err(GuestError::new),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+impl QemuGuest {
+    fn arrival(&self) -> Result<&Arrival, GuestError> {
+        self.arrival.as_ref().ok_or_else(|| GuestError::new("this QEMU does not wait for a guest"))
+    }
+}
+
+impl HeldGuest for QemuGuest {
+    fn socket(&self) -> &Server {
+        &self.socket
+    }
+
+    fn vitals(&self) -> Vitals {
+        let monitor = self.monitor();
+        let failed = |error: &dyn Display| format!("unknown: {error}");
+        let phase = monitor.status().map_or_else(|error| failed(&error), |status| status.state.to_string());
+        Vitals {
+            kind: GuestKind::Qemu,
+            phase,
+            memory_bytes: self.ram.layout().total_bytes(),
+            vcpus: monitor.vcpus().map_or(0, |vcpus| u32::try_from(vcpus.len()).unwrap_or(u32::MAX)),
+            heartbeats: 0,
+            heartbeat_regressions: 0,
+            passes: 0,
+            throttle_percent: 0,
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.monitor().status().is_ok_and(|status| status.running)
+    }
+
+    fn switch_cost(&self) -> SwitchCost {
+        *self.cost()
+    }
+
+    fn check(&self) -> Result<Checked, String> {
+        Err("a guest of QEMU cannot be asked to check its memory".into())
+    }
+
+    fn moved(&self) {
+        if self.fate == Fate::Quit
+            && let Err(error) = self.source.quit()
+        {
+            tracing::error!("{} runs at another host, and its QEMU here does not end: {error}", self.name);
+        }
+    }
+
+    /// The guest stays as it is, in a QEMU that Sterna has nothing to do with any more.
+    fn released(&self) {}
+}
+
+/// The section of the saved state.
+const SECTION: &str = "qemu";
+
+/// The longest state of devices that is read from QEMU.
+const STATE_MAX: u64 = 1 << 30;
+
+/// The cost of a switch before one was measured: QEMU looks at its limit every 100 ms, and then pauses,
+/// saves and loads a few hundred KiB.
+const COST: SwitchCost = SwitchCost {
+    pause: Duration::from_millis(10),
+    save: Duration::from_millis(30),
+    load: Duration::from_millis(60),
+    start: Duration::from_millis(5),
+    state_bytes: 1 << 20,
+};
