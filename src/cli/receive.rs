@@ -16,6 +16,7 @@ use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::{RdmaProvider, RdmaTuning, load_ahead};
 use sterna::transport::tcp::TcpProvider;
+use sterna_qemu::qmp::QmpError;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -101,7 +102,17 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Err(error) => return output::error(Exit::Refused, error),
     };
     load_ahead();
-    let lock = args.lock.as_ref().map(Lock::at);
+    let options = Options {
+        transports: transports(args.pin_limit),
+        state_max_bytes: args.state_max.map(|size| size.0),
+        takeover_timeout: Duration::from_secs(args.takeover_timeout),
+        lock: args.lock.as_ref().map(Lock::at),
+        ..Options::default()
+    };
+    let qemu = match args.qemu_host(&options).transpose() {
+        Ok(qemu) => qemu,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
     let (listener, address) = match listen(SocketAddr::from((args.listen, args.port))) {
         Ok(listening) => listening,
         Err(error) => return output::coded(Exit::Refused, error.code(), error),
@@ -115,25 +126,24 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         let receiver = image::Receiver::from_listener(listener, transports(args.pin_limit));
         return receive_file(&receiver, &store, args);
     }
-    let options = Options {
-        transports: transports(args.pin_limit),
-        state_max_bytes: args.state_max.map(|size| size.0),
-        takeover_timeout: Duration::from_secs(args.takeover_timeout),
-        lock,
-        ..Options::default()
-    };
     let receiver = Receiver::from_listener(listener, state);
-    let (name, pending) = (args.name.clone(), options.pending.clone());
-    match &args.qmp {
-        Some(qmp) => {
-            let fate = if args.keep_source { Fate::Keep } else { Fate::Quit };
-            receive_guest(receiver, &QemuHost { qmp: qmp.clone(), name, pending, fate }, &options, args)
-        }
+    match qemu {
+        Some(host) => receive_guest(receiver, &host, &options, args),
         None => {
+            let (name, pending) = (args.name.clone(), options.pending.clone());
             let memory_max_bytes = args.memory_max.map(|size| size.0);
             let host = MachineHost { name, memory_max_bytes, dirty_log: args.dirty_log, pending };
             receive_guest(receiver, &host, &options, args)
         }
+    }
+}
+
+impl ReceiveArgs {
+    /// The QEMU that is to take a guest, if one is named. It answers already.
+    fn qemu_host(&self, options: &Options) -> Option<Result<QemuHost, QmpError>> {
+        let (qmp, fate) = (self.qmp.clone()?, if self.keep_source { Fate::Keep } else { Fate::Quit });
+        let host = QemuHost::new(qmp, self.name.clone(), options.pending.clone(), fate);
+        Some(host.ask_ahead().map(|()| host))
     }
 }
 

@@ -33,6 +33,8 @@ pub(crate) struct QemuGuest {
     socket: Server,
     ram: GuestRam,
     source: Arc<SourceQemu>,
+    /// The machine, which stays the same as long as QEMU runs. Asking QEMU for all of it takes a second.
+    machine: Description,
     /// The QEMU that waits for the guest, until the guest has arrived.
     arrival: Option<Arrival>,
     /// What becomes of the source QEMU once the guest runs at another host.
@@ -67,24 +69,24 @@ impl QemuGuest {
         monitor: Monitor,
         fate: Fate,
     ) -> Result<Self, GuestError> {
-        Self::new((name, socket), monitor, None, fate)
+        let machine = Description::of(&monitor).map_err(GuestError::new)?;
+        Self::new((name, socket), (monitor, machine), None, fate)
     }
 
     /// A guest that comes into the QEMU behind this monitor.
     pub(super) fn arriving(
-        name: String,
-        socket: Server,
-        monitor: Monitor,
+        (name, socket): (String, Server),
+        (monitor, machine): (Monitor, Description),
         (was_paused, fate): (bool, Fate),
     ) -> Result<Self, GuestError> {
         let destination = DestinationQemu::new(monitor.clone()).map_err(GuestError::new)?;
         let arrival = Arrival { destination, was_paused, loaded: AtomicBool::new(false) };
-        Self::new((name, socket), monitor, Some(arrival), fate)
+        Self::new((name, socket), (monitor, machine), Some(arrival), fate)
     }
 
     fn new(
         (name, socket): (String, Server),
-        monitor: Monitor,
+        (monitor, machine): (Monitor, Description),
         arrival: Option<Arrival>,
         fate: Fate,
     ) -> Result<Self, GuestError> {
@@ -96,7 +98,16 @@ impl QemuGuest {
         }
         let (ram, blocks) = ram::map(shared)?;
         let source = SourceQemu::new(monitor, blocks, STATE_MAX).map_err(GuestError::new)?;
-        Ok(Self { name, socket, ram, source: Arc::new(source), arrival, fate, cost: Mutex::new(COST) })
+        Ok(Self {
+            name,
+            socket,
+            ram,
+            source: Arc::new(source),
+            machine,
+            arrival,
+            fate,
+            cost: Mutex::new(COST),
+        })
     }
 
     fn monitor(&self) -> &Monitor {
@@ -140,7 +151,9 @@ impl SourceGuest for QemuGuest {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
             return Err(GuestError::new(reasons.join("; ")));
         }
-        let description = Description::of(self.monitor()).map_err(GuestError::new)?;
+        let was_paused = !self.monitor().status().map_err(GuestError::new)?.running;
+        let mut description = self.machine.clone();
+        description.was_paused = was_paused;
         description.encode().map_err(GuestError::new)
     }
 

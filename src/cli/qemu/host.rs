@@ -1,31 +1,34 @@
 //! The QEMU that takes a guest in.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use sterna::destination::PendingArrival;
 use sterna::guest::{GuestHost, Proposal, Refusal};
 use sterna_qemu::compat::{Description, End, refusals};
 use sterna_qemu::monitor::Monitor;
-use sterna_qemu::qmp::Client;
+use sterna_qemu::qmp::{Client, QmpError};
 
 use super::guest::{Fate, QemuGuest};
 use crate::cli::incoming::Incoming;
 use crate::cli::server::Server;
 use crate::cli::signals;
 use crate::cli::socket::{Listener, SocketError};
+use crate::poison::IgnorePoison;
 
 /// Takes a guest into a QEMU that was started with `-incoming defer -S`.
 #[derive(Debug)]
 pub(crate) struct QemuHost {
     /// Its monitor's socket.
-    pub(crate) qmp: PathBuf,
+    qmp: PathBuf,
     /// The guest's name on this host; `None` keeps its own.
-    pub(crate) name: Option<String>,
+    name: Option<String>,
     /// The operator's handle on an arriving guest.
-    pub(crate) pending: PendingArrival,
+    pending: PendingArrival,
     /// What becomes of this QEMU when the guest moves on.
-    pub(crate) fate: Fate,
+    fate: Fate,
+    /// The process of the latest QEMU at the socket, and its machine.
+    machine: Mutex<Option<(i32, Description)>>,
 }
 
 impl GuestHost for QemuHost {
@@ -42,7 +45,7 @@ impl GuestHost for QemuHost {
         })?;
         let monitor = Monitor::new(Client::new(&self.qmp));
         let refused = refusals(&monitor, End::Destination).map_err(|error| incompatible(&error))?;
-        let here = Description::of(&monitor).map_err(|error| incompatible(&error))?;
+        let here = self.machine(&monitor).map_err(|error| incompatible(&error))?;
         let mut reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
         reasons.extend(source.differences(&here));
         if !reasons.is_empty() {
@@ -51,7 +54,34 @@ impl GuestHost for QemuHost {
         let socket = Server::new(socket);
         socket.serve(Arc::new(Incoming { pending: self.pending.clone() }));
         let how = (source.was_paused, self.fate);
-        QemuGuest::arriving(name, socket, monitor, how).map_err(|error| incompatible(&error))
+        QemuGuest::arriving((name, socket), (monitor, here), how).map_err(|error| incompatible(&error))
+    }
+}
+
+impl QemuHost {
+    /// Takes guests into the QEMU with a monitor at this socket.
+    pub(crate) fn new(qmp: PathBuf, name: Option<String>, pending: PendingArrival, fate: Fate) -> Self {
+        Self { qmp, name, pending, fate, machine: Mutex::default() }
+    }
+
+    /// Asks the QEMU for its machine before a guest comes, which takes a second.
+    ///
+    /// # Errors
+    /// No QEMU answers.
+    pub(crate) fn ask_ahead(&self) -> Result<(), QmpError> {
+        self.machine(&Monitor::new(Client::new(&self.qmp))).map(drop)
+    }
+
+    /// The machine of the present QEMU.
+    fn machine(&self, monitor: &Monitor) -> Result<Description, QmpError> {
+        let process = monitor.client().peer()?.process;
+        let mut known = self.machine.lock().ignore_poison();
+        if let Some((_, machine)) = known.as_ref().filter(|(of, _)| *of == process) {
+            return Ok(machine.clone());
+        }
+        let machine = Description::of(monitor)?;
+        *known = Some((process, machine.clone()));
+        Ok(machine)
     }
 }
 
