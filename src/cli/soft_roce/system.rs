@@ -1,4 +1,4 @@
-//! Carries out decisions, and reads what `sterna::preflight` does not.
+//! Carries out decisions, and reads what `preflight` does not.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

@@ -4,9 +4,7 @@ mod reading;
 
 use sterna::host::{KvmAccess, Memlock, Privileges};
 
-use super::platform::Packages;
-use super::rdma::{VerbsDevice, VerbsLibrary};
-use super::sysfs_rdma::Gid;
+use super::readings::{Gid, KvmReadings, MemoryReadings, VerbsDevice};
 use super::*;
 
 /// A machine that lacks nothing: KVM by hardware, memory, a soft-RoCE device on eth0.

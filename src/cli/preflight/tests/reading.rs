@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use sterna::host::Tree;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cli::preflight::readings::read_devices;
 
 /// A machine of files.
 fn machine(files: &[(&str, &str)]) -> (TempDir, Tree) {
@@ -162,7 +164,7 @@ fn a_soft_roce_device_in_sysfs() {
     ];
     let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), *text)).collect();
     let (_folder, tree) = machine(&files);
-    let devices = sysfs_rdma::read_devices(&tree);
+    let devices = read_devices(&tree);
     let mut expected = rxe0();
     expected.verbs_file = Some("uverbs3".to_owned());
     expected.ports[0].gids[1] = gid(1, "::ffff:10.77.0.1");

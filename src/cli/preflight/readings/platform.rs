@@ -1,3 +1,5 @@
+//! Distribution, kernel, and the privileges of this process.
+
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 

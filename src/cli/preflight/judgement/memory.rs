@@ -1,6 +1,9 @@
-use sterna::host::{self, Memlock, Tree, field, kibibytes};
+//! Checks of memory and its limits.
 
-use super::{Check, Outcome, Readings};
+use sterna::host::Memlock;
+
+use crate::cli::preflight::check::{Check, Outcome};
+use crate::cli::preflight::readings::{MemoryReadings, Readings};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -8,36 +11,6 @@ const GIB: u64 = 1 << 30;
 const SCARCE_BYTES: u64 = 512 * MIB;
 /// The kernel's default of `vm.max_map_count`.
 const DEFAULT_MAPPINGS: u64 = 65_530;
-
-/// The readings of memory and its limits.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct MemoryReadings {
-    /// As returned by [`available_memory_bytes`].
-    pub(crate) available_bytes: Option<u64>,
-    /// How much memory may be locked.
-    pub(crate) memlock: Memlock,
-    /// Free pages of the default huge page size.
-    pub(crate) free_huge_pages: u64,
-    /// The default huge page size.
-    pub(crate) huge_page_bytes: u64,
-    /// `vm.max_map_count`: how many mappings a process may have.
-    pub(crate) max_mappings: Option<u64>,
-}
-
-impl MemoryReadings {
-    pub(crate) fn read(tree: &Tree) -> Self {
-        let meminfo = tree.text("proc/meminfo").unwrap_or_default();
-        Self {
-            available_bytes: host::read_available(tree),
-            memlock: Memlock::read(tree),
-            free_huge_pages: field(&meminfo, "HugePages_Free")
-                .and_then(|count| count.parse().ok())
-                .unwrap_or(0),
-            huge_page_bytes: kibibytes(&meminfo, "Hugepagesize").unwrap_or(0),
-            max_mappings: tree.number("proc/sys/vm/max_map_count"),
-        }
-    }
-}
 
 pub(crate) fn judge(readings: &Readings) -> Vec<Check> {
     vec![
@@ -127,7 +100,7 @@ fn judge_mappings(readings: &Readings) -> Check {
 }
 
 /// Bytes in readable form: `1.5 GiB`.
-pub(crate) fn size(bytes: u64) -> String {
+fn size(bytes: u64) -> String {
     let (unit_bytes, unit) = match bytes {
         GIB.. => (GIB, "GiB"),
         MIB.. => (MIB, "MiB"),

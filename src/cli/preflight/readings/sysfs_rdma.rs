@@ -1,3 +1,5 @@
+//! RDMA devices and the module of soft-RoCE, as the kernel shows them.
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use sterna::host::Tree;
