@@ -1,3 +1,5 @@
+//! The claim of a guest's name, which lasts as long as the guest, and the records that it may write.
+
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 

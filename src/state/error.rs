@@ -1,3 +1,5 @@
+//! Why a guest's state cannot be used, or the guest not started.
+
 use std::io;
 use std::path::PathBuf;
 

@@ -13,7 +13,8 @@ use rustix::io::Errno;
 use super::error::StateError;
 use super::folder::StateFolder;
 use super::holder::{HOLDER_LEN, LockHolder};
-use super::{Kept, Memory, Sighting};
+use super::memory::{self, Kept, Memory};
+use super::sighting::Sighting;
 #[cfg(test)]
 use crate::handover::RecordKind;
 use crate::handover::{JOURNAL_LEN, Journal, JournalError, Record, WRITE_LEN};
@@ -97,10 +98,10 @@ impl Keeper {
                 // The entry about the process is no longer true.
                 let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT as u64);
             }
-            Self::Memory(memory) if says_nothing => drop(super::lock(memory).remove(name)),
+            Self::Memory(memory) if says_nothing => drop(memory::lock(memory).remove(name)),
             Self::Memory(memory) => {
                 let kept = Kept { journal: journal.clone(), claimed: false };
-                super::lock(memory).insert(name.to_owned(), kept);
+                memory::lock(memory).insert(name.to_owned(), kept);
             }
             #[cfg(test)]
             Self::Failing(_) => {}

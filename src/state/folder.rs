@@ -13,6 +13,9 @@
 //! Files are opened, made and removed relative to the handle. If the folder is moved or replaced meanwhile,
 //! nothing is redirected.
 
+mod access;
+mod durability;
+mod error;
 mod path;
 mod storage;
 #[cfg(test)]
@@ -26,13 +29,15 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
 
-use crate::error_code::coded;
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, IFlags, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
-use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
-use thiserror::Error;
 
+use self::access::check_access;
+use self::durability::sync;
+pub use self::error::FolderError;
+use self::error::failed;
 use self::storage::Storage;
+pub use self::storage::StorageCheck;
 
 /// A folder in which a host keeps the state of its guests. Clones share one handle.
 #[derive(Clone, Debug)]
@@ -45,98 +50,6 @@ struct Inner {
     path: PathBuf,
     user: u32,
 }
-
-/// What to do with a file system that may not keep state on this host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StorageCheck {
-    /// Refuse it.
-    #[default]
-    Refuse,
-    /// Use it: the caller accepts the risk.
-    Accept,
-}
-
-/// Why a folder, or a file in it, is not used for state.
-#[derive(Debug, Error, EnumDiscriminants)]
-#[strum_discriminants(
-    name(FolderErrorKind),
-    vis(pub(crate)),
-    derive(EnumIter, EnumMessage, IntoStaticStr),
-    strum(serialize_all = "kebab-case")
-)]
-#[non_exhaustive]
-pub enum FolderError {
-    /// Another user can change the folder, a part of its path, or a file.
-    #[error(
-        "{path} belongs to user {owner}, and this process runs as user {user}: that user could change the state of guests. \
-         Choose a folder of user {user}, or change the owner"
-    )]
-    Owner {
-        /// The folder, a folder above it, a link on the way, or a file.
-        path: PathBuf,
-        /// The user that owns it.
-        owner: u32,
-        /// The effective user of this process.
-        user: u32,
-    },
-    /// A group, or any user, can change the folder, a part of its path, or a file.
-    #[error(
-        "{path} is writable by other users (mode {mode:04o}): they could change the state of guests. \
-         Take that permission away (chmod go-w), or choose another folder"
-    )]
-    Writable {
-        /// The folder, a folder above it, or a file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// The folder itself, or a file in it, is a symbolic link.
-    #[error("{0} is a symbolic link: name what it points to, so that another target cannot take its place")]
-    Link(PathBuf),
-    /// The path names something other than a folder.
-    #[error("{0} is not a folder: choose another, or move it away")]
-    NotAFolder(PathBuf),
-    /// The name of a state file belongs to something other than a regular file.
-    #[error("{0} is not a regular file: find out what made it, then move it away")]
-    NotAFile(PathBuf),
-    /// The file system would lose the state, or another host would take it for its own.
-    #[error("{path} is on {kind}: {danger}. Choose a folder on a disk of this host")]
-    Storage {
-        /// The folder.
-        path: PathBuf,
-        /// The kind of file system.
-        kind: &'static str,
-        /// The danger to the state.
-        danger: &'static str,
-    },
-    /// The space for a file could not be reserved.
-    #[error(
-        "cannot reserve {len} bytes for {path}: {error}. Free some space, or choose a folder on another disk"
-    )]
-    Room {
-        /// The file.
-        path: PathBuf,
-        /// Its length.
-        len: u64,
-        /// The kernel's error.
-        error: io::Error,
-    },
-    /// The name leads out of the folder.
-    #[error("`{0}` cannot be the name of a file")]
-    Name(String),
-    /// The file system refused an operation.
-    #[error("cannot {what} {path}: {error}. The state of guests needs a folder that this user may write to")]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The kernel's error.
-        error: io::Error,
-    },
-}
-
-coded!(FolderError, FolderErrorKind, "state-folder");
 
 impl StateFolder {
     /// Opens the folder; makes it, and the missing folders above it, with mode 0700. A folder that was made
@@ -293,30 +206,6 @@ impl StateFolder {
     }
 }
 
-/// Checks that only the user can change it.
-fn check_access(found: &Stat, path: &Path, user: u32) -> Result<(), FolderError> {
-    if found.st_uid != user {
-        return Err(FolderError::Owner { path: path.to_owned(), owner: found.st_uid, user });
-    }
-    if found.st_mode & OTHERS_WRITE != 0 {
-        return Err(FolderError::Writable { path: path.to_owned(), mode: found.st_mode & 0o7777 });
-    }
-    Ok(())
-}
-
-/// Makes the entries of an open folder durable. Some file systems do not sync folders, and report that.
-fn sync(folder: &OwnedFd) -> Result<(), Errno> {
-    match rustix::fs::fsync(folder) {
-        Err(Errno::INVAL) => Ok(()),
-        synced => synced,
-    }
-}
-
-fn failed(what: &'static str, path: &Path) -> impl Fn(Errno) -> FolderError {
-    let path = path.to_owned();
-    move |error| FolderError::Io { what, path: path.clone(), error: error.into() }
-}
-
 /// Whether this is the name of an entry in the folder, and not a path out of it.
 fn is_plain(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
@@ -325,9 +214,6 @@ fn is_plain(name: &str) -> bool {
 fn temporary_name(name: &str, number: u32) -> String {
     format!(".{name}.{}.{number}.new", process::id())
 }
-
-/// Write permission of the group and of all others. An access list shows as the group's permission.
-const OTHERS_WRITE: u32 = 0o022;
 
 /// The most temporary files for one process and name at a time.
 const TEMPORARIES_MAX: u32 = 256;

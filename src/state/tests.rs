@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::handover::JOURNAL_LEN;
+use crate::wire::AttemptId;
 
 const ATTEMPT_ID: AttemptId = AttemptId([1; 16]);
 

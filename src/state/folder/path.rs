@@ -8,8 +8,10 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::storage::Storage;
-use super::{FolderError, OTHERS_WRITE, StorageCheck, check_access, failed, sync};
+use super::access::{OTHERS_WRITE, check_access};
+use super::durability::sync;
+use super::error::{FolderError, failed};
+use super::storage::{Storage, StorageCheck};
 
 /// Opens a folder, and makes it if it is missing; returns its handle and its path from the root.
 pub(super) fn open(path: &Path, check: StorageCheck, user: u32) -> Result<(OwnedFd, PathBuf), FolderError> {

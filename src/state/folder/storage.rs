@@ -5,7 +5,17 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::FolderError;
+use super::error::FolderError;
+
+/// What to do with a file system that may not keep state on this host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StorageCheck {
+    /// Refuse it.
+    #[default]
+    Refuse,
+    /// Use it: the caller accepts the risk.
+    Accept,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
