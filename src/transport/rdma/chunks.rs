@@ -1,6 +1,6 @@
-use std::collections::BTreeMap;
+//! What of guest RAM is registered at the source: chunks, and the parts that they are cut into.
+
 use std::mem;
-use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
@@ -18,14 +18,20 @@ mod coverage;
 mod eviction;
 mod parts;
 mod planned;
+mod queue;
+mod state;
 
 pub(super) use self::chunking::CHUNK_BYTES_MIN;
 use self::chunking::Chunking;
 pub(super) use self::coverage::BLOCK_PAGES;
-use self::coverage::{Coverage, DirtyBlocks};
-use self::eviction::Queue;
-pub(super) use self::parts::{is_of_blocks, parts_max};
+use self::coverage::Coverage;
+use self::eviction::Capacity;
+use self::parts::bytes_of;
+pub(super) use self::parts::{contains, is_of_blocks, parts_max};
+use self::planned::FindBlocks;
 pub(super) use self::planned::Planned;
+use self::queue::Queue;
+use self::state::{Slot, State};
 
 /// A part of a chunk that both ends have registered.
 #[derive(Debug)]
@@ -47,10 +53,7 @@ pub(super) struct Chunk {
 #[derive(Debug)]
 pub(super) struct Chunks<S = Chunk> {
     chunking: Chunking,
-    /// How many bytes may be registered at once; `None`: all of RAM.
-    budget_bytes: Option<u64>,
-    /// How many parts may be registered at once.
-    parts_max: usize,
+    capacity: Capacity,
     /// How long a lane waits for a part.
     patience: Duration,
     /// By region and number, chunks that are registered whole and stay so: where all of RAM may be
@@ -61,45 +64,6 @@ pub(super) struct Chunks<S = Chunk> {
     /// a plan is made. Locked after the state.
     covered: Mutex<Coverage>,
     changed: Condvar,
-}
-
-#[derive(Debug)]
-struct State<S> {
-    /// Parts that are registered or about to be.
-    slots: BTreeMap<ChunkRange, Slot<S>>,
-    /// The pages that lanes wait for, by region, one entry a lane, in the order in which the waits began.
-    wanted: Vec<(usize, u64)>,
-    /// Bytes of the parts that are registered or about to be.
-    registered_bytes: u64,
-    /// Counts the uses of parts.
-    uses: u64,
-    /// Counts the plans: one a round.
-    plans: u64,
-    /// The blocks to send by the latest plan, if not all of RAM may be registered.
-    dirty: DirtyBlocks,
-    /// Parts in the order of their eviction.
-    queue: Queue,
-    /// For each lane, the region and page that it has reached in this round, and from which it continues.
-    reached: Vec<(usize, u64)>,
-    /// The lanes of the round have finished.
-    over: bool,
-    /// The registrar has failed.
-    failed: bool,
-}
-
-/// The state of a part that is not absent.
-#[derive(Debug)]
-enum Slot<S> {
-    /// Being registered.
-    Coming,
-    Here {
-        chunk: Arc<S>,
-        last_use: u64,
-        /// The latest plan when it was registered.
-        registered_in: u64,
-        /// The latest plan when a lane used it.
-        used_in: Option<u64>,
-    },
 }
 
 /// The parts to register next, and the parts to deregister first to make room.
@@ -116,47 +80,24 @@ pub(super) struct BatchSize {
     pub(super) pages: u64,
 }
 
-/// Finds the blocks of a chunk to register, in ascending order.
-pub(super) type FindBlocks<'find> = dyn FnMut(ChunkRange) -> Result<Vec<Range<u64>>, TransportError> + 'find;
-
 impl<S> Chunks<S> {
     /// For this many lanes, with at most this many bytes registered at once.
     pub(super) fn new(layout: RamLayout, lanes: usize, budget_bytes: Option<u64>) -> Self {
-        let state = State {
-            slots: BTreeMap::new(),
-            wanted: Vec::new(),
-            registered_bytes: 0,
-            uses: 0,
-            plans: 0,
-            dirty: DirtyBlocks::default(),
-            queue: Queue::default(),
-            reached: vec![(0, 0); lanes],
-            over: false,
-            failed: false,
-        };
         let (patience, changed) = (STALL_MAX * 4, Condvar::new());
-        let (covered, parts_max) = (Mutex::new(Coverage::new(&layout)), parts_max(&layout));
+        let covered = Mutex::new(Coverage::new(&layout));
+        let capacity = Capacity { bytes: budget_bytes, parts: parts_max(&layout) };
         let chunking = Chunking::new(layout, lanes, budget_bytes);
         let mut whole = Vec::new();
         if budget_bytes.is_none() {
             let unset = |count| (0..count).map(|_| OnceLock::new()).collect();
             whole.extend(chunking.counts().map(unset));
         }
-        Self {
-            chunking,
-            budget_bytes,
-            parts_max,
-            patience,
-            whole,
-            state: Mutex::new(state),
-            covered,
-            changed,
-        }
+        Self { chunking, capacity, patience, whole, state: Mutex::new(State::new(lanes)), covered, changed }
     }
 
     /// Whether less than all of RAM may be registered at once.
     pub(super) fn is_limited(&self) -> bool {
-        self.budget_bytes.is_some()
+        self.capacity.bytes.is_some()
     }
 
     /// Whether a page lies in RAM.
@@ -168,7 +109,7 @@ impl<S> Chunks<S> {
     pub(super) fn missing_bytes(&self, dirty: &DirtyBitmap) -> (u64, u64) {
         let (needed, missing) = self.covered().count(dirty);
         let [needed, missing] = [needed, missing].map(|blocks| blocks * BLOCK_PAGES * PAGE_BYTES);
-        (missing, self.budget_bytes.map_or(0, |budget_bytes| needed.saturating_sub(budget_bytes)))
+        (missing, self.capacity.bytes.map_or(0, |budget_bytes| needed.saturating_sub(budget_bytes)))
     }
 
     #[cfg(test)]
@@ -252,12 +193,16 @@ impl<S> Chunks<S> {
             None => planned.next(state, find)?,
         };
         let Some(part) = next else { return Ok(None) };
-        if !self.make_room(state, part, wanted.is_some(), evicted) {
+        let Some(victims) = self.capacity.make_room(state, part, wanted.is_some()) else {
             planned.put_back(part);
             return Ok(None);
-        }
+        };
+        let mut covered = self.covered();
+        victims.iter().for_each(|&(victim, _)| covered.set(victim, false));
+        covered.set(part, true);
+        drop(covered);
+        evicted.extend(victims);
         state.slots.insert(part, Slot::Coming);
-        self.covered().set(part, true);
         state.registered_bytes += bytes_of(part);
         Ok(Some(part))
     }
@@ -371,50 +316,6 @@ impl<S> Drop for FailOnDrop<'_, S> {
     fn drop(&mut self) {
         self.0.fail();
     }
-}
-
-impl<S> State<S> {
-    fn reach(&mut self, lane: usize, place: (usize, u64)) {
-        if let Some(reached) = self.reached.get_mut(lane) {
-            *reached = place;
-        }
-    }
-
-    /// The part that contains a page and is not absent.
-    fn part_of(&self, (region, page): (usize, u64)) -> Option<ChunkRange> {
-        let region = u16::try_from(region).ok()?;
-        let last = ChunkRange { region, first_page: page, pages: u64::MAX };
-        let (&part, _) = self.slots.range(..=last).next_back()?;
-        contains(part, (region.into(), page)).then_some(part)
-    }
-
-    /// The parts of a chunk that are not absent, in order.
-    fn parts_of(&self, chunk: ChunkRange) -> impl Iterator<Item = ChunkRange> {
-        let end = ChunkRange { first_page: chunk.first_page + chunk.pages, pages: 0, ..chunk };
-        self.slots.range(ChunkRange { pages: 0, ..chunk }..end).map(|(&part, _)| part)
-    }
-
-    fn acquire(&mut self, page: (usize, u64)) -> Option<(ChunkRange, Arc<S>)> {
-        self.uses += 1;
-        let (uses, plans) = (self.uses, self.plans);
-        let part = self.part_of(page)?;
-        match self.slots.get_mut(&part)? {
-            Slot::Here { chunk, last_use, used_in, .. } => {
-                (*last_use, *used_in) = (uses, Some(plans));
-                Some((part, chunk.clone()))
-            }
-            Slot::Coming => None,
-        }
-    }
-}
-
-/// Whether a page, by its region, lies in a part.
-pub(super) fn contains(part: ChunkRange, (region, page): (usize, u64)) -> bool {
-    usize::from(part.region) == region && (part.first_page..part.first_page + part.pages).contains(&page)
-}
-
-fn bytes_of(range: ChunkRange) -> u64 {
-    range.pages * PAGE_BYTES
 }
 
 #[cfg(test)]

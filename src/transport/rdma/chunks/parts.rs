@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::coverage::{BLOCK_PAGES, blocks_of};
-use crate::memory::RamLayout;
+use crate::memory::{PAGE_BYTES, RamLayout};
 use crate::transport::rdma::wire::ChunkRange;
 
 /// The most parts cut out of a chunk. Beyond that, whole gaps between parts are registered, one part a gap,
@@ -28,6 +28,15 @@ pub(in crate::transport::rdma) fn is_of_blocks(part: &ChunkRange, region_pages: 
     let end = part.first_page.checked_add(part.pages).filter(|&end| end <= region_pages);
     let ends = |end: u64| end == region_pages || end.is_multiple_of(BLOCK_PAGES);
     part.pages > 0 && part.first_page.is_multiple_of(BLOCK_PAGES) && end.is_some_and(ends)
+}
+
+/// Whether a page, by its region, lies in a part.
+pub(in crate::transport::rdma) fn contains(part: ChunkRange, (region, page): (usize, u64)) -> bool {
+    usize::from(part.region) == region && (part.first_page..part.first_page + part.pages).contains(&page)
+}
+
+pub(super) fn bytes_of(range: ChunkRange) -> u64 {
+    range.pages * PAGE_BYTES
 }
 
 /// The parts of a chunk to register so that all `needed` blocks are registered. `registered` are the existing

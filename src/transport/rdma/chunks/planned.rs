@@ -1,13 +1,17 @@
 //! The parts that the registrar has yet to register in a round.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::chunking::Chunking;
 use super::coverage::BLOCK_PAGES;
-use super::parts::cut;
-use super::{FindBlocks, State, contains};
+use super::parts::{contains, cut};
+use super::state::State;
 use crate::transport::error::TransportError;
 use crate::transport::rdma::wire::ChunkRange;
+
+/// Finds the blocks of a chunk to register, in ascending order.
+pub(super) type FindBlocks<'find> = dyn FnMut(ChunkRange) -> Result<Vec<Range<u64>>, TransportError> + 'find;
 
 /// Chunks that need registration, in the order in which lanes reach them. A chunk is examined, and cut, when
 /// its turn comes.
@@ -75,17 +79,5 @@ impl Planned {
     /// Puts back a part that found no room.
     pub(super) fn put_back(&mut self, part: ChunkRange) {
         self.parts.push_front(part);
-    }
-}
-
-impl<S> State<S> {
-    /// Whether no page of a part is in another.
-    fn is_free(&self, part: ChunkRange) -> bool {
-        let last_page = part.first_page + part.pages - 1;
-        let last = ChunkRange { first_page: last_page, pages: u64::MAX, ..part };
-        let before = self.slots.range(..=last).next_back();
-        before.is_none_or(|(before, _)| {
-            before.region != part.region || before.first_page + before.pages <= part.first_page
-        })
     }
 }
