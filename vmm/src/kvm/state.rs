@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::{MAX_MSRS, same_rate};
 use crate::error::MachineError;
-use crate::kvm::KvmEngine;
+use crate::kvm::engine::KvmEngine;
 use crate::kvm::error::refused;
 use crate::kvm::host::{MSR_TSC, MSR_TSC_DEADLINE, no_room, xsave_bytes};
 use crate::kvm::ports::ConsoleState;

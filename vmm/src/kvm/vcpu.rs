@@ -206,7 +206,8 @@ mod tests {
     use crate::config::{MachineConfig, Workload};
     use crate::guest::layout::PAYLOAD;
     use crate::guest::payload;
-    use crate::kvm::{KvmEngine, host};
+    use crate::kvm::engine::KvmEngine;
+    use crate::kvm::host;
     use crate::machine_core::Engine;
 
     /// KVM moves past a port access only at the next entry. A state saved before that would make the guest
