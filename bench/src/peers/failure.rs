@@ -2,9 +2,8 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use sterna_qemu::qmp::QmpError;
 use thiserror::Error;
-
-use super::qemu::QmpError;
 
 /// Why a figure could not be measured.
 #[derive(Debug, Error)]
@@ -33,6 +32,8 @@ pub(crate) enum Failure {
     TooShort(String),
     #[error("QEMU: {0}")]
     Qmp(#[from] QmpError),
+    #[error("QEMU: the migration failed: {0}")]
+    Migration(String),
     #[error("not reported by this version of sterna")]
     NotReported,
 }

@@ -1,7 +1,6 @@
 //! QEMU, with the same guest at both ends, driven over QMP.
 
 mod boot;
-mod qmp;
 mod way;
 
 use std::fs::File;
@@ -11,10 +10,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
+use sterna_qemu::monitor::{MigrationReport, MigrationStatus, Monitor, Parameter, RunState};
+use sterna_qemu::qmp::{Client, Notice};
 use tempfile::TempDir;
 
-pub(crate) use self::qmp::QmpError;
 pub(crate) use self::way::Way;
 use super::compare::equal_files;
 use super::cpu::CpuTime;
@@ -22,7 +22,6 @@ use super::failure::Failure;
 use super::migration::{Load, Migration};
 use super::process::{Running, free_port};
 use super::setup::Setup;
-use qmp::Qmp;
 
 /// Moves a guest from one QEMU to another, and compares all of its RAM.
 pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, Failure> {
@@ -40,7 +39,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
     for machine in [&mut destination, &mut source] {
         machine.prepare(way, setup.downtime_ms)?;
     }
-    destination.qmp.execute("migrate-incoming", &json!({ "uri": uri }))?;
+    destination.monitor.migrate_incoming(&uri)?;
 
     let patience = match load {
         Load::Idle => setup.patience * 2,
@@ -48,30 +47,29 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
     };
     let (machine_before, own_before) = cpu_times(&source, &destination)?;
     let began = Instant::now();
-    source.qmp.execute("migrate", &json!({ "uri": uri }))?;
-    let ended = source.until_migrated(began + patience);
-    let wall = began.elapsed();
-    if let Err(Failure::Qmp(QmpError::Late(_))) = ended {
+    let Some(report) = source.migrate(&uri, began + patience)? else {
         // Both processes end next, whether the source obeys this or not.
-        let _ = source.qmp.execute("migrate_cancel", &json!({}));
+        let _ = source.monitor.migrate_cancel();
         return Err(match load {
             Load::Idle => Failure::NotEnded(patience),
             Load::Loop => Failure::NotConverged(patience),
         });
-    }
-    let report = ended?;
+    };
+    let wall = began.elapsed();
     let (machine_after, own_after) = cpu_times(&source, &destination)?;
     destination.until_arrived()?;
     compare(way, &folder)?;
-    let number = |value: &Value, what| {
-        value.as_f64().ok_or_else(|| QmpError::Words(format!("query-migrate without {what}: {report}")))
+    let number = |value: Option<u64>, what| {
+        let lacking = || Failure::Words { what: "QEMU".into(), said: format!("no {what} in {report:?}") };
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds and bytes of one migration")]
+        value.map(|value| value as f64).ok_or_else(lacking)
     };
     Ok(Migration {
-        total_ms: number(&report["total-time"], "total-time")?,
+        total_ms: number(report.total_time, "total-time")?,
         wall_ms: wall.as_secs_f64() * 1e3,
-        setup_ms: report["setup-time"].as_f64(),
-        downtime_ms: number(&report["downtime"], "downtime")?,
-        moved_mb: number(&report["ram"]["transferred"], "ram.transferred")? / 1e6,
+        setup_ms: number(report.setup_time, "setup-time").ok(),
+        downtime_ms: number(report.downtime, "downtime")?,
+        moved_mb: number(report.ram.as_ref().map(|ram| ram.transferred), "ram.transferred")? / 1e6,
         machine_cpu: machine_after.since(machine_before),
         own_cpu: own_after.since(own_before),
         guest_mbps,
@@ -128,10 +126,13 @@ impl Folder {
 
 const FLOPPY_BYTES: u64 = 1_474_560;
 
+/// The longest wait for the answer to `migrate`, which comes once it is connected. With RDMA that takes longest.
+const MIGRATE_MAX: Duration = Duration::from_secs(60);
+
 /// One QEMU.
 struct Machine {
     running: Running,
-    qmp: Qmp,
+    monitor: Monitor,
     ram: File,
 }
 
@@ -158,10 +159,10 @@ impl Machine {
             .arg(format!("unix:{},server=on,wait=off", socket.display()));
         command.args(more);
         let mut running = Running::start(&mut command, "qemu-system-x86_64", "qemu-system-x86")?;
-        let qmp = running.until("open its QMP socket", setup.start_max, |_| {
-            Ok(socket.exists().then(|| Qmp::connect(&socket)).and_then(Result::ok))
+        let client = running.until("open its QMP socket", setup.start_max, |_| {
+            Ok(socket.exists().then(|| Client::connect(&socket)).and_then(Result::ok))
         })?;
-        Ok(Self { running, qmp, ram })
+        Ok(Self { running, monitor: Monitor::new(client), ram })
     }
 
     /// Waits until the guest has touched all of its RAM.
@@ -181,52 +182,59 @@ impl Machine {
     }
 
     /// The same limits as Sterna's, and no other.
-    fn prepare(&mut self, way: Way, downtime_ms: u32) -> Result<(), Failure> {
-        let on = |capability: &str| json!({ "capability": capability, "state": true });
-        let mut capabilities = vec![on("events")];
-        capabilities.extend(way.capability().map(on));
-        self.qmp.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities }))?;
-        let mut parameters = json!({ "max-bandwidth": 1_u64 << 40, "downtime-limit": downtime_ms });
+    fn prepare(&self, way: Way, downtime_ms: u32) -> Result<(), Failure> {
+        let capabilities = std::iter::once("events").chain(way.capability());
+        self.monitor.set_capabilities(capabilities.map(|capability| (capability, true)))?;
+        let mut parameters =
+            vec![(Parameter::MaxBandwidth, 1 << 40), (Parameter::DowntimeLimit, downtime_ms.into())];
         if way == Way::Multifd {
-            parameters["multifd-channels"] = 4.into();
+            parameters.push((Parameter::MultifdChannels, 4));
         }
-        self.qmp.execute("migrate-set-parameters", &parameters)?;
-        Ok(())
+        Ok(self.monitor.set_parameters(parameters)?)
     }
 
-    /// Waits for the end of the migration; returns its report.
-    fn until_migrated(&mut self, deadline: Instant) -> Result<Value, Failure> {
-        loop {
-            let event = self.qmp.event("MIGRATION", deadline)?;
-            match event.data["status"].as_str() {
-                Some("completed") => return self.report(),
-                Some(status @ ("failed" | "cancelled")) => {
-                    let report = self.qmp.execute("query-migrate", &json!({}))?;
-                    let why = report["error-desc"].as_str().unwrap_or(status).to_owned();
+    /// Sends the guest; returns the report of the migration, or none if it does not end by the deadline.
+    /// QEMU is not asked meanwhile, because the answers cost processor time.
+    fn migrate(&mut self, uri: &str, deadline: Instant) -> Result<Option<MigrationReport>, Failure> {
+        let client = self.monitor.client();
+        let events = client.subscribe();
+        client.execute_within(MIGRATE_MAX, "migrate", &json!({ "uri": uri }))?;
+        while let Some(notice) = events.next(deadline) {
+            let status = match notice {
+                Notice::Event(event) if event.name == "MIGRATION" => {
+                    event.data["status"].as_str().unwrap_or_default().into()
+                }
+                Notice::Event(_) => continue,
+                Notice::Gap => self.monitor.migration()?.status,
+            };
+            match status {
+                MigrationStatus::Completed => return self.report().map(Some),
+                MigrationStatus::Failed | MigrationStatus::Cancelled => {
+                    let why = self.monitor.migration()?.error_desc.unwrap_or_else(|| status.to_string());
                     let said = super::process::quote(&self.running.said());
-                    return Err(QmpError::Migration(format!("{why}; {said}")).into());
+                    return Err(Failure::Migration(format!("{why}; {said}")));
                 }
                 _ => {}
             }
         }
+        Ok(None)
     }
 
     /// The report of a complete migration. QEMU reports the completion shortly before it has added up the
     /// times.
-    fn report(&mut self) -> Result<Value, Failure> {
-        let qmp = &mut self.qmp;
+    fn report(&mut self) -> Result<MigrationReport, Failure> {
+        let monitor = &self.monitor;
         self.running.until("report", Duration::from_secs(20), |_| {
-            let report = qmp.execute("query-migrate", &json!({}))?;
-            Ok((report["total-time"].as_u64() > Some(0)).then_some(report))
+            let report = monitor.migration()?;
+            Ok((report.total_time > Some(0)).then_some(report))
         })
     }
 
     /// Waits until the guest has arrived, paused.
     fn until_arrived(&mut self) -> Result<(), Failure> {
-        let qmp = &mut self.qmp;
+        let monitor = &self.monitor;
         self.running.until("receive the guest", Duration::from_secs(20), |_| {
-            let status = qmp.execute("query-status", &json!({}))?;
-            Ok((status["status"] == "paused").then_some(()))
+            Ok((monitor.status()?.state == RunState::Paused).then_some(()))
         })
     }
 }
