@@ -95,7 +95,8 @@ impl DestinationQemu {
             return Err(QemuError::Migration { status: report.status, why, expected: "completed" });
         }
         match self.monitor.status()?.state {
-            RunState::Paused => Ok(()),
+            // The second is the state of a guest that was never started at the source.
+            RunState::Paused | RunState::PreLaunch => Ok(()),
             state => Err(QemuError::NotPaused { state }),
         }
     }

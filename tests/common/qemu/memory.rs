@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What holds the guest's RAM. All are shared with other processes.
+/// What holds the guest's RAM. All but the last are shared with other processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Memory {
     Memfd,
@@ -12,6 +12,7 @@ pub(crate) enum Memory {
     Huge,
     /// Two NUMA nodes, each with half of the memory in a memfd.
     TwoNodes,
+    Private,
 }
 
 impl Memory {
@@ -19,7 +20,7 @@ impl Memory {
     pub(crate) fn blocks(&self) -> &'static [&'static str] {
         match self {
             Self::TwoNodes => &["mem0", "mem1"],
-            Self::Memfd | Self::File(_) | Self::Huge => &["mem0"],
+            Self::Memfd | Self::File(_) | Self::Huge | Self::Private => &["mem0"],
         }
     }
 
@@ -32,6 +33,10 @@ impl Memory {
             Self::Memfd => (one("memory-backend-memfd,id=mem0".to_owned()), ",memory-backend=mem0"),
             Self::Huge => (
                 one("memory-backend-memfd,id=mem0,hugetlb=on,hugetlbsize=2M".to_owned()),
+                ",memory-backend=mem0",
+            ),
+            Self::Private => (
+                vec!["-object".to_owned(), format!("memory-backend-ram,id=mem0,size={mib}M")],
                 ",memory-backend=mem0",
             ),
             Self::File(folder) => {

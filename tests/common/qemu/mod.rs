@@ -6,6 +6,7 @@
 mod disk;
 mod memory;
 mod monitor;
+mod moves;
 mod network;
 mod programs;
 mod running;
@@ -15,6 +16,7 @@ mod setup;
 pub(crate) use disk::Disk;
 pub(crate) use memory::Memory;
 pub(crate) use monitor::Monitor;
+pub(crate) use moves::{Held, NAME, Waiting};
 pub(crate) use network::{Network, Session};
 pub(crate) use programs::{Program, is_demanded};
 pub(crate) use running::Qemu;

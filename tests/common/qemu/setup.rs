@@ -176,6 +176,16 @@ impl<'a> Setup<'a> {
         self.start_with("destination", &["-incoming", "defer", "-S"])
     }
 
+    /// Starts the machine with its vCPUs stopped.
+    pub(crate) fn start_stopped(&self) -> Qemu {
+        self.start_with("source", &["-S"])
+    }
+
+    /// Starts the guest in memory that no other process can map.
+    pub(crate) fn start_with_private_memory(&self) -> Qemu {
+        Self { memory: Memory::Private, ..self.clone() }.start()
+    }
+
     fn start_with(&self, role: &str, arguments: &[&str]) -> Qemu {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let name = format!("{role}-{}", STARTED.fetch_add(1, Ordering::Relaxed));

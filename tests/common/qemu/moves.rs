@@ -1,0 +1,77 @@
+//! Guests of QEMU that Sterna holds and moves.
+
+use std::fmt::Display;
+
+use serde_json::Value;
+
+use super::super::{Host, Process, Receiving};
+use super::running::Qemu;
+use super::setup::Setup;
+
+/// A guest of QEMU that a process of Sterna holds.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) host: Host,
+    pub(crate) process: Process,
+    pub(crate) qemu: Qemu,
+}
+
+/// A QEMU that waits for a guest, and the process of Sterna that takes the guest in.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) host: Host,
+    pub(crate) receiving: Receiving,
+    pub(crate) qemu: Qemu,
+}
+
+/// The name of all these guests.
+pub(crate) const NAME: &str = "tern";
+
+impl Held {
+    /// Adopts the guest of a QEMU.
+    pub(crate) fn adopt(qemu: Qemu, more: &[&str]) -> Self {
+        let host = Host::new();
+        let socket = format!("--qmp={}", qemu.qmp().display());
+        let process = host.start(["adopt", NAME, "--json", socket.as_str()].iter().chain(more));
+        process.event("adopted");
+        Self { host, process, qemu }
+    }
+
+    /// `sterna migrate`, just started.
+    pub(crate) fn migrate(&self, to: impl Display, more: &[&str]) -> Process {
+        self.host.migrate(NAME, to, more)
+    }
+
+    /// Moves the guest to a new QEMU with this command line, with all of its memory compared. Returns the
+    /// guest at its new host, and the report.
+    #[track_caller]
+    pub(crate) fn move_to(self, setup: &Setup<'_>, more: &[&str]) -> (Self, Value) {
+        let waiting = Waiting::start(setup);
+        let migrating = self.migrate(waiting.receiving.address, &[&["--verify=full"], more].concat());
+        let report = migrating.wait().expect_code(0).json();
+        assert_eq!((&report["status"], &report["wrong_pages"]), (&"completed".into(), &0.into()), "{report}");
+        assert!(report["verified_pages"].as_u64() > Some(0), "{report}");
+        (waiting.arrived_from(self), report)
+    }
+}
+
+impl Waiting {
+    pub(crate) fn start(setup: &Setup<'_>) -> Self {
+        let (host, qemu) = (Host::new(), setup.start_incoming());
+        let socket = format!("--qmp={}", qemu.qmp().display());
+        let receiving = host.receive(&[&socket]);
+        Self { host, receiving, qemu }
+    }
+
+    /// Asserts that the guest runs in this QEMU, and that the other one has ended.
+    #[track_caller]
+    pub(crate) fn arrived_from(self, source: Held) -> Held {
+        let Self { host, receiving, qemu } = self;
+        assert_eq!(receiving.process.event("arrived")["name"], NAME);
+        assert!(qemu.runs(), "{}", qemu.status());
+        source.process.wait().expect_code(0);
+        let mut old = source.qemu;
+        super::super::wait_until("the QEMU at the source ends", || old.has_ended());
+        Held { host, process: receiving.process, qemu }
+    }
+}

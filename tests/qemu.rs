@@ -1,0 +1,195 @@
+//! Guests of stock QEMU, moved by `sterna adopt`, `receive` and `migrate`: they check their own memory, disk,
+//! clocks and network.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use common::qemu::{BootSector, Disk, Held, LinuxGuest, Memory, NAME, Network, Program, Setup, Waiting};
+use common::{Host, wait_until};
+
+/// How often the Linux guest moves; the nightly checks set more.
+fn hops() -> usize {
+    std::env::var("STERNA_QEMU_HOPS").ok().and_then(|hops| hops.parse().ok()).unwrap_or(3)
+}
+
+#[test]
+fn a_linux_guest_moves_back_and_forth_under_load_and_stays_whole() {
+    for multifd in [None, Some(4)] {
+        let Some(program) = Program::find("10") else { return };
+        let (disk, network) = (Disk::new(64), Network::new());
+        let setup = Setup::linux(&program, LinuxGuest::default()).disk(&disk).network(&network);
+        let qemu = setup.start();
+        qemu.serial().wait_for_ticks(2);
+        let session = network.connect();
+        let mut lines = 1;
+        assert_eq!(session.exchange("before"), lines);
+        let mut held = Held::adopt(qemu, &[]);
+        for _ in 0..hops() {
+            if let Some(channels) = multifd {
+                held.qemu.monitor.set_capabilities(&[("multifd", true)]);
+                let channels = json!({ "multifd-channels": channels });
+                held.qemu.monitor.execute("migrate-set-parameters", channels);
+            }
+            (held, _) = held.move_to(&setup, &["--downtime-limit=2000"]);
+            lines += 1;
+            assert_eq!(session.exchange("after"), lines, "the TCP session goes on");
+            let tick = held.qemu.serial().wait_for_ticks(3);
+            assert_eq!((tick.wrong(), tick.jump_ms), (0, 0), "{tick:?}");
+            assert_eq!(held.qemu.serial().complaints(), Vec::<String>::new());
+        }
+        let serial = held.qemu.stop_linux();
+        assert!(serial.text().contains("load: disk unmounted"), "{}", serial.end());
+        disk.expect_clean();
+    }
+}
+
+/// Moves a boot sector twice, and asserts that it finds every page as it wrote the page.
+#[track_caller]
+fn moves_whole(setup: &Setup<'_>, destination: &Setup<'_>, more: &[&str]) -> Value {
+    let qemu = setup.start();
+    qemu.serial().wait_for_sweeps(1);
+    let held = Held::adopt(qemu, &[]);
+    let (held, _) = held.move_to(destination, more);
+    checks_all_of_its_memory(&held);
+    let (held, report) = held.move_to(setup, more);
+    checks_all_of_its_memory(&held);
+    report
+}
+
+#[track_caller]
+fn checks_all_of_its_memory(held: &Held) {
+    held.qemu.serial().wait_for_sweeps(2);
+    assert_eq!(held.qemu.serial().wrong_addresses(), Vec::<u64>::new());
+}
+
+#[test]
+fn memory_of_each_kind_moves_whole() {
+    let Some(program) = Program::find("10") else { return };
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let small = Setup::boot_sector(&program, BootSector::default());
+    let kinds = [Memory::Memfd, Memory::File(folder.path().to_owned()), Memory::TwoNodes, Memory::Huge];
+    for memory in kinds {
+        if memory == Memory::Huge && !has_huge_pages(3 * 64 / 2) {
+            println!("skipped: huge pages, of which this machine has too few: `sysctl vm.nr_hugepages=128`");
+            continue;
+        }
+        let cpus = if memory == Memory::TwoNodes { 2 } else { 1 };
+        let setup = small.clone().cpus(cpus).memory(memory);
+        for setup in [setup.clone(), setup.prealloc()] {
+            let report = moves_whole(&setup, &setup, &[]);
+            assert_eq!(report["transport"], "tcp");
+        }
+    }
+}
+
+fn has_huge_pages(count: u64) -> bool {
+    let free = fs::read_to_string(Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages"));
+    free.ok().and_then(|free| free.trim().parse().ok()) >= Some(count)
+}
+
+#[test]
+fn several_channels_of_qemu_are_read_and_no_page_is_lost() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    // Of types before 8.1 the marks that order pages are others, and before 9.0 the packets.
+    for machine in ["pc", "pc-q35-7.2"] {
+        let setup = setup.clone().machine(machine);
+        let qemu = setup.start();
+        qemu.serial().wait_for_sweeps(1);
+        let mut held = Held::adopt(qemu, &[]);
+        for channels in [1, 4] {
+            held.qemu.monitor.set_capabilities(&[("multifd", true)]);
+            held.qemu.monitor.execute("migrate-set-parameters", json!({ "multifd-channels": channels }));
+            (held, _) = held.move_to(&setup, &[]);
+            checks_all_of_its_memory(&held);
+        }
+    }
+}
+
+/// QEMU pauses such a guest by itself, if Sterna does not do it first.
+#[test]
+fn a_guest_that_writes_next_to_nothing_moves() {
+    let Some(program) = Program::find("10") else { return };
+    let idle = BootSector { hot_mib: 1, delay: 50_000_000, ..BootSector::default() };
+    let setup = Setup::boot_sector(&program, idle);
+    let mut held = Held::adopt(setup.start(), &[]);
+    for _ in 0..3 {
+        (held, _) = held.move_to(&setup, &[]);
+    }
+    assert_eq!(held.qemu.serial().wrong_addresses(), Vec::<u64>::new());
+}
+
+#[test]
+fn a_guest_that_its_operator_has_paused_stays_paused() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let waiting = Waiting::start(&setup);
+    let held = Held::adopt(setup.start_stopped(), &[]);
+    let report = held.migrate(waiting.receiving.address, &["--verify=full"]).wait().expect_code(0).json();
+    assert_eq!((&report["status"], &report["wrong_pages"]), (&"completed".into(), &0.into()), "{report}");
+    waiting.receiving.process.event("arrived");
+    assert!(!waiting.qemu.runs(), "{}", waiting.qemu.status());
+}
+
+#[test]
+fn after_a_cancelled_migration_the_guest_runs_and_the_operators_settings_are_back() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector { hot_mib: 32, ..BootSector::default() });
+    let (waiting, qemu) = (Waiting::start(&setup), setup.start());
+    qemu.serial().wait_for_sweeps(1);
+    qemu.monitor.execute("migrate-set-parameters", json!({ "downtime-limit": 123, "max-bandwidth": 98_304 }));
+    let settings = |qemu: &common::qemu::Qemu| {
+        let mut capabilities = qemu.monitor.execute("query-migrate-capabilities", json!({}));
+        let capabilities = capabilities.as_array_mut().map(std::mem::take);
+        (capabilities, qemu.monitor.execute("query-migrate-parameters", json!({})))
+    };
+    let before = settings(&qemu);
+    let held = Held::adopt(qemu, &[]);
+    let slow = ["--bandwidth-limit=2", "--downtime-limit=1", "--max-rounds=1000", "--if-stuck=abort"];
+    let migrating = held.migrate(waiting.receiving.address, &slow);
+    wait_until("QEMU names pages", || held.qemu.migration_status() == "active");
+    assert_eq!(held.host.ask(NAME, "cancel")["answer"], "done");
+    migrating.wait().expect_code(130);
+    assert!(held.qemu.runs());
+    assert_eq!(settings(&held.qemu), before);
+    // The QEMU at the destination has taken nothing, and takes the guest now.
+    held.migrate(waiting.receiving.address, &["--verify=full"]).wait().expect_code(0);
+    checks_all_of_its_memory(&waiting.arrived_from(held));
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name_before_anything_is_sent() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let held = Held::adopt(setup.start(), &[]);
+    let others = [
+        (setup.clone().machine("pc"), "the machine type is"),
+        (setup.clone().cpus(2), "the number of vCPUs is 1 at the source and 2 at the destination"),
+        (setup.clone().memory(Memory::TwoNodes).cpus(2), "mem1"),
+        (setup.clone().cpu("qemu64,-sse3"), "the CPU at the destination lacks sse3"),
+    ];
+    for (other, why) in others {
+        let waiting = Waiting::start(&other);
+        let refused = held.migrate(waiting.receiving.address, &[]).wait().expect_code(11);
+        assert!(refused.stderr.contains(why), "{why}: {}", refused.stderr);
+        assert!(held.qemu.runs(), "{why}");
+        assert_eq!(held.qemu.migration_status(), "", "{why}: nothing was asked of QEMU");
+    }
+}
+
+#[test]
+fn a_qemu_whose_memory_is_not_shared_is_not_adopted() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let qemu = setup.start_with_private_memory();
+    let host = Host::new();
+    let socket = format!("--qmp={}", qemu.qmp().display());
+    let refused = host.start(["adopt", NAME, socket.as_str()]).wait().expect_code(11);
+    assert!(refused.stderr.contains("share=on"), "{}", refused.stderr);
+    assert!(qemu.runs());
+}
