@@ -217,10 +217,20 @@ impl SourceQemu {
         self.await_status(&attempt, ENDS_WITHIN, "completed", |status| {
             *status == MigrationStatus::Completed
         })?;
-        match self.monitor.status()?.state {
-            RunState::PostMigrate => Ok(blob),
-            state => Err(QemuError::State { state }),
-        }
+        self.await_release()?;
+        Ok(blob)
+    }
+
+    /// QEMU says `completed` a moment before it has let the guest go.
+    fn await_release(&self) -> Result<(), QemuError> {
+        let deadline = Instant::now() + ENDS_WITHIN;
+        let released =
+            self.monitor.client().wait_until(deadline, |_| match self.monitor.status()?.state {
+                RunState::PostMigrate => Ok(Some(())),
+                RunState::FinishMigrate => Ok(None),
+                state => Err(QemuError::State { state }),
+            })?;
+        released.ok_or(QemuError::State { state: RunState::FinishMigrate })
     }
 
     /// Ends the migration, and has the guest run on if it ran before. It has not run at another host.
