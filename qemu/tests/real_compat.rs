@@ -67,7 +67,7 @@ fn another_command_line_is_named_by_its_differences() {
             "pc-q35-7.2 at the source and pc-q35-7.1 at the destination",
             "the number of vCPUs is 1 at the source and 2",
             "the UUID is not set",
-            "lacks sse3",
+            "lacks pni",
             "pc.ram has 64 MiB at the source and 32 MiB",
             "vga.vram of 16 MiB is not at the destination",
         ] {

@@ -48,9 +48,6 @@ const NOT_OF_THE_GUEST: [&str; 30] = [
     "ucode-rev",
 ];
 
-/// Second names of features; `-` has a second name with `_` as well.
-const ALIASES: [&str; 6] = ["i64", "pclmuldq", "pni", "sse4-1", "sse4-2", "xd"];
-
 /// How QEMU names what keeps old types of machines as they were.
 const INTERNAL: [&str; 2] = ["legacy-", "x-"];
 
@@ -78,10 +75,7 @@ pub enum CpuValue {
 impl Cpu {
     pub(super) fn new(model: CpuModel) -> Self {
         let of_guest = |name: &str| {
-            let is_alias = ALIASES.contains(&name) || name.contains('_');
-            !is_alias
-                && !NOT_OF_THE_GUEST.contains(&name)
-                && !INTERNAL.iter().any(|prefix| name.starts_with(prefix))
+            !NOT_OF_THE_GUEST.contains(&name) && !INTERNAL.iter().any(|prefix| name.starts_with(prefix))
         };
         let properties =
             model.props.into_iter().filter(|(name, _)| of_guest(name)).filter_map(|(name, value)| {

@@ -32,6 +32,9 @@ pub struct CpuModel {
     pub props: BTreeMap<String, Value>,
 }
 
+/// Second names of features; a name with `-` has a second one with `_`, too.
+const SECOND_NAMES: [&str; 7] = ["ffxsr", "i64", "pclmuldq", "sse3", "sse4-1", "sse4-2", "xd"];
+
 #[derive(Deserialize)]
 struct Expansion {
     model: CpuModel,
@@ -58,7 +61,7 @@ impl Monitor {
     }
 
     /// The model of a processor of this guest, with the properties that this processor has: the command line
-    /// may have changed those of the model.
+    /// may have changed those of the model, and the host may lack some. Each has one name.
     ///
     /// # Errors
     ///
@@ -67,12 +70,24 @@ impl Monitor {
         let class: String = self.qom_get(&vcpu.qom_path, "type")?;
         let name = class.strip_suffix("-cpu").and_then(|class| Some(class.rsplit_once('-')?.0));
         let mut model = self.cpu_model_expansion(name.unwrap_or(&class))?;
+        name.unwrap_or(&class).clone_into(&mut model.name);
+        model.props.retain(|name, _| !is_second_name(name));
+        // The expansion has the changes of the command line, but not those that the host made.
+        let unavailable: Option<Vec<String>> = self.qom_find(&vcpu.qom_path, "unavailable-features")?;
+        for name in unavailable.iter().flatten() {
+            model.props.entry(name.clone()).and_modify(|value| *value = false.into());
+        }
         for (property, value) in &mut model.props {
-            if let Some(present) = self.qom_find(&vcpu.qom_path, property)? {
+            // To ask for each of 500 features takes QEMU half a second.
+            let is_settled = unavailable.is_some() && value.is_boolean();
+            if !is_settled && let Some(present) = self.qom_find(&vcpu.qom_path, property)? {
                 *value = present;
             }
         }
-        model.name = name.unwrap_or(&class).to_owned();
         Ok(model)
     }
+}
+
+fn is_second_name(name: &str) -> bool {
+    SECOND_NAMES.contains(&name) || name.contains('_')
 }
