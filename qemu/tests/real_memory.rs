@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::os::unix::fs::FileExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use common::fake::Fake;
 use common::qemu::{Qemu, programs, start};
@@ -194,6 +197,102 @@ fn one_backend_of_several_that_is_not_shared_is_named() {
         let error = shared_ram(&qemu.monitor).unwrap_err();
         assert!(matches!(&error, SharedRamError::NotShared { name, .. } if name == "b"), "{error}");
     }
+}
+
+#[test]
+fn memory_without_a_file_is_refused_or_has_one_by_now() {
+    for program in programs() {
+        let qemu = start(
+            &program,
+            &[
+                "-m",
+                "32",
+                "-object",
+                "memory-backend-ram,id=mem0,size=32M,share=on",
+                "-machine",
+                "pc,memory-backend=mem0",
+            ],
+        );
+        match shared_ram(&qemu.monitor) {
+            Ok(found) => assert!(is_at(&found[0], &qemu, 0, 0x10_0000)),
+            Err(error) => {
+                assert!(matches!(error, SharedRamError::NoFile { .. }), "{error}");
+                assert!(error.to_string().contains("memory-backend-memfd"), "{error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn huge_pages_are_found_with_their_size() {
+    let free = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    if free.ok().and_then(|count| count.trim().parse::<u64>().ok()).unwrap_or(0) < 16 {
+        println!("SKIPPED: this machine has no 16 free huge pages of 2 MiB");
+        return;
+    }
+    for program in programs() {
+        let qemu = start(
+            &program,
+            &[
+                "-m",
+                "32",
+                "-object",
+                "memory-backend-memfd,id=mem0,size=32M,share=on,hugetlb=on,hugetlbsize=2M",
+                "-machine",
+                "pc,memory-backend=mem0",
+            ],
+        );
+        let found = shared_ram(&qemu.monitor).unwrap();
+        assert_eq!(found[0].page_bytes, 2 << 20);
+    }
+}
+
+#[test]
+fn a_user_without_rights_hears_which_are_missing() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root can start a program as another user");
+        return;
+    }
+    for program in programs() {
+        let qemu = start(
+            &program,
+            &[
+                "-m",
+                "32",
+                "-object",
+                "memory-backend-memfd,id=mem0,size=32M,share=on",
+                "-machine",
+                "pc,memory-backend=mem0",
+            ],
+        );
+        // The user may use the monitor, but not look into the process.
+        let folder = qemu.folder.path();
+        for (path, mode) in [(folder.to_owned(), 0o711), (folder.join("qmp"), 0o666)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        }
+        let copy = folder.join("this-test");
+        std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
+        let path = qemu.monitor.client().path().to_owned();
+        qemu.monitor.client().disconnect();
+        let output = Command::new(&copy)
+            .args(["--exact", "looks_without_rights", "--nocapture"])
+            .env("STERNA_TEST_MONITOR", path)
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("no right to"), "{text}");
+    }
+}
+
+/// The other user of the test above; on its own, it does nothing.
+#[test]
+fn looks_without_rights() {
+    let Some(path) = std::env::var_os("STERNA_TEST_MONITOR") else { return };
+    let error = shared_ram(&Monitor::new(Client::connect(path).unwrap())).unwrap_err();
+    assert!(matches!(error, SharedRamError::NoRight { .. }), "{error}");
+    println!("{error}");
 }
 
 #[test]

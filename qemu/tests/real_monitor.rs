@@ -177,13 +177,17 @@ fn await_status(qemu: &Qemu, wanted: &MigrationStatus) {
 }
 
 #[test]
-fn a_second_client_hears_that_qemu_is_busy() {
+fn a_second_client_hears_that_qemu_is_busy_and_is_served_after_the_first() {
     for program in programs() {
         let qemu = start(&program, &GUEST);
         let second = Client::new(qemu.monitor.client().path());
         let error =
             second.execute_within(Duration::from_millis(300), "query-status", &json!({})).unwrap_err();
         assert!(matches!(error, QmpError::Busy { .. }), "{error}");
+        qemu.monitor.client().disconnect();
+        second.execute("query-status", &json!({})).unwrap();
+        second.disconnect();
+        qemu.monitor.status().unwrap();
     }
 }
 

@@ -89,6 +89,13 @@ impl Client {
         Ok(self.shared.connection(&request("connect", &Value::Null, ANSWER_MAX))?.peer())
     }
 
+    /// Lets another client connect, for QEMU serves one at a time. The next call connects anew.
+    pub fn disconnect(&self) {
+        if let LinkState::Connected(connection) = &self.shared.lock().state {
+            connection.close("this process disconnected");
+        }
+    }
+
     /// Makes QEMU execute a command within [`ANSWER_MAX`]; returns its answer.
     ///
     /// # Errors

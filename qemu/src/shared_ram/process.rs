@@ -41,9 +41,9 @@ impl Process {
     pub(super) fn check_is_qemu(&self) -> Result<(), SharedRamError> {
         let path = readlinkat(&self.folder, "exe", Vec::new()).map_err(self.failed("read the executable"))?;
         let path = path.to_string_lossy().into_owned();
-        // Such as /usr/bin/qemu-system-x86_64, or /usr/libexec/qemu-kvm.
+        // Such as /usr/bin/qemu-system-x86_64, /usr/libexec/qemu-kvm, or .qemu-system-x86_64-wrapped.
         let name = path.rsplit('/').next().unwrap_or_default();
-        if name.starts_with("qemu") {
+        if name.contains("qemu") {
             return Ok(());
         }
         Err(SharedRamError::NotQemu { process: self.id, executable: shown(&path) })
