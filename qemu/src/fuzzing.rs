@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::compat::Description;
 use crate::multifd::{ChannelPages, Channels, ChannelsError, Dialect};
 use crate::names::{Content, PageNames, SharedBlock};
 use crate::page::Marks;
@@ -36,6 +37,14 @@ pub fn qemu_multifd(input: &[u8]) {
     let marks = Marks { sections: u64::from(first / 2), flushes: 0 };
     let finished = channels.finish(marks, Duration::ZERO);
     assert!(read.is_ok() || finished.is_err(), "a channel that failed fails the whole");
+}
+
+/// The description of the machine, which the source sends.
+pub fn qemu_description(input: &[u8]) {
+    let Ok(description) = Description::decode(input) else { return };
+    let bytes = description.encode().expect("it is not longer than before");
+    assert_eq!(Description::decode(&bytes).expect("it was read before"), description);
+    assert!(description.differences(&description).is_empty(), "a machine is like itself");
 }
 
 fn read_stream(mut input: &[u8]) -> Result<Blob, StreamError> {

@@ -2,6 +2,10 @@
 
 use super::block;
 use super::description::Description;
+use crate::text::shown;
+
+/// How many differences are listed.
+const LISTED_MAX: usize = 32;
 
 impl Description {
     /// What does not fit at the destination, each in a sentence; empty if the guest can move.
@@ -22,7 +26,11 @@ impl Description {
         compare("the UUID", uuid(self), uuid(destination));
         found.extend(self.cpu.differences(&destination.cpu));
         found.extend(block::differences(&self.blocks, &destination.blocks));
-        found
+        let more = found.len().saturating_sub(LISTED_MAX);
+        found.truncate(LISTED_MAX);
+        found.extend((more > 0).then(|| format!("{more} more")));
+        // The names are those of a peer.
+        found.iter().map(|difference| shown(difference)).collect()
     }
 }
 
@@ -82,6 +90,20 @@ mod tests {
                 "the UUID is not set at the source and ab at the destination",
             ]
         );
+    }
+
+    #[test]
+    fn what_a_peer_names_is_bounded_and_fit_for_a_terminal() {
+        let blocks =
+            (0..1000).map(|n| json!({ "name": format!("\u{1b}[2J{n}"), "used_bytes": 1, "total_bytes": 1 }));
+        let blocks = blocks.map(|block| serde_json::from_value(block).unwrap()).collect();
+        let peer = Description { blocks, machine_type: "x\n".repeat(100_000), ..description() };
+        let found = peer.differences(&description());
+        assert_eq!(found.len(), LISTED_MAX + 1);
+        assert!(
+            found.iter().all(|difference| difference.len() < 4000 && !difference.contains(char::is_control))
+        );
+        assert_eq!(found.last().unwrap(), "969 more");
     }
 
     #[test]

@@ -9,8 +9,10 @@ use std::path::Path;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use serde_json::json;
 
-use crate::fuzzing::{qemu_multifd, qemu_stream};
+use crate::compat::Description;
+use crate::fuzzing::{qemu_description, qemu_multifd, qemu_stream};
 use crate::multifd::build::{init, packet, stale_sync, sync};
 use crate::stream::build::Stream;
 
@@ -41,18 +43,26 @@ proptest! {
     }
 
     #[test]
+    fn damaged_descriptions_make_nothing_panic(input in select(descriptions()), damages in vec(damage(), 1..5)) {
+        qemu_description(&damaged(input, damages));
+    }
+
+    #[test]
     fn any_bytes_make_nothing_panic(input in vec(any::<u8>(), 0..200)) {
         qemu_stream(&input);
         qemu_multifd(&input);
+        qemu_description(&input);
     }
 }
 
 #[test]
 fn good_input_of_every_kind_is_accepted_and_written_for_a_fuzzer() {
     let corpus = std::env::var_os("STERNA_FUZZ_CORPUS");
-    for (name, target, inputs) in
-        [("qemu_stream", qemu_stream as fn(&[u8]), streams()), ("qemu_multifd", qemu_multifd, packets())]
-    {
+    for (name, target, inputs) in [
+        ("qemu_stream", qemu_stream as fn(&[u8]), streams()),
+        ("qemu_multifd", qemu_multifd, packets()),
+        ("qemu_description", qemu_description, descriptions()),
+    ] {
         for (index, input) in inputs.iter().enumerate() {
             target(input);
             if let Some(corpus) = &corpus {
@@ -62,6 +72,7 @@ fn good_input_of_every_kind_is_accepted_and_written_for_a_fuzzer() {
             }
         }
     }
+    descriptions().iter().for_each(|input| assert!(Description::decode(input).is_ok()));
     streams().iter().for_each(|input| assert!(super::read_stream(input).is_ok()));
 }
 
@@ -75,6 +86,21 @@ fn streams() -> Vec<Vec<u8>> {
         Stream::of("pc-q35-10.0").subsection("configuration/uuid", &[9; 16]).start(&blocks).flush().eos();
     let new = new.part().page(Some("vga.vram"), 0x3000, 3).flush().eos().command(11, &[]).end().flush().eos();
     vec![old.state().bytes, new.state().bytes]
+}
+
+fn descriptions() -> Vec<Vec<u8>> {
+    let description = json!({
+        "version": { "major": 10, "minor": 0, "micro": 2 },
+        "machine_type": "pc-q35-10.0",
+        "accelerator": "Kvm",
+        "vcpus": 2,
+        "cpu": { "model": "host", "properties": { "avx2": "On", "family": { "Number": 6 }, "vendor": { "Text": "X" } } },
+        "blocks": [{ "name": "mem0", "used_bytes": 4096, "total_bytes": 4096 }],
+        "uuid": "5b3fe9b6-7f48-4a9a-8d6c-6b63a1f5a001",
+        "was_paused": false,
+    });
+    let description: Description = serde_json::from_value(description).unwrap();
+    vec![description.encode().unwrap()]
 }
 
 fn packets() -> Vec<Vec<u8>> {

@@ -6,6 +6,7 @@ use strum::{Display, EnumString};
 
 use super::Monitor;
 use crate::qmp::QmpError;
+use crate::text::shown;
 
 /// How far a migration is.
 #[derive(Clone, Debug, Default, Deserialize, Display, EnumString, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub enum MigrationStatus {
 
 impl From<String> for MigrationStatus {
     fn from(name: String) -> Self {
-        Self::from(name.as_str())
+        Self::from(shown(&name).as_str())
     }
 }
 

@@ -6,6 +6,7 @@ use strum::{Display, EnumString};
 
 use super::Monitor;
 use crate::qmp::QmpError;
+use crate::text::shown;
 
 /// What QEMU does with the guest.
 #[derive(Clone, Debug, Deserialize, Display, EnumString, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub enum RunState {
 
 impl From<String> for RunState {
     fn from(name: String) -> Self {
-        Self::from(name.as_str())
+        Self::from(shown(&name).as_str())
     }
 }
 
