@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde_json::Value;
 
-use super::super::{Host, Process, Receiving};
+use super::super::{Host, Process, Receiving, in_a_lab};
 use super::running::Qemu;
 use super::setup::Setup;
 
@@ -22,6 +22,11 @@ pub(crate) struct Waiting {
     pub(crate) host: Host,
     pub(crate) receiving: Receiving,
     pub(crate) qemu: Qemu,
+}
+
+/// The transport of these moves: by RDMA where a lab provides a device.
+fn transport() -> &'static str {
+    if in_a_lab() { "rdma" } else { "tcp" }
 }
 
 /// The name of all these guests.
@@ -47,10 +52,13 @@ impl Held {
     #[track_caller]
     pub(crate) fn move_to(self, setup: &Setup<'_>, more: &[&str]) -> (Self, Value) {
         let waiting = Waiting::start(setup);
-        let migrating = self.migrate(waiting.receiving.address, &[&["--verify=full"], more].concat());
+        let lanes = format!("--transport={}", transport());
+        let how = [&["--verify=full", lanes.as_str()], more].concat();
+        let migrating = self.migrate(waiting.receiving.address, &how);
         let report = migrating.wait().expect_code(0).json();
         assert_eq!((&report["status"], &report["wrong_pages"]), (&"completed".into(), &0.into()), "{report}");
         assert!(report["verified_pages"].as_u64() > Some(0), "{report}");
+        assert_eq!(report["transport"], transport());
         (waiting.arrived_from(self), report)
     }
 }
@@ -59,7 +67,9 @@ impl Waiting {
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
         let (host, qemu) = (Host::new(), setup.start_incoming());
         let socket = format!("--qmp={}", qemu.qmp().display());
-        let receiving = host.receive(&[&socket]);
+        // In a lab, the address of the soft-RoCE device.
+        let listen = in_a_lab().then_some("--listen=10.77.0.1");
+        let receiving = host.receive(&[&[socket.as_str()], listen.as_slice()].concat());
         Self { host, receiving, qemu }
     }
 
