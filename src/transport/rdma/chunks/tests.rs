@@ -196,6 +196,10 @@ fn what_is_dirty_stays_and_what_is_missing_of_it_takes_the_place_of_what_is_not(
     assert_eq!(batch.ranges, [four(5), four(8)], "but chunks are needed whole here");
     let evicted: Vec<_> = batch.evicted.iter().map(|(range, _)| *range).collect();
     assert_eq!(evicted, [four(1), four(2)], "the first has a dirty page, though it was used longest ago");
+
+    dirty.clear();
+    dirty.regions_mut()[0].mark(1024..1025);
+    assert_eq!(chunks.missing_bytes(&dirty), (256 << 10, 0), "what was evicted is missing again");
 }
 
 #[test]
