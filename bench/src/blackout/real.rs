@@ -1,14 +1,12 @@
 //! Guests with all of their RAM touched, moved between two processes by the `sterna` command.
 
-use std::path::PathBuf;
-
 use serde_json::{Value, json};
 
 use super::arguments::BlackoutArgs;
 use super::failure::Failure;
 use super::table::{Column, cell, head, row, value};
 use crate::convergence::{Demo, Migration};
-use crate::peers::statistics::Spread;
+use crate::peers::statistics::{Spread, percentile};
 
 const COLUMNS: [Column<Migration>; 10] = [
     ("downtime", |migration| migration.downtime_measured.total_ms),
@@ -70,8 +68,7 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Value, Failure> {
 }
 
 fn migrate(args: &BlackoutArgs, mib: u64) -> Result<Migration, Failure> {
-    let beside = || std::env::current_exe().map(|here| here.with_file_name("sterna"));
-    let program: PathBuf = args.sterna.clone().map_or_else(beside, Ok)?;
+    let program = Demo::program(args.sterna.as_deref());
     let common = vec![
         format!("--memory={mib}M"),
         format!("--transport={}", args.transport),
@@ -114,7 +111,7 @@ fn ratios(sizes_mib: &[u64], migrations: &[Vec<Migration>]) -> Value {
             (migration.downtime_predicted.total_ms / migration.downtime_measured.total_ms - 1.0).abs()
         })
         .collect();
-    let within = percentile(errors, 90);
+    let within = percentile(&errors, 90);
     println!(
         "predicted and measured downtime: nine tenths of {} migrations within {} (aim: 15 %)",
         migrations.iter().map(Vec::len).sum::<usize>(),
@@ -122,10 +119,4 @@ fn ratios(sizes_mib: &[u64], migrations: &[Vec<Migration>]) -> Value {
     );
     object.insert("prediction, 90th percentile".into(), json!(within));
     Value::Object(object)
-}
-
-/// The nearest rank: `percent` of a hundred values are at most this.
-fn percentile(mut values: Vec<f64>, percent: usize) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get((values.len() * percent).div_ceil(100).max(1) - 1).copied()
 }

@@ -2,6 +2,7 @@
 
 use super::error::BenchError;
 use super::migration::Demo;
+use crate::peers::statistics::percentile;
 
 /// The accuracy of a bandwidth limit: at the link's rate, at a fourth and at four times that, beside no
 /// limit.
@@ -112,16 +113,14 @@ pub(super) fn prediction(demo: &Demo, link_mbps: u64) -> Result<(), BenchError> 
             );
         }
     }
-    errors.sort_by(f64::total_cmp);
-    // The nearest rank: `percent` of a hundred values are at most this.
-    let percentile = |percent: usize| errors.get((errors.len() * percent).div_ceil(100).max(1) - 1);
-    if let (Some(half), Some(nine_tenths), Some(largest)) = (percentile(50), percentile(90), errors.last()) {
+    let within = |percent| percentile(&errors, percent);
+    if let (Some(half), Some(nine_tenths), Some(all)) = (within(50), within(90), within(100)) {
         println!(
             "  of {} migrations: half within {:.0} %, nine tenths within {:.0} %, all within {:.0} %",
             errors.len(),
             half * 100.0,
             nine_tenths * 100.0,
-            largest * 100.0
+            all * 100.0
         );
     }
     println!();

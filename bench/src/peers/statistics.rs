@@ -30,6 +30,13 @@ impl Spread {
     }
 }
 
+/// The nearest rank: `percent` of a hundred values are at most this. `None` without values.
+pub(crate) fn percentile(values: &[f64], percent: usize) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get((sorted.len() * percent).div_ceil(100).max(1) - 1).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +62,15 @@ mod tests {
         let drift = Spread::of(&[100.0, 95.0, 105.0]).unwrap().drift();
         assert!((drift - 0.1).abs() < 1e-9, "{drift}");
         assert!(Spread::of(&[5.0]).unwrap().drift() < 1e-9);
+    }
+
+    #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values = [4.0, 1.0, 3.0, 2.0];
+        let expected = [(0, 1.0), (25, 1.0), (26, 2.0), (50, 2.0), (90, 4.0), (100, 4.0)];
+        for (percent, value) in expected {
+            assert_eq!(percentile(&values, percent), Some(value), "{percent}");
+        }
+        assert_eq!(percentile(&[], 50), None);
     }
 }
