@@ -29,7 +29,6 @@ use crate::tracker::{Failed, Naming, Tracker};
 pub struct SourceQemu {
     monitor: Monitor,
     bounds: Bounds,
-    hold: Mutex<Duration>,
     attempt: Mutex<Option<Arc<Attempt>>>,
 }
 
@@ -62,20 +61,13 @@ impl SourceQemu {
     pub fn new(monitor: Monitor, shared: Vec<SharedBlock>, state_max_bytes: u64) -> Result<Self, QemuError> {
         let machine = monitor.machine_type()?;
         let bounds = Bounds { shared, machine, unshared_max_bytes: UNSHARED_MAX, state_max_bytes };
-        let (hold, attempt) = (Mutex::new(HOLD), Mutex::default());
-        Ok(Self { monitor, bounds, hold, attempt })
+        Ok(Self { monitor, bounds, attempt: Mutex::default() })
     }
 
     /// The monitor.
     #[must_use]
     pub fn monitor(&self) -> &Monitor {
         &self.monitor
-    }
-
-    /// Sets, for the next migration, how long the link may need for what is named and unsent: that is the
-    /// pause if QEMU pauses the guest by itself.
-    pub fn hold_for(&self, hold: Duration) {
-        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = hold;
     }
 
     /// Begins a migration: QEMU records writes from now on, and names pages.
@@ -117,8 +109,7 @@ impl SourceQemu {
             monitor,
             &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
         )?;
-        let hold = *self.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        let tracker = Arc::new(Tracker::new(&self.bounds.shared, hold));
+        let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), was_running).map_err(follow)?;
         let drain = match self.multifd_channels()? {
@@ -381,8 +372,9 @@ const BANDWIDTH_MAX: u64 = 1 << 40;
 /// QEMU's longest downtime limit, in ms.
 const DOWNTIME_MAX_MS: u64 = 2_000_000;
 
-/// How long the link may need for what is named and unsent, unless another time is set.
-const HOLD: Duration = Duration::from_millis(100);
+/// How long the link may need for what is named and unsent: the pause is longer by this if QEMU pauses the
+/// guest by itself.
+const HOLD: Duration = Duration::from_millis(50);
 
 /// How much RAM may be in blocks that are not shared: firmware and video memory.
 const UNSHARED_MAX: u64 = 1 << 30;

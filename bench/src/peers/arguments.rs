@@ -48,6 +48,9 @@ pub(crate) struct PeersArgs {
     /// The sterna command to measure [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     pub(super) sterna: Option<PathBuf>,
+    /// The QEMU to compare with
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    pub(super) qemu: PathBuf,
     /// Also write the tables to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,

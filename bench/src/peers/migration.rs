@@ -34,6 +34,9 @@ pub(crate) enum By {
     SternaRdmaUnthrottled,
     SternaTcp,
     Qemu(Way),
+    /// The guest of QEMU, moved by Sterna.
+    SternaQemuRdma,
+    SternaQemuTcp,
 }
 
 /// A migration that ended, with equal memory at both ends.
@@ -50,6 +53,8 @@ pub(crate) struct Migration {
     pub(crate) machine_cpu: CpuTime,
     /// Of the processes of both ends.
     pub(crate) own_cpu: CpuTime,
+    /// Of those at the destination, if they were told apart.
+    pub(crate) destination_cpu: Option<CpuTime>,
     /// A busy guest's write speed before the migration.
     pub(crate) guest_mbps: Option<f64>,
     /// The share by which the guest was throttled.
@@ -86,6 +91,9 @@ impl Record {
                 if load == Load::Idle {
                     self.note(&name("CPU of both ends, user"), "s", Ok(migration.own_cpu.user_s));
                     self.note(&name("CPU of both ends, system"), "s", Ok(migration.own_cpu.system_s));
+                }
+                if let Some(cpu) = migration.destination_cpu {
+                    self.note(&name("CPU of the destination"), "s", Ok(cpu.total_s()));
                 }
                 if let Some(mbps) = migration.guest_mbps {
                     self.note(&name("guest wrote before"), "MB/s", Ok(mbps));

@@ -23,13 +23,16 @@ impl Comparison<'_> {
             // Each of Sterna's migrations next to QEMU's that it is compared with.
             let all_ways = [
                 By::Qemu(Way::Tcp),
+                By::SternaQemuTcp,
                 By::Qemu(Way::Multifd),
                 By::SternaTcp,
                 By::Qemu(Way::Rdma),
+                By::SternaQemuRdma,
                 By::SternaRdma,
                 By::Qemu(Way::RdmaPinAll),
             ];
-            let wanted = |by: &By| !(self.args.without_qemu && matches!(by, By::Qemu(_)));
+            let of_qemu = |by: &By| matches!(by, By::Qemu(_) | By::SternaQemuTcp | By::SternaQemuRdma);
+            let wanted = |by: &By| !(self.args.without_qemu && of_qemu(by));
             all.extend(all_ways.into_iter().filter(wanted).map(|by| (load, by)));
             if load == Load::Loop {
                 all.push((load, By::SternaRdmaUnthrottled));
@@ -61,6 +64,8 @@ impl Comparison<'_> {
         let setup = &self.setup;
         let (name, outcome) = match (by, load) {
             (By::Qemu(way), load) => (way.name(), qemu::migrate(setup, way, load)),
+            (By::SternaQemuRdma, load) => (names::QEMU_BY_RDMA, qemu::migrate_by_sterna(setup, "rdma", load)),
+            (By::SternaQemuTcp, load) => (names::QEMU_BY_TCP, qemu::migrate_by_sterna(setup, "tcp", load)),
             (By::SternaTcp, Load::Idle) => (names::OURS_TCP, sterna_runs::migrate(setup, "tcp")),
             (By::SternaTcp, Load::Loop) => (names::OURS_TCP, sterna_runs::busy(setup, TcpProvider, true)),
             (By::SternaRdmaUnthrottled, _) => (

@@ -30,6 +30,8 @@ pub(crate) mod names {
     pub(crate) const ZEROS: &str = "guest of zeros: on the wire";
     pub(crate) const OURS_RDMA: &str = "sterna rdma";
     pub(crate) const OURS_TCP: &str = "sterna tcp";
+    pub(crate) const QEMU_BY_RDMA: &str = "QEMU by sterna rdma";
+    pub(crate) const QEMU_BY_TCP: &str = "QEMU by sterna tcp";
 
     pub(crate) fn lanes(count: u8) -> String {
         format!("RDMA lanes, all pages, --lanes {count}")
@@ -116,6 +118,10 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
     let (registered, wrote) =
         (total(Load::Idle, Way::Rdma.name()), figure(Load::Loop, names::OURS_RDMA, "downtime"));
     let (ours_tcp, multifd) = (total(Load::Idle, names::OURS_TCP), total(Load::Idle, Way::Multifd.name()));
+    let (by_rdma, by_tcp) = (total(Load::Idle, names::QEMU_BY_RDMA), total(Load::Idle, names::QEMU_BY_TCP));
+    let destination = |by: &str| figure(Load::Idle, by, "CPU of the destination");
+    let (cpu_by_rdma, cpu_multifd) = (destination(names::QEMU_BY_RDMA), destination(Way::Multifd.name()));
+    let loop_by_rdma = figure(Load::Loop, names::QEMU_BY_RDMA, "downtime");
     let best_count = best_count(record);
     let first_bytes = [1, 2, 4, 8].map(names::first_byte);
     let ram_mb = ram_bytes as f64 / 1e6;
@@ -161,6 +167,31 @@ pub(crate) fn ratios(record: &Record, ram_bytes: u64, downtime_ms: u32) -> Vec<R
         ratio("idle guest: QEMU rdma-pin-all / sterna rdma", Aim::AtLeast(1.5), &[&pinned, &ours], &by),
         ratio("idle guest: QEMU rdma / sterna rdma", Aim::AtLeast(5.0), &[&registered, &ours], &by),
         ratio("idle guest: QEMU tcp, multifd 4 / sterna tcp", Aim::AtLeast(1.0), &[&multifd, &ours_tcp], &by),
+        ratio(
+            "idle guest of QEMU: sterna rdma / QEMU rdma-pin-all",
+            Aim::AtMost(1.0),
+            &[&by_rdma, &pinned],
+            &by,
+        ),
+        ratio("idle guest of QEMU: sterna rdma / QEMU rdma", Aim::AtMost(0.5), &[&by_rdma, &registered], &by),
+        ratio(
+            "idle guest of QEMU: sterna tcp / QEMU tcp, multifd 4",
+            Aim::AtMost(1.0),
+            &[&by_tcp, &multifd],
+            &by,
+        ),
+        ratio(
+            "idle guest of QEMU: CPU of the destination, sterna rdma / QEMU tcp, multifd 4",
+            Aim::AtMost(0.5),
+            &[&cpu_by_rdma, &cpu_multifd],
+            &by,
+        ),
+        ratio(
+            "guest of QEMU dirtying 100 MiB in a loop, sterna rdma: downtime / downtime asked",
+            Aim::AtMost(1.0),
+            &[&loop_by_rdma],
+            &|parts| parts[0] / f64::from(downtime_ms),
+        ),
         ratio(
             "guest dirtying 100 MiB in a loop: downtime / downtime asked",
             Aim::AtMost(1.0),

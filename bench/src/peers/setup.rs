@@ -15,6 +15,8 @@ pub(crate) struct Setup {
     pub(crate) device: RdmaDevice,
     /// The measured `sterna` command.
     pub(crate) sterna: PathBuf,
+    /// The `qemu-system-x86_64` to compare with.
+    pub(crate) qemu: PathBuf,
     pub(crate) ram_bytes: u64,
     /// How long a migration may take to converge.
     pub(crate) patience: Duration,
@@ -40,6 +42,7 @@ impl Setup {
         Ok(Self {
             device: RdmaDevice::find(args.device.as_deref())?,
             sterna,
+            qemu: args.qemu.clone(),
             ram_bytes: args.memory,
             patience: Duration::from_secs(args.patience),
             downtime_ms: args.downtime_limit,

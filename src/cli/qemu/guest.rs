@@ -286,12 +286,11 @@ const SECTION: &str = "qemu";
 /// The longest state of devices that is read from QEMU.
 const STATE_MAX: u64 = 1 << 30;
 
-/// The cost of a switch before one was measured: QEMU looks at its limit every 100 ms, and then pauses,
-/// saves and loads a few hundred KiB.
+/// The cost of a switch before one was measured: QEMU pauses, saves and loads a few hundred KiB.
 const COST: SwitchCost = SwitchCost {
-    pause: Duration::from_millis(10),
-    save: Duration::from_millis(30),
-    load: Duration::from_millis(60),
+    pause: Duration::from_millis(5),
+    save: Duration::from_millis(20),
+    load: Duration::from_millis(20),
     start: Duration::from_millis(5),
     state_bytes: 1 << 20,
 };

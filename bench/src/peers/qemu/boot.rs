@@ -21,6 +21,11 @@ const LOOP_FROM: u32 = 16 << 20;
 
 const PAGE: u32 = 4096;
 
+/// The end of the part that is written over and over.
+pub(super) fn loop_end(bytes: u32) -> u32 {
+    LOOP_FROM + bytes
+}
+
 /// The address at which a BIOS loads the sector, and the selectors of its two segments.
 const LOADED_AT: u32 = 0x7c00;
 const CODE: u16 = 0x08;

@@ -1,6 +1,7 @@
 //! QEMU, with the same guest at both ends, driven over QMP.
 
 mod boot;
+mod by_sterna;
 mod way;
 
 use std::fs::File;
@@ -15,6 +16,7 @@ use sterna_qemu::monitor::{MigrationReport, MigrationStatus, Monitor, Parameter,
 use sterna_qemu::qmp::{Client, Notice};
 use tempfile::TempDir;
 
+pub(crate) use self::by_sterna::migrate_by_sterna;
 pub(crate) use self::way::Way;
 use super::compare::equal_files;
 use super::cpu::CpuTime;
@@ -46,6 +48,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
         Load::Loop => setup.patience,
     };
     let (machine_before, own_before) = cpu_times(&source, &destination)?;
+    let destination_before = CpuTime::of_process(destination.running.id())?;
     let began = Instant::now();
     let Some(report) = source.migrate(&uri, began + patience)? else {
         // Both processes end next, whether the source obeys this or not.
@@ -57,6 +60,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
     };
     let wall = began.elapsed();
     let (machine_after, own_after) = cpu_times(&source, &destination)?;
+    let destination_after = CpuTime::of_process(destination.running.id())?;
     destination.until_arrived()?;
     compare(way, &folder)?;
     let number = |value: Option<u64>, what| {
@@ -72,6 +76,7 @@ pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, 
         moved_mb: number(report.ram.as_ref().map(|ram| ram.transferred), "ram.transferred")? / 1e6,
         machine_cpu: machine_after.since(machine_before),
         own_cpu: own_after.since(own_before),
+        destination_cpu: Some(destination_after.since(destination_before)),
         guest_mbps,
         throttle_percent: 0,
     })
@@ -142,7 +147,7 @@ impl Machine {
         let ram = File::create_new(&ram_path)
             .and_then(|_| File::options().read(true).open(&ram_path))
             .map_err(Failure::system("make a file for RAM"))?;
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(&setup.qemu);
         command.args(["-no-user-config", "-nodefaults", "-display", "none", "-vga", "none"]);
         command.args(["-machine", "pc,memory-backend=ram", "-accel", "tcg,tb-size=32"]);
         command.args(["-m", &format!("{}M", folder.ram_bytes >> 20), "-object"]);
@@ -156,7 +161,9 @@ impl Machine {
         command.arg(format!("if=floppy,format=raw,readonly=on,file={}", folder.disk.display()));
         command
             .args(["-boot", "order=a", "-qmp"])
-            .arg(format!("unix:{},server=on,wait=off", socket.display()));
+            .arg(format!("unix:{},server=on,wait=off", socket.display()))
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", folder.path(&format!("{end}.sterna")).display()));
         command.args(more);
         let mut running = Running::start(&mut command, "qemu-system-x86_64", "qemu-system-x86")?;
         let client = running.until("open its QMP socket", setup.start_max, |_| {

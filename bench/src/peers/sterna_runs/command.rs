@@ -16,7 +16,7 @@ use crate::peers::setup::Setup;
 /// Moves an idle guest, all of its RAM touched, and has both ends compare it. The comparison's CPU
 /// time counts, its duration does not.
 pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failure> {
-    let ends = Ends::start(setup, &format!("--memory={}", setup.ram_bytes), None)?;
+    let ends = Ends::of_sternas_guest(setup, &format!("--memory={}", setup.ram_bytes), None)?;
     let cpu = || -> Result<_, Failure> {
         let own = CpuTime::of_process(ends.source.id())?.and(CpuTime::of_process(ends.destination.id())?);
         Ok((CpuTime::of_machine()?, own))
@@ -45,6 +45,7 @@ pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failu
         moved_mb: number("bytes_sent")? / 1e6,
         machine_cpu,
         own_cpu: own_after.since(own_before),
+        destination_cpu: None,
         guest_mbps: None,
         throttle_percent: 0,
     })
@@ -52,16 +53,16 @@ pub(crate) fn migrate(setup: &Setup, transport: &str) -> Result<Migration, Failu
 
 /// The time from the call to the first write of a page, for a guest of this much RAM, mostly untouched.
 pub(crate) fn first_byte_ms(setup: &Setup, ram_bytes: u64) -> Result<f64, Failure> {
-    let ends = Ends::start(setup, &format!("--memory={ram_bytes}"), Some("--working-set=64M"))?;
+    let ends = Ends::of_sternas_guest(setup, &format!("--memory={ram_bytes}"), Some("--working-set=64M"))?;
     // The part after the first byte does not matter, and freeing a large guest's memory takes its time.
     let report = ends.migrate(setup, 10_000, &["--transport", "rdma"])?;
     report["first_byte_ms"].as_f64().ok_or(Failure::NotReported)
 }
 
 /// The processes that hold the guest, one after the other.
-struct Ends {
-    source: Running,
-    destination: Running,
+pub(crate) struct Ends {
+    pub(crate) source: Running,
+    pub(crate) destination: Running,
     address: String,
     /// The CPU time of children that had ended before.
     ended_before: CpuTime,
@@ -71,7 +72,18 @@ struct Ends {
 const NAME: &str = "bench-here";
 
 impl Ends {
-    fn start(setup: &Setup, memory: &str, working_set: Option<&str>) -> Result<Self, Failure> {
+    fn of_sternas_guest(setup: &Setup, memory: &str, working_set: Option<&str>) -> Result<Self, Failure> {
+        let mut arguments = vec!["run", "--machine=synthetic", "--dirty-rate=0", memory];
+        arguments.extend(working_set);
+        Self::start(setup, (&arguments, "running"), &["receive"])
+    }
+
+    /// Starts both processes with these commands; `event` tells that the source's is ready.
+    pub(crate) fn start(
+        setup: &Setup,
+        (source, event): (&[&str], &str),
+        destination: &[&str],
+    ) -> Result<Self, Failure> {
         let runtime = setup.folder("run")?;
         std::fs::set_permissions(runtime.path(), PermissionsExt::from_mode(0o700))
             .map_err(Failure::system("close a folder to others"))?;
@@ -87,17 +99,20 @@ impl Ends {
             Ok((running, line))
         };
         let listen = format!("--listen={}", setup.device.address);
-        let (destination, listening) =
-            start(&["receive", "--once", "--port=0", "--name=bench-there", &listen], "listening")?;
+        let receive = ["--once", "--port=0", "--name=bench-there", listen.as_str()];
+        let (destination, listening) = start(&[destination, &receive].concat(), "listening")?;
         let address = listening["address"].as_str().unwrap_or_default().to_owned();
-        let mut arguments = vec!["run", NAME, "--machine=synthetic", "--dirty-rate=0", memory];
-        arguments.extend(working_set);
-        let (source, _running) = start(&arguments, "running")?;
+        let (source, _ready) = start(&[source, &[NAME]].concat(), event)?;
         Ok(Self { source, destination, address, ended_before: CpuTime::of_ended_children()?, runtime })
     }
 
     /// Moves the guest; returns the report.
-    fn migrate(&self, setup: &Setup, downtime_ms: u32, arguments: &[&str]) -> Result<Value, Failure> {
+    pub(crate) fn migrate(
+        &self,
+        setup: &Setup,
+        downtime_ms: u32,
+        arguments: &[&str],
+    ) -> Result<Value, Failure> {
         let mut command = Command::new(&setup.sterna);
         command.env("STERNA_RUNTIME_DIR", self.runtime.path());
         command.args(["migrate", NAME, "--json", "--to", &self.address]);
@@ -112,7 +127,7 @@ impl Ends {
     }
 
     /// The CPU time of both ends and of the command that drove them. The source ends by itself.
-    fn cpu_after(mut self) -> Result<CpuTime, Failure> {
+    pub(crate) fn cpu_after(mut self) -> Result<CpuTime, Failure> {
         self.source.end(Duration::from_secs(20))?;
         let ended = CpuTime::of_ended_children()?.since(self.ended_before);
         Ok(ended.and(CpuTime::of_process(self.destination.id())?))

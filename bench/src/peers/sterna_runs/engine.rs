@@ -143,6 +143,7 @@ pub(crate) fn busy(
         moved_mb: moved.report.bytes_sent as f64 / 1e6,
         machine_cpu: moved.cpu.0.since(machine_before),
         own_cpu: moved.cpu.1.since(own_before),
+        destination_cpu: None,
         guest_mbps: Some(guest_mbps),
         throttle_percent: heard.throttled(),
     })
@@ -263,6 +264,7 @@ mod tests {
         Setup {
             device,
             sterna: "sterna".into(),
+            qemu: "qemu-system-x86_64".into(),
             ram_bytes: 128 << 20,
             patience: Duration::from_secs(90),
             downtime_ms: 100,

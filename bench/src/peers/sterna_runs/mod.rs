@@ -4,5 +4,5 @@ mod command;
 mod engine;
 mod guest;
 
-pub(crate) use command::{first_byte_ms, migrate};
+pub(crate) use command::{Ends, first_byte_ms, migrate};
 pub(crate) use engine::{LANES_RAM_BYTES, busy, lane_rounds, lanes, own_cpu_s_per_gib, sparse, zeros_mb};
