@@ -1,18 +1,18 @@
-//! Streams of a real QEMU: the blob loads, and every page is named.
-//!
-//! `STERNA_QEMU` lists programs to test with, separated by colons. Without it the test uses
-//! `qemu-system-x86_64`, and does nothing where that is not installed.
+//! Streams of real QEMUs whose guest writes: the blob loads, and every page is named.
+
+mod common;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use common::qemu::{Qemu, programs, start};
 use serde_json::{Value, json};
 use sterna_qemu::Marks;
 use sterna_qemu::input::Input;
@@ -77,75 +77,81 @@ fn a_real_stream_with_multifd_becomes_a_blob_for_a_destination_without() {
     for_each_machine(|qemu, machine| move_ram(qemu, machine, CHANNELS));
 }
 
-fn for_each_machine(test: impl Fn(&str, &str)) {
-    let programs = std::env::var("STERNA_QEMU").unwrap_or_else(|_| "qemu-system-x86_64".to_owned());
-    for qemu in programs.split(':') {
-        let Ok(help) = Command::new(qemu).args(["-machine", "help"]).output() else {
-            eprintln!("{qemu} is not installed: nothing was tested");
-            continue;
-        };
+fn for_each_machine(test: impl Fn(&Path, &str)) {
+    for program in programs() {
+        let help = Command::new(&program).args(["-machine", "help"]).output().unwrap();
         let help = String::from_utf8_lossy(&help.stdout).into_owned();
         // The forms of the stream follow the machine type: of 7.2, with flush marks, with zero pages in
         // packets.
         let machines = ["pc-i440fx-7.2", "pc-i440fx-8.1", "pc-q35-9.0", "q35"];
         for machine in machines.iter().filter(|machine| help.contains(&format!("{machine} "))) {
-            eprintln!("{qemu} -machine {machine}");
-            test(qemu, machine);
+            println!("{} -machine {machine}", program.display());
+            test(&program, machine);
         }
     }
 }
 
-fn move_ram(qemu: &str, machine: &str, channels: usize) {
+fn move_ram(program: &Path, machine: &str, channels: usize) {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = Qemu::start(qemu, machine, folder.path(), Role::Source);
+    let image = folder.path().join("image");
+    write_image(&image);
+    let machine = machine_arguments(machine, &image);
+    let source = start_with(program, &machine, &["-serial", "file:FOLDER/serial"]);
+    source.monitor.cont().unwrap();
     until("the guest to write", || {
-        fs::metadata(folder.path().join("serial")).is_ok_and(|file| file.len() > 0).then_some(())
+        fs::metadata(source.folder.path().join("serial")).is_ok_and(|file| file.len() > 0).then_some(())
     });
     let blocks = [SharedBlock { name: "mem0".to_owned(), len_bytes: RAM_BYTES }];
-    let version = source.ask("query-version", &json!({}))["qemu"]["major"].as_u64().unwrap();
-    let dialect = if version < 9 { Dialect::Seven } else { Dialect::Nine };
+    let version = source.monitor.version().unwrap();
+    let dialect = if version.major < 9 { Dialect::Seven } else { Dialect::Nine };
     let others = Channels::new(channels, dialect, &blocks, UNSHARED_MAX);
     let names = Named::default();
 
     let path = folder.path().join("stream");
     let listener = UnixListener::bind(&path).unwrap();
     if channels > 0 {
-        source.ask(
-            "migrate-set-capabilities",
-            &json!({"capabilities": [{"capability": "multifd", "state": true}]}),
-        );
-        source.ask("migrate-set-parameters", &json!({"multifd-channels": channels}));
+        let multifd = json!({"capabilities": [{"capability": "multifd", "state": true}]});
+        ask(&source, "migrate-set-capabilities", &multifd);
+        ask(&source, "migrate-set-parameters", &json!({"multifd-channels": channels}));
     }
-    source.ask("migrate-set-parameters", &json!({"downtime-limit": 1}));
-    source.ask("migrate", &json!({"uri": format!("unix:{}", path.display())}));
+    ask(&source, "migrate-set-parameters", &json!({"downtime-limit": 1}));
+    source.monitor.migrate(&format!("unix:{}", path.display())).unwrap();
     let blob = thread::scope(|scope| {
         let reading = scope.spawn(|| read_from(&listener, &others, channels, &blocks, &names));
         until("several rounds", || {
-            let answer = source.ask("query-migrate", &json!({}));
+            let answer = ask(&source, "query-migrate", &json!({}));
             let rounds = answer["ram"]["dirty-sync-count"].as_u64().unwrap_or(0);
             (rounds > ROUNDS || reading.is_finished()).then_some(())
         });
-        source.ask("migrate-set-parameters", &json!({"downtime-limit": 60_000}));
+        ask(&source, "migrate-set-parameters", &json!({"downtime-limit": 60_000}));
         reading.join().unwrap()
     });
-    source.await_status("query-migrate", "completed");
-    source.await_status("query-status", "postmigrate");
+    await_status(&source, "query-migrate", "completed");
+    await_status(&source, "query-status", "postmigrate");
 
-    let mut destination = Qemu::start(qemu, machine, folder.path(), Role::Destination);
-    copy_pages(&names, &source.ram(), &destination.ram());
+    let destination = start_with(program, &machine, &["-serial", "null", "-incoming", "defer"]);
+    copy_pages(&names, &ram(&source), &ram(&destination));
     let path = folder.path().join("incoming");
-    destination.ask("migrate-incoming", &json!({"uri": format!("unix:{}", path.display())}));
+    destination.monitor.migrate_incoming(&format!("unix:{}", path.display())).unwrap();
     let mut incoming = UnixStream::connect(&path).unwrap();
     blob.write_to(&mut incoming).unwrap();
     drop(incoming);
-    destination.await_status("query-migrate", "completed");
-    destination.await_status("query-status", "paused");
-    let [sent, loaded] = [&mut source, &mut destination].map(|qemu| qemu.video_memory(folder.path()));
-    let [sent, loaded] = [&sent, &loaded].map(|memory| memory.chunks(4096));
-    let numbered = sent.zip(loaded).enumerate();
+    await_status(&destination, "query-migrate", "completed");
+    await_status(&destination, "query-status", "paused");
+    let [sent, loaded] = [&source, &destination].map(video_memory);
+    let numbered = sent.chunks(4096).zip(loaded.chunks(4096)).enumerate();
     let differing = numbered.filter_map(|(number, (sent, loaded))| (sent != loaded).then_some(number));
     let differing: Vec<_> = differing.collect();
     assert!(differing.is_empty(), "pages {differing:?} of video memory differ");
+}
+
+fn write_image(path: &Path) {
+    let mut image = GUEST.to_vec();
+    image.resize(510, 0);
+    image.extend([0x55, 0xaa]);
+    // The firmware boots from no disk of one sector.
+    image.resize(1 << 20, 0);
+    fs::write(path, image).unwrap();
 }
 
 /// Reads all channels of the stream. QEMU connects one after the other, in any order.
@@ -263,110 +269,60 @@ impl Read for Socket {
     }
 }
 
-/// A QEMU with its monitor.
-struct Qemu {
-    process: Child,
-    monitor: BufReader<UnixStream>,
+/// The arguments of both ends, but for the serial port.
+fn machine_arguments(machine: &str, image: &Path) -> Vec<String> {
+    let machine = format!("{machine},memory-backend=mem0");
+    let drive = format!("id=disk,if=none,format=raw,readonly=on,file={}", image.display());
+    let mut arguments = vec!["-machine", &machine, "-m", "32M", "-drive", &drive];
+    arguments.extend(["-object", "memory-backend-memfd,id=mem0,size=32M,share=on"]);
+    for device in ["VGA", "virtio-balloon-pci", "virtio-rng-pci", "qemu-xhci", "virtio-blk-pci,drive=disk"] {
+        arguments.extend(["-device", device]);
+    }
+    arguments.into_iter().map(str::to_owned).collect()
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Source,
-    Destination,
+fn start_with(program: &Path, machine: &[String], more: &[&str]) -> Qemu {
+    let machine = machine.iter().map(String::as_str);
+    start(program, &machine.chain(more.iter().copied()).collect::<Vec<_>>())
 }
 
-impl Qemu {
-    fn start(program: &str, machine: &str, folder: &Path, role: Role) -> Self {
-        let (image, monitor) = (folder.join("image"), folder.join(["source", "destination"][role as usize]));
-        let mut sector = GUEST.to_vec();
-        sector.resize(510, 0);
-        sector.extend([0x55, 0xaa]);
-        // The firmware boots from no disk of one sector.
-        sector.resize(1 << 20, 0);
-        fs::write(&image, sector).unwrap();
-        let serial = match role {
-            Role::Source => format!("file:{}", folder.join("serial").display()),
-            Role::Destination => "null".to_owned(),
-        };
-        let mut command = Command::new(program);
-        command
-            .args(["-accel", "tcg", "-machine", &format!("{machine},memory-backend=mem0"), "-m", "32M"])
-            .args(["-object", "memory-backend-memfd,id=mem0,size=32M,share=on"])
-            .args(["-nodefaults", "-display", "none", "-serial", &serial])
-            .args(["-device", "VGA", "-device", "virtio-balloon-pci", "-device", "virtio-rng-pci"])
-            .args(["-device", "qemu-xhci", "-device", "virtio-blk-pci,drive=disk"])
-            .args(["-drive", &format!("id=disk,if=none,format=raw,readonly=on,file={}", image.display())])
-            .args(["-qmp", &format!("unix:{},server,nowait", monitor.display())])
-            .args(if role == Role::Destination { &["-incoming", "defer", "-S"][..] } else { &[] })
-            .stdin(Stdio::null());
-        let process = command.spawn().unwrap();
-        let stream = until("its monitor", || UnixStream::connect(&monitor).ok());
-        let mut this = Self { process, monitor: BufReader::new(stream) };
-        this.answer();
-        this.ask("qmp_capabilities", &json!({}));
-        this
-    }
-
-    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
-        let text = json!({"execute": command, "arguments": arguments}).to_string();
-        self.monitor.get_mut().write_all(text.as_bytes()).unwrap();
-        let answer = self.answer();
-        assert!(answer.get("return").is_some(), "{command}: {answer}");
-        answer["return"].clone()
-    }
-
-    /// The next line that is no event.
-    fn answer(&mut self) -> Value {
-        loop {
-            let mut line = String::new();
-            assert!(self.monitor.read_line(&mut line).unwrap() > 0, "QEMU has ended");
-            let value: Value = serde_json::from_str(&line).unwrap();
-            if value.get("event").is_none() {
-                return value;
-            }
-        }
-    }
-
-    fn await_status(&mut self, command: &str, status: &str) {
-        until(status, || {
-            let found = self.ask(command, &json!({}))["status"].clone();
-            assert!(found != "failed", "{command} while {status} was awaited");
-            (found == status).then_some(())
-        });
-    }
-
-    /// The contents of the VGA device's first region, which is not shared.
-    fn video_memory(&mut self, folder: &Path) -> Vec<u8> {
-        let buses = self.ask("query-pci", &json!({}));
-        let devices = buses[0]["devices"].as_array().unwrap();
-        let vga = devices.iter().find(|device| device["class_info"]["class"] == 0x300).expect("a VGA device");
-        let (address, size) = (&vga["regions"][0]["address"], &vga["regions"][0]["size"]);
-        let file = folder.join("video-memory");
-        self.ask("pmemsave", &json!({"val": address, "size": size, "filename": file}));
-        fs::read(file).unwrap()
-    }
-
-    fn ram(&self) -> File {
-        let folder = PathBuf::from(format!("/proc/{}/fd", self.process.id()));
-        let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
-        let is_ram = |path: &PathBuf| {
-            path.read_link().is_ok_and(|to| to.to_string_lossy().contains("memfd:memory-backend-memfd"))
-        };
-        let ram = files.into_iter().find(is_ram).expect("QEMU has a memfd");
-        File::options().read(true).write(true).open(ram).unwrap()
-    }
+fn ask(qemu: &Qemu, command: &str, arguments: &Value) -> Value {
+    qemu.monitor.client().execute(command, arguments).unwrap()
 }
 
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+fn await_status(qemu: &Qemu, command: &str, status: &str) {
+    until(status, || {
+        let found = ask(qemu, command, &json!({}))["status"].clone();
+        assert!(found != "failed", "{command} while {status} was awaited");
+        (found == status).then_some(())
+    });
+}
+
+/// The contents of the VGA device's first region, which is not shared.
+fn video_memory(qemu: &Qemu) -> Vec<u8> {
+    let buses = ask(qemu, "query-pci", &json!({}));
+    let devices = buses[0]["devices"].as_array().unwrap();
+    let vga = devices.iter().find(|device| device["class_info"]["class"] == 0x300).expect("a VGA device");
+    let (address, size) = (&vga["regions"][0]["address"], &vga["regions"][0]["size"]);
+    let file = qemu.folder.path().join("video-memory");
+    ask(qemu, "pmemsave", &json!({"val": address, "size": size, "filename": file}));
+    fs::read(file).unwrap()
+}
+
+/// The file of the shared RAM.
+fn ram(qemu: &Qemu) -> File {
+    let folder = PathBuf::from(format!("/proc/{}/fd", qemu.process()));
+    let files = folder.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let is_ram = |path: &PathBuf| {
+        path.read_link().is_ok_and(|to| to.to_string_lossy().contains("memfd:memory-backend-memfd"))
+    };
+    let ram = files.into_iter().find(is_ram).expect("QEMU has a memfd");
+    File::options().read(true).write(true).open(ram).unwrap()
 }
 
 /// Polls until there is a value.
 fn until<T>(what: &str, mut value: impl FnMut() -> Option<T>) -> T {
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     loop {
         if let Some(value) = value() {
             return value;
