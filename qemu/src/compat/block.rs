@@ -92,6 +92,12 @@ mod tests {
     }
 
     #[test]
+    fn memory_does_not_fit_into_more_memory_either() {
+        let (small, large) = ([block("mem0", 1 << 20, 1 << 20)], [block("mem0", 2 << 20, 2 << 20)]);
+        assert_eq!(differences(&small, &large).len(), 1);
+    }
+
+    #[test]
     fn tables_may_grow_at_the_destination_up_to_their_room() {
         let small = [block("/rom@etc/acpi/tables", 0x2_0000, 0x20_0000)];
         let large = [block("/rom@etc/acpi/tables", 0x4_0000, 0x20_0000)];

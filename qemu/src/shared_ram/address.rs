@@ -40,13 +40,14 @@ pub(super) fn find_missing(
 
 fn host_address(monitor: &Monitor, name: &str, piece: Piece) -> Result<Option<u64>, QmpError> {
     let text = monitor.human(&format!("gpa2hva {:#x}", piece.guest_address))?;
-    Ok(parse_translation(&text, name).and_then(|address| address.checked_sub(piece.offset)))
+    Ok(start_of_block(&text, name, piece))
 }
 
 /// `Host virtual address for 0x0 (mem0) is 0x7f12ebe00000`
-fn parse_translation(text: &str, name: &str) -> Option<u64> {
+fn start_of_block(text: &str, name: &str, piece: Piece) -> Option<u64> {
     let (before, address) = text.trim_end().rsplit_once(" is 0x")?;
-    before.ends_with(&format!(" ({name})")).then(|| u64::from_str_radix(address, 16).ok())?
+    let address = u64::from_str_radix(address, 16).ok()?;
+    before.ends_with(&format!(" ({name})")).then(|| address.checked_sub(piece.offset))?
 }
 
 /// The first piece of a block in the memory of the machine.
@@ -103,8 +104,9 @@ FlatView #1
     #[test]
     fn a_translation_counts_for_the_named_block_only() {
         let text = "Host virtual address for 0x100000 (mem0) is 0x7f12ebf00000\r\n";
-        assert_eq!(parse_translation(text, "mem0"), Some(0x7f12_ebf0_0000));
-        assert_eq!(parse_translation(text, "em0"), None);
-        assert_eq!(parse_translation("No memory is mapped at address 0x0", "mem0"), None);
+        let piece = Piece { guest_address: 0x10_0000, offset: 0x10_0000 };
+        assert_eq!(start_of_block(text, "mem0", piece), Some(0x7f12_ebe0_0000));
+        assert_eq!(start_of_block(text, "em0", piece), None);
+        assert_eq!(start_of_block("No memory is mapped at address 0x0", "mem0", piece), None);
     }
 }
