@@ -191,3 +191,19 @@ fn a_qemu_whose_memory_is_not_shared_is_not_adopted() {
     assert!(refused.stderr.contains("share=on"), "{}", refused.stderr);
     assert!(qemu.runs());
 }
+
+#[test]
+fn a_guest_that_writes_too_fast_is_slowed_by_qemu_and_moves() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector { hot_mib: 32, ..BootSector::default() });
+    let qemu = setup.start();
+    qemu.serial().wait_for_sweeps(1);
+    let (waiting, held) = (Waiting::start(&setup), Held::adopt(qemu, &[]));
+    let slowing =
+        ["--bandwidth-limit=20", "--downtime-limit=400", "--max-rounds=1000", "--if-stuck=throttle,stop"];
+    let migrating = held.migrate(waiting.receiving.address, &[&slowing[..], &["--verify=full"]].concat());
+    migrating.says("guest slowed by");
+    let report = migrating.wait().expect_code(0).json();
+    assert_eq!((&report["status"], &report["wrong_pages"]), (&"completed".into(), &0.into()), "{report}");
+    checks_all_of_its_memory(&waiting.arrived_from(held));
+}

@@ -52,6 +52,12 @@ pub enum QemuError {
     /// QEMU's stream broke or is refused.
     #[error("{0}")]
     Stream(String),
+    /// QEMU did not slow the guest.
+    #[error("QEMU did not slow the guest by {percent} % in time; that goes on as it was")]
+    Throttle {
+        /// By how much it should have.
+        percent: u8,
+    },
     /// No migration is under way.
     #[error("no migration out of this QEMU is under way")]
     NotMigrating,

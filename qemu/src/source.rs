@@ -109,6 +109,7 @@ impl SourceQemu {
             monitor,
             &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
         )?;
+        restore.set_parameters(monitor, &throttling(0))?;
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), was_running).map_err(follow)?;
@@ -177,6 +178,31 @@ impl SourceQemu {
             Some(reason) => Err(QemuError::Stream(self.explain(reason))),
             None => Ok(Arc::clone(&attempt.tracker)),
         }
+    }
+
+    /// Has QEMU slow the vCPUs by this percentage of their time, 0 to 99, and waits until it does.
+    ///
+    /// QEMU looks at that once in a second, at the beginning of a pass. It is read without holding back
+    /// meanwhile, or it would not come to a pass.
+    ///
+    /// # Errors
+    /// [`QemuError::Throttle`] if QEMU does not do so in time, or another error; the migration can go on.
+    pub fn throttle(&self, percent: u8) -> Result<(), QemuError> {
+        let attempt = self.present()?;
+        self.monitor.set_parameters(throttling(percent))?;
+        if percent == 0 {
+            // Takes effect at the next look, or with the end of the migration.
+            return Ok(());
+        }
+        let _reading_on = attempt.tracker.read_on();
+        let deadline = Instant::now() + THROTTLES_WITHIN;
+        let slowed = self.monitor.client().wait_until(deadline, |_| {
+            let report = self.monitor.migration()?;
+            let now = report.cpu_throttle_percentage.unwrap_or(0);
+            let over = attempt.tracker.is_paused() || !report.status.is_under_way();
+            Ok::<_, QemuError>((now == u64::from(percent) || over).then_some(()))
+        })?;
+        slowed.ok_or(QemuError::Throttle { percent })
     }
 
     /// Has QEMU pause the guest, if it has not done that by itself. No page is named until
@@ -357,11 +383,32 @@ fn failed(status: MigrationStatus, why: Option<String>, expected: &'static str) 
 
 /// The capabilities that a migration needs on or off. Return path off: with it on, QEMU resumes the guest by
 /// itself when this process dies.
-const CAPABILITIES: [(&str, bool); 3] =
-    [("pause-before-switchover", true), ("events", true), ("return-path", false)];
+const CAPABILITIES: [(&str, bool); 4] = [
+    ("pause-before-switchover", true),
+    ("events", true),
+    ("return-path", false),
+    // It cannot be switched on during a migration; the parameters keep it from acting unasked.
+    ("auto-converge", true),
+];
 
 /// QEMU's own number of multifd channels.
 const MULTIFD_CHANNELS: usize = 2;
+
+/// The parameters by which QEMU's `auto-converge` slows the guest by so much, in one step; by 1 %, its least,
+/// if that is nothing.
+fn throttling(percent: u8) -> [(Parameter, u64); 4] {
+    let (percent, threshold) = match percent {
+        0 => (1, 100),
+        // Whatever the guest writes is too much.
+        percent => (percent.min(99), 1),
+    };
+    [
+        (Parameter::CpuThrottleInitial, percent.into()),
+        (Parameter::CpuThrottleIncrement, 99),
+        (Parameter::MaxCpuThrottle, percent.into()),
+        (Parameter::ThrottleTriggerThreshold, threshold),
+    ]
+}
 
 /// QEMU's name for the socket.
 const SOCKET_NAME: &str = "sterna-stream";
@@ -381,6 +428,9 @@ const UNSHARED_MAX: u64 = 1 << 30;
 
 /// How long QEMU may take to pause the guest, with at most a pass of RAM before.
 const PAUSES_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long QEMU may take to slow the guest: two looks, one second apart, and the passes to come to them.
+const THROTTLES_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long QEMU may be silent while it sends the last pages and its state.
 const SILENCE_MAX: Duration = Duration::from_secs(20);

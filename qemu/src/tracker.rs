@@ -1,7 +1,7 @@
 //! How far a source QEMU has come, as its stream and its events tell: for the threads that read the stream,
 //! which wait while too much is unsent, and for the engine, which waits for pages.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Tracker {
     held_above_bytes: AtomicU64,
     /// Reading is not held back any more: QEMU is to end.
     open: AtomicBool,
+    /// How many callers want QEMU to pass over RAM at full speed.
+    reading_on: AtomicUsize,
     /// How long the link is to need for what is named and unsent.
     hold: Duration,
 }
@@ -75,6 +77,7 @@ impl Tracker {
             changed: Condvar::new(),
             held_above_bytes: AtomicU64::new(HELD_ABOVE_FIRST),
             open: AtomicBool::new(false),
+            reading_on: AtomicUsize::new(0),
             hold,
         }
     }
@@ -108,6 +111,20 @@ impl Tracker {
         self.changed.notify_all();
     }
 
+    /// Ends holding back for as long as the value lives.
+    pub(crate) fn read_on(&self) -> ReadOn<'_> {
+        self.reading_on.fetch_add(1, Ordering::AcqRel);
+        let _state = self.state();
+        self.changed.notify_all();
+        ReadOn(self)
+    }
+
+    /// Whether QEMU has paused the guest.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.state().paused.is_some()
+    }
+
     /// The stream broke, for this reason; the first one counts.
     pub fn fail(&self, reason: impl Into<String>) {
         self.state().failure.get_or_insert_with(|| reason.into());
@@ -124,6 +141,7 @@ impl Tracker {
     pub fn wait_while_full(&self) {
         let full = || {
             !self.open.load(Ordering::Acquire)
+                && self.reading_on.load(Ordering::Acquire) == 0
                 && self.pages.marked_bytes() > self.held_above_bytes.load(Ordering::Relaxed)
         };
         if !full() {
@@ -192,6 +210,16 @@ impl Tracker {
 impl PageNames for Tracker {
     fn named(&self, block: usize, page: u64, content: Content) {
         self.pages.named(block, page, content);
+    }
+}
+
+/// Reading is not held back while this exists.
+#[derive(Debug)]
+pub(crate) struct ReadOn<'tracker>(&'tracker Tracker);
+
+impl Drop for ReadOn<'_> {
+    fn drop(&mut self) {
+        self.0.reading_on.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -14,7 +14,6 @@ use sterna_qemu::qmp::Client;
 use super::exit::Exit;
 use super::output::{self, outln};
 use super::qemu::{Fate, QemuGuest};
-use super::run::say_end;
 use super::server::Server;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
@@ -82,6 +81,6 @@ fn adopt(args: &AdoptArgs, claim: &GuestClaim) -> Result<ExitCode, String> {
         outln!("{name} is adopted. To move it: sterna migrate {name} --to HOST");
     }
     let ended = hold(Box::new(guest), claim.clone(), lock);
-    say_end(name, &ended, args.json);
+    ended.say(name, args.json);
     Ok(Exit::Done.into())
 }

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use sterna::convergence::SwitchCost;
 use sterna::guest::SourceGuest;
 
+use super::ended::Ended;
 use super::protocol::{Checked, Vitals};
 use super::server::Server;
 
@@ -28,6 +29,6 @@ pub(crate) trait HeldGuest: SourceGuest + Debug {
     /// The guest belongs to another host: its VMM ends here.
     fn moved(&self);
 
-    /// The operator wants this process to end.
-    fn released(&self);
+    /// The operator wants this process to end. Answers what became of the guest.
+    fn released(&self) -> Ended;
 }

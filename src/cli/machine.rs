@@ -23,6 +23,7 @@ use sterna_vmm::{
 
 use super::device_state;
 use super::dirty_log::{DirtyLogArgs, RingLog};
+use super::ended::Ended;
 use super::held::HeldGuest;
 use super::incoming::Incoming;
 use super::protocol::{Checked, GuestKind, Vitals};
@@ -268,8 +269,9 @@ impl HeldGuest for MachineGuest {
         self.machine.stop();
     }
 
-    fn released(&self) {
+    fn released(&self) -> Ended {
         self.machine.stop();
+        Ended::Stopped
     }
 }
 

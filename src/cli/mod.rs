@@ -11,6 +11,7 @@
 //! | `demo` | everything at once: two processes, a guest, a migration, and its result |
 //! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
 //! | `machine`, `qemu` | the adapters from `sterna-vmm` and `sterna-qemu` to the engine's `Guest` |
+//! | `ended` | how the holding of a guest ended |
 //! | `held` | what the process of a guest needs of the guest, whichever VMM runs it |
 //! | `vm_process`, `incoming` | the holder of a guest, which answers for it; a guest on its way |
 //! | `server`, `socket`, `protocol` | the control socket of a guest's process: server, client, messages |
@@ -27,6 +28,7 @@ mod demo;
 mod device_state;
 mod dirty_log;
 mod dirty_rate;
+mod ended;
 mod exit;
 mod held;
 mod hints;

@@ -25,7 +25,6 @@ use super::machine::MachineHost;
 use super::output::{self, errln, outln};
 use super::port::DEFAULT_PORT;
 use super::qemu::{Fate, QemuHost};
-use super::run::say_end;
 use super::signals;
 use super::size::Size;
 use super::socket;
@@ -225,6 +224,6 @@ fn hold_arrival<G: HeldGuest + 'static>(arrival: Arrival<G>, lock: Option<Lock>,
         outln!("{name} has arrived from {from} and runs here");
     }
     let ended = hold(Box::new(guest), claim, lock);
-    say_end(&name, &ended, json);
+    ended.say(&name, json);
     Exit::Done.into()
 }

@@ -19,7 +19,7 @@ use super::server::Server;
 use super::size::Size;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
-use super::vm_process::{Ended, StdinArgs, hold};
+use super::vm_process::{StdinArgs, hold};
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -184,18 +184,6 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
         outln!("{name} runs here. To move it: sterna migrate {name} --to HOST");
     }
     let ended = hold(Box::new(guest), claim.clone(), lock);
-    say_end(&name, &ended, args.json);
+    ended.say(&name, args.json);
     Ok(Exit::Done.into())
-}
-
-/// Prints how the holding of a guest ended.
-pub(crate) fn say_end(name: &str, ended: &Ended, json: bool) {
-    match ended {
-        Ended::Moved(to) if json => {
-            outln!("{}", serde_json::json!({ "event": "moved", "name": name, "to": to }));
-        }
-        Ended::Stopped if json => outln!("{}", serde_json::json!({ "event": "stopped", "name": name })),
-        Ended::Moved(to) => outln!("{name} has moved to {to} and runs here no more"),
-        Ended::Stopped => outln!("{name} was stopped"),
-    }
 }

@@ -20,6 +20,7 @@ use sterna::source::{
 use sterna::state::GuestClaim;
 use sterna::state::{Record, RecordKind};
 
+use super::ended::Ended;
 use super::exit::Exit;
 use super::held::HeldGuest;
 use super::limits::LimitArgs;
@@ -30,15 +31,6 @@ use super::server::{Asked, Serve, Served};
 use super::signals;
 use super::socket::{self, write_line};
 use crate::poison::IgnorePoison;
-
-/// Why a process does not hold its guest any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The guest runs at this destination.
-    Moved(String),
-    /// A request or a signal stopped the guest.
-    Stopped,
-}
 
 /// A guest and the work on it.
 #[derive(Debug)]
@@ -107,9 +99,9 @@ pub(crate) fn hold(guest: Box<dyn HeldGuest>, claim: GuestClaim, lock: Option<Lo
     vm_process.guest.socket().close();
     match ended {
         Ended::Moved(_) => vm_process.guest.moved(),
-        Ended::Stopped => {
-            vm_process.guest.released();
+        Ended::Stopped | Ended::Released => {
             vm_process.claim.retire();
+            return vm_process.guest.released();
         }
     }
     ended

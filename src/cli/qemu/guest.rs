@@ -19,6 +19,7 @@ use sterna_qemu::source::{SourceQemu, Taken};
 
 use super::log::QemuLog;
 use super::ram;
+use crate::cli::ended::Ended;
 use crate::cli::held::HeldGuest;
 use crate::cli::protocol::{Checked, GuestKind, Vitals};
 use crate::cli::server::Server;
@@ -114,6 +115,12 @@ impl QemuGuest {
         self.source.monitor()
     }
 
+    fn throttle_percent(&self) -> u8 {
+        let report = self.monitor().migration().ok().filter(|report| report.status.is_under_way());
+        let percent = report.and_then(|report| report.cpu_throttle_percentage).unwrap_or(0);
+        u8::try_from(percent).unwrap_or(u8::MAX)
+    }
+
     fn timed<T>(
         &self,
         part: fn(&mut SwitchCost) -> &mut Duration,
@@ -162,10 +169,7 @@ impl SourceGuest for QemuGuest {
     }
 
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
-        if percent == 0 {
-            return Ok(());
-        }
-        Err(GuestError::new("QEMU slows its guests by its own measure only (its capability auto-converge)"))
+        self.source.throttle(percent).map_err(GuestError::new)
     }
 
     fn pause(&self) -> Result<(), GuestError> {
@@ -252,7 +256,7 @@ impl HeldGuest for QemuGuest {
             heartbeats: 0,
             heartbeat_regressions: 0,
             passes: 0,
-            throttle_percent: 0,
+            throttle_percent: self.throttle_percent(),
         }
     }
 
@@ -277,7 +281,9 @@ impl HeldGuest for QemuGuest {
     }
 
     /// The guest stays as it is, in a QEMU that Sterna has nothing to do with any more.
-    fn released(&self) {}
+    fn released(&self) -> Ended {
+        Ended::Released
+    }
 }
 
 /// The section of the saved state.
