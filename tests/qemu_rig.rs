@@ -1,5 +1,5 @@
-//! The rig of the tests with stock QEMU, without Sterna: guests run, QEMU moves them by itself, and their checks
-//! find damage.
+//! The rig of the tests with stock QEMU, without Sterna: guests run, QEMU moves them by itself, and their
+//! checks find damage.
 
 mod common;
 
@@ -8,8 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use serde_json::{Value, json};
 
-use common::qemu::{BootSector, Disk, LinuxGuest, Network, Program, Qemu, Setup};
-use common::wait_until;
+use common::qemu::{BootSector, Devices, Disk, LinuxGuest, Memory, Network, Program, Qemu, Setup, wait_for};
 
 #[test]
 fn a_linux_guest_moves_twice_by_qemu_itself_and_stays_whole() {
@@ -50,7 +49,7 @@ fn a_linux_guest_reports_damage_of_its_memory_and_disk() {
     assert_ne!(damage_pages(&guest), 0, "no page of the load was found");
     assert_ne!(disk.damage(is_of_the_load), 0, "no block of the load was found");
     let serial = guest.serial();
-    wait_until("the guest finds wrong pages and blocks", || {
+    wait_for("the guest finds wrong pages and blocks", || {
         serial.ticks().last().is_some_and(|tick| tick.wrong_pages > 0 && tick.wrong_blocks > 0)
     });
     assert!(serial.complaints().iter().any(|line| line.starts_with("wrong page")), "{}", serial.end());
@@ -77,6 +76,35 @@ fn a_boot_sector_reports_each_page_that_was_damaged() {
     }
 }
 
+#[test]
+fn guest_memory_of_each_kind_is_found_by_the_name_of_its_block() {
+    let Some(program) = Program::find("10") else { return };
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let small = BootSector { memory_mib: 32, hot_mib: 4, delay: 0 };
+    let setup = || Setup::boot_sector(&program, small);
+    let setups = [
+        setup().prealloc(),
+        setup().memory(Memory::File(folder.path().to_owned())).machine("pc-q35-7.2"),
+        setup().memory(Memory::TwoNodes).cpus(2).machine("pc").devices(Devices::Many),
+    ];
+    for setup in setups {
+        let guest = setup.start();
+        let serial = guest.serial();
+        serial.wait_for_sweeps(1);
+        let blocks = setup.blocks();
+        let block_bytes = (32 << 20) / blocks.len() as u64;
+        let first = 0x0070_0000;
+        let damaged: Vec<u64> = (0..).zip(blocks).map(|(index, _)| first + index * block_bytes).collect();
+        for block in blocks {
+            let before = guest.read_ram(block, first, 1)[0];
+            guest.damage_ram(block, first, &[!before]);
+        }
+        serial.wait_for_sweeps(1);
+        assert_eq!(serial.wrong_addresses(), damaged, "{setup:?}");
+        guest.kill();
+    }
+}
+
 /// A migration over TCP, without Sterna.
 fn move_by_qemu(source: &Qemu, destination: &Qemu) {
     destination.monitor.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
@@ -87,7 +115,7 @@ fn move_by_qemu(source: &Qemu, destination: &Qemu) {
     source.monitor.execute("migrate", json!({ "uri": format!("tcp:127.0.0.1:{port}") }));
     source.monitor.wait_for_migration(&["completed"]);
     destination.monitor.wait_for_migration(&["completed"]);
-    wait_until("the destination holds the guest", || destination.status() == "paused");
+    wait_for("the destination holds the guest", || destination.status() == "paused");
     assert_eq!(destination.monitor.execute("cont", json!({})), Value::Object(serde_json::Map::new()));
     assert!(destination.runs() && !source.runs());
 }
@@ -111,8 +139,8 @@ fn damage_pages(guest: &Qemu) -> usize {
     found / 100
 }
 
-/// Whether a page or block holds what the load writes: its words differ by their number only. Pages of zeros are
-/// left out.
+/// Whether a page or block holds what the load writes: its words differ by their number only. Pages of zeros
+/// are left out.
 fn is_of_the_load(page: &[u8]) -> bool {
     let word = |at: usize| u64::from_le_bytes(page[at * 8..][..8].try_into().expect("eight bytes"));
     word(0) != 0 && (0..512).all(|at| word(at) ^ word(0) == at as u64)

@@ -12,6 +12,7 @@ mod programs;
 mod running;
 mod serial;
 mod setup;
+mod wait;
 
 pub(crate) use disk::Disk;
 pub(crate) use memory::Memory;
@@ -22,3 +23,4 @@ pub(crate) use programs::{Program, is_demanded};
 pub(crate) use running::Qemu;
 pub(crate) use serial::{Serial, Tick};
 pub(crate) use setup::{BootSector, Devices, LinuxGuest, Setup};
+pub(crate) use wait::wait_for;

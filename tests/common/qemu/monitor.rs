@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::super::{PATIENCE, wait_until};
+use super::wait::{PATIENCE, wait_for};
 
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -41,7 +41,7 @@ impl Monitor {
     pub(crate) fn try_execute(&self, command: &str, arguments: Value) -> Result<Value, String> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = connection.as_mut().ok_or("not connected")?;
-        let request = json!({ "execute": command, "arguments": arguments });
+        let request = Value::from_iter([("execute", command.into()), ("arguments", arguments)]);
         connection.get_mut().write_all(request.to_string().as_bytes()).map_err(|error| error.to_string())?;
         loop {
             let mut answer = read(connection)?;
@@ -68,7 +68,7 @@ impl Monitor {
     #[track_caller]
     pub(crate) fn wait_for_migration(&self, states: &[&str]) -> String {
         let mut state = String::new();
-        wait_until(&format!("the migration is {states:?}"), || {
+        wait_for(&format!("the migration is {states:?}"), || {
             let answer = self.execute("query-migrate", json!({}));
             state = answer["status"].as_str().unwrap_or_default().to_owned();
             assert!(state != "failed" || states.contains(&"failed"), "{answer}");

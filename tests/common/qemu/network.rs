@@ -1,8 +1,8 @@
 //! The network segment of the guests: a hub between the QEMUs and a TCP client of the test.
 //!
-//! QEMU sends each frame as a datagram to a unix socket. The client is a TCP stack in this process, so it needs
-//! neither privileges nor a device of the kernel. It sees the frames of all QEMUs: a TCP session goes on while the
-//! guest moves.
+//! QEMU sends each frame as a datagram to a unix socket. The client is a TCP stack in this process, so it
+//! needs neither privileges nor a device of the kernel. It sees the frames of all QEMUs: a TCP session goes
+//! on while the guest moves.
 
 mod device;
 
@@ -20,7 +20,7 @@ use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
 use tempfile::TempDir;
 
 use self::device::Frames;
-use super::super::wait_until;
+use super::wait::wait_for;
 
 /// The address that the Linux guest takes, and its port.
 pub(super) const GUEST_ADDRESS: &str = "10.99.0.2";
@@ -83,7 +83,7 @@ impl Network {
             shared.sessions.len() - 1
         };
         let session = Session { shared: self.shared.clone(), index };
-        wait_until("the guest accepts a TCP session", || session.state(|state| state.established));
+        wait_for("the guest accepts a TCP session", || session.state(|state| state.established));
         session
     }
 
@@ -130,7 +130,7 @@ impl Session {
     #[track_caller]
     pub(crate) fn receive(&self) -> String {
         let mut line = None;
-        wait_until("the guest answers over TCP", || {
+        wait_for("the guest answers over TCP", || {
             line = self.state(|state| {
                 assert!(!state.closed, "the TCP session ended");
                 let end = state.received.iter().position(|&byte| byte == b'\n')?;
@@ -190,8 +190,8 @@ fn next_frame(ports: &[Port], buffer: &mut [u8]) -> Option<(usize, usize)> {
     frames.find_map(|(index, port)| Some((index, port.socket.recv(buffer).ok()?)))
 }
 
-/// Sends a frame to all ports but the one from which it came. A QEMU that does not run yet or any more, or that
-/// takes no frames, loses it, as on a real network.
+/// Sends a frame to all ports but the one from which it came. A QEMU that takes no frames loses it, as on a
+/// real network.
 fn send(ports: &[Port], from: Option<usize>, frame: &[u8]) {
     for (_, port) in ports.iter().enumerate().filter(|(index, _)| Some(*index) != from) {
         let _ = port.socket.send_to(frame, &port.qemu);

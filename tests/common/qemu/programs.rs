@@ -15,8 +15,8 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// The program of this version: "7.2" or "10". `None` where it or the guests are not prepared, which skips the
-    /// test; it panics where tests [are demanded](is_demanded).
+    /// The program of this version: "7.2" or "10". `None` where it or the guests are not prepared, which
+    /// skips the test; it panics where tests [are demanded](is_demanded).
     pub(crate) fn find(version: &'static str) -> Option<Self> {
         let path = run("ci/qemu", &["--prepared", version])?;
         let boot_sector = run("ci/guest", &["boot-sector"])?;

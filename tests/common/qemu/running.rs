@@ -10,9 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::super::wait_until;
 use super::monitor::Monitor;
 use super::serial::Serial;
+use super::wait::wait_for;
 
 /// A running QEMU. Dropping this value kills it.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Qemu {
             .unwrap_or_else(|error| panic!("{what} does not start: {error}"));
         let monitor = Monitor::new(folder.path().join("test.qmp"));
         let mut qemu = Self { child, name, monitor, folder };
-        wait_until(&format!("QEMU answers on its monitor: {what}"), || {
+        wait_for(&format!("QEMU answers on its monitor: {what}"), || {
             qemu.expect_running();
             qemu.monitor.connect()
         });
@@ -67,7 +67,7 @@ impl Qemu {
 
     /// What the guest says while it is in this QEMU.
     pub(crate) fn serial(&self) -> Serial {
-        Serial::new(self.folder.path().join("serial.log"))
+        Serial::new(self.folder.path().join("serial.log"), self.id())
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -141,7 +141,7 @@ impl Qemu {
     pub(crate) fn stop_linux(mut self) -> Serial {
         self.types("stop");
         let mut status = None;
-        wait_until("the guest powers off", || {
+        wait_for("the guest powers off", || {
             status = self.child.try_wait().expect("it is our child");
             status.is_some()
         });
@@ -159,7 +159,7 @@ impl Qemu {
     /// Lets QEMU quit, and waits for its end.
     pub(crate) fn quit(mut self) {
         self.monitor.quit();
-        wait_until("QEMU quits", || self.has_ended());
+        wait_for("QEMU quits", || self.has_ended());
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {

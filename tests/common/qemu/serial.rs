@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::super::wait_until;
+use super::wait::wait_for;
 
 /// The serial port of one QEMU, from its start.
 #[derive(Clone, Debug)]
 pub(crate) struct Serial {
     log: PathBuf,
-    /// What it said, if its QEMU has ended.
+    process: u32,
+    /// What it said, if the guest powered off.
     last: Option<String>,
 }
 
@@ -51,12 +52,12 @@ const COMPLAINTS: [&str; 15] = [
 ];
 
 impl Serial {
-    pub(super) fn new(log: PathBuf) -> Self {
-        Self { log, last: None }
+    pub(super) fn new(log: PathBuf, process: u32) -> Self {
+        Self { log, process, last: None }
     }
 
     pub(super) fn ended(text: String) -> Self {
-        Self { log: PathBuf::new(), last: Some(text) }
+        Self { log: PathBuf::new(), process: 0, last: Some(text) }
     }
 
     /// All that the guest said.
@@ -77,11 +78,12 @@ impl Serial {
         whole_lines(&self.text()).filter_map(Tick::parse).collect()
     }
 
-    /// Waits for this many more ticks, with a memory check and, where `disk` is set, a disk write since then.
+    /// Waits for this many more ticks, and returns the last.
     #[track_caller]
     pub(crate) fn wait_for_ticks(&self, count: usize) -> Tick {
         let before = self.ticks().len();
-        wait_until(&format!("{count} more ticks of the guest; it said: {}", self.end()), || {
+        wait_for(&format!("{count} more ticks of the guest"), || {
+            self.expect_process();
             self.ticks().len() >= before + count
         });
         *self.ticks().last().expect("they were counted")
@@ -96,7 +98,10 @@ impl Serial {
     #[track_caller]
     pub(crate) fn wait_for_sweeps(&self, count: usize) {
         let before = self.sweeps();
-        wait_until(&format!("{count} more sweeps of the boot sector"), || self.sweeps() > before + count);
+        wait_for(&format!("{count} more sweeps of the boot sector"), || {
+            self.expect_process();
+            self.sweeps() > before + count
+        });
     }
 
     /// The addresses of the pages that the boot sector found wrong.
@@ -110,6 +115,18 @@ impl Serial {
         let complains =
             |line: &&str| line.starts_with("wrong ") || COMPLAINTS.iter().any(|word| line.contains(word));
         text.lines().filter(complains).map(str::to_owned).collect()
+    }
+
+    /// Waiting for a process that has ended would take long.
+    #[track_caller]
+    fn expect_process(&self) {
+        let status = fs::read_to_string(format!("/proc/{}/stat", self.process)).unwrap_or_default();
+        let state = status.rsplit(')').next().unwrap_or_default().trim_start();
+        assert!(
+            !state.is_empty() && !state.starts_with('Z'),
+            "QEMU has ended; the guest said: {}",
+            self.end()
+        );
     }
 
     fn numbers_after(&self, mark: &str) -> Vec<u64> {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use sterna::host::{KvmAccess, kvm_access};
 use tempfile::TempDir;
 
 use super::disk::Disk;
@@ -86,10 +87,13 @@ impl<'a> Setup<'a> {
         Self::new(program, guest.memory_mib, Guest::BootSector(guest))
     }
 
-    /// A machine with two CPUs and [many devices](Devices::Many).
+    /// A machine with two CPUs and [many devices](Devices::Many), on KVM where the processor provides it. In
+    /// the UML lab, which has one CPU, it has one too.
     pub(crate) fn linux(program: &Program, guest: LinuxGuest) -> Self {
         let setup = Self::new(program, guest.memory_mib, Guest::Linux(guest));
-        Self { cpus: 2, devices: Devices::Many, ..setup }
+        let is_uml = std::env::var_os("STERNA_LAB_KIND").is_some_and(|kind| kind == "uml");
+        let accelerator = if processor_has_kvm() { "kvm" } else { "tcg" };
+        Self { cpus: if is_uml { 1 } else { 2 }, devices: Devices::Many, ..setup }.accelerator(accelerator)
     }
 
     fn new(program: &Program, memory_mib: u32, guest: Guest) -> Self {
@@ -251,6 +255,14 @@ impl BootSector {
         image.resize(1 << 20, 0);
         image
     }
+}
+
+/// Whether KVM works by the processor. Where it works by software, Linux takes too long to boot.
+fn processor_has_kvm() -> bool {
+    let description = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = description.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    let has_flag = flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx");
+    has_flag && matches!(kvm_access(), KvmAccess::Usable)
 }
 
 const MANY_DEVICES: &str = "
