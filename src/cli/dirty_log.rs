@@ -1,6 +1,7 @@
 //! How the built-in machine records its vCPUs' writes: the choice, and the adapter for dirty rings.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::{Args, ValueEnum};
 use sterna::dirty::{
@@ -68,8 +69,17 @@ impl DirtyLogArgs {
 /// The vCPUs' writes from their dirty rings and the VMM's own writes, both by way of the software bitmap.
 #[derive(Debug)]
 pub(crate) struct RingLog {
-    pub(crate) rings: Arc<DirtyRings>,
-    pub(crate) software: SoftwareLog<SoftwareBitmap>,
+    rings: Arc<DirtyRings>,
+    software: SoftwareLog<SoftwareBitmap>,
+    /// How often rings had been overrun when that was last told.
+    overruns_told: AtomicU64,
+}
+
+impl RingLog {
+    pub(crate) fn new(rings: Arc<DirtyRings>, software: SoftwareLog<SoftwareBitmap>) -> Self {
+        let overruns_told = rings.times_overrun().into();
+        Self { rings, software, overruns_told }
+    }
 }
 
 impl DirtyLog for RingLog {
@@ -82,6 +92,24 @@ impl DirtyLog for RingLog {
 
     fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
         self.software.catch_up()
+    }
+
+    fn warning(&self) -> Option<String> {
+        let overruns = self.rings.times_overrun();
+        let before = self.overruns_told.swap(u64::MAX, Ordering::Relaxed);
+        if overruns <= before {
+            self.overruns_told.store(before, Ordering::Relaxed);
+            return None;
+        }
+        let entries = self.rings.entries();
+        let mend = match entries.checked_mul(2).filter(|&larger| larger <= RING_ENTRIES_MAX) {
+            Some(larger) => format!("run the guest with --dirty-ring-entries={larger} or more"),
+            None => "no ring is larger; run the guest with --dirty-log=bitmap".to_owned(),
+        };
+        Some(format!(
+            "the dirty ring of {entries} entries was overrun, so each page that was ever touched counts as written: \
+             {mend}"
+        ))
     }
 
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError> {

@@ -144,7 +144,7 @@ impl SourceGuest for MachineGuest {
         let software = SoftwareLog::new(self.machine.memory());
         match self.machine.dirty_tracking() {
             DirtyTracking::SoftwareOnly => Ok(Box::new(software)),
-            DirtyTracking::Rings(rings) => Ok(Box::new(RingLog { rings, software })),
+            DirtyTracking::Rings(rings) => Ok(Box::new(RingLog::new(rings, software))),
             DirtyTracking::Kvm { vm, slots } => {
                 let slots = slots
                     .into_iter()

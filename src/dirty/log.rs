@@ -65,6 +65,12 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if the kernel refuses; the attempt ends.
     fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
 
+    /// What the operator should know of the latest harvests, such as that more pages count as written than
+    /// were. It is shown once, so a log that has said it returns `None`.
+    fn warning(&self) -> Option<String> {
+        None
+    }
+
     /// Ends the record, so that the guest runs unwatched. May be called without `start`, and twice.
     ///
     /// # Errors

@@ -129,6 +129,10 @@ impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
         self.1.clear(region, first_page, bits)
     }
 
+    fn warning(&self) -> Option<String> {
+        self.0.warning().or_else(|| self.1.warning())
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         self.0.stop().and(self.1.stop())
     }

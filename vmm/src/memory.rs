@@ -1,10 +1,12 @@
 //! Guest RAM: one memfd, mapped shared, one region on each side of the hole below 4 GiB.
-#![expect(unsafe_code, reason = "memfd_create and taking over its file descriptor, madvise")]
+#![expect(unsafe_code, reason = "memfd_create and taking over its file descriptor, madvise, lseek")]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use vm_memory::bitmap::Bitmap;
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError, NewBitmap};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
@@ -53,6 +55,50 @@ pub(crate) fn populate(memory: &GuestRam, run: PageRun) {
     // bytes.
     let _ =
         unsafe { libc::madvise(pages.ptr_guard_mut().as_ptr().cast(), len_bytes, libc::MADV_POPULATE_WRITE) };
+}
+
+/// Marks every page that has been written or read so far: all of RAM but its holes.
+///
+/// # Errors
+/// The kernel's answer. Then all pages are marked.
+pub(crate) fn mark_populated(memory: &GuestRam) -> io::Result<()> {
+    for region in memory.iter() {
+        let mapping = region.get_mmap();
+        let bitmap = mapping.bitmap();
+        let Some(backing) = region.file_offset() else {
+            bitmap.mark_dirty(0, usize::MAX);
+            continue;
+        };
+        let (begin, end) = (backing.start(), backing.start() + region.len());
+        let mut from = begin;
+        while let Some(run) =
+            next_data(backing.file(), from, end).inspect_err(|_| bitmap.mark_dirty(0, usize::MAX))?
+        {
+            let offset = |position: u64| usize::try_from(position - begin).unwrap_or(usize::MAX);
+            bitmap.mark_dirty(offset(run.start), offset(run.end) - offset(run.start));
+            from = run.end;
+        }
+    }
+    Ok(())
+}
+
+/// The first run of a file's bytes from `from` to `end` that is no hole.
+fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    let seek = |position: u64, whence| {
+        let position = libc::off_t::try_from(position).map_err(io::Error::other)?;
+        // SAFETY: the call has no pointer; nothing reads this file at its position.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), position, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    if from >= end {
+        return Ok(None);
+    }
+    let start = match seek(from, libc::SEEK_DATA) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        start => start?,
+    };
+    let run = start..seek(start, libc::SEEK_HOLE)?.min(end);
+    Ok((start < end).then_some(run))
 }
 
 /// Clears the marks of the VMM's writes so far.
@@ -111,5 +157,36 @@ fn remedy(config: &MachineConfig) -> &'static str {
         Some(HugePageSize::OneGiB) => {
             "; reserve huge pages: `echo N | sudo tee /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages`"
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::config::Workload;
+
+    #[test]
+    fn what_counts_as_written_when_it_is_unknown_is_what_was_touched_and_no_hole() {
+        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
+        let memory_bytes = 16 << 20;
+        let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
+        let memory = guest_ram(&config).unwrap();
+        mark_populated(&memory).unwrap();
+        let marked = || {
+            let region = memory.iter().next().unwrap();
+            let pages = region.len() / PAGE_BYTES;
+            let is_marked =
+                |page: &u64| region.get_mmap().bitmap().dirty_at(usize::try_from(page * PAGE_BYTES).unwrap());
+            (0..pages).filter(is_marked).collect::<Vec<_>>()
+        };
+        assert_eq!(marked(), [0u64; 0]);
+        for page in [0, 7, 8, 4095] {
+            memory.write_obj(1u8, GuestAddress(page * PAGE_BYTES)).unwrap();
+        }
+        clear_bitmaps(&memory);
+        mark_populated(&memory).unwrap();
+        assert_eq!(marked(), [0, 7, 8, 4095]);
     }
 }

@@ -5,7 +5,7 @@
 //! the page again. A vCPU with a nearly full ring leaves the guest until the VMM has made room.
 //!
 //! A kernel that interprets guests may check too late and overwrite entries that the VMM has not taken.
-//! `collect` detects this, and then all pages count as written.
+//! `collect` detects this, and then all pages that were ever touched count as written.
 #![expect(unsafe_code, reason = "the rings are mappings of the vCPUs' descriptors, shared with the kernel")]
 
 use std::io;
@@ -27,6 +27,7 @@ use vmm_sys_util::ioctl_io_nr;
 use crate::error::MachineError;
 use crate::kvm::error::refused;
 use crate::kvm::host::set_slot;
+use crate::memory::mark_populated;
 use crate::poison::IgnorePoison;
 use crate::ram::{GuestRam, MemorySlot, PAGE_BYTES};
 
@@ -142,7 +143,7 @@ impl DirtyRings {
     /// One call reads each ring once, so it ends however fast the guest writes.
     ///
     /// # Errors
-    /// The kernel's answer; then all pages count as written.
+    /// The kernel's answer; then any page may have been written.
     pub fn collect(&self) -> io::Result<u64> {
         let mut all = self.lock();
         let mut count = 0;
@@ -164,8 +165,14 @@ impl DirtyRings {
         self.collect_from(&mut self.lock(), vcpu.into())
     }
 
-    /// How often a ring was overwritten before it could be emptied, so that all pages had to count as
-    /// written.
+    /// How many entries the ring of each vCPU has.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.lock().rings.first().map_or(0, |ring| u32::try_from(ring.len).unwrap_or(u32::MAX))
+    }
+
+    /// How often a ring was overwritten before it could be emptied, so that all pages that were ever touched
+    /// had to count as written.
     #[must_use]
     pub fn times_overrun(&self) -> u64 {
         self.times_overrun.load(Ordering::Relaxed)
@@ -191,7 +198,7 @@ impl DirtyRings {
         if std::mem::take(&mut ring.overran) {
             ring.gaps = true;
             self.times_overrun.fetch_add(1, Ordering::Relaxed);
-            self.count_all_as_written()?;
+            self.count_touched_as_written()?;
         } else {
             // Marked after the reset: a reader of the mark then reads the page, and KVM must list any later
             // write again.
@@ -211,15 +218,13 @@ impl DirtyRings {
     }
 
     /// KVM does not track the pages of lost entries any more, and their numbers are unknown.
-    fn count_all_as_written(&self) -> io::Result<()> {
+    fn count_touched_as_written(&self) -> io::Result<()> {
         if self.watched.load(Ordering::Relaxed) {
             self.set_flags(0)?;
             self.set_flags(KVM_MEM_LOG_DIRTY_PAGES)?;
         }
-        for region in self.memory.iter() {
-            region.get_mmap().bitmap().mark_dirty(0, usize::MAX);
-        }
-        Ok(())
+        // After that, because a page that is touched later is listed.
+        mark_populated(&self.memory)
     }
 
     fn mark(&self, slot: u32, page: u64) {
