@@ -70,9 +70,23 @@ pub enum Event {
         /// The bandwidth of the link, in MB/s; `None` if nothing was sent yet to measure it.
         bandwidth_mbps: Option<f64>,
     },
-    /// The guest is slowed, because the rounds do not get smaller.
+    /// The course that costs the guest least of its time was chosen, because the rounds do not come down to
+    /// the limits. Each course is described by what it would do, the time that the guest would lose, and when
+    /// the switch would begin, or why it is not open.
+    CourseChosen {
+        /// The course; `None` if none is open and the migration gives up.
+        taken: Option<String>,
+        /// The others.
+        not_taken: Vec<String>,
+    },
+    /// The dirty log counts more pages as written than were, or has another reason to be looked at.
+    LogWarning {
+        /// The reason, and what mends it.
+        why: String,
+    },
+    /// The guest is slowed, because the rounds do not get smaller, or runs at full speed again.
     Throttled {
-        /// By how much, in percent.
+        /// By how much, in percent; 0 is full speed.
         percent: u8,
     },
     /// More downtime is allowed, because the rounds do not get smaller.
@@ -157,6 +171,12 @@ pub struct RoundReport {
     /// Heartbeats of the guest meanwhile, per second; `None` if it sends no heartbeats, or too few to
     /// measure.
     pub heartbeats_per_second: Option<f64>,
+    /// How much of the guest's time throttling took since the round before.
+    #[serde(default)]
+    pub lost_to_throttling_ms: f64,
+    /// How much of the guest's time recording its writes took; `None` if no heartbeat shows that.
+    #[serde(default)]
+    pub lost_to_tracking_ms: Option<f64>,
     /// Each lane.
     pub lanes: Vec<LaneReport>,
 }
@@ -242,6 +262,12 @@ pub struct Report {
     /// From the guest's last heartbeat at the source to its first at the destination, less the time of one
     /// message; `None` if the guest sends none.
     pub guest_downtime_ms: Option<f64>,
+    /// How much of its time the guest lost in all: `downtime_ms`, and the two below.
+    pub lost_ms: f64,
+    /// The share of the guest's time that throttling took.
+    pub lost_to_throttling_ms: f64,
+    /// The share that recording its writes took, by its heartbeat; `None` if no heartbeat shows that.
+    pub lost_to_tracking_ms: Option<f64>,
     /// The predicted downtime when the switch was decided, by parts; `None` if nothing had been sent by then
     /// to measure the bandwidth.
     pub predicted: Option<DowntimeReport>,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
-use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Plan, SwitchCost};
+use crate::convergence::{DirtyCurve, DirtySample, HandoverCost, Lost, Plan, SwitchCost};
 use crate::dirty::{CaughtUp, DirtyBitmap, DirtyError, DirtyLog, Stripe, Stripes};
 use crate::error_code::coded;
 use crate::guest::{GuestError, SourceGuest};
@@ -101,6 +101,7 @@ impl Sampled {
         Plan {
             touched_bytes: self.touched_bytes,
             curve: DirtyCurve::new(&self.samples),
+            tracking_share: self.tracking_share(),
             bandwidth: bandwidth.min(most),
             round_trip: ROUND_TRIP,
             harvest: self.harvest,
@@ -108,6 +109,14 @@ impl Sampled {
             handover: HandoverCost { record_here: RECORD, record_there: RECORD, ..HandoverCost::default() },
             limits,
         }
+    }
+}
+
+impl Sampled {
+    /// The share of the guest's time that recording its writes takes, by its heartbeats.
+    fn tracking_share(&self) -> Option<f64> {
+        let beats = self.heartbeats_per_second.zip(self.heartbeats_per_second_watched)?;
+        Some(Lost::to_tracking(Duration::from_secs(1), beats, 0).as_secs_f64())
     }
 }
 

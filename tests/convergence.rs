@@ -83,9 +83,7 @@ fn stop_switches_whatever_the_downtime() {
 #[test]
 fn abort_gives_up_and_says_what_would_help() {
     let ended = UnderWay::new(&["--if-stuck=abort"]).stays(10);
-    for text in
-        ["error: given up after", "MB/s can be sent", "a downtime limit of", "or a bandwidth limit of"]
-    {
+    for text in ["error: given up after", "MB/s can be sent", "a downtime limit of", "MB/s at least"] {
         ended.says(text);
     }
 }
@@ -113,15 +111,37 @@ fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
         })
         .collect();
     assert_eq!(slowed[..3], [0; 3], "{slowed:?}");
-    assert!(slowed.windows(2).all(|pair| pair[0] <= pair[1] && pair[1] <= pair[0] + 20), "{slowed:?}");
+    assert!(slowed.windows(2).all(|pair| pair[0] <= pair[1]), "{slowed:?}");
     assert!(slowed.last() > Some(&0), "{slowed:?}");
+    let lost = &report["lost"];
+    assert!(lost["throttling_ms"].as_f64() > Some(0.0), "{report}");
+    let parts =
+        ["downtime_ms", "throttling_ms", "tracking_ms"].map(|part| lost[part].as_f64().unwrap_or(0.0));
+    let total = lost["total_ms"].as_f64().expect("the guest lost some time");
+    assert!((parts.iter().sum::<f64>() - total).abs() < 0.01, "{lost}");
     assert!(report["predicted_downtime_ms"].as_f64() < Some(500.0), "{report}");
 }
 
 #[test]
-fn a_chain_goes_on_where_its_first_policy_is_exhausted() {
+fn a_chain_goes_on_where_its_first_policy_would_be_in_vain() {
     let ended = UnderWay::new(&["--if-stuck=throttle,stop", "--throttle-max=12"]).moves();
-    ended.says("guest slowed by 12 %").says("switching all the same");
+    ended.says("switching all the same");
+}
+
+/// The guest would have to be paused for a second.
+#[test]
+fn by_default_the_guest_loses_least_within_the_limits_or_stays() {
+    let ended = UnderWay::new(&["--downtime-max=9000"]).moves();
+    ended.says("course: to allow").says("not taken: more rounds");
+    let report = ended.json();
+    assert!(report["lost"]["throttling_ms"].as_f64() < Some(1.0), "{report}");
+    let ended = UnderWay::new(&["--downtime-max=500", "--throttle-max=10"]).stays(10);
+    ended.says("course: none is open").says("no more than 500 ms may be allowed").says("a downtime limit of");
+    assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
+    let rounds = ended.stderr.lines().filter(|line| line.contains("  round ")).count();
+    assert!(rounds < 20, "{}", ended.stderr);
+    let ended = UnderWay::new(&["--downtime-max=9000", "--lost-max=600"]).stays(10);
+    assert!(!ended.stderr.contains("guest slowed"), "{}", ended.stderr);
 }
 
 #[test]
@@ -130,7 +150,7 @@ fn it_is_said_that_it_will_not_converge_and_what_would_help_before_it_is_given_u
     let line_of = |text: &str| ended.stderr.lines().position(|line| line.contains(text));
     let (second, warning, end) = (line_of("round 2:"), line_of("warning:"), line_of("error:"));
     assert!(second.is_some() && second < warning && warning < end, "{}", ended.stderr);
-    ended.says("to slow the guest by");
+    ended.says("MB/s at least");
 }
 
 #[test]
@@ -211,7 +231,9 @@ fn an_idle_guest_moves_at_once_by_a_limit_that_was_relaxed_to_what_a_switch_cost
 fn when_the_time_is_over_the_migration_is_given_up_or_ends_with_a_switch() {
     UnderWay::new(&["--timeout=1", "--if-stuck=throttle", "--throttle-max=0"]).stays(10);
     // In the middle of its first round, which takes two seconds.
-    UnderWay::new(&["--timeout=1", "--bandwidth-limit=1"]).stays(10).says("was to take 1 s");
+    UnderWay::new(&["--timeout=1", "--bandwidth-limit=1", "--if-stuck=throttle"])
+        .stays(10)
+        .says("was to take 1 s");
     UnderWay::new(&["--timeout=1", "--if-stuck=throttle,stop", "--throttle-max=0"]).moves();
 }
 
@@ -223,7 +245,7 @@ fn after_the_last_round_allowed_it_is_given_up() {
 
 #[test]
 fn limits_that_are_changed_on_the_way_take_effect_in_the_next_round() {
-    let under_way = UnderWay::new(&["--throttle-max=0", "--max-rounds=10000"]);
+    let under_way = UnderWay::new(&["--if-stuck=throttle", "--throttle-max=0", "--max-rounds=10000"]);
     under_way.migrating.says("round 3:");
     let set = ["migrate", "tern", "--set=downtime-limit=5000", "--set", "bandwidth-limit=50", "--json"];
     let answer = under_way.source.start(set).wait().expect_code(0).json();

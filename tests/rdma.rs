@@ -382,7 +382,7 @@ fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
         let running = source.run("tern", &["--memory=96M", "--working-set=90M", BUSY]);
         let receiving = device.receive(&destination, &["--once"]);
         let mut arguments = vec!["--verify=full", "--lanes=1", "--pin-limit=64M", "--bandwidth-limit=20"];
-        arguments.extend(&ENDLESS[..3]);
+        arguments.extend(&ENDLESS[..4]);
         let migrating = source.migrate("tern", receiving.address, &arguments);
         migrating.says("over RDMA");
         migrating.says("round 2:");

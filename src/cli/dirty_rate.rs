@@ -73,7 +73,7 @@ fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
     outln!("To move it would take");
     for (mbps, forecast) in forecasts {
         outln!(
-            "  at {mbps:>6} MB/s: {}, {:.1} s, {} sent, a downtime of {:.0} ms: {}",
+            "  at {mbps:>6} MB/s: {}, {:.1} s, {} sent, a downtime of {:.0} ms, {:.0} ms lost to the guest: {}",
             match forecast.rounds.len() {
                 1 => "1 round".to_owned(),
                 rounds => format!("{rounds} rounds"),
@@ -81,15 +81,19 @@ fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
             forecast.total.as_secs_f64(),
             Size(forecast.sent_bytes),
             forecast.downtime.total().as_secs_f64() * 1e3,
+            forecast.lost.total().as_secs_f64() * 1e3,
             verdict(forecast)
         );
+        for course in &forecast.courses {
+            outln!("        {course}");
+        }
     }
 }
 
 /// The end of such a migration, in words.
 fn verdict(forecast: &Forecast) -> String {
-    let help =
-        forecast.diverging.map_or(String::new(), |diverging| format!("; it would take {}", diverging.help));
+    let help = forecast.advice.or(forecast.diverging.map(|diverging| diverging.help));
+    let help = help.map_or(String::new(), |help| format!("; it would take {help}"));
     match forecast.end {
         Decision::Stop => format!("it would be stopped for that{help}"),
         Decision::GiveUp => format!("it would not move{help}"),
@@ -114,8 +118,15 @@ fn json(mbps: u64, forecast: &Forecast) -> serde_json::Value {
         "downtime_ms": ms(forecast.downtime.total()),
         "downtime_allowed_ms": ms(forecast.allowed),
         "throttle_percent": forecast.throttle_percent,
+        "lost": {
+            "total_ms": ms(forecast.lost.total()),
+            "downtime_ms": ms(forecast.lost.downtime),
+            "throttling_ms": ms(forecast.lost.throttling),
+            "tracking_ms": ms(forecast.lost.tracking),
+        },
+        "courses": forecast.courses,
         "bytes_sent": forecast.sent_bytes,
         "why": forecast.diverging.map(|diverging| diverging.to_string()),
-        "help": forecast.diverging.map(|diverging| diverging.help.to_string()),
+        "help": forecast.advice.or(forecast.diverging.map(|diverging| diverging.help)).map(|help| help.to_string()),
     })
 }

@@ -15,7 +15,8 @@ pub(crate) struct LimitArgs {
     /// Longest downtime at the switch, in ms [default: 300]
     #[arg(long, value_name = "MS")]
     downtime_limit: Option<u64>,
-    /// How far `--if-stuck relax` may raise the downtime limit, in ms [default: 5 times the limit]
+    /// How far the downtime limit may be raised if the rounds do not come down to it, in ms; the limit itself
+    /// forbids it [default: 5 times the limit]
     #[arg(long, value_name = "MS")]
     downtime_max: Option<u64>,
     /// Send no faster than this, in MB/s; 0 is no limit [default: 0]
@@ -30,10 +31,15 @@ pub(crate) struct LimitArgs {
     /// Throttle the guest by at most this many percent; 0 never does [default: 99]
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=99), value_name = "PERCENT")]
     throttle_max: Option<u8>,
-    /// What to do, in this order, when the rounds do not come down to the downtime limit: `throttle` slows
-    /// the guest, `relax` allows more downtime, `stop` switches all the same, `abort` gives up. Without the
-    /// last two the migration continues until rounds or time are used up, and then gives up [default:
-    /// throttle]
+    /// Take at most this much of the guest's time in all, by pausing and throttling it and recording its
+    /// writes, in ms; 0 is no limit [default: 0]
+    #[arg(long, value_name = "MS")]
+    lost_max: Option<u64>,
+    /// What to do when the rounds do not come down to the downtime limit: `auto` does after each round what
+    /// costs the guest least of its time, and gives up once nothing within the limits helps. Or policies in
+    /// this order: `throttle` slows the guest, `relax` allows more downtime, `stop` switches all the same,
+    /// `abort` gives up. Without the last two the migration continues until rounds or time are used up, and
+    /// then gives up [default: auto]
     #[arg(long, value_name = "POLICY,...")]
     if_stuck: Option<IfStuck>,
 }
@@ -54,6 +60,9 @@ impl LimitArgs {
         }
         let throttle_max = self.throttle_max.map(|percent| percent.min(99));
         limits.throttle_max_percent = throttle_max.unwrap_or(limits.throttle_max_percent);
+        if let Some(lost_max) = self.lost_max {
+            limits.lost_max = (lost_max > 0).then_some(Duration::from_millis(lost_max));
+        }
         if let Some(if_stuck) = &self.if_stuck {
             limits.if_stuck = if_stuck.clone();
         }
@@ -83,6 +92,7 @@ impl From<&Limits> for LimitArgs {
             max_rounds: Some(limits.rounds_max),
             timeout: Some(limits.timeout.map_or(0, |timeout| timeout.as_secs())),
             throttle_max: Some(limits.throttle_max_percent),
+            lost_max: Some(limits.lost_max.map_or(0, ms)),
             if_stuck: Some(limits.if_stuck.clone()),
         }
     }
@@ -104,7 +114,7 @@ pub(crate) fn line(limits: &Limits) -> String {
             "PERCENT" => " %",
             _ => "",
         };
-        let none = value == "0" && ["bandwidth-limit", "timeout"].contains(&name.as_str());
+        let none = value == "0" && ["bandwidth-limit", "timeout", "lost-max"].contains(&name.as_str());
         Some(if none { format!("{name} no") } else { format!("{name} {value}{unit}") })
     };
     options().into_iter().filter_map(shown).collect::<Vec<_>>().join(", ")
@@ -184,7 +194,7 @@ mod tests {
         assert_eq!(
             line(&limits),
             "downtime-limit 300 ms, downtime-max 1500 ms, bandwidth-limit 50 MB/s, max-rounds 100, timeout no, \
-             throttle-max 99 %, if-stuck throttle"
+             throttle-max 99 %, lost-max no, if-stuck auto"
         );
     }
 }

@@ -64,7 +64,7 @@ impl Broadcast {
             *seen = state.forgotten.max(*seen);
             if let Some(event) = state.events.get(*seen - state.forgotten) {
                 *seen += 1;
-                return Answer::Progress(event.clone());
+                return Answer::Progress(Box::new(event.clone()));
             }
             if let Some(end) = &state.end {
                 return end.clone();
@@ -152,8 +152,8 @@ mod tests {
             let read = reading.join().unwrap();
             assert!(read.len() <= EVENTS_MAX + 2, "{}", read.len());
             assert!(
-                read.contains(&Answer::Progress(throttled(9)))
-                    && !read.contains(&Answer::Progress(throttled(7)))
+                read.contains(&Answer::Progress(Box::new(throttled(9))))
+                    && !read.contains(&Answer::Progress(Box::new(throttled(7))))
             );
             assert_eq!(read.last(), Some(&Answer::Done));
             drop(deaf);

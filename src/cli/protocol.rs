@@ -55,7 +55,7 @@ pub(crate) enum Answer {
     /// To `status`.
     Status(Status),
     /// During `migrate` and `watch`.
-    Progress(Event),
+    Progress(Box<Event>),
     /// The end of a migration that succeeded.
     Moved(Box<Report>),
     /// To `dirty-rate`.

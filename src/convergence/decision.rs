@@ -1,33 +1,27 @@
 use std::time::Duration;
 
+use super::auto;
+use super::course::Offer;
 use super::diverging::{Diverging, Help, Why};
 use super::history::{History, Round};
 use super::limits::{Limits, Policy};
+use super::next::Decision;
+use super::outlook::{Bounds, Outlook};
 use super::prediction::{Downtime, SAFETY};
-
-/// What to do after a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Send the dirty pages in another round.
-    AnotherRound,
-    /// Slow the guest to this many percent, then send another round.
-    Throttle(u8),
-    /// Allow this much downtime; if the switch fits it now, switch.
-    Relax(Duration),
-    /// Pause the guest and switch: the downtime limit is met.
-    Switch,
-    /// Pause the guest and switch, whatever the downtime.
-    Stop,
-    /// Give up; the guest runs on.
-    GiveUp,
-}
+use super::writes::Writes;
 
 /// A round must leave at most this share of what the round before left, else the guest is too fast. Below 1,
 /// because measurements of short rounds vary by some percent.
 const SHRINK_MAX: f64 = 0.97;
 
-/// The share of the bandwidth at which a slowed guest, or a faster link, surely converges.
-const SHRINK_AIM: f64 = 0.85;
+/// Advice has this much to spare.
+const ADVICE_MARGIN: f64 = 1.1;
+
+/// Advice brings a switch within so many rounds.
+const ROUNDS_ADVISED: usize = 40;
+
+/// The share of a guest's time that recording its writes takes, where no heartbeat shows it.
+const TRACKING_ASSUMED: f64 = 0.005;
 
 /// A throttle aims to bring a guest down to this share of the bandwidth, and covers half of the distance in
 /// one step ...
@@ -55,10 +49,10 @@ impl Convergence<'_> {
         self.history.relaxed().unwrap_or_default().max(self.limits.downtime)
     }
 
-    /// Whether a switch would meet the limit.
+    /// Whether a switch would meet the limits.
     #[must_use]
     pub fn fits(&self) -> bool {
-        safe(self.predicted.total()) <= self.allowed()
+        safe(self.predicted.total()) <= self.allowed() && self.may_lose(self.predicted.total())
     }
 
     /// Whether the prediction rests on more than the first round, in which both ends prepare memory. If not,
@@ -71,27 +65,71 @@ impl Convergence<'_> {
     /// Decides what comes next.
     #[must_use]
     pub fn decide(&self) -> Decision {
-        if self.fits() && (self.is_sure() || self.is_over()) {
-            return Decision::Switch;
+        match self.decide_as_known() {
+            // A look may show what would help.
+            Decision::GiveUp => auto::next_look(self.history).map_or(Decision::GiveUp, Decision::Look),
+            decision => decision,
         }
+    }
+
+    fn decide_as_known(&self) -> Decision {
+        let is_auto = self.limits.if_stuck.is_auto();
         if self.fits() {
-            return Decision::AnotherRound;
+            let waits = !self.is_sure()
+                || is_auto && self.ahead().is_some_and(|ahead| auto::waits(&ahead, self.history));
+            return if waits && !self.is_over() { Decision::AnotherRound } else { Decision::Switch };
         }
         if self.is_over() {
             return self.last_word();
         }
-        let acted = self.history.throttle_percent() > 0 || self.history.relaxed().is_some();
-        // A single round may have been disturbed. After a measure was taken, one suffices.
-        let stuck_long_enough = self.history.stuck_rounds >= if acted { 1 } else { 2 };
-        let Some(diverging) = self.diverging().filter(|_| stuck_long_enough) else {
+        if !self.may_lose(self.fixed()) {
+            return Decision::GiveUp;
+        }
+        if is_auto { self.decide_by_loss() } else { self.decide_by_chain() }
+    }
+
+    /// The courses that are weighed against each other, and what each costs; empty before that is known.
+    #[must_use]
+    pub fn offers(&self) -> Vec<Offer> {
+        self.ahead().map_or_else(Vec::new, |ahead| auto::offers(&ahead))
+    }
+
+    /// What a round would leave dirty with the guest slowed by so many percent, in bytes.
+    #[must_use]
+    pub fn expected_bytes(&self, throttle_percent: u8) -> f64 {
+        self.ahead().map_or(f64::INFINITY, |ahead| ahead.expected_bytes(throttle_percent))
+    }
+
+    fn decide_by_loss(&self) -> Decision {
+        let is_slowed = self.history.throttle_percent() > 0;
+        let patience = if is_slowed { Duration::ZERO } else { auto::patience(self.history) };
+        let is_stuck = self.stuck_long_enough() && self.history.stuck_for() >= patience;
+        match self.ahead().filter(|_| is_stuck && self.diverging().is_some() || is_slowed) {
+            Some(ahead) => match auto::next_look(self.history) {
+                Some(look) => Decision::Look(look),
+                None => match auto::choose(&ahead, self.history) {
+                    // Nothing is sure to help, and what is likely may be tried.
+                    Decision::GiveUp => auto::experiment(&self.likely(&ahead), self.history),
+                    decision => decision,
+                },
+            },
+            None => Decision::AnotherRound,
+        }
+    }
+
+    fn decide_by_chain(&self) -> Decision {
+        if self.history.futile_throttle().is_some() {
+            return Decision::Throttle(0);
+        }
+        let Some(diverging) = self.diverging().filter(|_| self.stuck_long_enough()) else {
             return Decision::AnotherRound;
         };
         for policy in self.limits.if_stuck.policies() {
             match policy {
+                Policy::Throttle if diverging.why == Why::LimitTooLow => {}
                 Policy::Throttle => {
-                    let percent = self.next_throttle().filter(|_| diverging.why != Why::LimitTooLow);
-                    if let Some(percent) = percent {
-                        return Decision::Throttle(percent);
+                    if let Some(throttle) = self.next_throttle() {
+                        return throttle;
                     }
                 }
                 Policy::Relax => {
@@ -99,9 +137,9 @@ impl Convergence<'_> {
                         return Decision::Relax(downtime);
                     }
                 }
-                Policy::Stop if self.history.stuck_rounds >= 2 => return Decision::Stop,
+                Policy::Stop if self.history.stuck_rounds >= 2 => return self.stop(),
                 Policy::Abort if self.history.stuck_rounds >= 2 => return Decision::GiveUp,
-                Policy::Stop | Policy::Abort => {}
+                Policy::Stop | Policy::Abort | Policy::Auto => {}
             }
         }
         // No number of rounds makes a switch cheaper than one with nothing left to send.
@@ -109,6 +147,67 @@ impl Convergence<'_> {
             return Decision::GiveUp;
         }
         Decision::AnotherRound
+    }
+
+    /// A single round may have been disturbed. After a measure was taken, one suffices.
+    fn stuck_long_enough(&self) -> bool {
+        let acted = self.history.throttle_percent() > 0 || self.history.relaxed().is_some();
+        self.history.stuck_rounds >= if acted { 1 } else { 2 }
+    }
+
+    /// Whether the guest may be paused for so long after all that it has lost.
+    fn may_lose(&self, downtime: Duration) -> bool {
+        let lost = self.history.lost().total();
+        self.limits.lost_max.is_none_or(|most| lost.saturating_add(downtime) <= most)
+    }
+
+    fn stop(&self) -> Decision {
+        if self.may_lose(self.predicted.total()) { Decision::Stop } else { Decision::GiveUp }
+    }
+
+    /// The same ahead, of a guest that does what is likely, although it has not so far.
+    fn likely(&self, ahead: &Outlook) -> Outlook {
+        let writes = Writes::of(self.history).unwrap_or_else(|| ahead.writes.clone());
+        Outlook { writes, is_stuck: true, ..ahead.clone() }
+    }
+
+    /// What is ahead, once a round has shown it.
+    fn ahead(&self) -> Option<Outlook> {
+        let (writes, bandwidth) = (Writes::of(self.history)?, self.bandwidth()?);
+        let overhead = self.history.overhead() + self.history.between_rounds();
+        let left = |most: Option<Duration>, used: Duration| {
+            most.map_or(f64::INFINITY, |most| most.saturating_sub(used).as_secs_f64())
+        };
+        let futile = [self.history.futile(), self.history.futile_throttle()];
+        let futile_percent =
+            futile.into_iter().flatten().map(|futile| futile.throttle_percent).max().unwrap_or(0);
+        // Rounds at full speed did not do what is likely.
+        let is_stuck = self.history.stuck_rounds >= 2 && self.history.throttle_percent() == 0;
+        let has_looked = !self.history.looks().is_empty();
+        Some(Outlook {
+            writes: if is_stuck && has_looked { writes.cautious() } else { writes },
+            bandwidth,
+            dirty_bytes: self.dirty_bytes(),
+            downtime: self.predicted.total().as_secs_f64(),
+            fixed: self.fixed().as_secs_f64(),
+            overhead: overhead.as_secs_f64(),
+            tracking_share: self.history.tracking_share().unwrap_or(TRACKING_ASSUMED),
+            throttle_percent: self.history.throttle_percent(),
+            is_stuck: is_stuck && self.history.stuck_rounds >= 3,
+            bounds: Bounds {
+                downtime: self.allowed().as_secs_f64(),
+                downtime_max: self.limits.downtime_relaxed_max().as_secs_f64(),
+                throttle_max_percent: if self.history.throttle_refused {
+                    0
+                } else {
+                    self.limits.throttle_max_percent
+                },
+                futile_percent,
+                rounds: self.rounds_left(),
+                seconds: left(self.limits.timeout, self.elapsed),
+                lost: left(self.limits.lost_max, self.history.lost().total()),
+            },
+        })
     }
 
     /// Why the migration will not come to a switch within the limits, if that is to be expected. A limit that
@@ -121,6 +220,9 @@ impl Convergence<'_> {
         let seconds_for_pages = self.sending_seconds();
         if seconds_for_pages <= 0.0 {
             return Some(self.stuck_because(Why::LimitTooLow));
+        }
+        if !self.may_lose(self.fixed()) {
+            return Some(self.stuck_because(Why::LostTooMuch));
         }
         let shrink = self.history.shrink()?;
         let target_bytes = seconds_for_pages * self.bandwidth()?;
@@ -156,24 +258,40 @@ impl Convergence<'_> {
 
     /// The decision when no further round is allowed.
     fn last_word(&self) -> Decision {
-        let policies = self.limits.if_stuck.policies();
+        let chain = &self.limits.if_stuck;
         let needed = safe(self.predicted.total());
-        if policies.contains(&Policy::Relax) && needed <= self.limits.downtime_relaxed_max() {
+        let relaxes = chain.is_auto() || chain.policies().contains(&Policy::Relax);
+        if relaxes && needed <= self.limits.downtime_relaxed_max() && self.may_lose(self.predicted.total()) {
             return Decision::Relax(needed);
         }
-        if self.limits.if_stuck.ends_with_stop() { Decision::Stop } else { Decision::GiveUp }
+        if chain.ends_with_stop() { self.stop() } else { Decision::GiveUp }
     }
 
-    fn next_throttle(&self) -> Option<u8> {
+    /// As far as is known to be enough; otherwise a step further, until that is known or no step is left.
+    fn next_throttle(&self) -> Option<Decision> {
         let (now, max) = (self.history.throttle_percent(), self.limits.throttle_max_percent);
-        if now >= max || self.history.throttle_refused {
-            return None;
+        let ahead = self.ahead().filter(|_| now < max && !self.history.throttle_refused)?;
+        if let Some(look) = auto::next_look(self.history) {
+            return Some(Decision::Look(look));
         }
-        let wanted = self.throttle_for(THROTTLE_AIM)?;
-        let step = (wanted - f64::from(now)) / 2.0;
+        let is_shown = !ahead.writes.is_saturated() && !self.history.looks().is_empty();
+        let mut more = ahead.throttles().filter(|&percent| percent > now);
+        if is_shown {
+            let enough = more.find(|&percent| ahead.best(percent, 1, ahead.bounds.downtime).is_some());
+            // What was not enough is not raised by little. If nothing is predicted to be enough and no other
+            // policy is left, the most is tried.
+            let is_last = self.limits.if_stuck.policies().last() == Some(&Policy::Throttle);
+            let most = is_last.then_some(max).filter(|_| ahead.throttles().any(|percent| percent > now));
+            let raised = enough.map(|percent| if now == 0 { percent } else { percent.max(now + 10) });
+            return raised.or(most).map(|percent| Decision::Throttle(percent.min(max)));
+        }
+        let least = more.next()?;
+        let step = (self.throttle_for(THROTTLE_AIM)? - f64::from(now)) / 2.0;
         let step = step.clamp(*THROTTLE_STEP_PERCENT.start(), *THROTTLE_STEP_PERCENT.end());
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most 20")]
-        Some(now.saturating_add(step.round() as u8).min(max))
+        let percent = now.saturating_add(step.round() as u8).min(max);
+        let in_vain = least > now.saturating_add(5);
+        Some(Decision::Throttle(if in_vain { percent.max(least) } else { percent }))
     }
 
     /// Half as much again as now, if the limits allow it. If the limit is too low: half as much again as the
@@ -225,26 +343,68 @@ impl Convergence<'_> {
     }
 
     fn stuck_because(&self, why: Why) -> Diverging {
-        let dirty_rate = self.history.rounds().last().map_or(0.0, Round::dirty_rate);
+        let in_round = self.history.rounds().last().map_or(0.0, Round::dirty_rate);
+        // The next attempt has all rounds and all the time.
+        let (rounds, timeout) = (self.limits.rounds_max, self.limits.timeout);
+        let seconds = timeout.map_or(f64::INFINITY, |timeout| timeout.as_secs_f64());
+        let ahead = self.ahead().map(|ahead| Outlook {
+            writes: ahead.writes.cautious(),
+            bounds: Bounds { rounds, seconds, throttle_max_percent: 99, ..ahead.bounds },
+            ..ahead
+        });
+        let rate = ahead.as_ref().map_or(0.0, |ahead| ahead.writes.rate());
+        Diverging {
+            why,
+            // A look shows more than a round, in which most pages may be written again and again.
+            dirty_rate: if self.history.looks().is_empty() { in_round } else { in_round.max(rate) },
+            is_saturated: ahead.as_ref().is_some_and(|ahead| ahead.writes.is_saturated()),
+            bandwidth: self.bandwidth(),
+            predicted: self.predicted.known(),
+            fixed: self.fixed(),
+            tried: self.history.futile_throttle().or(self.history.futile()),
+            help: self.help(why, ahead.as_ref()),
+        }
+    }
+
+    /// Changes that would help, each with something to spare, because the next attempt measures anew.
+    fn help(&self, why: Why, ahead: Option<&Outlook>) -> Help {
+        let spared = |downtime: Duration| safe(downtime).mul_f64(ADVICE_MARGIN);
         let bandwidth = self.bandwidth();
-        let fixed = self.fixed();
-        let help = if why == Why::LimitTooLow {
-            Help { downtime: Some(safe(fixed)), bandwidth: None, limited: false, throttle_percent: None }
-        } else {
-            let faster = (dirty_rate / SHRINK_AIM).min(self.dirty_bytes() / self.sending_seconds().max(1e-3));
-            let throttle =
-                self.throttle_for(SHRINK_AIM).map(f64::ceil).filter(|percent| (1.0..=99.0).contains(percent));
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 99")]
-            Help {
-                downtime: self.predicted.known().map(safe),
-                bandwidth: bandwidth.and_then(|bandwidth| Some(faster).filter(|&faster| faster > bandwidth)),
-                limited: bandwidth.is_some_and(|bandwidth| self.is_limited(bandwidth)),
-                throttle_percent: throttle
-                    .map(|percent| percent as u8)
-                    .filter(|&percent| percent > self.history.throttle_percent()),
+        let limited = bandwidth.is_some_and(|bandwidth| self.is_limited(bandwidth));
+        let downtime = match ahead {
+            // What more rounds leave at the least.
+            Some(ahead) => {
+                let least = ahead.ends(0).into_iter().map(|end| end.lost.downtime).min();
+                least.map(|least| {
+                    spared(if why == Why::GuestTooFast { self.predicted.total() } else { least })
+                })
             }
+            None => self.predicted.known().map(spared),
         };
-        Diverging { why, dirty_rate, bandwidth, predicted: self.predicted.known(), fixed, help }
+        let lost = (why == Why::LostTooMuch)
+            .then(|| self.history.lost().total().saturating_add(spared(self.predicted.total())));
+        let only = matches!(why, Why::LimitTooLow | Why::LostTooMuch);
+        let Some(ahead) = ahead.filter(|_| !only) else {
+            return Help { downtime, bandwidth: None, limited, throttle_percent: None, lost };
+        };
+        let converges = |ahead: &Outlook, percent: u8| {
+            let ends = ahead.ends(percent).into_iter().take(ROUNDS_ADVISED);
+            let aim = ahead.bounds.downtime / ADVICE_MARGIN;
+            ends.skip(1)
+                .any(|end| end.needed() <= aim && end.until_switch.as_secs_f64() <= ahead.bounds.seconds)
+        };
+        let faster = (1..=80).map(|step| ahead.bandwidth * 1.1f64.powi(step));
+        let bandwidth = faster.into_iter().find(|&faster| converges(&ahead.over(faster), 0));
+        let now = self.history.throttle_percent();
+        // A hot set of unknown speed cannot be slowed by a known percentage.
+        let slower = ahead.throttles().filter(|&percent| percent > now && !ahead.writes.is_saturated());
+        Help {
+            downtime,
+            bandwidth: bandwidth.map(|bandwidth| bandwidth * ADVICE_MARGIN),
+            limited,
+            throttle_percent: slower.into_iter().find(|&percent| converges(ahead, percent)),
+            lost,
+        }
     }
 }
 
@@ -254,328 +414,4 @@ fn safe(predicted: Duration) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::history::tests::{round, round_in};
-    use super::super::prediction::{HandoverCost, SwitchCost};
-    use super::*;
-
-    const COST: SwitchCost = SwitchCost {
-        pause: Duration::ZERO,
-        save: Duration::ZERO,
-        state_bytes: 0,
-        load: Duration::from_millis(10),
-        start: Duration::ZERO,
-    };
-
-    /// A migration with made-up rounds.
-    struct Made {
-        limits: Limits,
-        history: History,
-        elapsed: Duration,
-    }
-
-    impl Made {
-        fn new(downtime_ms: u64, if_stuck: &str) -> Self {
-            let limits = Limits {
-                downtime: Duration::from_millis(downtime_ms),
-                if_stuck: if_stuck.parse().unwrap(),
-                ..Limits::default()
-            };
-            Self { limits, history: History::default(), elapsed: Duration::ZERO }
-        }
-
-        fn convergence(&self) -> Convergence<'_> {
-            let predicted =
-                Downtime::predicted(&self.history, &COST, &HandoverCost::default(), None).unwrap();
-            Convergence { limits: &self.limits, history: &self.history, predicted, elapsed: self.elapsed }
-        }
-
-        fn after(&mut self, round: Round) -> Decision {
-            self.history.push(round);
-            let diverging = self.convergence().diverging();
-            self.history.judged(diverging.map(|diverging| diverging.why));
-            let decision = self.convergence().decide();
-            match decision {
-                Decision::Throttle(percent) => self.history.throttled(percent),
-                Decision::Relax(downtime) => self.history.relaxed_to(downtime),
-                _ => {}
-            }
-            decision
-        }
-
-        /// Rounds of a guest that writes as fast as pages are sent, until the decision is other than another
-        /// round.
-        fn decisions_of_a_guest_too_fast(&mut self, rounds: usize) -> Vec<Decision> {
-            (0..rounds).map(|_| self.after(round(1000, 1000))).collect()
-        }
-    }
-
-    #[test]
-    fn it_switches_as_soon_as_the_rest_fits_the_limit_with_some_to_spare() {
-        // 1 MiB a millisecond, and 10 ms in addition: (250 + 10) · 1.15 = 299 ms.
-        for (left, decision) in [(251, Decision::AnotherRound), (250, Decision::Switch)] {
-            let mut made = Made::new(300, "throttle");
-            assert_eq!(made.after(round(1000, 900)), Decision::AnotherRound);
-            assert_eq!(made.after(round(900, left)), decision);
-        }
-    }
-
-    #[test]
-    fn it_switches_after_the_first_round_only_if_no_other_is_allowed() {
-        for left in [250, 1, 0] {
-            let mut first = Made::new(300, "throttle");
-            assert_eq!(
-                first.after(round(1000, left)),
-                Decision::AnotherRound,
-                "how fast that goes is not sure"
-            );
-            assert_eq!(first.after(round(left, left)), Decision::Switch);
-        }
-        let mut only = Made::new(300, "throttle");
-        only.limits.rounds_max = 1;
-        assert_eq!(only.after(round(1000, 250)), Decision::Switch);
-    }
-
-    #[test]
-    fn rounds_that_get_smaller_are_left_alone() {
-        for share in [50, 70, 85, 93] {
-            let mut made = Made::new(50, "throttle,abort");
-            let (mut sent, mut rounds) = (10_000, 0);
-            loop {
-                let dirty = sent * share / 100;
-                rounds += 1;
-                match made.after(round(sent, dirty)) {
-                    Decision::AnotherRound => sent = dirty,
-                    Decision::Switch => break,
-                    other => panic!("{other:?} in round {rounds} at {share} %"),
-                }
-            }
-            assert!(rounds < 100);
-        }
-    }
-
-    #[test]
-    fn after_two_rounds_it_is_known_that_the_guest_is_too_fast_and_what_would_help() {
-        let mut made = Made::new(50, "abort");
-        made.after(round(1000, 1000));
-        assert_eq!(made.convergence().diverging(), None);
-        made.after(round(1000, 990));
-        let diverging = made.convergence().diverging().unwrap();
-        assert_eq!(diverging.why, Why::GuestTooFast);
-        assert_eq!(diverging.help.downtime, Some(Duration::from_millis(1150)));
-        assert_eq!(diverging.help.throttle_percent, Some(15));
-        let text = format!("{diverging}; it would take {}", diverging.help);
-        for part in
-            ["1038 MB/s of new pages", "1049 MB/s can be sent", "near 1000 ms", "limit of 1150 ms", "by 15 %"]
-        {
-            assert!(text.contains(part), "{part} in {text}");
-        }
-    }
-
-    #[test]
-    fn one_round_that_was_disturbed_changes_nothing() {
-        let mut made = Made::new(50, "throttle,abort");
-        for (sent, dirty) in [(10_000, 5000), (5000, 2500), (2500, 3500), (3500, 1200), (1200, 600)] {
-            assert_eq!(made.after(round(sent, dirty)), Decision::AnotherRound, "{sent} {dirty}");
-        }
-    }
-
-    #[test]
-    fn throttling_comes_in_small_steps_up_to_its_limit_and_then_the_next_policy_does() {
-        let mut made = Made::new(50, "throttle,abort");
-        made.limits.throttle_max_percent = 40;
-        let decisions = made.decisions_of_a_guest_too_fast(12);
-        assert_eq!(decisions[..2], [Decision::AnotherRound; 2], "it is made sure of first");
-        let mut last = 0;
-        let mut rest = decisions[2..].iter().peekable();
-        while let Some(Decision::Throttle(percent)) = rest.next_if(|it| matches!(it, Decision::Throttle(_))) {
-            assert!((last + 10..=last + 20).contains(percent) || *percent == 40, "{decisions:?}");
-            last = *percent;
-        }
-        assert_eq!(last, 40);
-        assert_eq!(rest.next(), Some(&Decision::AnotherRound));
-        assert_eq!(rest.next(), Some(&Decision::GiveUp));
-    }
-
-    #[test]
-    fn a_guest_that_cannot_be_slowed_further_is_not_waited_for() {
-        let mut made = Made::new(50, "throttle,stop");
-        made.decisions_of_a_guest_too_fast(2);
-        made.history.throttle_refused();
-        assert_eq!(made.after(round(1000, 1000)), Decision::Stop);
-        let mut never = Made::new(50, "throttle,stop");
-        never.limits.throttle_max_percent = 0;
-        assert_eq!(never.decisions_of_a_guest_too_fast(3)[2], Decision::Stop);
-    }
-
-    #[test]
-    fn the_downtime_is_relaxed_step_by_step_up_to_its_maximum() {
-        let mut made = Made::new(100, "relax,abort");
-        made.limits.downtime_max = Some(Duration::from_millis(300));
-        let relaxed = |ms| Decision::Relax(Duration::from_millis(ms));
-        let decisions = made.decisions_of_a_guest_too_fast(7);
-        let again = Decision::AnotherRound;
-        assert_eq!(
-            decisions,
-            [again, again, relaxed(150), relaxed(225), relaxed(300), again, Decision::GiveUp]
-        );
-        let mut enough = Made::new(100, "relax,abort");
-        let rounds =
-            [(1000, 180), (180, 180), (180, 180), (180, 180)].map(|(sent, dirty)| round(sent, dirty));
-        let decisions: Vec<_> = rounds.into_iter().map(|round| enough.after(round)).collect();
-        assert_eq!(decisions, [again, again, relaxed(150), relaxed(225)]);
-        assert!(enough.convergence().fits());
-    }
-
-    #[test]
-    fn stop_and_abort_wait_for_two_rounds_that_say_the_same() {
-        for (policy, decision) in [("stop", Decision::Stop), ("abort", Decision::GiveUp)] {
-            let decisions = Made::new(50, policy).decisions_of_a_guest_too_fast(3);
-            assert_eq!(decisions, [Decision::AnotherRound, Decision::AnotherRound, decision]);
-        }
-    }
-
-    #[test]
-    fn without_a_last_word_it_goes_on_until_the_rounds_are_over() {
-        let mut made = Made::new(50, "throttle");
-        made.limits.throttle_max_percent = 0;
-        let decisions = made.decisions_of_a_guest_too_fast(100);
-        assert!(decisions[..99].iter().all(|&decision| decision == Decision::AnotherRound));
-        assert_eq!(decisions[99], Decision::GiveUp);
-    }
-
-    #[test]
-    fn when_the_time_is_over_the_chain_has_the_last_word() {
-        for (chain, last) in [
-            ("throttle", Decision::GiveUp),
-            ("abort", Decision::GiveUp),
-            ("throttle,stop", Decision::Stop),
-            ("relax,stop", Decision::Relax(Duration::from_millis(242))),
-        ] {
-            let mut made = Made::new(50, chain);
-            made.limits.timeout = Some(Duration::from_secs(10));
-            assert_eq!(made.after(round(1000, 900)), Decision::AnotherRound);
-            made.elapsed = Duration::from_secs(10);
-            let decision = made.after(round(900, 200));
-            match (decision, last) {
-                (Decision::Relax(got), Decision::Relax(expected)) => {
-                    assert!(got.abs_diff(expected) < Duration::from_millis(1), "{got:?}");
-                }
-                _ => assert_eq!(decision, last, "{chain}"),
-            }
-        }
-    }
-
-    #[test]
-    fn rounds_that_would_get_small_too_late_are_stuck_too() {
-        let mut made = Made::new(50, "abort");
-        made.limits.timeout = Some(Duration::from_secs(4));
-        made.after(round(10_000, 9000));
-        made.elapsed = Duration::from_secs(1);
-        made.after(round(9000, 8000));
-        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::TooSlow));
-        made.limits.timeout = Some(Duration::from_secs(200));
-        assert_eq!(made.convergence().diverging(), None);
-        made.limits.rounds_max = 20;
-        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::TooSlow));
-    }
-
-    #[test]
-    fn a_limit_that_no_switch_can_keep_is_told_after_one_round_and_acted_on_after_two() {
-        let ms = Duration::from_millis;
-        for (chain, max_ms, decision) in [
-            ("throttle", 0, Decision::GiveUp),
-            ("abort", 0, Decision::GiveUp),
-            ("throttle,abort", 0, Decision::GiveUp),
-            ("throttle,stop", 0, Decision::Stop),
-            // (10 + 1) · 1.15: the cost of a switch now; slowing the guest does not reduce it.
-            ("throttle,relax", 50, Decision::Relax(Duration::from_micros(12_650))),
-            ("relax,stop", 12, Decision::Relax(ms(12))),
-            // Less than any switch costs: allowing that much would be useless.
-            ("relax", 11, Decision::GiveUp),
-            ("relax,stop", 11, Decision::Stop),
-            ("relax,abort", 11, Decision::GiveUp),
-        ] {
-            let mut made = Made::new(10, chain);
-            made.limits.downtime_max = Some(ms(max_ms));
-            assert_eq!(made.after(round(100, 10)), Decision::AnotherRound, "{chain}");
-            let diverging = made.convergence().diverging().unwrap();
-            assert_eq!(diverging.why, Why::LimitTooLow);
-            assert_eq!(diverging.help.downtime, Some(Duration::from_micros(11_500)));
-            assert_eq!(made.after(round(10, 1)), decision, "{chain}, at most {max_ms} ms");
-        }
-    }
-
-    #[test]
-    fn a_limit_that_is_relaxed_to_what_a_switch_costs_is_relaxed_on_with_much_left_to_send() {
-        let mut made = Made::new(1, "relax");
-        made.limits.downtime_max = Some(Duration::from_millis(100));
-        let decisions: Vec<_> = (0..4).map(|_| made.after(round(1000, 30))).collect();
-        let relaxed = |nanos| Decision::Relax(Duration::from_nanos(nanos));
-        let again = Decision::AnotherRound;
-        assert_eq!(decisions, [again, relaxed(17_250_000), relaxed(25_875_000), relaxed(38_812_500)]);
-    }
-
-    #[test]
-    fn a_limit_that_is_raised_after_it_was_told_is_honoured() {
-        let mut made = Made::new(10, "throttle");
-        made.after(round(100, 10));
-        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::LimitTooLow));
-        made.limits.downtime = Duration::from_millis(40);
-        made.history.limits_changed(false);
-        assert_eq!(made.after(round(10, 1)), Decision::Switch);
-    }
-
-    #[test]
-    fn what_one_round_says_of_the_limit_does_not_count_as_a_guest_that_is_too_fast() {
-        let mut made = Made::new(50, "throttle");
-        let mut slow = round(1000, 1000);
-        slow.harvest = Duration::from_secs(1);
-        assert_eq!(made.after(slow), Decision::AnotherRound);
-        assert_eq!(made.convergence().diverging().map(|diverging| diverging.why), Some(Why::LimitTooLow));
-        assert_eq!(made.after(round(1000, 1000)), Decision::AnotherRound, "once too fast");
-        assert!(matches!(made.after(round(1000, 1000)), Decision::Throttle(_)));
-    }
-
-    #[test]
-    fn before_anything_was_sent_no_figure_is_made_up() {
-        let mut made = Made::new(50, "abort");
-        made.limits.rounds_max = 2;
-        for _ in 0..2 {
-            made.after(round_in(0, 1, 10));
-            assert_eq!(made.convergence().diverging(), None, "nothing is known");
-        }
-        let given_up = made.convergence().given_up();
-        assert_eq!((given_up.bandwidth, given_up.predicted), (None, None));
-        assert!(given_up.fixed < Duration::from_millis(11), "{given_up:?}");
-        let text = format!("{given_up}; it would take {}", given_up.help);
-        assert!(text.contains("how much can be sent is not known yet"), "{text}");
-        assert!(text.contains("more rounds or more time") && !text.contains("slow the guest"), "{text}");
-
-        let mut idle = Made::new(5, "abort");
-        idle.after(round_in(0, 1, 0));
-        idle.after(round_in(0, 1, 0));
-        let diverging = idle.convergence().diverging().unwrap();
-        assert_eq!(
-            (diverging.why, diverging.help.downtime),
-            (Why::LimitTooLow, Some(Duration::from_micros(11_500)))
-        );
-    }
-
-    #[test]
-    fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_shown_it() {
-        let mut made = Made::new(50, "throttle,abort");
-        made.decisions_of_a_guest_too_fast(2);
-        assert_eq!(made.convergence().diverging().unwrap().bandwidth, Some(1048.576e6));
-        made.limits.bandwidth_max = std::num::NonZeroU64::new(100_000_000);
-        made.history.limits_changed(true);
-        assert_eq!(made.convergence().decide(), Decision::AnotherRound, "what was judged was another link");
-        let diverging = made.convergence().diverging().unwrap();
-        assert_eq!(diverging.bandwidth, Some(100e6));
-        assert!(
-            diverging.help.to_string().contains("or a bandwidth limit of 1234 MB/s"),
-            "{}",
-            diverging.help
-        );
-    }
-}
+mod tests;

@@ -6,14 +6,19 @@ use std::time::Duration;
 pub struct Diverging {
     /// The kind of reason.
     pub why: Why,
-    /// Bytes a second of new pages that the guest wrote in the last round.
+    /// Bytes a second of new pages that the guest wrote in the last round, or in a shorter time if it was
+    /// watched for one.
     pub dirty_rate: f64,
+    /// Whether each round writes all of a hot set: the guest may write it much faster than `dirty_rate`.
+    pub is_saturated: bool,
     /// Bytes a second that the link carries; `None` if too little was sent to measure it.
     pub bandwidth: Option<f64>,
     /// The downtime of a switch now; `None` if it depends on an unknown bandwidth.
     pub predicted: Option<Duration>,
     /// The downtime of a switch with nothing left to send.
     pub fixed: Duration,
+    /// What was done in vain.
+    pub tried: Option<Futile>,
     /// Changes that would help; each suffices.
     pub help: Help,
 }
@@ -27,6 +32,17 @@ pub enum Why {
     GuestTooFast,
     /// Rounds get smaller, but not within the rounds or the time allowed.
     TooSlow,
+    /// The guest would lose more of its time than it may.
+    LostTooMuch,
+}
+
+/// A throttle that did not have the effect that was predicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Futile {
+    /// How far the guest was slowed.
+    pub throttle_percent: u8,
+    /// Over how many rounds.
+    pub rounds: u32,
 }
 
 /// Changes that would help.
@@ -34,29 +50,39 @@ pub enum Why {
 pub struct Help {
     /// Allow this much downtime; `None` if the amount is unknown.
     pub downtime: Option<Duration>,
-    /// A link that carries this many bytes a second, or more: a guest that writes all of its working set in
-    /// every round may write it many times over, which the dirty log does not show.
+    /// A link that carries this many bytes a second, or more.
     pub bandwidth: Option<f64>,
     /// Whether the link could carry more, because the bandwidth limit caps it.
     pub limited: bool,
-    /// Slow the guest by this many percent, or more, for the same reason.
+    /// Slow the guest by this many percent, or more; `None` also if how fast it writes is not visible.
     pub throttle_percent: Option<u8>,
+    /// Allow that the guest loses this much time.
+    pub lost: Option<Duration>,
 }
 
 impl fmt::Display for Diverging {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { why, dirty_rate, bandwidth, predicted, fixed, .. } = self;
-        let ms = |duration: &Duration| duration.as_secs_f64() * 1e3;
+        let Self { why, dirty_rate, is_saturated, bandwidth, predicted, fixed, tried, .. } = self;
         if *why == Why::LimitTooLow {
             return write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed));
         }
-        write!(formatter, "the guest writes {:.0} MB/s of new pages and ", dirty_rate / 1e6)?;
+        if *why == Why::LostTooMuch {
+            let needed = ms(fixed);
+            return write!(
+                formatter,
+                "the guest has lost so much time that a switch of {needed:.1} ms would exceed what it may lose"
+            );
+        }
+        let at_least = if *is_saturated { "at least " } else { "" };
+        write!(formatter, "the guest writes {at_least}{:.0} MB/s of new pages and ", dirty_rate / 1e6)?;
         match bandwidth {
             Some(bandwidth) => write!(formatter, "{:.0} MB/s can be sent: ", bandwidth / 1e6)?,
             None => write!(formatter, "how much can be sent is not known yet: ")?,
         }
         match why {
-            Why::LimitTooLow | Why::GuestTooFast => write!(formatter, "the downtime stays near ")?,
+            Why::LimitTooLow | Why::GuestTooFast | Why::LostTooMuch => {
+                write!(formatter, "the downtime stays near ")?;
+            }
             Why::TooSlow => {
                 write!(
                     formatter,
@@ -65,19 +91,22 @@ impl fmt::Display for Diverging {
             }
         }
         match predicted {
-            Some(predicted) => write!(formatter, "{:.0} ms now", ms(predicted)),
-            None => write!(formatter, "an unknown time now"),
+            Some(predicted) => write!(formatter, "{:.0} ms now", ms(predicted))?,
+            None => write!(formatter, "an unknown time now")?,
         }
+        if let Some(Futile { throttle_percent, rounds }) = tried {
+            write!(formatter, "; to slow it by {throttle_percent} % in {rounds} rounds had no effect")?;
+        }
+        Ok(())
     }
 }
 
 impl fmt::Display for Help {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.downtime {
-            Some(downtime) => {
-                write!(formatter, "a downtime limit of {:.0} ms", (downtime.as_secs_f64() * 1e3).ceil())?;
-            }
-            None => write!(formatter, "more rounds or more time, until it is known")?,
+        match (self.lost, self.downtime) {
+            (Some(lost), _) => write!(formatter, "to allow that the guest loses {:.0} ms", ms(&lost).ceil())?,
+            (_, Some(downtime)) => write!(formatter, "a downtime limit of {:.0} ms", ms(&downtime).ceil())?,
+            (_, None) => write!(formatter, "more rounds or more time, until it is known")?,
         }
         if let Some(bandwidth) = self.bandwidth {
             let what = if self.limited { "bandwidth limit" } else { "link" };
@@ -88,4 +117,8 @@ impl fmt::Display for Help {
         }
         Ok(())
     }
+}
+
+fn ms(duration: &Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

@@ -1,6 +1,8 @@
 use std::time::Duration;
 
-use super::diverging::Why;
+use super::curve::DirtySample;
+use super::diverging::{Futile, Why};
+use super::lost::{Lost, to_throttling};
 use crate::memory::PAGE_BYTES;
 
 /// The work of one lane in a round.
@@ -30,7 +32,33 @@ pub struct Round {
     pub harvest: Duration,
     /// Pages that were dirty again at its end.
     pub dirty_pages: u64,
+    /// How far the guest was slowed meanwhile, in percent.
+    pub throttle_percent: u8,
+    /// How much of the guest's time recording its writes took, if its heartbeat shows that.
+    pub tracking: Option<Duration>,
 }
+
+/// What a guest wrote in a short time between two rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    /// How many rounds preceded it.
+    pub(super) after_rounds: usize,
+    pub(super) sample: DirtySample,
+    /// How far the guest was slowed meanwhile, in percent.
+    throttle_percent: u8,
+}
+
+/// The throttle in force.
+#[derive(Clone, Copy, Debug)]
+struct Throttle {
+    /// The first round under any throttle since the guest last ran at full speed.
+    since: usize,
+    /// What a round was to leave dirty, in bytes.
+    expected_bytes: f64,
+}
+
+/// A throttle is futile if rounds leave this many times what was predicted.
+const MISSED: f64 = 1.5;
 
 impl Round {
     /// Bytes of pages sent.
@@ -56,6 +84,32 @@ impl Round {
     pub fn dirty_rate(&self) -> f64 {
         rate(self.dirty_bytes(), self.duration + self.harvest).unwrap_or(0.0)
     }
+
+    /// How long the guest ran meanwhile, in seconds.
+    pub(super) fn guest_seconds(&self) -> f64 {
+        guest_seconds(self.duration + self.harvest, self.throttle_percent)
+    }
+
+    /// How much of the guest's time it took, as far as that was measured.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        Lost {
+            downtime: Duration::ZERO,
+            throttling: to_throttling(self.duration + self.harvest, self.throttle_percent),
+            tracking: self.tracking.unwrap_or_default(),
+        }
+    }
+}
+
+impl Look {
+    /// How long the guest ran meanwhile, in seconds.
+    pub(super) fn guest_seconds(&self) -> f64 {
+        guest_seconds(self.sample.interval, self.throttle_percent)
+    }
+}
+
+fn guest_seconds(time: Duration, throttle_percent: u8) -> f64 {
+    time.as_secs_f64() * f64::from(100 - throttle_percent.min(99)) / 100.0
 }
 
 /// The rounds so far and the measures taken: the basis of every decision.
@@ -71,6 +125,13 @@ pub struct History {
     /// How far the guest is slowed now, in percent.
     throttle_percent: u8,
     pub(super) throttle_refused: bool,
+    /// The throttle in force, if any.
+    throttle: Option<Throttle>,
+    /// The throttle that was taken back because it had no effect.
+    futile: Option<Futile>,
+    looks: Vec<Look>,
+    /// Whether the log cannot show what is written in a short time.
+    cannot_look: bool,
     /// The downtime allowed now, if it was relaxed.
     relaxed: Option<Duration>,
     /// The first round since the guest was last slowed or the bandwidth limit changed, or the first at all.
@@ -113,8 +174,31 @@ impl History {
         self.limit_too_low = limit_too_low;
     }
 
-    /// The guest is slowed by this much from now on.
-    pub fn throttled(&mut self, percent: u8) {
+    /// Records how much of the guest's time recording its writes took in the last round.
+    pub fn tracked(&mut self, lost: Option<Duration>) {
+        if let Some(last) = self.rounds.last_mut() {
+            last.tracking = lost;
+        }
+    }
+
+    /// Records what the guest wrote in a short time after the last round.
+    pub fn looked(&mut self, sample: DirtySample) {
+        let (after_rounds, throttle_percent) = (self.rounds.len(), self.throttle_percent);
+        self.looks.push(Look { after_rounds, sample, throttle_percent });
+    }
+
+    /// The log cannot show what is written in a short time.
+    pub fn cannot_look(&mut self) {
+        self.cannot_look = true;
+    }
+
+    /// The guest is slowed by this much from now on, after which a round is expected to leave so many bytes.
+    pub fn throttled(&mut self, percent: u8, expected_bytes: f64) {
+        let since = self.throttle.map_or(self.rounds.len(), |throttle| throttle.since);
+        if percent == 0 {
+            self.futile = self.futile_throttle().or(self.futile);
+        }
+        self.throttle = (percent > 0).then_some(Throttle { since, expected_bytes });
         self.throttle_percent = percent;
         self.regime = self.rounds.len();
         self.stuck_rounds = 0;
@@ -135,11 +219,71 @@ impl History {
     /// the bandwidth limit has changed, the rounds so far show neither the bandwidth nor how rounds shrink.
     pub fn limits_changed(&mut self, bandwidth_too: bool) {
         self.relaxed = None;
+        self.futile = None;
         self.stuck_rounds = 0;
         if bandwidth_too {
             self.regime = self.rounds.len();
             self.link_since = self.rounds.len();
         }
+    }
+
+    /// The throttle in force, if two rounds under it left much more than was predicted.
+    #[must_use]
+    pub fn futile_throttle(&self) -> Option<Futile> {
+        let throttle = self.throttle?;
+        let last_two = self.rounds.get(self.regime..)?.last_chunk::<2>()?;
+        let missed = |round: &Round| {
+            #[expect(clippy::cast_precision_loss, reason = "a comparison")]
+            let bytes = round.dirty_bytes() as f64;
+            bytes > MISSED * throttle.expected_bytes
+        };
+        let rounds = u32::try_from(self.rounds.len() - throttle.since).unwrap_or(u32::MAX);
+        let throttle_percent = self.throttle_percent;
+        last_two.iter().all(missed).then_some(Futile { throttle_percent, rounds })
+    }
+
+    /// The throttle that was taken back because it had no effect, if any was.
+    #[must_use]
+    pub fn futile(&self) -> Option<Futile> {
+        self.futile
+    }
+
+    pub(super) fn looks(&self) -> &[Look] {
+        &self.looks
+    }
+
+    /// The looks since the last round; `None` if no look is possible.
+    pub(super) fn looks_since_round(&self) -> Option<&[Look]> {
+        let since = self.looks.iter().rposition(|look| look.after_rounds < self.rounds.len());
+        (!self.cannot_look).then(|| &self.looks[since.map_or(0, |index| index + 1)..])
+    }
+
+    /// How much of the guest's time the migration has taken so far, as far as that was measured.
+    #[must_use]
+    pub fn lost(&self) -> Lost {
+        self.rounds.iter().map(Round::lost).fold(Lost::default(), |sum, lost| Lost {
+            downtime: Duration::ZERO,
+            throttling: sum.throttling + lost.throttling,
+            tracking: sum.tracking + lost.tracking,
+        })
+    }
+
+    /// The share of the guest's time that recording its writes takes, by the latest rounds; `None` without
+    /// heartbeats.
+    #[must_use]
+    pub fn tracking_share(&self) -> Option<f64> {
+        let measured = self.rounds.iter().rev().filter_map(|round| Some((round.tracking?, round.duration)));
+        let (lost, time) = measured
+            .take(3)
+            .fold((Duration::ZERO, Duration::ZERO), |sum, (lost, time)| (sum.0 + lost, sum.1 + time));
+        (!time.is_zero()).then(|| lost.as_secs_f64() / time.as_secs_f64())
+    }
+
+    /// How long the rounds since the last measure took that did not bring the switch nearer.
+    #[must_use]
+    pub(super) fn stuck_for(&self) -> Duration {
+        let stuck = usize::try_from(self.stuck_rounds).unwrap_or(usize::MAX);
+        self.rounds.iter().rev().take(stuck).map(|round| round.duration + round.harvest).sum()
     }
 
     /// The rounds so far.
@@ -343,7 +487,7 @@ pub(super) mod tests {
         assert_eq!(history(&rounds[..2]).shrink(), Some(0.5));
         assert_eq!(history(&rounds).shrink(), Some((3.0f64 / 8.0).sqrt()));
         let mut slowed = history(&rounds[..2]);
-        slowed.throttled(50);
+        slowed.throttled(50, 0.0);
         slowed.push(round(400, 300));
         assert_eq!(slowed.shrink(), Some(0.75));
         slowed.push(round(300, 100));
@@ -354,7 +498,7 @@ pub(super) mod tests {
     fn a_slowed_guest_would_write_more_at_full_speed() {
         let mut history = history(&[round(1000, 100)]);
         let measured = history.dirty_rate_unthrottled();
-        history.throttled(75);
+        history.throttled(75, 0.0);
         assert!((history.dirty_rate_unthrottled() / measured - 4.0).abs() < 1e-9);
     }
 

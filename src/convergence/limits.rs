@@ -29,6 +29,10 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// How far the guest may be slowed when the rounds do not get smaller, in percent; 0 forbids it.
     pub throttle_max_percent: u8,
+    /// How much of the guest's time the migration may take in all, by pausing it, slowing it and recording its
+    /// writes; `None` is no limit.
+    #[serde(rename = "lost_max_ms", with = "ms_if_any", default)]
+    pub lost_max: Option<Duration>,
     /// How many bytes of pages may be sent each second, over all lanes; `None` is no limit. It holds for the
     /// last round too, so the switch has the bandwidth that the rounds measured.
     #[serde(rename = "bandwidth_limit_mbps", with = "mbps_if_any")]
@@ -58,6 +62,7 @@ impl Default for Limits {
             rounds_max: 100,
             timeout: None,
             throttle_max_percent: 99,
+            lost_max: None,
             bandwidth_max: None,
             if_stuck: IfStuck::default(),
         }
@@ -67,6 +72,8 @@ impl Default for Limits {
 /// A reaction to rounds that do not come down to the downtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
+    /// After each round, whatever costs the guest least of its time within the limits.
+    Auto,
     /// Slow the guest, step by step.
     Throttle,
     /// Allow more downtime, step by step.
@@ -78,10 +85,11 @@ pub enum Policy {
 }
 
 impl Policy {
-    const ALL: [Self; 4] = [Self::Throttle, Self::Relax, Self::Stop, Self::Abort];
+    const ALL: [Self; 5] = [Self::Auto, Self::Throttle, Self::Relax, Self::Stop, Self::Abort];
 
     fn word(self) -> &'static str {
         match self {
+            Self::Auto => "auto",
             Self::Throttle => "throttle",
             Self::Relax => "relax",
             Self::Stop => "stop",
@@ -91,22 +99,26 @@ impl Policy {
 
     /// Whether no policy can follow it.
     fn is_final(self) -> bool {
-        matches!(self, Self::Stop | Self::Abort)
+        matches!(self, Self::Auto | Self::Stop | Self::Abort)
     }
 }
 
 /// Policies in the order in which they are tried, each when those before it are exhausted.
 ///
+/// [`Policy::Auto`] stands alone. It weighs all measures against each other, and gives up as soon as none can
+/// bring the migration to its end within the limits.
+///
 /// A chain without `stop` or `abort` at its end continues with rounds until [`Limits::rounds_max`] or the
-/// time limit is reached; then the migration gives up. If the downtime limit is below the cost of a switch
-/// with nothing left to send, no round can help, and the migration gives up at once.
+/// time limit is reached; then the migration gives up. What was done in vain is taken back before that. If
+/// the downtime limit is below the cost of a switch with nothing left to send, no round can help, and the
+/// migration gives up at once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfStuck(Vec<Policy>);
 
 impl Default for IfStuck {
     fn default() -> Self {
-        Self(vec![Policy::Throttle])
+        Self(vec![Policy::Auto])
     }
 }
 
@@ -123,6 +135,9 @@ impl IfStuck {
             if policies[..index].contains(&policy) {
                 return Err(IfStuckError::Twice(policy.word()));
             }
+            if policy == Policy::Auto && index > 0 {
+                return Err(IfStuckError::NotAlone);
+            }
             if policy.is_final() && index + 1 < policies.len() {
                 return Err(IfStuckError::AfterTheEnd(policy.word()));
             }
@@ -136,6 +151,12 @@ impl IfStuck {
         &self.0
     }
 
+    /// Whether it weighs all measures against each other.
+    #[must_use]
+    pub fn is_auto(&self) -> bool {
+        self.0 == [Policy::Auto]
+    }
+
     /// Whether it ends with a switch, whatever the downtime.
     #[must_use]
     pub fn ends_with_stop(&self) -> bool {
@@ -146,7 +167,7 @@ impl IfStuck {
     /// instead.
     #[must_use]
     pub fn gives_up(&self) -> bool {
-        !self.0.contains(&Policy::Relax) && !self.ends_with_stop()
+        !self.is_auto() && !self.0.contains(&Policy::Relax) && !self.ends_with_stop()
     }
 }
 
@@ -194,14 +215,17 @@ impl fmt::Display for IfStuck {
 )]
 pub enum IfStuckError {
     /// The chain names no policy.
-    #[error("say at least one of throttle, relax, stop, abort")]
+    #[error("say at least one of auto, throttle, relax, stop, abort")]
     Empty,
     /// The chain has a word that names no policy.
-    #[error("`{0}` is none of throttle, relax, stop, abort")]
+    #[error("`{0}` is none of auto, throttle, relax, stop, abort")]
     Unknown(String),
     /// The chain names a policy twice.
     #[error("`{0}` is named twice")]
     Twice(&'static str),
+    /// The chain has `auto` and another policy.
+    #[error("`auto` weighs all policies and stands alone")]
+    NotAlone,
     /// The chain has a policy after one that ends the rounds.
     #[error("nothing can come after `{0}`, which ends the rounds")]
     AfterTheEnd(&'static str),
@@ -215,11 +239,11 @@ mod tests {
 
     #[test]
     fn a_chain_is_read_as_it_is_written() {
-        for text in ["throttle", "relax", "stop", "abort", "throttle,relax", "relax,throttle,stop"] {
+        for text in ["auto", "throttle", "relax", "stop", "abort", "throttle,relax", "relax,throttle,stop"] {
             assert_eq!(text.parse::<IfStuck>().unwrap().to_string(), text);
         }
         assert_eq!("throttle, abort".parse::<IfStuck>().unwrap().to_string(), "throttle,abort");
-        assert_eq!(IfStuck::default().to_string(), "throttle");
+        assert_eq!(IfStuck::default().to_string(), "auto");
     }
 
     #[test]
@@ -229,6 +253,8 @@ mod tests {
         assert_eq!(error(""), IfStuckError::Unknown(String::new()));
         assert_eq!(error("relax,relax"), IfStuckError::Twice("relax"));
         assert_eq!(error("abort,throttle"), IfStuckError::AfterTheEnd("abort"));
+        assert_eq!(error("throttle,auto"), IfStuckError::NotAlone);
+        assert_eq!(error("auto,stop"), IfStuckError::AfterTheEnd("auto"));
         assert_eq!(error("stop,abort"), IfStuckError::AfterTheEnd("stop"));
         assert_eq!(IfStuck::new(&[]), Err(IfStuckError::Empty));
     }

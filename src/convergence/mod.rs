@@ -9,30 +9,49 @@
 //! |---|---|
 //! | `limits` | what the operator asked for: [`Limits`], [`IfStuck`] |
 //! | `history` | measured rounds: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
+//! | `writes` | what the guest writes in a given time: [`Writes`], with its hot set |
+//! | `lost` | what a migration takes from the guest: [`Lost`], by cause |
+//! | `outlook` | rounds as they would go on: [`Outlook`] |
+//! | `course`, `courses` | the ways on from a round and what each costs: [`Course`], [`Offer`] |
+//! | `auto` | the choice among the courses |
 //! | `prediction` | how long a switch would take now: [`Downtime`] as the sum of its parts |
-//! | `decision` | what to do after a round: [`Decision`] |
+//! | `next`, `decision` | what to do after a round: [`Decision`] |
 //! | `diverging` | why it will not converge, and what would help: [`Diverging`] |
 //! | `bucket` | when the next bytes may leave: the [`Bucket`] of a bandwidth limit |
 //! | `forecast` | whether and how a guest would move, before anything is sent: [`Forecast`] |
 
+mod auto;
 mod bucket;
+mod course;
+mod courses;
+mod curve;
 mod decision;
 mod diverging;
 mod forecast;
 mod history;
 mod limits;
+mod lost;
+mod next;
+mod outlook;
 mod prediction;
 mod units;
+mod writes;
 
 unstable! { use bucket::Bucket; }
-pub use decision::Decision;
+unstable! { use course::{Course, Offer}; }
+pub use curve::DirtySample;
+unstable! { use curve::DirtyCurve; }
 unstable! { use decision::Convergence; }
-unstable! { use diverging::{Diverging, Help, Why}; }
-pub use forecast::{DirtySample, Forecast};
-unstable! { use forecast::{DirtyCurve, ForecastRound, Plan}; }
+unstable! { use diverging::{Diverging, Futile, Help, Why}; }
+pub use forecast::Forecast;
+unstable! { use forecast::{ForecastRound, Plan}; }
 unstable! { use history::{History, LaneLoad, Round}; }
 pub use limits::{IfStuck, Limits, Policy};
 unstable! { use limits::IfStuckError; }
+unstable! { use lost::Lost; }
+pub use next::Decision;
+unstable! { use outlook::{End, Outlook}; }
 pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::SwitchCost;
 unstable! { use prediction::{Downtime, HandoverCost, SAFETY}; }
+unstable! { use writes::Writes; }

@@ -72,6 +72,13 @@ impl DirtyBitmap {
         self.regions.iter_mut().for_each(DirtyRegion::clear);
     }
 
+    /// Marks the pages dirty that are dirty in a bitmap of the same layout.
+    pub(crate) fn join(&mut self, other: &Self) {
+        for (region, other) in self.regions.iter_mut().zip(&other.regions) {
+            region.mark_words(0, other.words());
+        }
+    }
+
     /// How many pages are dirty.
     #[must_use]
     pub fn count(&self) -> u64 {

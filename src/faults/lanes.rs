@@ -223,6 +223,7 @@ fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
             downtime: Duration::from_millis(150),
             bandwidth_max: NonZeroU64::new(1_000_000),
             rounds_max: 1000,
+            if_stuck: "throttle".parse().unwrap(),
             ..Limits::default()
         };
         let scene = Scene::with(Options { limits: limits.into(), ..Options::default() });

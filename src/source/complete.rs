@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::migration::{Connected, Migration, let_go};
 use super::pages::Pages;
 use super::steering::Steering;
-use crate::convergence::Downtime;
+use crate::convergence::{Downtime, Lost};
 use crate::panics::{Panicked, caught};
 use crate::progress::{Event, Report, RoundReport, mbps, ms};
 use crate::session::Link;
@@ -58,6 +58,11 @@ impl Switched<'_> {
         let (blocks_hashed_paused, blocks_hashed_running) = pages.blocks_hashed(verify);
         let sum = |of: fn(&RoundReport) -> u64| pages.rounds.iter().map(of).sum();
         let (bytes_sent, pages_sent): (u64, u64) = (sum(|round| round.bytes), sum(|round| round.pages));
+        let lost = Lost {
+            downtime: measured.downtime,
+            throttling: steering.throttling.lost(),
+            tracking: steering.tracking.unwrap_or_default(),
+        };
         let sending_ms: f64 = pages.rounds.iter().map(|round| round.ms).sum();
         Report {
             transport: link.scheme.clone(),
@@ -68,6 +73,9 @@ impl Switched<'_> {
             downtime_ms: ms(measured.downtime),
             verify_ms: ms(measured.parts.verify),
             guest_downtime_ms: guest_downtime.map(ms),
+            lost_ms: ms(lost.total()),
+            lost_to_throttling_ms: ms(lost.throttling),
+            lost_to_tracking_ms: steering.tracking.map(ms),
             predicted: steering.predicted.known().map(|_| steering.predicted.into()),
             measured: measured.parts.into(),
             heartbeats_per_second: self.heartbeats_per_second,

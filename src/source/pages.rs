@@ -1,11 +1,12 @@
 //! The guest's pages at the source: dirty pages, pages sent, and blocks that both ends have compared.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
-use crate::convergence::{LaneLoad, Round};
-use crate::dirty::{DirtyBitmap, DirtyError, InitiallyDirty, Stripes};
+use crate::convergence::{DirtySample, LaneLoad, Round};
+use crate::dirty::{DirtyBitmap, DirtyError, InitiallyDirty, Stripe, Stripes};
 use crate::memory::PAGE_BYTES;
 use crate::progress::{LaneReport, RoundReport, mbps, ms};
 use crate::session::{Link, Pass, SendGate};
@@ -83,6 +84,31 @@ impl Pages {
         })?;
         self.digests.harvested(&self.dirty);
         Ok(dirty_pages)
+    }
+
+    /// Watches for `time` what the guest writes; all pages that were dirty stay so.
+    ///
+    /// `None` if the VMM names the pages: it names them pass by pass, not as they are written.
+    pub(super) fn look(
+        &mut self,
+        connected: &Connected,
+        time: Duration,
+    ) -> Result<Option<DirtySample>, DirtyError> {
+        if self.are_named() {
+            return Ok(None);
+        }
+        // So that the log shows anew which of the dirty pages are written.
+        for part in Stripes::new(1).of_lane(0, &self.dirty).flat_map(Stripe::parts) {
+            connected.log.clear(part.region, part.first_page, part.words)?;
+        }
+        let mut written = DirtyBitmap::new(&connected.link.ram.layout());
+        let began = Instant::now();
+        thread::sleep(time);
+        let pages = written.by(&connected.link.pool, |written| written.harvest(&*connected.log))?;
+        let sample = DirtySample { interval: began.elapsed(), dirty_bytes: pages * PAGE_BYTES };
+        self.dirty.join(&written);
+        self.digests.harvested(&self.dirty);
+        Ok(Some(sample))
     }
 
     /// The number of the latest round, from 1.

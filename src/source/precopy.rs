@@ -39,7 +39,11 @@ impl<'migration> Prepared<'migration> {
         let Self { migration, connected, heartbeats_per_second } = self;
         let mut precopy = Precopy {
             pages: Pages::new(&connected.link, migration.options.verify),
-            steering: Steering::new(&connected.link, migration.options.limits.limits()),
+            steering: Steering::new(
+                &connected.link,
+                migration.options.limits.limits(),
+                heartbeats_per_second,
+            ),
             hash_next: false,
             saving: None,
             sent: None,
@@ -104,8 +108,9 @@ impl Precopy<'_> {
             if same_limits {
                 self.steering.judge(migration);
             }
-            match self.steering.convergence(migration).decide() {
-                Decision::AnotherRound => {}
+            let decision = self.decide()?;
+            match decision {
+                Decision::AnotherRound | Decision::Look(_) => {}
                 Decision::Throttle(percent) => self.steering.throttle(migration, percent),
                 Decision::Relax(downtime) => {
                     self.steering.history.relaxed_to(downtime);
@@ -126,6 +131,31 @@ impl Precopy<'_> {
                 }
             }
         }
+    }
+
+    /// Decides what comes next, watching the guest as long as that tells more.
+    fn decide(&mut self) -> Result<Decision, MigrationFailure> {
+        loop {
+            let decision = self.steering.convergence(self.migration).decide();
+            match decision {
+                Decision::Look(time) => self.look(time)?,
+                Decision::Throttle(_) | Decision::Relax(_) | Decision::GiveUp => {
+                    self.steering.report_course(self.migration, decision);
+                    return Ok(decision);
+                }
+                _ => return Ok(decision),
+            }
+        }
+    }
+
+    /// Watches for so long what the guest writes.
+    fn look(&mut self, time: Duration) -> Result<(), MigrationFailure> {
+        self.migration.options.cancel.check()?;
+        match self.pages.look(&self.connected, time)? {
+            Some(sample) => self.steering.history.looked(sample),
+            None => self.steering.history.cannot_look(),
+        }
+        Ok(())
     }
 
     /// One round and the harvest after it.
@@ -164,8 +194,12 @@ impl Precopy<'_> {
             }
         };
         round.harvest = harvesting.elapsed();
+        if let Some(why) = self.connected.log.warning() {
+            self.migration.observer.event(&Event::LogWarning { why });
+        }
         self.connected.check_ram(self.migration)?;
         round.duration = harvesting - began;
+        round.throttle_percent = self.steering.history.throttle_percent();
         self.steering.history.push(round);
         Ok(())
     }
@@ -192,8 +226,8 @@ impl Precopy<'_> {
         if let Some(round) = self.steering.history.rounds().last() {
             report.dirty_rate_mbps = round.dirty_rate() / 1e6;
             report.harvest_ms = ms(round.harvest);
-            report.heartbeats_per_second = heartbeats_per_second;
         }
+        self.steering.count_lost(heartbeats_per_second, report);
         let predicted_downtime_ms = self.steering.predicted.known().map(ms);
         let round = report.clone();
         self.migration.observer.event(&Event::Round { number, round, predicted_downtime_ms });

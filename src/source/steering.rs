@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
 use super::pages::Pages;
-use super::throttle::throttle;
-use crate::convergence::{Convergence, Downtime, History, Limits, Why};
-use crate::progress::{Event, ms};
+use super::throttle::{ThrottleMeter, throttle};
+use crate::convergence::{Convergence, Decision, Downtime, History, Limits, Lost, Why};
+use crate::progress::{Event, RoundReport, ms};
 use crate::session::Link;
 
 /// The knowledge after the latest round.
@@ -19,6 +19,14 @@ pub(super) struct Steering {
     pub(super) limits: Limits,
     /// The latest prediction of the downtime.
     pub(super) predicted: Downtime,
+    /// Heartbeats of the guest per second before the first round, if it sends enough to measure.
+    heartbeats_per_second: Option<f64>,
+    /// What throttling has taken from the guest.
+    pub(super) throttling: ThrottleMeter,
+    /// The part that was reported with the rounds so far.
+    throttling_reported: Duration,
+    /// What recording its writes has taken from the guest, if its heartbeat shows that.
+    pub(super) tracking: Option<Duration>,
     /// Whether the operator was warned that the migration will not converge.
     warned: bool,
     /// Whether the operator was warned that no switch keeps the limit.
@@ -26,9 +34,18 @@ pub(super) struct Steering {
 }
 
 impl Steering {
-    pub(super) fn new(link: &Link, limits: Limits) -> Self {
-        let history = History::new(link.control.round_trip());
-        Self { history, limits, predicted: Downtime::default(), warned: false, warned_of_limit: false }
+    pub(super) fn new(link: &Link, limits: Limits, heartbeats_per_second: Option<f64>) -> Self {
+        Self {
+            history: History::new(link.control.round_trip()),
+            limits,
+            predicted: Downtime::default(),
+            heartbeats_per_second,
+            throttling: ThrottleMeter::default(),
+            throttling_reported: Duration::ZERO,
+            tracking: None,
+            warned: false,
+            warned_of_limit: false,
+        }
     }
 
     /// A new attempt over other lanes starts without knowledge.
@@ -92,9 +109,43 @@ impl Steering {
         });
     }
 
+    /// Adds the guest's heartbeats during the last round, and the time that it lost, to history and report.
+    pub(super) fn count_lost(&mut self, heartbeats_per_second: Option<f64>, report: &mut RoundReport) {
+        let lost = self.throttling.lost();
+        report.lost_to_throttling_ms = ms(lost.saturating_sub(self.throttling_reported));
+        self.throttling_reported = lost;
+        let beats = self.heartbeats_per_second.zip(heartbeats_per_second);
+        let round = self
+            .history
+            .rounds()
+            .last()
+            .map(|round| (round.duration + round.harvest, round.throttle_percent));
+        let tracking =
+            beats.zip(round).map(|(beats, (time, percent))| Lost::to_tracking(time, beats, percent));
+        self.history.tracked(tracking);
+        report.heartbeats_per_second = heartbeats_per_second;
+        report.lost_to_tracking_ms = tracking.map(ms);
+        self.tracking = tracking.map(|lost| lost + self.tracking.unwrap_or_default()).or(self.tracking);
+    }
+
+    /// Reports the course that was chosen, with the figures of the others.
+    pub(super) fn report_course(&self, migration: Migration<'_>, decision: Decision) {
+        if !self.limits.if_stuck.is_auto() {
+            return;
+        }
+        let offers = self.convergence(migration).offers();
+        let (taken, not_taken): (Vec<_>, Vec<_>) = offers.iter().partition(|offer| offer.step == decision);
+        migration.observer.event(&Event::CourseChosen {
+            taken: taken.first().map(ToString::to_string),
+            not_taken: not_taken.into_iter().map(ToString::to_string).collect(),
+        });
+    }
+
     pub(super) fn throttle(&mut self, migration: Migration<'_>, percent: u8) {
+        let expected_bytes = self.convergence(migration).expected_bytes(percent);
         if throttle(migration, percent) {
-            self.history.throttled(percent);
+            self.throttling.set(percent);
+            self.history.throttled(percent, expected_bytes);
         } else {
             self.history.throttle_refused();
         }

@@ -49,12 +49,14 @@ impl<'migration> Converged<'migration> {
             connected,
             pages,
             saving,
-            steering,
+            mut steering,
             setup,
             paused_since,
             heartbeats_per_second,
         } = self;
         let throttle_percent = steering.history.throttle_percent();
+        // From the pause on the guest loses all of its time.
+        steering.throttling.set(0);
         let mut switch = Switch {
             migration,
             connected,

@@ -45,11 +45,16 @@ pub(crate) const PATIENT: &str = "--downtime-limit=5000";
 /// A migration of a [`BUSY`] guest that lasts for the maximum of rounds: the rest takes longer to send than
 /// the limit allows, and no policy changes that. The limit is still high enough for a switch with nothing
 /// left to send.
-pub(crate) const ENDLESS: [&str; 4] =
-    ["--downtime-limit=500", "--max-rounds=10000", "--throttle-max=0", "--bandwidth-limit=8"];
+pub(crate) const ENDLESS: [&str; 5] = [
+    "--downtime-limit=500",
+    "--max-rounds=10000",
+    "--if-stuck=throttle",
+    "--throttle-max=0",
+    "--bandwidth-limit=8",
+];
 
 /// The same, with rounds so long that it takes minutes: for effects that need time to show.
-pub(crate) const LONG: [&str; 4] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], "--bandwidth-limit=4"];
+pub(crate) const LONG: [&str; 5] = [ENDLESS[0], ENDLESS[1], ENDLESS[2], ENDLESS[3], "--bandwidth-limit=4"];
 
 /// A guest that writes as fast as it can, so that those rounds take their time.
 pub(crate) const BUSY: &str = "--dirty-rate=10000";

@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use std::process::ExitCode;
 
 use sterna::error_code::ErrorCode;
-use sterna::progress::{DowntimeReport, Event, Report};
+use sterna::progress::{DowntimeReport, Event, Report, RoundReport};
 use sterna::source::Verify;
 
 use super::exit::Exit;
@@ -67,19 +67,25 @@ pub(crate) fn progress(event: &Event) {
                 String::new()
             };
             errln!(
-                "  round {number}: {} pages, {} in {:.0} ms{rest}",
+                "  round {number}: {} pages, {} in {:.0} ms{}{rest}",
                 round.pages,
                 Size(round.bytes),
-                round.ms
+                round.ms,
+                lost_meanwhile(round)
             );
         }
         Event::Throttled { percent: 0 } => errln!("  guest at full speed again"),
         Event::Throttled { percent } => {
             errln!("  rounds do not get smaller: guest slowed by {percent} %");
         }
+        Event::CourseChosen { taken, not_taken } => {
+            let taken = taken.as_deref().unwrap_or("none is open");
+            errln!("  course: {taken}; not taken: {}", not_taken.join("; "));
+        }
         Event::NotConverging { why, help, .. } => {
             errln!("  warning: {why}; it would take {help}");
         }
+        Event::LogWarning { why } => errln!("  warning: {why}"),
         Event::Relaxed { downtime_limit_ms } => {
             errln!("  rounds do not get smaller: {downtime_limit_ms:.0} ms of downtime allowed");
         }
@@ -115,6 +121,7 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
         ("total time", format!("{:.0} ms, {:.0} ms of it to set up", report.total_ms, report.setup_ms)),
         ("downtime", downtime),
         ("of that", parts(report)),
+        ("guest lost", lost(report)),
         ("rounds", report.rounds.len().to_string()),
         (
             "moved",
@@ -131,6 +138,22 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
         lines.push(("compared", compared(report)));
     }
     lines
+}
+
+/// What the guest lost in a round, if that is known and not nothing.
+fn lost_meanwhile(round: &RoundReport) -> String {
+    let lost_ms = round.lost_to_throttling_ms + round.lost_to_tracking_ms.unwrap_or(0.0);
+    if lost_ms < 0.5 { String::new() } else { format!(", {lost_ms:.0} ms lost to the guest") }
+}
+
+/// What the guest lost in all, by cause.
+fn lost(report: &Report) -> String {
+    let Report { lost_ms, downtime_ms, lost_to_throttling_ms, lost_to_tracking_ms, .. } = report;
+    let tracking = match lost_to_tracking_ms {
+        Some(ms) => format!("{ms:.1} recording its writes"),
+        None => "recording its writes unknown".to_owned(),
+    };
+    format!("{lost_ms:.1} ms: downtime {downtime_ms:.1}, throttling {lost_to_throttling_ms:.1}, {tracking}")
 }
 
 fn compared(report: &Report) -> String {
@@ -182,6 +205,12 @@ pub(crate) fn json(report: &Report, wrong_pages: u64) -> serde_json::Map<String,
         "verify": report.verify,
         "verify_ms": report.verify_ms,
         "guest_downtime_ms": report.guest_downtime_ms,
+        "lost": {
+            "total_ms": report.lost_ms,
+            "downtime_ms": report.downtime_ms,
+            "throttling_ms": report.lost_to_throttling_ms,
+            "tracking_ms": report.lost_to_tracking_ms,
+        },
         "predicted_downtime_ms": report.predicted.map(|predicted| predicted.total_ms),
         "downtime_predicted": report.predicted,
         "downtime_measured": report.measured,
