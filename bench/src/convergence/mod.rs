@@ -8,10 +8,12 @@
 //! | [`prediction`](figures::prediction) | predicted against measured downtime, over guests of many rates |
 //! | [`shares`](figures::shares) | guests at 0.5 to 0.85 of the link: convergence; cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
+//! | [`tournament`] | policies against each other and against an optimum, by simulation |
 
 mod error;
 mod figures;
 mod migration;
+mod tournament;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +22,7 @@ use clap::{Args, ValueEnum};
 
 use self::error::BenchError;
 pub(crate) use self::migration::{Demo, Migration};
+use self::tournament::TournamentArgs;
 
 /// The figures to measure, and their parameters.
 #[derive(Debug, Args)]
@@ -42,6 +45,8 @@ pub(crate) struct ConvergenceArgs {
     /// The transport of pages: tcp or rdma
     #[arg(long, default_value = "tcp")]
     transport: String,
+    #[command(flatten)]
+    tournament: TournamentArgs,
 }
 
 /// One figure.
@@ -55,6 +60,8 @@ pub(crate) enum Figure {
     Shares,
     /// The guest's heartbeat, round by round
     Slowdown,
+    /// Policies against each other, by simulation; only if it is named
+    Tournament,
 }
 
 pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
@@ -69,6 +76,12 @@ pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
 
 /// Takes the figures and prints them, up to the first migration that fails unexpectedly.
 fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
+    if args.figures.contains(&Figure::Tournament) {
+        tournament::run(args.tournament);
+        if args.figures.len() == 1 {
+            return Ok(());
+        }
+    }
     let demo = Demo {
         program: Demo::program(args.sterna.as_deref()),
         common: vec![
