@@ -27,8 +27,8 @@
 //! # }
 //! ```
 //!
-//! A VMM on a host with RDMA calls [`load_ahead`](transport::rdma::load_ahead) when it starts, so that no
-//! migration waits for the drivers to load.
+//! A VMM on a host with RDMA calls [`load_ahead`](transport::rdma::RdmaProvider::load_ahead) when it starts,
+//! so that no migration waits for the drivers to load.
 //!
 //! # Rooms
 //!

@@ -57,42 +57,42 @@ pub enum SamplingError {
 
 coded!(SamplingError, SamplingErrorKind, "sampling", via Dirty, Memory);
 
-/// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of this
-/// time: about twice as long in total. The guest's writes are slower meanwhile, as in the rounds of a
-/// migration. The guest must not be migrating.
-///
-/// # Errors
-/// [`SamplingError`]. The dirty log is off again, unless the kernel refuses.
-pub fn sample(guest: &dyn SourceGuest, longest: Duration) -> Result<Sampled, SamplingError> {
-    let (ram, log) = (guest.ram()?, guest.dirty_log()?);
-    let layout = ram.layout();
-    let mut watch = Watch {
-        log: &*log,
-        dirty: DirtyBitmap::new(&layout),
-        stripes: Stripes::new(1),
-        harvest: Duration::ZERO,
-    };
-    let beat = HeartbeatAt::now(guest);
-    thread::sleep(longest / 4);
-    let heartbeats_per_second = beat.rate_until(HeartbeatAt::now(guest));
-    watch.begin()?;
-    let beat = HeartbeatAt::now(guest);
-    let samples = [16, 8, 4, 2, 1].map(|part| watch.sample(longest / part));
-    let heartbeats_per_second_watched = beat.rate_until(HeartbeatAt::now(guest));
-    let samples = samples.into_iter().collect::<Result<_, _>>()?;
-    let (ram_bytes, touched_bytes, harvest) =
-        (layout.total_bytes(), touched_bytes(&ram, &layout)?, watch.harvest);
-    Ok(Sampled {
-        ram_bytes,
-        touched_bytes,
-        samples,
-        harvest,
-        heartbeats_per_second,
-        heartbeats_per_second_watched,
-    })
-}
-
 impl Sampled {
+    /// Watches a guest for `longest`, and before that for a half, a fourth, an eighth and a sixteenth of this
+    /// time: about twice as long in total. The guest's writes are slower meanwhile, as in the rounds of a
+    /// migration. The guest must not be migrating.
+    ///
+    /// # Errors
+    /// [`SamplingError`]. The dirty log is off again, unless the kernel refuses.
+    pub fn of(guest: &dyn SourceGuest, longest: Duration) -> Result<Self, SamplingError> {
+        let (ram, log) = (guest.ram()?, guest.dirty_log()?);
+        let layout = ram.layout();
+        let mut watch = Watch {
+            log: &*log,
+            dirty: DirtyBitmap::new(&layout),
+            stripes: Stripes::new(1),
+            harvest: Duration::ZERO,
+        };
+        let beat = HeartbeatAt::now(guest);
+        thread::sleep(longest / 4);
+        let heartbeats_per_second = beat.rate_until(HeartbeatAt::now(guest));
+        watch.begin()?;
+        let beat = HeartbeatAt::now(guest);
+        let samples = [16, 8, 4, 2, 1].map(|part| watch.sample(longest / part));
+        let heartbeats_per_second_watched = beat.rate_until(HeartbeatAt::now(guest));
+        let samples = samples.into_iter().collect::<Result<_, _>>()?;
+        let (ram_bytes, touched_bytes, harvest) =
+            (layout.total_bytes(), touched_bytes(&ram, &layout)?, watch.harvest);
+        Ok(Self {
+            ram_bytes,
+            touched_bytes,
+            samples,
+            harvest,
+            heartbeats_per_second,
+            heartbeats_per_second_watched,
+        })
+    }
+
     /// A migration of this guest over a link that carries `bandwidth` bytes a second, within these limits.
     #[must_use]
     pub fn plan(&self, bandwidth: f64, limits: crate::convergence::Limits) -> Plan {

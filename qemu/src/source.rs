@@ -2,10 +2,10 @@
 //!
 //! | step | QEMU | its guest |
 //! |---|---|---|
-//! | [`start`](SourceQemu::start) | `migrate` into a socket of this process, with a downtime limit of 1 ms | runs |
+//! | [`start`](SourceQemu::start) | `migrate` into a socket of this process, limit 1 ms | runs |
 //! | [`catch_up`](SourceQemu::catch_up) | passes over RAM, and names pages | runs, or was paused by QEMU |
 //! | [`pause`](SourceQemu::pause) | the limit is raised: it pauses the guest, and waits | paused |
-//! | [`save`](SourceQemu::save) | names the last pages, sends the devices' state, and releases the disks | paused |
+//! | [`save`](SourceQemu::save) | names the last pages, sends its state, releases disks | paused |
 //! | [`take_back`](SourceQemu::take_back) | gives the migration up, or takes the disks again | as before |
 //! | [`quit`](SourceQemu::quit) | ends | gone |
 

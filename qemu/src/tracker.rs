@@ -10,9 +10,10 @@ use crate::names::{Content, PageNames, SharedBlock};
 
 /// The state of one migration out of QEMU.
 ///
-/// QEMU works in *passes*: it collects the dirty bits of all of RAM, and then names the pages. Reading is held
-/// back while more is named and unsent than the link carries in a moment. So QEMU passes over RAM no faster
-/// than the link, and when it pauses the guest by itself, because next to nothing is left, not much is unsent.
+/// QEMU works in *passes*: it collects the dirty bits of all of RAM, and then names the pages. Reading is
+/// held back while more is named and unsent than the link carries in a moment. So QEMU passes over RAM no
+/// faster than the link, and when it pauses the guest by itself, because next to nothing is left, not much is
+/// unsent.
 #[derive(Debug)]
 pub struct Tracker {
     pages: NamedPages,

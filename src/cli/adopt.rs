@@ -7,7 +7,7 @@ use clap::Args;
 use sterna::guest::SourceGuest;
 use sterna::lock::Lock;
 use sterna::state::GuestClaim;
-use sterna::transport::rdma::load_ahead;
+use sterna::transport::rdma::RdmaProvider;
 use sterna_qemu::monitor::Monitor;
 use sterna_qemu::qmp::Client;
 
@@ -24,7 +24,8 @@ pub(crate) struct AdoptArgs {
     /// The guest's name, by which `sterna migrate` finds it
     #[arg(value_parser = socket::parse_name)]
     name: String,
-    /// The socket of a monitor of the QEMU, one that no other client uses: `-qmp unix:PATH,server=on,wait=off`
+    /// The socket of a monitor of the QEMU, one that no other client uses: `-qmp
+    /// unix:PATH,server=on,wait=off`
     #[arg(long, value_name = "SOCKET")]
     qmp: PathBuf,
     /// Leave the QEMU here stopped, instead of ending it, once its guest runs at another host
@@ -36,7 +37,8 @@ pub(crate) struct AdoptArgs {
     /// guest. It replaces this host's records of the name
     #[arg(long)]
     new: bool,
-    /// Hold the guest only while this file is locked: an arbiter between the hosts, on storage that they share
+    /// Hold the guest only while this file is locked: an arbiter between the hosts, on storage that they
+    /// share
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
     /// Print events as JSON, one object a line
@@ -67,7 +69,7 @@ fn adopt(args: &AdoptArgs, claim: &GuestClaim) -> Result<ExitCode, String> {
     let lock = args.lock.as_ref().map(Lock::at);
     lock.as_ref().map_or(Ok(()), Lock::take).map_err(|error| error.to_string())?;
     let socket = Listener::bind(&args.name).map_err(|error| error.to_string())?;
-    load_ahead();
+    RdmaProvider::load_ahead();
     let fate = if args.keep_source { Fate::Keep } else { Fate::Quit };
     let monitor = Monitor::new(Client::connect(&args.qmp).map_err(|error| error.to_string())?);
     let guest = QemuGuest::adopted(args.name.clone(), Server::new(socket), monitor, fate)

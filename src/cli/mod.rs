@@ -2,7 +2,7 @@
 //!
 //! | file | |
 //! |---|---|
-//! | `run`, `adopt`, `receive` | those that hold a guest: a new one, one of a running QEMU, one that arrives |
+//! | `run`, `adopt`, `receive` | those that hold a guest: new, of a running QEMU, arriving |
 //! | `migrate` | asks the process that holds a guest to move it, and shows the progress |
 //! | `cancel` | ends a running migration |
 //! | `recover` | reports on a guest after a migration that went wrong, and settles what it can |

@@ -14,7 +14,7 @@ use sterna::lock::Lock;
 use sterna::source::Cancel;
 use sterna::state::HostState;
 use sterna::transport::Transports;
-use sterna::transport::rdma::{RdmaProvider, RdmaTuning, load_ahead};
+use sterna::transport::rdma::{RdmaProvider, RdmaTuning};
 use sterna::transport::tcp::TcpProvider;
 use sterna_qemu::qmp::QmpError;
 
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(state) => state,
         Err(error) => return output::error(Exit::Refused, error),
     };
-    load_ahead();
+    RdmaProvider::load_ahead();
     let options = Options {
         transports: transports(args.pin_limit),
         state_max_bytes: args.state_max.map(|size| size.0),

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use sterna::host;
 use sterna::lock::Lock;
 use sterna::state::GuestClaim;
-use sterna::transport::rdma::load_ahead;
+use sterna::transport::rdma::RdmaProvider;
 use sterna_vmm::{HugePageSize, MachineConfig, MachineError, MachineKind, Workload};
 
 use super::dirty_log::DirtyLogArgs;
@@ -160,7 +160,7 @@ fn run_claimed(args: &RunArgs, claim: &GuestClaim) -> Result<ExitCode, (Exit, St
     let lock = args.lock.as_ref().map(Lock::at);
     lock.as_ref().map_or(Ok(()), Lock::take).map_err(|error| refused(&error))?;
     let socket = Listener::bind(&args.name).map_err(|error| refused(&error))?;
-    load_ahead();
+    RdmaProvider::load_ahead();
     let (kind, note) = args.guest.machine.decide();
     if let Some(note) = note {
         errln!("note: {note}");

@@ -12,7 +12,7 @@ use clap::Args;
 use sterna::guest::RunOutcome;
 use sterna::lock::Lock;
 use sterna::progress::Observer;
-use sterna::sampling::sample;
+use sterna::sampling::Sampled;
 use sterna::source::{
     Cancel, Doubt, GuestIs, LimitsHandle, MigrationError, MigrationFailure, Options, StillInDoubt, Verdict,
     migrate,
@@ -338,7 +338,7 @@ impl VmProcess {
             return refusal;
         }
         let over = IdleOnDrop(self);
-        let sampled = sample(&*self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
+        let sampled = Sampled::of(&*self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
         drop(over);
         match sampled {
             Ok(sampled) => Answer::Sampled(sampled.into()),

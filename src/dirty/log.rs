@@ -15,8 +15,8 @@ use super::region::DirtyRegion;
 ///
 /// The engine calls [`start`](Self::start) once, then [`catch_up`](Self::catch_up),
 /// [`harvest`](Self::harvest) for each region and [`clear`](Self::clear) for parts of the region, round after
-/// round, and [`stop`](Self::stop) if the attempt fails. `harvest` and `clear` are called from several threads
-/// at once, for different regions or pages.
+/// round, and [`stop`](Self::stop) if the attempt fails. `harvest` and `clear` are called from several
+/// threads at once, for different regions or pages.
 ///
 /// # A log fed by a stream
 ///
@@ -33,8 +33,8 @@ use super::region::DirtyRegion;
 ///
 /// A stream that breaks is an error of the next harvest, [`DirtyError::Vmm`].
 pub trait DirtyLog: Send + Sync + Debug {
-    /// Begins to record. Every write after it returns is seen by a later harvest. The answer tells which pages
-    /// written before it count as dirty without being marked.
+    /// Begins to record. Every write after it returns is seen by a later harvest. The answer tells which
+    /// pages written before it count as dirty without being marked.
     ///
     /// # Errors
     /// [`DirtyError`] if recording cannot begin; then it has not.
@@ -91,8 +91,8 @@ pub enum InitiallyDirty {
 /// How much the next harvest of a log will have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CaughtUp {
-    /// Every write before the call, except so many pages that the VMM has found written and will name later, at
-    /// the latest when it saves the paused guest. They count as dirty.
+    /// Every write before the call, except so many pages that the VMM has found written and will name later,
+    /// at the latest when it saves the paused guest. They count as dirty.
     Fully {
         /// The number of such pages.
         unnamed_pages: u64,

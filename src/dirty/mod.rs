@@ -11,8 +11,8 @@
 //! 3. only pages that will be read are cleared; the others stay dirty for the next harvest.
 //!
 //! A write after step 2 is seen by the next harvest; a write before it is in what step 3 reads. Bits that a
-//! failed attempt consumed are gone, so every attempt begins with all pages dirty, or with all pages named anew
-//! ([`InitiallyDirty`]).
+//! failed attempt consumed are gone, so every attempt begins with all pages dirty, or with all pages named
+//! anew ([`InitiallyDirty`]).
 
 mod bitmap;
 mod error;

@@ -22,8 +22,8 @@ use crate::transport::{Lane, Registration};
 pub(crate) struct Pass {
     /// Its number at both ends, from 1.
     pub(crate) number: u32,
-    /// The destination's memory is fresh, and all pages count as dirty: pages that are zero at the source need
-    /// not travel.
+    /// The destination's memory is fresh, and all pages count as dirty: pages that are zero at the source
+    /// need not travel.
     pub(crate) skips_zeros: bool,
 }
 

@@ -25,8 +25,8 @@ pub(super) struct Pages {
     /// When a lane took the first page.
     pub(super) first_page: Option<Instant>,
     initially: InitiallyDirty,
-    /// How many passes were made over dirty pages. A round has one, or several if the log learns of writes bit
-    /// by bit.
+    /// How many passes were made over dirty pages. A round has one, or several if the log learns of writes
+    /// bit by bit.
     passes: u32,
     /// Whether the next pass begins a round.
     begins_round: bool,

@@ -112,8 +112,8 @@ impl Crate {
                 }
                 Item::Use(import) => {
                     let reexport = match import.vis {
-                        Visibility::Public(_) => Reexport::Public,
-                        Visibility::Restricted(_) => Reexport::WithinTheCrate,
+                        Visibility::Public(_) if !import.attrs.iter().any(is_hidden) => Reexport::Public,
+                        Visibility::Public(_) | Visibility::Restricted(_) => Reexport::WithinTheCrate,
                         Visibility::Inherited => Reexport::No,
                     };
                     flatten(&import.tree, &mut Vec::new(), reexport, &mut self.modules[index].imports);

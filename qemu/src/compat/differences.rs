@@ -10,8 +10,8 @@ const LISTED_MAX: usize = 32;
 impl Description {
     /// What does not fit at the destination, each in a sentence; empty if the guest can move.
     ///
-    /// The versions of QEMU may differ, for the type of the machine fixes what the guest sees. So may the state
-    /// of the vCPUs.
+    /// The versions of QEMU may differ, for the type of the machine fixes what the guest sees. So may the
+    /// state of the vCPUs.
     #[must_use]
     pub fn differences(&self, destination: &Self) -> Vec<String> {
         let mut found = Vec::new();

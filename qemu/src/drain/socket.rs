@@ -13,8 +13,8 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// A connected pair of TCP sockets, of which the second is for QEMU. TCP, because the kernel discards bytes
-    /// of TCP without copying them.
+    /// A connected pair of TCP sockets, of which the second is for QEMU. TCP, because the kernel discards
+    /// bytes of TCP without copying them.
     pub(crate) fn pair() -> io::Result<(Self, TcpStream)> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let of_qemu = TcpStream::connect(listener.local_addr()?)?;

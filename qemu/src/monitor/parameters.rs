@@ -24,8 +24,8 @@ pub enum Parameter {
     CpuThrottleIncrement,
     /// By how much at most.
     MaxCpuThrottle,
-    /// From which share of the bytes sent, in percent, the bytes that the guest wrote meanwhile are too many for
-    /// `auto-converge`.
+    /// From which share of the bytes sent, in percent, the bytes that the guest wrote meanwhile are too many
+    /// for `auto-converge`.
     ThrottleTriggerThreshold,
 }
 

@@ -10,11 +10,8 @@ use crate::poison::IgnorePoison;
 /// The library, once it was loaded.
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
-/// Loads libibverbs and its drivers in a thread of its own, and returns at once. A VMM may call it before a
-/// migration: the library opens a score of drivers at the first request for devices, which costs a migration
-/// some tens of milliseconds at its start, at each end in turn. Without a device, or without the library,
-/// nothing happens; a later user of RDMA gets the error.
-pub fn load_ahead() {
+/// Loads it and its drivers in a thread of its own.
+pub(super) fn load_ahead() {
     let load = || library().map(|library| library.devices().map(drop));
     // If no thread can start, the first migration loads it.
     let _ = thread::Builder::new().name("load-verbs".into()).spawn(load);

@@ -32,7 +32,6 @@ pub(crate) mod wire;
 #[doc(hidden)]
 pub mod wire;
 
-pub use library::load_ahead;
 #[cfg(feature = "unstable")]
 pub(crate) use null::NullRegions;
 pub use path::RdmaPath;

@@ -1,5 +1,6 @@
 //! The provider of RDMA.
 
+use super::library;
 use super::offer::RdmaOffer;
 use super::path::RdmaPath;
 use super::receiver::RdmaReceiver;
@@ -21,6 +22,14 @@ pub struct RdmaProvider {
 impl RdmaProvider {
     /// Its name.
     pub const SCHEME: &'static str = "rdma";
+
+    /// Loads libibverbs and its drivers in a thread of its own, and returns at once. A VMM may call it before
+    /// a migration: the library opens a score of drivers at the first request for devices, which costs a
+    /// migration some tens of milliseconds at its start, at each end in turn. Without a device, or without
+    /// the library, nothing happens; a later user of RDMA gets the error.
+    pub fn load_ahead() {
+        library::load_ahead();
+    }
 
     /// With this tuning of posting at a source, and this limit on pinned memory at either end.
     #[must_use]

@@ -131,7 +131,8 @@ impl Folder {
 
 const FLOPPY_BYTES: u64 = 1_474_560;
 
-/// The longest wait for the answer to `migrate`, which comes once it is connected. With RDMA that takes longest.
+/// The longest wait for the answer to `migrate`, which comes once it is connected. With RDMA that takes
+/// longest.
 const MIGRATE_MAX: Duration = Duration::from_secs(60);
 
 /// One QEMU.
