@@ -103,8 +103,10 @@ impl<'input> Cursor<'input> {
         let (from_ahead, rest) = into.split_at_mut(held);
         from_ahead.copy_from_slice(&self.ahead[self.start..self.start + held]);
         self.used(held);
-        self.input.read_exact(rest).map_err(fault)?;
-        self.offset += rest.len() as u64;
+        if !rest.is_empty() {
+            self.input.read_exact(rest).map_err(fault)?;
+            self.offset += rest.len() as u64;
+        }
         Ok(())
     }
 
