@@ -92,8 +92,13 @@ unpack_release() {
     for suite; do
         apt_source "$suite"
     done >"$dir/apt/sources.list"
-    logged "$dir/apt/log" release_apt "$dir/apt" update
-    logged "$dir/apt/log" release_apt "$dir/apt" install --yes --download-only --no-install-recommends "${wanted[@]}"
+    {
+        release_apt "$dir/apt" update &&
+            release_apt "$dir/apt" install --yes --download-only --no-install-recommends "${wanted[@]}"
+    } >"$dir/apt/log" 2>&1 || {
+        tail -n 20 "$dir/apt/log" >&2
+        die "apt-get could not download: ${wanted[*]}"
+    }
     for deb in "$dir/apt/archives"/*.deb; do
         name=${deb##*/}
         # The C library goes with the machine's dynamic loader, and is at least as new.

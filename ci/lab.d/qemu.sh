@@ -35,7 +35,7 @@ prepare_qemu() {
     command -v apt-get >/dev/null || die "QEMU for tests comes from packages of Debian or Ubuntu, and this machine has no apt-get"
     [[ $(uname -m) == x86_64 ]] || die "QEMU for tests is prepared on x86-64 machines only"
     [[ " $(qemu_versions) " == *" $version "* ]] || die "no QEMU $version for $(os_release PRETTY_NAME)." \
-        "Debian 12 and 13 have 7.2 and 10, Ubuntu 24.04 has 8.2"
+        "Debian 12 and 13 have 7.2 and 10, Ubuntu 24.04 has 8.2; ci/qemu alone prepares what this machine can have"
     qemu_version=$version
     cached "qemu-$version" build_qemu "$qemu_recipe"
 }
@@ -46,7 +46,7 @@ build_qemu() {
     say "downloading QEMU $qemu_version"
     unpack_release "$root" "${packages[@]}"
     for folder in usr/bin usr/lib usr/share/qemu usr/share/seabios lib; do
-        [[ ! -e $root/$folder ]] || { mkdir -p "$tree/root/${folder%/*}" && mv "$root/$folder" "$tree/root/$folder"; }
+        [[ ! -e $root/$folder ]] || { mkdir -p "$(dirname "$tree/root/$folder")" && mv "$root/$folder" "$tree/root/$folder"; }
     done
     for program in qemu-system-x86_64 qemu-img qemu-io; do
         install -m 755 "$parts/qemu-wrapper.sh" "$tree/$program"
