@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::dirty::{DirtyError, DirtyLog};
@@ -169,6 +170,8 @@ pub struct Proposal<'hello> {
     pub ram: &'hello crate::memory::RamLayout,
     /// What [`SourceGuest::details`] returned at the source, at most 256 KiB.
     pub details: &'hello [u8],
+    /// The address of the source.
+    pub from: SocketAddr,
 }
 
 /// A guest's heartbeat.

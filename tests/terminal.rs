@@ -279,7 +279,7 @@ fn a_guest_ends_with_the_process_that_is_told_to_end() {
         let running = host.run("tern", &[]);
         running.signal(signal);
         running.event("stopped");
-        running.wait().expect_code(0).says("tern ends, and this process");
+        running.wait().expect_code(0).says("tern ends, and this process ends");
         assert!(!host.socket("tern").exists());
     }
 }
@@ -356,7 +356,7 @@ fn a_guest_that_is_loaded_is_run_by_a_receiver_that_was_told_to_end() {
     receiving.process.says("the guest is loaded and may have to run here");
     open.store(true, Ordering::Relaxed);
     running.event("moved");
-    receiving.process.says("another SIGTERM ends it");
+    receiving.process.says("another SIGTERM ends this process");
     runs_on(&destination, "tern");
     receiving.process.signal(libc::SIGTERM);
     receiving.process.wait().expect_code(0);

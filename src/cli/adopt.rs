@@ -13,6 +13,7 @@ use sterna_qemu::qmp::Client;
 
 use super::exit::Exit;
 use super::output::{self, outln};
+use super::protocol::Failure;
 use super::qemu::{Fate, QemuGuest};
 use super::server::Server;
 use super::socket::{self, Listener};
@@ -24,8 +25,8 @@ pub(crate) struct AdoptArgs {
     /// The guest's name, by which `sterna migrate` finds it
     #[arg(value_parser = socket::parse_name)]
     name: String,
-    /// The socket of a monitor of the QEMU, one that no other client uses: `-qmp
-    /// unix:PATH,server=on,wait=off`
+    /// The socket of a monitor of the QEMU, one that no other client uses:
+    /// `-qmp unix:PATH,server=on,wait=off`
     #[arg(long, value_name = "SOCKET")]
     qmp: PathBuf,
     /// Leave the QEMU here stopped, instead of ending it, once its guest runs at another host
@@ -61,7 +62,8 @@ pub(crate) fn run(args: &AdoptArgs) -> ExitCode {
     adopt(args, &claim).unwrap_or_else(|error| {
         // Nothing was adopted.
         claim.retire();
-        output::error(Exit::Refused, error)
+        let guest = "the guest is as it was, and not adopted".into();
+        output::failed(&Failure { exit: Exit::Refused, what: error, guest, code: None })
     })
 }
 

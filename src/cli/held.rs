@@ -31,4 +31,7 @@ pub(crate) trait HeldGuest: SourceGuest + Debug {
 
     /// The operator wants this process to end. Answers what became of the guest.
     fn released(&self) -> Ended;
+
+    /// What happens to the guest when this process ends before it moved, as a clause without a subject.
+    fn without_process(&self) -> &'static str;
 }

@@ -35,10 +35,10 @@ const HINTS: &[(&str, &str)] = &[
          LimitMEMLOCK=infinity; container: --ulimit memlock=-1); or use `--transport tcp`",
     ),
     ("saved-state.too-long", "start `sterna receive` with a larger `--state-max`"),
-    ("start.elsewhere", "to start another guest of that name: `sterna run --new`"),
+    ("start.elsewhere", "to start or adopt another guest of that name: `--new`"),
     (
         "start.in-doubt",
-        "`sterna recover NAME` settles what became of it; to start another guest of that name: `sterna run --new`",
+        "`sterna recover NAME` settles what became of it; to start or adopt another guest of that name: `--new`",
     ),
     ("state.claimed", "let that process end, or choose another name"),
     ("store.exists", "`--force` replaces it"),

@@ -16,6 +16,7 @@ use sterna::guest::{
 use sterna::host;
 use sterna::memory::GuestRam;
 use sterna::saved_state::{StateReader, StateWriter};
+use sterna_qemu::compat::Description;
 use sterna_vmm::{
     CpuDescription, DirtyTracking, MAX_STATE_BYTES, MachineConfig, MachineError, MachineKind, Phase,
     SharedMachine, host_cpu,
@@ -114,6 +115,19 @@ struct Details {
     config: MachineConfig,
     cpu: CpuDescription,
     device_state_bytes: u64,
+}
+
+impl Details {
+    /// The description from the bytes of a peer.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (details, rest) = postcard::take_from_bytes(bytes).ok()?;
+        rest.is_empty().then_some(details)
+    }
+}
+
+/// Whether a peer's description is that of a machine of `sterna-vmm`.
+pub(crate) fn is_description(bytes: &[u8]) -> bool {
+    Details::decode(bytes).is_some()
 }
 
 impl Guest for MachineGuest {
@@ -273,7 +287,17 @@ impl HeldGuest for MachineGuest {
         self.machine.stop();
         Ended::Stopped
     }
+
+    fn without_process(&self) -> &'static str {
+        "ends"
+    }
 }
+
+const OF_ANOTHER_VERSION: &str = "its description is not of this version";
+
+/// The guest has another VMM.
+const OF_QEMU: &str = "it is a guest of QEMU, and this host waits for one of Sterna's own VMM; start \
+    `sterna receive` at the destination with `--qmp SOCKET` or `--start COMMAND`";
 
 #[expect(unsafe_code, reason = "a VMM answers for its memory slots")]
 fn kvm_log(vm: OwnedFd, slots: Vec<KvmSlot>, ram: &GuestRam) -> Result<KvmLog, GuestError> {
@@ -300,11 +324,10 @@ impl GuestHost for MachineHost {
 
     fn prepare(&self, proposal: &Proposal<'_>) -> Result<MachineGuest, Refusal> {
         let incompatible = |error: MachineError| Refusal::Incompatible(error.to_string());
-        let (details, rest) = postcard::take_from_bytes::<Details>(proposal.details)
-            .map_err(|_| Refusal::Incompatible("its description is not of this version".into()))?;
-        if !rest.is_empty() {
-            return Err(Refusal::Incompatible("its description is not of this version".into()));
-        }
+        let details = Details::decode(proposal.details).ok_or_else(|| {
+            let of_qemu = Description::decode(proposal.details).is_ok();
+            Refusal::Incompatible(if of_qemu { OF_QEMU } else { OF_ANOTHER_VERSION }.into())
+        })?;
         let name = self.name.clone().unwrap_or_else(|| proposal.name.to_owned());
         signals::guest_arrives();
         let socket = Listener::bind(&name).map_err(|error| match error {

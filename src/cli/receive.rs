@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use sterna::destination::{Arrival, Options, ReceiveError, Receiver};
 use sterna::guest::GuestHost;
 use sterna::image::{self, Store};
@@ -16,7 +16,6 @@ use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::{RdmaProvider, RdmaTuning};
 use sterna::transport::tcp::TcpProvider;
-use sterna_qemu::qmp::QmpError;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -24,7 +23,7 @@ use super::held::HeldGuest;
 use super::machine::MachineHost;
 use super::output::{self, errln, outln};
 use super::port::DEFAULT_PORT;
-use super::qemu::{Fate, QemuHost};
+use super::qemu::{Fate, QemuHost, StartCommand, WaitingQemu};
 use super::signals;
 use super::size::Size;
 use super::socket;
@@ -32,6 +31,7 @@ use super::state::StateArgs;
 use super::vm_process::{StdinArgs, hold};
 
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("of_qemu").args(["qmp", "start"])))]
 pub(crate) struct ReceiveArgs {
     /// Address to listen on. Every host that reaches it may send a guest, so choose a trusted network
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
@@ -46,8 +46,14 @@ pub(crate) struct ReceiveArgs {
     /// `-incoming defer -S`
     #[arg(long, value_name = "SOCKET", conflicts_with_all = ["into", "memory_max", "DirtyLogArgs"])]
     qmp: Option<PathBuf>,
+    /// Take a guest of QEMU into a QEMU that this shell command starts when the guest comes. It gets
+    /// STERNA_GUEST_NAME, _MEMORY_BYTES, _MACHINE, _VCPUS, _ACCELERATOR and _FROM in its environment, starts
+    /// QEMU in the background with `-incoming defer -S`, prints the path of a QMP socket of it, and ends
+    /// within 30 s
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["into", "DirtyLogArgs"])]
+    start: Option<String>,
     /// Leave the QEMU here stopped, instead of ending it, once its guest has moved on to another host
-    #[arg(long, requires = "qmp")]
+    #[arg(long, requires = "of_qemu")]
     keep_source: bool,
     /// Refuse guests with more RAM than this
     #[arg(long, value_name = "SIZE")]
@@ -119,7 +125,12 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     if args.json {
         outln!("{}", serde_json::json!({ "event": "listening", "address": address }));
     } else {
-        outln!("listening at {address} for a {}", if store.is_some() { "file" } else { "guest" });
+        let what = match (&store, &qemu) {
+            (Some(_), _) => "file",
+            (None, Some(_)) => "guest of QEMU",
+            (None, None) => "guest",
+        };
+        outln!("listening at {address} for a {what}");
     }
     if let Some(store) = store {
         let receiver = image::Receiver::from_listener(listener, transports(args.pin_limit));
@@ -139,9 +150,15 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
 
 impl ReceiveArgs {
     /// The QEMU that is to take a guest, if one is named. It answers already.
-    fn qemu_host(&self, options: &Options) -> Option<Result<QemuHost, QmpError>> {
-        let (qmp, fate) = (self.qmp.clone()?, if self.keep_source { Fate::Keep } else { Fate::Quit });
-        let host = QemuHost::new(qmp, self.name.clone(), options.pending.clone(), fate);
+    fn qemu_host(&self, options: &Options) -> Option<Result<QemuHost, String>> {
+        let memory_max_bytes = self.memory_max.map(|size| size.0);
+        let qemu = match (&self.qmp, &self.start) {
+            (Some(qmp), _) => WaitingQemu::At(qmp.clone()),
+            (None, Some(command)) => WaitingQemu::Started(StartCommand::new(command), memory_max_bytes),
+            (None, None) => return None,
+        };
+        let fate = if self.keep_source { Fate::Keep } else { Fate::Quit };
+        let host = QemuHost::new(qemu, self.name.clone(), options.pending.clone(), fate);
         Some(host.ask_ahead().map(|()| host))
     }
 }

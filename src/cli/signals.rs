@@ -82,15 +82,19 @@ pub(crate) fn no_guest() {
 }
 
 /// The guest runs on this host. On SIGINT or SIGTERM `stop` ends it and this process, unless it returns an
-/// obstacle.
-pub(crate) fn guest_is_held(name: &str, stop: impl Fn() -> Result<(), Failure> + Send + 'static) {
+/// obstacle; `fate` is what happens to the guest then.
+pub(crate) fn guest_is_held(
+    name: &str,
+    fate: &'static str,
+    stop: impl Fn() -> Result<(), Failure> + Send + 'static,
+) {
     let mut state = state();
     state.stage = Stage::Held;
     let name = name.to_owned();
     if let Some(signal) = state.came.take().filter(|&signal| signal != SIGHUP) {
         let signal = describe(signal);
         errln!(
-            "{signal}: {name} was given away to this host by then, and runs here; another {signal} ends it"
+            "{signal}: {name} was given away to this host by then, and runs here; another {signal} ends this process"
         );
     }
     let waiting = thread::Builder::new().spawn(move || {
@@ -98,12 +102,12 @@ pub(crate) fn guest_is_held(name: &str, stop: impl Fn() -> Result<(), Failure> +
         let mut said = String::new();
         while let Err(Failure { what, .. }) = stop() {
             if what != said {
-                errln!("{signal}: {what}. After that {name} ends, if it is here, and this process");
+                errln!("{signal}: {what}. After that {name}, if it is here, {fate}, and this process ends");
                 said = what;
             }
             thread::sleep(NAP);
         }
-        errln!("{signal}: {name} ends, and this process");
+        errln!("{signal}: {name} {fate}, and this process ends");
     });
     if let Err(error) = waiting {
         tracing::warn!("SIGTERM will not end this process, but `sterna` commands do: {error}");

@@ -93,7 +93,8 @@ pub(crate) fn hold(guest: Box<dyn HeldGuest>, claim: GuestClaim, lock: Option<Lo
     vm_process.claim.announce(&socket::contact());
     vm_process.guest.socket().serve(Arc::new(AtDesk(vm_process.clone())));
     let stopping = vm_process.clone();
-    signals::guest_is_held(vm_process.guest.name(), move || stopping.stop());
+    let guest = &vm_process.guest;
+    signals::guest_is_held(guest.name(), guest.without_process(), move || stopping.stop());
     // A sender lives in `vm_process`, so this waits until one sends.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     vm_process.guest.socket().close();

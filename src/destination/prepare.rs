@@ -39,8 +39,8 @@ impl<'attempt, G: DestinationGuest> Prepared<'attempt, G> {
         control: &mut ControlChannel,
     ) -> Result<Self, ReceiveError> {
         check_lock(options, hello)?;
-        let guest =
-            host.prepare(&Proposal { name: &hello.name, ram: &hello.ram, details: &hello.details })?;
+        let Hello { name, ram, details, .. } = hello;
+        let guest = host.prepare(&Proposal { name, ram, details, from: control.peer_address() })?;
         match connect(&guest, (listener, options), hello, control) {
             Ok((ram, lane_receiver, handover)) => {
                 options.pending.set(ArrivalPhase::Incoming, None);

@@ -96,11 +96,14 @@ pub(super) fn give_up(
     error
 }
 
+/// How long a destination may take to start a process for the guest.
+const STARTS_WITHIN: Duration = Duration::from_secs(40);
+
 /// The answer to an opening, after any messages still in flight from an attempt with failed lanes.
 fn await_ready(control: &mut ControlChannel, ram: &GuestRam) -> Result<Message, SessionError> {
     // The destination first ends that attempt: it releases RAM, which no guest waits for, and may be hashing
     // its part of a file, for which 16 MiB/s is slow.
-    let limit = STEP_MAX + Duration::from_secs(ram.layout().total_bytes() >> 24);
+    let limit = STEP_MAX + STARTS_WITHIN + Duration::from_secs(ram.layout().total_bytes() >> 24);
     loop {
         match control.receive("READY", Some(limit))? {
             Message::Transport(_) | Message::Digests(_) | Message::Checked(_) | Message::LanesFailed(..) => {}

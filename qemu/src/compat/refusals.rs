@@ -78,10 +78,10 @@ fn of_state(status: &Status, end: End) -> Option<Refused> {
         (End::Source, RunState::PostMigrate) => {
             "it was moved to another host before; only if it runs on no other host, QMP cont makes it run"
         }
-        (
-            End::Source,
-            RunState::FinishMigrate | RunState::InMigrate | RunState::SaveVm | RunState::RestoreVm,
-        ) => "wait until that ends",
+        (End::Source, RunState::InMigrate) => "wait until a guest has arrived in it",
+        (End::Source, RunState::FinishMigrate | RunState::SaveVm | RunState::RestoreVm) => {
+            "wait until that ends"
+        }
         (End::Source, _) => "make the guest run, or pause it",
     };
     let qemu = match end {

@@ -1,7 +1,7 @@
 //! What can go wrong between this process and QEMU's monitor.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -10,7 +10,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum QmpError {
     /// No connection was made.
-    #[error("cannot connect to QEMU's monitor at {}: {error}", path.display())]
+    #[error("cannot connect to QEMU's monitor at {}: {error}; {}", path.display(), remedy(path, error))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -19,8 +19,9 @@ pub enum QmpError {
     },
     /// The socket takes connections, but sends no greeting.
     #[error(
-        "QEMU's monitor at {} does not answer: QEMU hangs, or another client is connected, for QEMU serves one \
-         at a time; start QEMU with one more monitor for Sterna, `-qmp unix:PATH,server=on,wait=off`",
+        "QEMU's monitor at {} does not answer: QEMU hangs, or another client is connected (perhaps another Sterna), \
+         for QEMU serves one at a time; start QEMU with one more monitor for Sterna, \
+         `-qmp unix:PATH,server=on,wait=off`",
         path.display()
     )]
     Busy {
@@ -109,5 +110,23 @@ impl QmpError {
 
     pub(crate) fn words(command: &str, what: impl Into<String>) -> Self {
         Self::Words { command: command.to_owned(), what: what.into() }
+    }
+}
+
+fn is_of_no_listener(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// What mends a connection that was not made.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run Sterna as the user of QEMU, or as root".into(),
+        _ if is_of_no_listener(error) => {
+            format!(
+                "a QEMU with `-qmp unix:{},server=on,wait=off` listens there while it runs",
+                path.display()
+            )
+        }
+        _ => "name the socket of one of its `-qmp` options".into(),
     }
 }

@@ -18,7 +18,7 @@ use sterna_qemu::shared_ram::shared_ram;
 use sterna_qemu::source::{SourceQemu, Taken};
 
 use super::log::QemuLog;
-use super::ram;
+use super::{ram, start};
 use crate::cli::ended::Ended;
 use crate::cli::held::HeldGuest;
 use crate::cli::protocol::{Checked, GuestKind, Vitals};
@@ -47,10 +47,18 @@ pub(crate) struct QemuGuest {
 #[derive(Debug)]
 struct Arrival {
     destination: DestinationQemu,
-    /// The guest was paused at the source, and is to stay so.
-    was_paused: bool,
+    plan: ArrivalPlan,
     /// QEMU was given a state, so it can take no other guest.
     loaded: AtomicBool,
+}
+
+/// How a guest arrives.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ArrivalPlan {
+    /// The guest was paused at the source, and is to stay so.
+    pub(super) was_paused: bool,
+    /// The QEMU was started for this guest, and waits for no other.
+    pub(super) started_for_it: bool,
 }
 
 /// What becomes of a QEMU whose guest has moved away.
@@ -78,10 +86,10 @@ impl QemuGuest {
     pub(super) fn arriving(
         (name, socket): (String, Server),
         (monitor, machine): (Monitor, Description),
-        (was_paused, fate): (bool, Fate),
+        (plan, fate): (ArrivalPlan, Fate),
     ) -> Result<Self, GuestError> {
         let destination = DestinationQemu::new(monitor.clone()).map_err(GuestError::new)?;
-        let arrival = Arrival { destination, was_paused, loaded: AtomicBool::new(false) };
+        let arrival = Arrival { destination, plan, loaded: AtomicBool::new(false) };
         Self::new((name, socket), (monitor, machine), Some(arrival), fate)
     }
 
@@ -208,7 +216,7 @@ impl DestinationGuest for QemuGuest {
 
     fn start(&self) -> Result<RunOutcome, GuestError> {
         let arrival = self.arrival()?;
-        if arrival.was_paused {
+        if arrival.plan.was_paused {
             return Ok(RunOutcome::Running);
         }
         match arrival.destination.start().map_err(GuestError::new)? {
@@ -228,6 +236,10 @@ impl DestinationGuest for QemuGuest {
                 }
                 other => other.map_err(GuestError::new),
             },
+            Some(arrival) if arrival.plan.started_for_it => {
+                start::end(self.monitor());
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -283,6 +295,10 @@ impl HeldGuest for QemuGuest {
     /// The guest stays as it is, in a QEMU that Sterna has nothing to do with any more.
     fn released(&self) -> Ended {
         Ended::Released
+    }
+
+    fn without_process(&self) -> &'static str {
+        "goes on in its QEMU"
     }
 }
 

@@ -1,9 +1,13 @@
 //! The adapter from `sterna-qemu` to the engine: stock QEMU guests.
 
+mod command;
 mod guest;
 mod host;
 mod log;
+mod pipe;
 mod ram;
+mod start;
 
 pub(crate) use guest::{Fate, QemuGuest};
-pub(crate) use host::QemuHost;
+pub(crate) use host::{QemuHost, WaitingQemu};
+pub(crate) use start::StartCommand;

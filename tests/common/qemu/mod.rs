@@ -12,6 +12,7 @@ mod programs;
 mod running;
 mod serial;
 mod setup;
+mod started;
 mod wait;
 
 pub(crate) use disk::Disk;
@@ -23,4 +24,5 @@ pub(crate) use programs::{Program, is_demanded};
 pub(crate) use running::Qemu;
 pub(crate) use serial::{Serial, Tick};
 pub(crate) use setup::{BootSector, Devices, LinuxGuest, Setup};
+pub(crate) use started::Started;
 pub(crate) use wait::wait_for;

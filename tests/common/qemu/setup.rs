@@ -191,6 +191,14 @@ impl<'a> Setup<'a> {
         Self { memory: Memory::Private, ..self.clone() }.start()
     }
 
+    /// Its command line for a shell, with the files in this folder.
+    pub(super) fn shell_command(&self, folder: &TempDir) -> String {
+        let command = self.command("started", folder);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<_> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+        words.join(" ")
+    }
+
     fn start_with(&self, role: &str, arguments: &[&str]) -> Qemu {
         static STARTED: AtomicU32 = AtomicU32::new(0);
         let name = format!("{role}-{}", STARTED.fetch_add(1, Ordering::Relaxed));

@@ -1,0 +1,153 @@
+//! Guests of stock QEMU that Sterna refuses to hold or to take: each error says what mends it.
+//! And QEMUs that an operator's command starts.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use common::qemu::{BootSector, Held, NAME, Program, Setup, Started, Waiting};
+use common::{Host, Process, wait_until};
+
+#[test]
+fn a_monitor_that_is_not_to_be_had_is_told_with_the_option_that_provides_one() {
+    let Some(program) = Program::find("10") else { return };
+    let qemu = Setup::boot_sector(&program, BootSector::default()).start();
+    let host = Host::new();
+    let adopt = |socket: String| {
+        let socket = format!("--qmp={socket}");
+        let refused = host.start(["adopt", NAME, socket.as_str()]).wait().expect_code(11);
+        refused.says("where: the guest is as it was, and not adopted");
+        refused
+    };
+    let nothing = host.runtime().join("nothing");
+    let option = format!("`-qmp unix:{},server=on,wait=off`", nothing.display());
+    adopt(nothing.display().to_string()).says(&option).says("No such file");
+
+    let client = UnixStream::connect(qemu.qmp()).expect("QEMU listens");
+    adopt(qemu.qmp().display().to_string()).says("another client is connected").says("one more monitor");
+    drop(client);
+
+    let held = Held::adopt(qemu, &[]);
+    let again = |name: &str| {
+        let socket = format!("--qmp={}", held.qemu.qmp().display());
+        held.host.start(["adopt", name, socket.as_str()]).wait().expect_code(11)
+    };
+    again(NAME).says("has the guest tern").says("choose another name");
+    again("other").says("perhaps another Sterna");
+    assert!(held.qemu.runs());
+}
+
+#[test]
+fn each_destination_names_the_option_that_takes_guests_of_the_other_vmm() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let held = Held::adopt(setup.start(), &[]);
+    let plain = Host::new();
+    let receiving = plain.receive(&[]);
+    let refused = held.migrate(receiving.address, &[]).wait().expect_code(11);
+    refused.says("it is a guest of QEMU").says("`--qmp SOCKET` or `--start COMMAND`");
+    assert!(held.qemu.runs());
+
+    let waiting = Waiting::start(&setup);
+    let running = plain.run("gull", &["--machine=synthetic"]);
+    let refused = plain.migrate("gull", waiting.receiving.address, &[]).wait().expect_code(11);
+    refused.says("a guest of Sterna's own VMM").says("without `--qmp` and `--start`");
+    drop(running);
+    // Neither refusal has used up the QEMU that waits.
+    held.migrate(waiting.receiving.address, &["--verify=full"]).wait().expect_code(0);
+    waiting.arrived_from(held);
+}
+
+#[test]
+fn a_qemu_that_ended_while_it_waited_is_named_and_another_one_takes_its_place() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let held = Held::adopt(setup.start(), &[]);
+    let Waiting { receiving, qemu, .. } = Waiting::start(&setup);
+    let socket = qemu.qmp();
+    qemu.kill();
+    let refused = held.migrate(receiving.address, &[]).wait().expect_code(11);
+    refused.says("listens there while it runs").says(&socket.display().to_string());
+    receiving.process.says("a guest did not arrive");
+    assert!(held.qemu.runs());
+}
+
+#[test]
+fn a_guest_comes_into_a_qemu_that_the_operators_command_starts() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default()).machine("pc-q35-10.0");
+    let held = Held::adopt(setup.start(), &[]);
+    held.qemu.serial().wait_for_sweeps(1);
+    let (host, started) = (Host::new(), Started::new());
+    let receiving = host.receive(&["--start", &started.command(&setup)]);
+    held.migrate(receiving.address, &["--verify=full"]).wait().expect_code(0);
+    assert_eq!(receiving.process.event("arrived")["name"], NAME);
+    assert!(started.runs());
+    held.process.wait().expect_code(0);
+    started.serial().wait_for_sweeps(2);
+    assert_eq!(started.serial().wrong_addresses(), Vec::<u64>::new());
+    assert_eq!(
+        started.environment(),
+        "STERNA_GUEST_ACCELERATOR=tcg\n\
+         STERNA_GUEST_FROM=127.0.0.1\n\
+         STERNA_GUEST_MACHINE=pc-q35-10.0\n\
+         STERNA_GUEST_MEMORY_BYTES=67108864\n\
+         STERNA_GUEST_NAME=tern\n\
+         STERNA_GUEST_VCPUS=1\n"
+    );
+}
+
+#[test]
+fn the_example_moves_a_guest_on_one_machine() {
+    let Some(program) = Program::find("10") else { return };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/qemu/move.sh");
+    let mut command = Command::new(script);
+    command.arg("--verify=full").env("STERNA", env!("CARGO_BIN_EXE_sterna")).env("QEMU", &program.path);
+    let ended = Process::start(command).wait().expect_code(0);
+    assert!(ended.stdout.contains("all equal") && ended.stdout.contains(" 0 wrong pages"), "{ended:#?}");
+}
+
+#[test]
+fn a_guest_is_refused_with_the_words_of_the_command_that_failed() {
+    let Some(program) = Program::find("10") else { return };
+    let held = Held::adopt(Setup::boot_sector(&program, BootSector::default()).start(), &[]);
+    let host = Host::new();
+    let receiving = host.receive(&["--start", "echo no bridge on this host >&2; exit 3"]);
+    let refused = held.migrate(receiving.address, &[]).wait().expect_code(11);
+    refused.says("failed (exit status: 3): no bridge on this host");
+    receiving.process.says("start: no bridge on this host");
+    assert!(held.qemu.runs());
+}
+
+#[test]
+fn a_qemu_that_was_started_for_a_guest_that_does_not_come_ends() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let held = Held::adopt(setup.start(), &[]);
+    let (host, started) = (Host::new(), Started::new());
+    let receiving = host.receive(&["--start", &started.command(&setup.clone().cpus(2))]);
+    let refused = held.migrate(receiving.address, &[]).wait().expect_code(11);
+    refused.says("the number of vCPUs is 1 at the source and 2 at the destination");
+    assert_ne!(started.environment(), "");
+    wait_until("the QEMU that was started ends", || !started.lives());
+    assert!(held.qemu.runs());
+
+    // One that is too large for this host is refused before anything is started.
+    let (host, never) = (Host::new(), Started::new());
+    let receiving = host.receive(&["--memory-max=32M", "--start", &never.command(&setup)]);
+    held.migrate(receiving.address, &[]).wait().expect_code(11).says("memory");
+    assert_eq!(never.environment(), "");
+
+    // A command may print the socket of a QEMU that has a guest already: that one is left alone.
+    let (host, other) = (Host::new(), setup.start());
+    let receiving = host.receive(&["--start", &format!("echo {}", other.qmp().display())]);
+    held.migrate(receiving.address, &[]).wait().expect_code(11).says("is in the state running");
+    assert!(held.qemu.runs() && other.runs());
+    // With that socket by name, `receive` does not even begin to wait.
+    let socket = format!("--qmp={}", other.qmp().display());
+    let refused = host.start(["receive", "--port=0", socket.as_str()]).wait().expect_code(11);
+    refused.says("is in the state running").says("`-incoming defer -S`");
+}
