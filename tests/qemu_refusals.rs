@@ -1,4 +1,4 @@
-//! Guests of stock QEMU that Sterna refuses to hold or to take: each error says what mends it.
+//! Guests of stock QEMU that Sterna refuses to hold, to take or to measure: each error says what mends it.
 //! And QEMUs that an operator's command starts.
 #![cfg(feature = "cli")]
 
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::qemu::{BootSector, Held, NAME, Program, Setup, Started, Waiting};
-use common::{Host, Process, wait_until};
+use common::{Ended, Host, Process, wait_until};
 
 #[test]
 fn a_monitor_that_is_not_to_be_had_is_told_with_the_option_that_provides_one() {
@@ -73,6 +73,32 @@ fn a_qemu_that_ended_while_it_waited_is_named_and_another_one_takes_its_place() 
     refused.says("listens there while it runs").says(&socket.display().to_string());
     receiving.process.says("a guest did not arrive");
     assert!(held.qemu.runs());
+}
+
+#[test]
+fn the_writes_of_a_guest_are_measured_by_qemu_or_not_at_all() {
+    let Some(program) = Program::find("10") else { return };
+    let measure = |memory_mib: u32| -> (Held, Ended) {
+        let guest = BootSector { memory_mib, hot_mib: memory_mib / 2, ..BootSector::default() };
+        let qemu = Setup::boot_sector(&program, guest).start();
+        qemu.serial().wait_for_sweeps(1);
+        let held = Held::adopt(qemu, &[]);
+        let measured = held.host.start(["dirty-rate", NAME, "--json"]).wait();
+        assert!(held.qemu.runs());
+        assert_eq!(held.qemu.migration_status(), "", "no migration was begun");
+        (held, measured)
+    };
+    let (_, measured) = measure(128);
+    let measured = measured.expect_code(0).json();
+    let sampled = &measured["sampled"];
+    assert_eq!(sampled["ram_bytes"], 128 << 20, "{measured}");
+    assert!(sampled["touched_bytes"].as_u64() > Some(100 << 20), "{measured}");
+    assert!(sampled["note"].as_str().is_some_and(|note| note.contains("estimated by QEMU")), "{measured}");
+    let wrote = |sample: &serde_json::Value| sample["dirty_bytes"].as_u64() > Some(1 << 20);
+    assert!(sampled["samples"].as_array().expect("samples").iter().any(wrote), "{measured}");
+
+    let (_, refused) = measure(64);
+    refused.expect_code(10).says("only under KVM").says("where: the guest runs here");
 }
 
 #[test]

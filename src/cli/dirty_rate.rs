@@ -65,6 +65,9 @@ fn print(name: &str, samples: &Samples, forecasts: &[(u64, Forecast)]) {
     for sample in &samples.samples {
         outln!("  wrote {} in {:.0} ms: {:.0} MB/s", Size(sample.dirty_bytes), sample.ms, sample.mbps);
     }
+    if let Some(note) = &samples.note {
+        outln!("  ({note})");
+    }
     if let (Some(before), Some(watched)) =
         (samples.heartbeats_per_second, samples.heartbeats_per_second_watched)
     {

@@ -1,12 +1,14 @@
 //! What the process of a guest needs of it, whichever VMM runs the guest.
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use sterna::convergence::SwitchCost;
 use sterna::guest::SourceGuest;
+use sterna::sampling::SamplingError;
 
 use super::ended::Ended;
-use super::protocol::{Checked, Vitals};
+use super::protocol::{Checked, Samples, Vitals};
 use super::server::Server;
 
 /// A guest that a process of this host holds.
@@ -22,6 +24,9 @@ pub(crate) trait HeldGuest: SourceGuest + Debug {
 
     /// The cost of its switch, as far as it is known.
     fn switch_cost(&self) -> SwitchCost;
+
+    /// Measures how fast the guest writes, for `longest` and for shorter intervals before.
+    fn sample(&self, longest: Duration) -> Result<Samples, SamplingError>;
 
     /// Lets the guest check its own memory; an error if it has no means to.
     fn check(&self) -> Result<Checked, String>;

@@ -15,6 +15,7 @@ use sterna::guest::{
 };
 use sterna::host;
 use sterna::memory::GuestRam;
+use sterna::sampling::{Sampled, SamplingError};
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna_qemu::compat::Description;
 use sterna_vmm::{
@@ -27,7 +28,7 @@ use super::dirty_log::{DirtyLogArgs, RingLog};
 use super::ended::Ended;
 use super::held::HeldGuest;
 use super::incoming::Incoming;
-use super::protocol::{Checked, GuestKind, Vitals};
+use super::protocol::{Checked, GuestKind, Samples, Vitals};
 use super::server::Server;
 use super::signals;
 use super::socket::{Listener, SocketError};
@@ -270,6 +271,10 @@ impl HeldGuest for MachineGuest {
 
     fn switch_cost(&self) -> SwitchCost {
         *self.cost()
+    }
+
+    fn sample(&self, longest: Duration) -> Result<Samples, SamplingError> {
+        Sampled::of(self, longest).map(Samples::from)
     }
 
     fn check(&self) -> Result<Checked, String> {

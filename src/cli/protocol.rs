@@ -118,6 +118,9 @@ pub(crate) struct Samples {
     pub(crate) heartbeats_per_second: Option<f64>,
     pub(crate) heartbeats_per_second_watched: Option<f64>,
     pub(crate) samples: Vec<Sample>,
+    /// How it was measured, if not by Sterna.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
 }
 
 /// The guest's writes in one interval.
@@ -183,6 +186,7 @@ impl From<Sampled> for Samples {
             heartbeats_per_second: sampled.heartbeats_per_second,
             heartbeats_per_second_watched: sampled.heartbeats_per_second_watched,
             samples: sampled.samples.iter().map(sample).collect(),
+            note: None,
         }
     }
 }

@@ -12,7 +12,6 @@ use clap::Args;
 use sterna::guest::RunOutcome;
 use sterna::lock::Lock;
 use sterna::progress::Observer;
-use sterna::sampling::Sampled;
 use sterna::source::{
     Cancel, Doubt, GuestIs, LimitsHandle, MigrationError, MigrationFailure, Options, StillInDoubt, Verdict,
     migrate,
@@ -339,10 +338,10 @@ impl VmProcess {
             return refusal;
         }
         let over = IdleOnDrop(self);
-        let sampled = Sampled::of(&*self.guest, Duration::from_millis(longest_ms).min(WATCHED_MAX));
+        let sampled = self.guest.sample(Duration::from_millis(longest_ms).min(WATCHED_MAX));
         drop(over);
         match sampled {
-            Ok(sampled) => Answer::Sampled(sampled.into()),
+            Ok(samples) => Answer::Sampled(samples),
             Err(error) => {
                 let (what, code) = (error.to_string(), Some(error.code().to_string()));
                 Answer::Failed(Failure {

@@ -9,6 +9,7 @@ use sterna::convergence::SwitchCost;
 use sterna::dirty::DirtyLog;
 use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest};
 use sterna::memory::GuestRam;
+use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna_qemu::compat::{Description, End, refusals};
 use sterna_qemu::destination::{DestinationQemu, Started};
@@ -18,10 +19,10 @@ use sterna_qemu::shared_ram::shared_ram;
 use sterna_qemu::source::{SourceQemu, Taken};
 
 use super::log::QemuLog;
-use super::{ram, start};
+use super::{ram, sampling, start};
 use crate::cli::ended::Ended;
 use crate::cli::held::HeldGuest;
-use crate::cli::protocol::{Checked, GuestKind, Vitals};
+use crate::cli::protocol::{Checked, GuestKind, Samples, Vitals};
 use crate::cli::server::Server;
 use crate::cli::signals;
 use crate::poison::IgnorePoison;
@@ -278,6 +279,10 @@ impl HeldGuest for QemuGuest {
 
     fn switch_cost(&self) -> SwitchCost {
         *self.cost()
+    }
+
+    fn sample(&self, longest: Duration) -> Result<Samples, SamplingError> {
+        Ok(sampling::sample(self.monitor(), self.machine.accelerator, longest)?)
     }
 
     fn check(&self) -> Result<Checked, String> {

@@ -6,6 +6,7 @@ mod host;
 mod log;
 mod pipe;
 mod ram;
+mod sampling;
 mod start;
 
 pub(crate) use guest::{Fate, QemuGuest};
