@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::multifd::{ChannelPages, Channels, ChannelsError, Dialect};
+use crate::multifd::{ChannelError, ChannelPages, Channels, ChannelsError, Dialect};
 use crate::names::SharedBlock;
 use crate::page::Marks;
 use crate::stream::{self, Blob, Expected, Stage, StreamError, Watch};
@@ -42,6 +42,9 @@ pub(crate) struct Drain {
     shared: Arc<Shared>,
     /// The main channel's result.
     blob: Mutex<Receiver<Result<Blob, StreamError>>>,
+    /// The ends of the multifd channels, and how many there are.
+    ends: Mutex<Receiver<Result<(), ChannelError>>>,
+    channels: usize,
 }
 
 /// What the threads of all channels share.
@@ -61,6 +64,8 @@ struct Shared {
 pub(crate) enum DrainError {
     #[error(transparent)]
     Stream(#[from] StreamError),
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
     #[error("QEMU sent nothing for {} s", silence.as_secs())]
     Silent { silence: Duration },
     #[error("QEMU's stream was not read to its end: {0}")]
@@ -70,10 +75,10 @@ pub(crate) enum DrainError {
 impl Drain {
     /// Reads a stream of one channel.
     pub(crate) fn of_socket(socket: Socket, bounds: Bounds, tracker: Arc<Tracker>) -> io::Result<Self> {
-        let (sender, blob) = mpsc::channel();
+        let ((sender, blob), (_, ends)) = (mpsc::channel(), mpsc::channel());
         let shared = Shared::new(bounds, tracker, None);
         shared.spawn_main(socket, sender)?;
-        Ok(Self { shared, blob: Mutex::new(blob) })
+        Ok(Self { shared, blob: Mutex::new(blob), ends: Mutex::new(ends), channels: 0 })
     }
 
     /// Reads a stream of a main channel and several multifd channels, which QEMU, and no other process,
@@ -84,7 +89,7 @@ impl Drain {
         bounds: Bounds,
         tracker: Arc<Tracker>,
     ) -> io::Result<Self> {
-        let (sender, blob) = mpsc::channel();
+        let ((sender, blob), (ended, ends)) = (mpsc::channel(), mpsc::channel());
         let multifd = Channels::new(channels, dialect, &bounds.shared, bounds.unshared_max_bytes);
         let shared = Shared::new(bounds, tracker, Some(multifd));
         let acceptor = Acceptor { listener, process, channels };
@@ -92,13 +97,13 @@ impl Drain {
         thread::Builder::new().name("qemu-accept".into()).spawn(move || {
             let connected = |socket, is_main| match is_main {
                 true => accepting.spawn_main(socket, sender.clone()),
-                false => accepting.spawn_multifd(socket),
+                false => accepting.spawn_multifd(socket, ended.clone()),
             };
             if let Err(error) = acceptor.accept_all(connected) {
                 accepting.fail(&format!("QEMU does not connect its channels: {error}"));
             }
         })?;
-        Ok(Self { shared, blob: Mutex::new(blob) })
+        Ok(Self { shared, blob: Mutex::new(blob), ends: Mutex::new(ends), channels })
     }
 
     /// Cuts the stream. The threads end.
@@ -106,7 +111,8 @@ impl Drain {
         self.shared.fail("the migration was given up");
     }
 
-    /// Waits for the end of the stream; returns what the destination QEMU shall load.
+    /// Waits for the end of the stream, of all its channels; returns what the destination QEMU shall load. No
+    /// page is named any more then.
     ///
     /// # Errors
     /// [`DrainError`], also if QEMU sends nothing for as long as `silence`.
@@ -115,7 +121,11 @@ impl Drain {
         let blob = self.blob.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match blob.recv_timeout(LOOKS_EVERY) {
-                Ok(blob) => return Ok(blob?),
+                Ok(blob) => {
+                    let blob = blob?;
+                    self.await_channels(silence)?;
+                    return Ok(blob);
+                }
                 Err(RecvTimeoutError::Disconnected) => return Err(DrainError::Ended(self.shared.failure())),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -126,6 +136,19 @@ impl Drain {
                 return Err(DrainError::Silent { silence });
             }
         }
+    }
+
+    /// A channel with pages after its last SYNC packet fails at its end.
+    fn await_channels(&self, silence: Duration) -> Result<(), DrainError> {
+        let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        for _ in 0..self.channels {
+            match ends.recv_timeout(silence) {
+                Ok(ended) => ended?,
+                Err(RecvTimeoutError::Disconnected) => return Err(DrainError::Ended(self.shared.failure())),
+                Err(RecvTimeoutError::Timeout) => return Err(DrainError::Silent { silence }),
+            }
+        }
+        Ok(())
     }
 
     /// How many bytes have been read or discarded.
@@ -164,14 +187,21 @@ impl Shared {
         Ok(())
     }
 
-    fn spawn_multifd(self: &Arc<Self>, socket: Socket) -> io::Result<()> {
+    fn spawn_multifd(
+        self: &Arc<Self>,
+        socket: Socket,
+        ended: Sender<Result<(), ChannelError>>,
+    ) -> io::Result<()> {
         let mut channel = self.channel(socket)?;
         let shared = Arc::clone(self);
         thread::Builder::new().name("qemu-multifd".into()).spawn(move || {
             let Some(channels) = &shared.channels else { return };
-            if let Err(error) = channels.read(&mut channel, &*shared.tracker) {
+            let read = channels.read(&mut channel, &*shared.tracker);
+            if let Err(error) = &read {
                 shared.fail(&error.to_string());
             }
+            // Without a receiver the stream was cut.
+            let _ = ended.send(read);
         })?;
         Ok(())
     }

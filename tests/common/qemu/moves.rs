@@ -42,6 +42,15 @@ impl Held {
         Self { host, process, qemu }
     }
 
+    /// The same by a process that forgets one named page in a thousand.
+    pub(crate) fn adopt_forgetful(qemu: Qemu) -> Self {
+        let host = Host::under(&["env", "STERNA_TEST_FORGETS_PAGES=1"]);
+        let socket = format!("--qmp={}", qemu.qmp().display());
+        let process = host.start(["adopt", NAME, "--json", &socket]);
+        process.event("adopted");
+        Self { host, process, qemu }
+    }
+
     /// `sterna migrate`, just started.
     pub(crate) fn migrate(&self, to: impl Display, more: &[&str]) -> Process {
         self.host.migrate(NAME, to, more)
