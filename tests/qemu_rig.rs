@@ -110,7 +110,7 @@ fn move_by_qemu(source: &Qemu, destination: &Qemu) {
     destination.monitor.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }));
     let listening = destination.monitor.execute("query-migrate", json!({}));
     let port = listening["socket-address"][0]["port"].as_str().expect("QEMU listens").to_owned();
-    let limits = json!({ "max-bandwidth": 1_u64 << 32, "downtime-limit": 1000 });
+    let limits = json!({ "max-bandwidth": 1_u64 << 32, "downtime-limit": 20_000 });
     source.monitor.execute("migrate-set-parameters", limits);
     source.monitor.execute("migrate", json!({ "uri": format!("tcp:127.0.0.1:{port}") }));
     source.monitor.wait_for_migration(&["completed"]);
