@@ -75,6 +75,22 @@ fn a_qemu_that_ended_while_it_waited_is_named_and_another_one_takes_its_place() 
     assert!(held.qemu.runs());
 }
 
+/// Only QEMU finds out: the places of devices are no part of what is compared before.
+#[test]
+fn a_guest_whose_devices_are_elsewhere_at_the_destination_runs_on_at_the_source() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let with_device_at =
+        |slot: &str| setup.clone().arguments(["-device".to_owned(), format!("virtio-rng-pci,addr={slot}")]);
+    let held = Held::adopt(with_device_at("1e").start(), &[]);
+    let mut waiting = Waiting::start(&with_device_at("1d"));
+    let failed = held.migrate(waiting.receiving.address, &[]).wait().expect_code(10);
+    failed.says("QEMU could not load the guest").says("where: the guest runs on at the source");
+    assert!(held.qemu.runs());
+    wait_until("the QEMU that could not load the guest ends", || waiting.qemu.has_ended());
+    waiting.receiving.process.says("a guest did not arrive");
+}
+
 #[test]
 fn the_writes_of_a_guest_are_measured_by_qemu_or_not_at_all() {
     let Some(program) = Program::find("10") else { return };

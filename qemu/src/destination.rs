@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::QemuError;
 use crate::monitor::{MigrationStatus, Monitor, Restore, RunState};
+use crate::qmp::QmpError;
 
 /// A QEMU that is to take a guest.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ impl DestinationQemu {
     /// to it any more. The guest is paused then.
     ///
     /// # Errors
-    /// [`QemuError`]; QEMU usually ends.
+    /// [`QemuError`]; QEMU before 9.1 usually ends.
     pub fn load(&self, state: &mut dyn Read) -> Result<(), QemuError> {
         let monitor = &self.monitor;
         let failed = |error| QemuError::Socket { what: "connect a pair of sockets", error };
@@ -65,13 +66,13 @@ impl DestinationQemu {
         drop(of_qemu);
         // Another client of the monitor may have said `cont`.
         monitor.stop()?;
-        monitor.migrate_incoming(&format!("fd:{SOCKET_NAME}"))?;
+        monitor.migrate_incoming_and_stay(&format!("fd:{SOCKET_NAME}"))?;
         let fed = io::copy(state, &mut &ours);
         // QEMU awaits the end of the stream.
         let _ = ours.shutdown(Shutdown::Write);
         let bytes = fed.as_ref().copied().unwrap_or(0);
         let limit = LOADS_WITHIN + Duration::from_secs(bytes >> 24);
-        let loaded = self.await_loaded(Instant::now() + limit);
+        let loaded = self.await_loaded(Instant::now() + limit).map_err(not_loaded);
         // QEMU's reason explains more than the end of its socket.
         match (loaded, fed) {
             (Ok(()), Ok(_)) => Ok(()),
@@ -143,6 +144,17 @@ impl DestinationQemu {
     /// [`QemuError::Qmp`].
     pub fn quit(&self) -> Result<(), QemuError> {
         Ok(self.monitor.quit()?)
+    }
+}
+
+/// The failure of a load, with what usually mends it.
+fn not_loaded(error: QemuError) -> QemuError {
+    match error {
+        QemuError::Migration { why, .. } => QemuError::NotLoaded { why },
+        QemuError::Qmp(QmpError::Connect { .. } | QmpError::Lost { .. } | QmpError::Unsent { .. }) => {
+            QemuError::NotLoaded { why: ": it has ended".into() }
+        }
+        other => other,
     }
 }
 

@@ -67,6 +67,15 @@ pub enum QemuError {
         /// The state.
         state: RunState,
     },
+    /// QEMU refused what the source QEMU saved.
+    #[error(
+        "QEMU could not load the guest{why}; usually a device is not at the same place, or has other properties, in \
+         the two command lines, and the stderr of QEMU names it"
+    )]
+    NotLoaded {
+        /// QEMU's reason, after a colon, or empty.
+        why: String,
+    },
     /// The saved state could not be given to QEMU.
     #[error("QEMU took only a part of the saved state: {0}")]
     Feed(#[source] io::Error),

@@ -29,8 +29,8 @@ pub struct Limits {
     pub timeout: Option<Duration>,
     /// How far the guest may be slowed when the rounds do not get smaller, in percent; 0 forbids it.
     pub throttle_max_percent: u8,
-    /// How much of the guest's time the migration may take in all, by pausing it, slowing it and recording its
-    /// writes; `None` is no limit.
+    /// How much of the guest's time the migration may take in all, by pausing it, slowing it and recording
+    /// its writes; `None` is no limit.
     #[serde(rename = "lost_max_ms", with = "ms_if_any", default)]
     pub lost_max: Option<Duration>,
     /// How many bytes of pages may be sent each second, over all lanes; `None` is no limit. It holds for the

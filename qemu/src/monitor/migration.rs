@@ -132,6 +132,20 @@ impl Monitor {
         self.tell("migrate-incoming", &json!({ "uri": uri }))
     }
 
+    /// The same. If that fails, QEMU 9.1 and later stays and says why; earlier versions end.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
+    pub fn migrate_incoming_and_stay(&self, uri: &str) -> Result<(), QmpError> {
+        match self.tell("migrate-incoming", &json!({ "uri": uri, "exit-on-error": false })) {
+            Err(QmpError::Refused { description, .. }) if description.contains("exit-on-error") => {
+                self.migrate_incoming(uri)
+            }
+            other => other,
+        }
+    }
+
     /// Sends the last of RAM and the devices, after [`PreSwitchover`](MigrationStatus::PreSwitchover).
     ///
     /// # Errors

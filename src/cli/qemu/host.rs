@@ -9,6 +9,7 @@ use sterna::guest::{GuestHost, Proposal, Refusal};
 use sterna_qemu::compat::{Description, End, refusals};
 use sterna_qemu::monitor::Monitor;
 use sterna_qemu::qmp::{Client, QmpError};
+use sterna_qemu::shared_ram::shared_ram;
 
 use super::guest::{ArrivalPlan, Fate, QemuGuest};
 use super::start::{ComingGuest, StartCommand, StartedQemu};
@@ -98,6 +99,7 @@ impl QemuHost {
         if !refused.is_empty() {
             return Err(joined(refused.iter().map(ToString::to_string)));
         }
+        shared_ram(&monitor).map_err(|error| error.to_string())?;
         self.machine(&monitor).map(drop).map_err(|error| error.to_string())
     }
 

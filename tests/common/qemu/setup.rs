@@ -92,8 +92,9 @@ impl<'a> Setup<'a> {
         Self::new(program, guest.memory_mib, Guest::BootSector(guest))
     }
 
-    /// A machine with two CPUs and [many devices](Devices::Many), on KVM where the processor provides it. In a
-    /// lab it has one CPU: UML has no more, and with the second, its kernel boots twice as long in either lab.
+    /// A machine with two CPUs and [many devices](Devices::Many), on KVM where the processor provides it. In
+    /// a lab it has one CPU: UML has no more, and with the second, its kernel boots twice as long in either
+    /// lab.
     pub(crate) fn linux(program: &Program, guest: LinuxGuest) -> Self {
         let setup = Self::new(program, guest.memory_mib, Guest::Linux(guest));
         let accelerator = if processor_has_kvm() { "kvm" } else { "tcg" };
