@@ -77,7 +77,9 @@ impl GuestHost for QemuHost {
         let guest = QemuGuest::arriving((name, socket), (monitor, here), (how, self.fate))
             .map_err(|error| incompatible(&error))?;
         // From now on the guest ends it, if it does not arrive.
-        started.map(StartedQemu::is_needed);
+        if let Some(started) = started {
+            started.keep();
+        }
         Ok(guest)
     }
 }

@@ -112,7 +112,7 @@ impl StartedQemu {
     }
 
     /// A guest is about to come into it.
-    pub(super) fn is_needed(mut self) {
+    pub(super) fn keep(mut self) {
         self.is_needed = true;
     }
 }

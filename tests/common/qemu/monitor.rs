@@ -38,7 +38,6 @@ impl Monitor {
     }
 
     /// The answer to a command, or the text of QEMU's error.
-    #[expect(clippy::needless_pass_by_value, reason = "each caller makes them for the call")]
     pub(crate) fn try_execute(&self, command: &str, arguments: Value) -> Result<Value, String> {
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let connection = connection.as_mut().ok_or("not connected")?;
