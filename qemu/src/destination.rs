@@ -4,46 +4,40 @@ use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::QemuError;
-use crate::monitor::{MigrationStatus, Monitor, Restore, RunState};
+use crate::monitor::{MigrationStatus, Monitor, RunState};
+use crate::note::Note;
 use crate::qmp::QmpError;
+use crate::settle::{Settled, start};
 
 /// A QEMU that is to take a guest.
 #[derive(Debug)]
 pub struct DestinationQemu {
     monitor: Monitor,
-    /// The operator's settings.
-    restore: Mutex<Restore>,
-}
-
-/// Whether a guest that was started runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Started {
-    /// It runs.
-    Running,
-    /// QEMU's answer was lost, or says neither.
-    Unknown(String),
+    note: Note,
 }
 
 impl DestinationQemu {
-    /// The QEMU behind this monitor, which must wait for a guest.
+    /// The QEMU behind this monitor, which must wait for the guest of this name. The guest shall run on
+    /// arrival, unless it was paused at its source.
     ///
     /// # Errors
     /// [`QemuError::State`] if it does not wait.
-    pub fn new(monitor: Monitor) -> Result<Self, QemuError> {
+    pub fn new(monitor: Monitor, guest: &str, shall_run: bool) -> Result<Self, QemuError> {
         match monitor.status()?.state {
             RunState::InMigrate => {}
             state => return Err(QemuError::State { state }),
         }
-        let mut restore = Restore::default();
-        restore.set_capabilities(&monitor, &CAPABILITIES)?;
+        // A process that died may have changed the settings before.
+        let before = Note::find(&monitor)?.unwrap_or_default();
+        let mut note = Note { guest: guest.to_owned(), shall_run, ..before };
+        note.restore.set_capabilities(&monitor, &CAPABILITIES)?;
+        note.leave(&monitor)?;
         // It is as if `-S` had been given.
         monitor.stop()?;
-        Ok(Self { monitor, restore: Mutex::new(restore) })
+        Ok(Self { monitor, note })
     }
 
     /// The monitor.
@@ -92,8 +86,7 @@ impl DestinationQemu {
             None => self.monitor.migration()?,
         };
         if report.status != MigrationStatus::Completed {
-            let why = report.error_desc.map(|why| format!(": {why}")).unwrap_or_default();
-            return Err(QemuError::Migration { status: report.status, why, expected: "completed" });
+            return Err(QemuError::migration(report, "completed"));
         }
         match self.monitor.status()?.state {
             // The second is the state of a guest that was never started at the source.
@@ -102,40 +95,21 @@ impl DestinationQemu {
         }
     }
 
-    /// Starts the loaded guest.
+    /// Starts the loaded guest, unless it is to stay paused.
     ///
     /// # Errors
     /// [`QemuError`] if QEMU refused: no vCPU has run, and none will without another command.
-    pub fn start(&self) -> Result<Started, QemuError> {
-        let said = self.monitor.cont();
-        match said {
-            Ok(()) => {}
-            Err(error) if error.is_unknown() => tracing::warn!("{error}"),
-            Err(error) => return Err(error.into()),
+    pub fn start(&self) -> Result<Settled, QemuError> {
+        let settled = if self.note.shall_run { start(&self.monitor)? } else { Settled::Paused };
+        if !matches!(settled, Settled::Unknown(_)) {
+            self.note.clone().fulfil(&self.monitor);
         }
-        // A lost answer is no refusal: QEMU says what it did, now or in a moment.
-        let deadline = Instant::now() + STARTS_WITHIN;
-        let mut last = String::new();
-        while Instant::now() < deadline {
-            match self.monitor.status() {
-                Ok(status) if status.running => {
-                    self.put_back();
-                    return Ok(Started::Running);
-                }
-                Ok(status) => last = format!("it is in state {} after `cont`", status.state),
-                Err(error) => last = error.to_string(),
-            }
-            thread::sleep(LOOKS_EVERY);
-        }
-        Ok(Started::Unknown(last))
+        Ok(settled)
     }
 
-    /// Puts the operator's settings back, once the guest has arrived.
-    fn put_back(&self) {
-        let mut restore = self.restore.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = restore.put_back(&self.monitor) {
-            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
-        }
+    /// Leaves QEMU as it was: it was given no state, and waits for another guest.
+    pub fn release(&self) {
+        self.note.clone().fulfil(&self.monitor);
     }
 
     /// Ends QEMU: no guest runs in it.
@@ -171,7 +145,3 @@ const FEEDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long QEMU may take to load a guest, and a second more for each 16 MiB.
 const LOADS_WITHIN: Duration = Duration::from_secs(20);
-
-/// How long a guest may take to start.
-const STARTS_WITHIN: Duration = Duration::from_secs(10);
-const LOOKS_EVERY: Duration = Duration::from_millis(2);

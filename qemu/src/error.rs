@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::monitor::{MigrationStatus, RunState};
+use crate::monitor::{MigrationReport, MigrationStatus, RunState};
 use crate::qmp::QmpError;
 use crate::shared_ram::SharedRamError;
 
@@ -38,6 +38,14 @@ pub enum QemuError {
     State {
         /// The state.
         state: RunState,
+    },
+    /// QEMU's guest was moved by Sterna under another name.
+    #[error("this QEMU has the guest {found}, as a migration that ended early has noted, and not {expected}")]
+    OtherGuest {
+        /// The name that was given.
+        expected: String,
+        /// The name in QEMU.
+        found: String,
     },
     /// QEMU did not come as far as expected.
     #[error("QEMU's migration is {status}{why}, and {expected} is expected")]
@@ -79,4 +87,18 @@ pub enum QemuError {
     /// The saved state could not be given to QEMU.
     #[error("QEMU took only a part of the saved state: {0}")]
     Feed(#[source] io::Error),
+}
+
+impl QemuError {
+    /// Whether QEMU may have done what it was to do, although its answer is missing: it hangs or has ended.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Qmp(error) if !matches!(error, QmpError::Refused { .. }))
+    }
+
+    /// A migration that is not as it should be.
+    pub(crate) fn migration(report: MigrationReport, expected: &'static str) -> Self {
+        let why = report.error_desc.map(|why| format!(": {why}")).unwrap_or_default();
+        Self::Migration { status: report.status, why, expected }
+    }
 }

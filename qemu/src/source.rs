@@ -7,9 +7,11 @@
 //! | [`pause`](SourceQemu::pause) | the limit is raised: it pauses the guest, and waits | paused |
 //! | [`save`](SourceQemu::save) | names the last pages, sends its state, releases disks | paused |
 //! | [`take_back`](SourceQemu::take_back) | gives the migration up, or takes the disks again | as before |
+//! | [`stop`](SourceQemu::stop) | gives the migration up, unless the guest was saved | as before |
 //! | [`quit`](SourceQemu::quit) | ends | gone |
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,10 +19,12 @@ use crate::drain::listener::listen;
 use crate::drain::socket::Socket;
 use crate::drain::{Bounds, Drain};
 use crate::error::QemuError;
-use crate::monitor::{MigrationStatus, Monitor, Parameter, Restore, RunState};
+use crate::monitor::{MigrationStatus, Monitor, Parameter, RunState};
 use crate::multifd::Dialect;
 use crate::names::SharedBlock;
 use crate::news::News;
+use crate::note::Note;
+use crate::settle::{ENDS_WITHIN, Owner, Settled, cancel, settle};
 use crate::stream::Blob;
 use crate::tracker::{Failed, Naming, Tracker};
 
@@ -28,6 +32,8 @@ use crate::tracker::{Failed, Naming, Tracker};
 #[derive(Debug)]
 pub struct SourceQemu {
     monitor: Monitor,
+    /// The guest's name.
+    guest: String,
     bounds: Bounds,
     attempt: Mutex<Option<Arc<Attempt>>>,
 }
@@ -39,29 +45,24 @@ struct Attempt {
     drain: Drain,
     /// What QEMU's events say.
     _news: News,
-    /// The operator's settings.
-    restore: Mutex<Restore>,
-    was_running: bool,
-}
-
-/// Whether a guest runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It runs.
-    Running,
-    /// It is paused, as it was before the migration.
-    Paused,
+    /// The guest is saved, or is being saved: another host may get it.
+    saved: AtomicBool,
 }
 
 impl SourceQemu {
-    /// The guest behind this monitor, with these shared blocks.
+    /// The guest of this name behind this monitor, with these shared blocks.
     ///
     /// # Errors
     /// [`QemuError::Qmp`].
-    pub fn new(monitor: Monitor, shared: Vec<SharedBlock>, state_max_bytes: u64) -> Result<Self, QemuError> {
+    pub fn new(
+        monitor: Monitor,
+        guest: &str,
+        shared: Vec<SharedBlock>,
+        state_max_bytes: u64,
+    ) -> Result<Self, QemuError> {
         let machine = monitor.machine_type()?;
         let bounds = Bounds { shared, machine, unshared_max_bytes: UNSHARED_MAX, state_max_bytes };
-        Ok(Self { monitor, bounds, attempt: Mutex::default() })
+        Ok(Self { monitor, guest: guest.to_owned(), bounds, attempt: Mutex::default() })
     }
 
     /// The monitor.
@@ -70,49 +71,57 @@ impl SourceQemu {
         &self.monitor
     }
 
+    /// Ends what is left of an earlier migration, which could not be ended when it failed.
+    ///
+    /// # Errors
+    /// Those of [`take_back`](Self::take_back).
+    pub fn clear_up(&self) -> Result<(), QemuError> {
+        if self.attempt().is_none() && Note::is_left(&self.monitor)? {
+            settle(&self.monitor, &self.guest, Owner::ThisHost)?;
+        }
+        Ok(())
+    }
+
     /// Begins a migration: QEMU records writes from now on, and names pages.
     ///
     /// # Errors
     /// [`QemuError`]; no migration is under way then, and the operator's settings are as before.
     pub fn start(&self) -> Result<(), QemuError> {
-        let was_running = match self.monitor.status()?.state {
+        self.clear_up()?;
+        let shall_run = match self.monitor.status()?.state {
             RunState::Running => true,
-            RunState::Paused | RunState::PostMigrate | RunState::PreLaunch => false,
+            RunState::Paused | RunState::PreLaunch => false,
             state => return Err(QemuError::State { state }),
         };
-        let mut restore = Restore::default();
-        let started = self.start_with(&mut restore, was_running);
-        match started {
+        let mut note = Note { guest: self.guest.clone(), shall_run, ..Note::default() };
+        match self.start_with(&mut note) {
             Ok((tracker, drain, news)) => {
-                let restore = Mutex::new(restore);
-                let attempt = Attempt { tracker, drain, _news: news, restore, was_running };
+                let attempt = Attempt { tracker, drain, _news: news, saved: AtomicBool::new(false) };
                 *self.attempt() = Some(Arc::new(attempt));
                 Ok(())
             }
             Err(error) => {
                 // The error matters more than one of the clean-up.
-                let _ = self.cancel();
-                let _ = restore.put_back(&self.monitor);
+                let _ = cancel(&self.monitor);
+                note.fulfil(&self.monitor);
                 Err(error)
             }
         }
     }
 
-    fn start_with(
-        &self,
-        restore: &mut Restore,
-        was_running: bool,
-    ) -> Result<(Arc<Tracker>, Drain, News), QemuError> {
+    fn start_with(&self, note: &mut Note) -> Result<(Arc<Tracker>, Drain, News), QemuError> {
         let monitor = &self.monitor;
-        restore.set_capabilities(monitor, &CAPABILITIES)?;
-        restore.set_parameters(
+        note.restore.set_capabilities(monitor, &CAPABILITIES)?;
+        note.restore.set_parameters(
             monitor,
             &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
         )?;
-        restore.set_parameters(monitor, &throttling(0))?;
+        note.restore.set_parameters(monitor, &throttling(0))?;
+        // Before QEMU can pause the guest.
+        note.leave(monitor)?;
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
-        let news = News::follow(monitor.clone(), Arc::clone(&tracker), was_running).map_err(follow)?;
+        let news = News::follow(monitor.clone(), Arc::clone(&tracker), note.shall_run).map_err(follow)?;
         let drain = match self.multifd_channels()? {
             None => self.migrate_by_pair(&tracker)?,
             Some(channels) => self.migrate_by_path(channels, &tracker)?,
@@ -226,6 +235,7 @@ impl SourceQemu {
     /// [`QemuError`]; the guest may run again, because QEMU resumes it by itself if the stream breaks.
     pub fn save(&self) -> Result<Blob, QemuError> {
         let attempt = self.present()?;
+        attempt.saved.store(true, Ordering::Relaxed);
         self.monitor.migrate_continue()?;
         let blob = attempt
             .drain
@@ -250,58 +260,38 @@ impl SourceQemu {
         released.ok_or(QemuError::State { state: RunState::FinishMigrate })
     }
 
-    /// Ends the migration, and has the guest run on if it ran before. It has not run at another host.
+    /// Ends the migration, and has the guest run on if it ran before. It is this host's, and has not run at
+    /// another.
     ///
     /// # Errors
-    /// [`QemuError`]; whether the guest runs is unknown if [`QmpError::is_unknown`](crate::qmp::QmpError).
-    pub fn take_back(&self) -> Result<Taken, QemuError> {
-        let attempt = self.attempt().take();
-        let was_running = attempt.as_ref().is_none_or(|attempt| attempt.was_running);
-        let mut restore = attempt.as_ref().map(|attempt| attempt.restore()).as_deref().cloned();
-        if let Some(attempt) = &attempt {
+    /// [`QemuError`]; the guest may run or not if [`QemuError::is_unknown`], and else it is paused.
+    pub fn take_back(&self) -> Result<Settled, QemuError> {
+        if let Some(attempt) = self.attempt().take() {
             attempt.drain.abort();
         }
-        self.cancel()?;
-        if let Some(restore) = &mut restore
-            && let Err(error) = restore.put_back(&self.monitor)
-        {
-            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
-        }
-        self.run(was_running)
+        settle(&self.monitor, &self.guest, Owner::ThisHost)
     }
 
-    /// Has the guest run, if it should, whatever became of a migration.
-    fn run(&self, should_run: bool) -> Result<Taken, QemuError> {
-        let status = self.monitor.status()?;
-        if status.running || !should_run {
-            return Ok(if status.running { Taken::Running } else { Taken::Paused });
+    /// Ends the migration, unless the guest is saved: then only [`take_back`](Self::take_back) resumes it,
+    /// because it may run at another host.
+    ///
+    /// # Errors
+    /// Those of [`take_back`](Self::take_back).
+    pub fn stop(&self) -> Result<(), QemuError> {
+        let under_way = self.attempt().as_ref().is_some_and(|attempt| !attempt.saved.load(Ordering::Relaxed));
+        if under_way {
+            self.take_back()?;
         }
-        self.monitor.cont()?;
-        if status.state == RunState::PostMigrate
-            && let Err(error) = self.monitor.announce_self()
-        {
-            // The destination QEMU may have announced the guest as it loaded the guest.
-            tracing::warn!("the network may look for the guest at the destination: {error}");
-        }
-        let status = self.monitor.status()?;
-        if status.running { Ok(Taken::Running) } else { Err(QemuError::State { state: status.state }) }
+        Ok(())
     }
 
-    /// Gives up a migration that is under way.
-    fn cancel(&self) -> Result<(), QemuError> {
-        if !self.monitor.migration()?.status.is_under_way() {
-            return Ok(());
-        }
-        self.monitor.migrate_cancel()?;
-        let deadline = Instant::now() + ENDS_WITHIN;
-        let ended = self.monitor.client().wait_until(deadline, |_| {
-            let report = self.monitor.migration()?;
-            Ok::<_, QemuError>((!report.status.is_under_way()).then_some(()))
-        })?;
-        match ended {
-            Some(()) => Ok(()),
-            None => Err(self.not_as_expected("cancelled")?),
-        }
+    /// Leaves QEMU stopped: its guest runs at another host.
+    ///
+    /// # Errors
+    /// [`QemuError::Qmp`].
+    pub fn leave(&self) -> Result<(), QemuError> {
+        // Without a note, QEMU counts as one whose guest was given away for good.
+        Ok(Note::remove(&self.monitor)?)
     }
 
     /// Ends QEMU: its guest runs at another host.
@@ -334,11 +324,7 @@ impl SourceQemu {
             if is(&report.status) {
                 return Ok(Some(()));
             }
-            if report.status.is_under_way() {
-                Ok(None)
-            } else {
-                Err(failed(report.status, report.error_desc, expected))
-            }
+            if report.status.is_under_way() { Ok(None) } else { Err(QemuError::migration(report, expected)) }
         })?;
         match come {
             Some(()) => Ok(()),
@@ -347,8 +333,7 @@ impl SourceQemu {
     }
 
     fn not_as_expected(&self, expected: &'static str) -> Result<QemuError, QemuError> {
-        let report = self.monitor.migration()?;
-        Ok(failed(report.status, report.error_desc, expected))
+        Ok(QemuError::migration(self.monitor.migration()?, expected))
     }
 
     /// A broken stream, with QEMU's own reason.
@@ -369,16 +354,6 @@ impl SourceQemu {
     fn attempt(&self) -> MutexGuard<'_, Option<Arc<Attempt>>> {
         self.attempt.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl Attempt {
-    fn restore(&self) -> MutexGuard<'_, Restore> {
-        self.restore.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn failed(status: MigrationStatus, why: Option<String>, expected: &'static str) -> QemuError {
-    QemuError::Migration { status, why: why.map(|why| format!(": {why}")).unwrap_or_default(), expected }
 }
 
 /// The capabilities that a migration needs on or off. Return path off: with it on, QEMU resumes the guest by
@@ -434,6 +409,3 @@ const THROTTLES_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long QEMU may be silent while it sends the last pages and its state.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
-
-/// How long QEMU may take to end a migration of which it has sent everything.
-const ENDS_WITHIN: Duration = Duration::from_secs(20);

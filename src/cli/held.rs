@@ -1,6 +1,7 @@
 //! What the process of a guest needs of it, whichever VMM runs the guest.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::time::Duration;
 
 use sterna::convergence::SwitchCost;
@@ -21,6 +22,12 @@ pub(crate) trait HeldGuest: SourceGuest + Debug {
 
     /// Whether its vCPUs run.
     fn is_running(&self) -> bool;
+
+    /// The monitor of its VMM, if that is a process of its own, which outlives this one.
+    fn monitor_socket(&self) -> Option<&Path>;
+
+    /// Whether its VMM has ended, and the guest with it.
+    fn has_ended(&self) -> bool;
 
     /// The cost of its switch, as far as it is known.
     fn switch_cost(&self) -> SwitchCost;

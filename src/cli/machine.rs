@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -267,6 +268,14 @@ impl HeldGuest for MachineGuest {
 
     fn is_running(&self) -> bool {
         self.machine.status().phase == Phase::Running
+    }
+
+    fn monitor_socket(&self) -> Option<&Path> {
+        None
+    }
+
+    fn has_ended(&self) -> bool {
+        false
     }
 
     fn switch_cost(&self) -> SwitchCost {

@@ -24,6 +24,7 @@
 mod adopt;
 mod cancel;
 mod check;
+mod contact;
 mod demo;
 mod device_state;
 mod dirty_log;
@@ -34,6 +35,7 @@ mod held;
 mod hints;
 mod incoming;
 mod lanes;
+mod left_qemu;
 mod limits;
 mod machine;
 mod migrate;

@@ -1,6 +1,6 @@
 //! `sterna recover`: reports on a guest after a migration that went wrong, and settles what it can.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,9 @@ use sterna::source::{Doubt, OpenError, Verdict};
 use sterna::state::{HostState, LockHolder, Sighting, StateError};
 use sterna::state::{Record, RecordKind, Standing};
 
+use super::contact::Contact;
 use super::exit::Exit;
+use super::left_qemu::LeftQemu;
 use super::output::{self, outln};
 use super::protocol::{Answer, Found, Request};
 use super::socket::{self, SocketError, ask, ask_in};
@@ -39,6 +41,10 @@ pub(crate) struct RecoverArgs {
     /// run the guest
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
+    /// For a guest of QEMU: the socket of a monitor of its QEMU, which outlives the guest's process on this
+    /// host. A guest that is this host's runs on; one that is another host's ends here
+    #[arg(long, value_name = "SOCKET")]
+    qmp: Option<PathBuf>,
     /// Print the report as one JSON object
     #[arg(long)]
     json: bool,
@@ -68,11 +74,14 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
         let last_chance = Instant::now() >= deadline;
         let ending = match by_process(&state, args, last_chance) {
             Ok(Some(found)) => break found,
-            Ok(None) => match without_process(&state, args) {
-                Ok(found) => break found,
-                Err(error @ OpenError::State(StateError::Claimed { .. })) => error.to_string(),
-                Err(error) => return Err(error.to_string()),
-            },
+            Ok(None) => {
+                let qemu = args.qmp.as_ref().map(|qmp| LeftQemu::at(qmp, &args.name)).transpose()?;
+                match without_process(&state, args, qemu) {
+                    Ok(found) => break found,
+                    Err(error @ OpenError::State(StateError::Claimed { .. })) => error.to_string(),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
             Err(Unanswered::Ending(error)) => error,
             Err(Unanswered::Failed(error)) => return Err(error),
         };
@@ -111,10 +120,10 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
     let holder = sighting.as_ref().and_then(|sighting| sighting.holder.clone());
     let mut answer = ask(&args.name, &request);
     if let (Err(SocketError::NoGuest { .. }), Some(contact)) =
-        (&answer, holder.as_ref().and_then(|holder| holder.contact.as_ref()))
+        (&answer, holder.as_ref().and_then(Contact::of))
     {
         // Its control socket may be in another folder than this command's.
-        answer = ask_in(Path::new(contact), &args.name, &request);
+        answer = ask_in(&contact.sockets, &args.name, &request);
     }
     match (answer, sighting, holder) {
         (Ok(Answer::Found(found)), ..) => Ok(Some(found)),
@@ -134,9 +143,9 @@ fn by_process(state: &HostState, args: &RecoverArgs, last_chance: bool) -> Resul
 
 /// The guest's process lives, because its state file is locked, but cannot be asked.
 fn unreachable(sighting: &Sighting, holder: &LockHolder) -> Found {
-    let contact = holder.contact.as_deref().map_or_else(
+    let contact = Contact::of(holder).map_or_else(
         || "the folder of its control socket is unknown ($STERNA_RUNTIME_DIR)".to_owned(),
-        |contact| format!("no control socket in {contact} answers for it"),
+        |contact| format!("no control socket in {} answers for it", contact.sockets.display()),
     );
     let (exit, what) = match Standing::of(&sighting.journal) {
         Standing::Ended(_) => (Exit::Done, "runs here".to_owned()),
@@ -153,8 +162,52 @@ fn unreachable(sighting: &Sighting, holder: &LockHolder) -> Found {
     Found { exit, what: format!("{what}: a process{holder} has it, and {contact}") }
 }
 
-/// No process of this host has the guest: only records are left.
-fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenError> {
+/// What is left of a guest without a process: its QEMU, if it has one.
+enum Left {
+    /// It lives.
+    Qemu(LeftQemu),
+    /// It is not asked; its monitor was at this socket.
+    Unasked(PathBuf),
+    /// The guest ended with its process, or with its QEMU, for this reason.
+    Nothing(String),
+}
+
+impl Left {
+    /// The guest is this host's; `how` says why.
+    fn run_on(&self, name: &str, how: &str) -> Found {
+        match self {
+            Self::Qemu(qemu) if how.is_empty() => qemu.run_on(""),
+            Self::Qemu(qemu) => qemu.run_on(&format!("{how}, and ")),
+            Self::Unasked(qmp) => {
+                let (and, qmp) = (if how.is_empty() { "" } else { ", and " }, qmp.display());
+                let what = format!(
+                    "{how}{and}its process here has ended, and its QEMU may have it: `sterna adopt {name} --qmp {qmp}` \
+                     takes it up again, `sterna recover {name} --qmp {qmp}` looks"
+                );
+                Found { exit: Exit::Failed, what }
+            }
+            Self::Nothing(why) => {
+                let and = if how.is_empty() { "its" } else { ", and its" };
+                let what = format!("{how}{and} process here has ended: it may be started anew{why}");
+                Found { exit: Exit::Lost, what }
+            }
+        }
+    }
+
+    /// The guest is another host's.
+    fn end(&self) {
+        if let Self::Qemu(qemu) = self {
+            qemu.end();
+        }
+    }
+}
+
+/// No process of this host has the guest: only records are left, and perhaps its QEMU.
+fn without_process(
+    state: &HostState,
+    args: &RecoverArgs,
+    qemu: Option<Result<LeftQemu, String>>,
+) -> Result<Found, OpenError> {
     let found = |exit, what: String| Ok(Found { exit, what });
     if args.run_destination {
         return found(
@@ -162,36 +215,50 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
             "is not held here, ready to run: there is nothing to give a word for".into(),
         );
     }
+    // Before this process claims the name.
+    let seen = state.look(&args.name)?;
+    let contact = seen.as_ref().and_then(|sighting| sighting.died.as_ref()).and_then(Contact::of);
+    let left = match (qemu, contact.and_then(|contact| contact.qmp)) {
+        (Some(Ok(qemu)), _) => Left::Qemu(qemu),
+        (Some(Err(gone)), _) => Left::Nothing(format!(" ({gone})")),
+        (None, Some(qmp)) => Left::Unasked(qmp),
+        (None, None) => Left::Nothing(String::new()),
+    };
     if let Some(mut doubt) = Doubt::recover(state, &args.name, args.lock.as_ref().map(Lock::at))? {
-        return Ok(settle_doubt(&mut doubt, args.resume_source));
+        return Ok(settle_doubt(&mut doubt, args, &left));
     }
     let unknown = || found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into());
-    if state.look(&args.name)?.is_none() {
+    if seen.is_none() {
         return unknown();
     }
     // The claim records the fate of a guest that a process was ready to run. It also shows that no process
     // has the guest.
     let journal = state.claim(&args.name)?.journal();
     match Standing::of(&journal) {
-        Standing::Ended(Record { mark: RecordKind::Running, peer, .. }) => found(
-            Exit::Lost,
-            format!(
-                "has run here since it came from {peer}, and its process has ended. It must not be resumed at its source, \
-                 but may be started anew, on one host"
-            ),
-        ),
-        Standing::Ended(Record { mark: RecordKind::Started, .. }) => found(
-            Exit::Lost,
-            "was not given to another host, and its process here has ended: it may be started anew".into(),
-        ),
-        Standing::Ended(Record { peer, .. }) => found(
-            Exit::Lost,
-            format!("was not given to {peer}, and its process here has ended: it may be started anew"),
-        ),
+        Standing::Ended(Record { mark: RecordKind::Running, peer, .. })
+            if matches!(left, Left::Nothing(_)) =>
+        {
+            found(
+                Exit::Lost,
+                format!(
+                    "has run here since it came from {peer}, and its process has ended. It must not be resumed at its \
+                     source, but may be started anew, on one host"
+                ),
+            )
+        }
+        Standing::Ended(Record { mark: RecordKind::Running, .. }) => Ok(left.run_on(&args.name, "")),
+        Standing::Ended(Record { mark: RecordKind::Started, .. }) => {
+            Ok(left.run_on(&args.name, "was not given to another host"))
+        }
+        Standing::Ended(Record { peer, .. }) => {
+            Ok(left.run_on(&args.name, &format!("was not given to {peer}")))
+        }
         Standing::Moved(Record { peer, .. }) => {
+            left.end();
             found(Exit::Done, format!("has moved from here to {peer}, and runs there, or has run there"))
         }
         Standing::AtSource(Record { peer, .. }) => {
+            left.end();
             found(Exit::Failed, format!("did not run here and never will: it is the source's, {peer}"))
         }
         Standing::InDoubt(Record { peer, .. }) => {
@@ -202,20 +269,33 @@ fn without_process(state: &HostState, args: &RecoverArgs) -> Result<Found, OpenE
     }
 }
 
-/// COMMITTED was recorded, and the guest at this host has ended with its process.
-fn settle_doubt(doubt: &mut Doubt, fenced: bool) -> Found {
+/// COMMITTED was recorded, and the process of the guest at this host has ended.
+fn settle_doubt(doubt: &mut Doubt, args: &RecoverArgs, left: &Left) -> Found {
     let peer = doubt.peer().to_owned();
-    let lost = |how: &str| Found {
-        exit: Exit::Lost,
-        what: format!("{how}, and ended with its process here: it may be started anew, on one host"),
+    if let Left::Qemu(qemu) = left
+        && let Err(error) = qemu.keep_still()
+    {
+        tracing::error!(
+            "the guest may run at {peer}, and its QEMU here does not answer as it should: {error}"
+        );
+    }
+    let kept = |how: &str| match left {
+        Left::Nothing(why) => Found {
+            exit: Exit::Lost,
+            what: format!("{how}, and ended with its process here: it may be started anew, on one host{why}"),
+        },
+        left => left.run_on(&args.name, how),
     };
     // While the operator's word is pending, the destination receives a question but no GO.
-    match if fenced { doubt.fenced() } else { doubt.ask_for(ASKED_FOR) } {
-        Verdict::Moved => Found { exit: Exit::Done, what: format!("runs at {peer}, or has run there") },
-        Verdict::Kept if fenced => {
-            lost(&format!("does not run at {peer}, by its answer or on the word that it is fenced"))
+    match if args.resume_source { doubt.fenced() } else { doubt.ask_for(ASKED_FOR) } {
+        Verdict::Moved => {
+            left.end();
+            Found { exit: Exit::Done, what: format!("runs at {peer}, or has run there") }
         }
-        Verdict::Kept => lost(&format!("did not run at {peer} and never will")),
+        Verdict::Kept if args.resume_source => {
+            kept(&format!("does not run at {peer}, by its answer or on the word that it is fenced"))
+        }
+        Verdict::Kept => kept(&format!("did not run at {peer} and never will")),
         Verdict::Open(why) => Found {
             exit: Exit::InDoubt,
             what: format!(

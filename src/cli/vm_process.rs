@@ -19,6 +19,7 @@ use sterna::source::{
 use sterna::state::GuestClaim;
 use sterna::state::{Record, RecordKind};
 
+use super::contact::Contact;
 use super::ended::Ended;
 use super::exit::Exit;
 use super::held::HeldGuest;
@@ -86,14 +87,40 @@ impl StdinArgs {
 
 /// Serves the guest's control socket until the guest is gone.
 pub(crate) fn hold(guest: Box<dyn HeldGuest>, claim: GuestClaim, lock: Option<Lock>) -> Ended {
+    hold_with(guest, claim, lock, None)
+}
+
+/// The same for a guest that was given away and may run at the destination, which is asked.
+pub(crate) fn hold_in_doubt(
+    guest: Box<dyn HeldGuest>,
+    claim: GuestClaim,
+    lock: Option<Lock>,
+    doubt: Doubt,
+) -> Ended {
+    hold_with(guest, claim, lock, Some(doubt))
+}
+
+fn hold_with(
+    guest: Box<dyn HeldGuest>,
+    claim: GuestClaim,
+    lock: Option<Lock>,
+    in_doubt: Option<Doubt>,
+) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
     let vm_process = Arc::new(VmProcess { guest, claim, lock, work, doubt, ended });
-    vm_process.claim.announce(&socket::contact());
+    if let Some(doubt) = in_doubt {
+        vm_process.keep_asking(doubt);
+    }
+    let contact = Contact::line(&socket::contact(), vm_process.guest.monitor_socket());
+    vm_process.claim.announce(&contact);
     vm_process.guest.socket().serve(Arc::new(AtDesk(vm_process.clone())));
     let stopping = vm_process.clone();
     let guest = &vm_process.guest;
     signals::guest_is_held(guest.name(), guest.without_process(), move || stopping.stop());
+    if guest.monitor_socket().is_some() {
+        vm_process.watch_vmm();
+    }
     // A sender lives in `vm_process`, so this waits until one sends.
     let ended = wait.recv().unwrap_or(Ended::Stopped);
     vm_process.guest.socket().close();
@@ -103,6 +130,9 @@ pub(crate) fn hold(guest: Box<dyn HeldGuest>, claim: GuestClaim, lock: Option<Lo
             vm_process.claim.retire();
             return vm_process.guest.released();
         }
+        // The guest has not ended on purpose, as far as this process knows, so its record stays. No VMM
+        // outlives this process.
+        Ended::VmmEnded => vm_process.claim.announce(&Contact::line(&socket::contact(), None)),
     }
     ended
 }
@@ -143,6 +173,21 @@ impl VmProcess {
         // The client may be gone; the request is carried out all the same.
         let _ = write_line(&mut stream, &answer);
         self.end(ended);
+    }
+
+    /// Ends this process once the VMM of its guest has ended: in a thread, because it waits for work that is
+    /// under way.
+    fn watch_vmm(self: &Arc<Self>) {
+        let vm_process = self.clone();
+        thread::spawn(move || {
+            loop {
+                thread::sleep(VMM_LOOKED_AT_EVERY);
+                // A destination that waits for a guest in doubt gets it all the same.
+                if vm_process.guest.has_ended() && vm_process.begin(Work::Gone).is_ok() {
+                    return vm_process.end(Some(Ended::VmmEnded));
+                }
+            }
+        });
     }
 
     /// Ends the guest and this process, if no work is under way.
@@ -277,15 +322,35 @@ impl VmProcess {
             }
         };
         let found = match &*self.work() {
-            Work::Gone => found(Exit::Done, "has moved to another host, or was stopped"),
-            Work::Migrating(..) => found(Exit::Done, "is migrating; it is here until it is given away"),
-            Work::InDoubt => found(
+            Work::Gone => Some(found(Exit::Done, "has moved to another host, or was stopped")),
+            Work::Migrating(..) => Some(found(Exit::Done, "is migrating; it is here until it is given away")),
+            Work::InDoubt => Some(found(
                 Exit::InDoubt,
                 "is paused here, and its state file cannot tell whether it was given away: end this process, and ask again",
-            ),
-            _ => found(Exit::Done, "runs here"),
+            )),
+            _ => None,
         };
-        (found, ended)
+        (found.unwrap_or_else(|| self.recover_here()), ended)
+    }
+
+    /// The guest is this host's: it runs, or the operator paused it, unless an attempt could not resume it.
+    fn recover_here(&self) -> Found {
+        let found = |exit, what: String| Found { exit, what };
+        if self.guest.is_running() || self.begin(Work::Checking).is_err() {
+            return found(Exit::Done, "runs here".into());
+        }
+        let _over = IdleOnDrop(self);
+        match self.guest.resume() {
+            Ok(RunOutcome::Running) if self.guest.is_running() => found(Exit::Done, "runs here".into()),
+            Ok(RunOutcome::Running) => found(Exit::Done, "is here, and paused as before".into()),
+            Ok(RunOutcome::Unknown { reason }) if self.guest.has_ended() => {
+                found(Exit::Lost, format!("has ended here with its VMM: it may be started anew ({reason})"))
+            }
+            Ok(RunOutcome::Unknown { reason }) => {
+                found(Exit::Failed, format!("is here, and its VMM does not say whether it runs: {reason}"))
+            }
+            Err(error) => found(Exit::Failed, format!("is here, paused, and cannot be resumed: {error}")),
+        }
     }
 
     /// The destination did not run the guest: it belongs to this host again.
@@ -488,6 +553,9 @@ const NONE_UNDER_WAY: &str = "no migration of this guest is under way";
 /// last.
 const ASKED_AGAIN_MIN: Duration = Duration::from_secs(1);
 const ASKED_AGAIN_MAX: Duration = Duration::from_secs(30);
+
+/// How often a VMM that is a process of its own is looked at.
+const VMM_LOOKED_AT_EVERY: Duration = Duration::from_millis(500);
 
 /// The longest sampling of a guest's writes: it excludes all other work.
 const WATCHED_MAX: Duration = Duration::from_secs(60);

@@ -26,6 +26,8 @@ pub(super) enum Keeper {
         folder: StateFolder,
         file: File,
         holder: LockHolder,
+        /// The process that had the guest last, if it died without a word.
+        died: Option<LockHolder>,
     },
     Memory(Memory),
     /// A disk that fails to write these kinds of records.
@@ -63,7 +65,8 @@ impl Keeper {
     }
 
     pub(super) fn announce(&mut self, contact: &str) -> io::Result<()> {
-        let Self::File { file, holder, .. } = self else { return Ok(()) };
+        let Self::File { file, holder, died, .. } = self else { return Ok(()) };
+        *died = None;
         holder.contact = Some(contact.to_owned());
         file.write_all_at(&holder.encode(), HOLDER_AT as u64)
     }
@@ -71,7 +74,7 @@ impl Keeper {
     /// How long a record takes: writes as much without a change. The fastest of several writes counts: the
     /// first also flushes the metadata of a new file, and other processes may be writing too.
     pub(super) fn record_time(&self, name: &str) -> Result<Duration, StateError> {
-        let Self::File { folder, file, holder } = self else { return Ok(Duration::ZERO) };
+        let Self::File { folder, file, holder, .. } = self else { return Ok(Duration::ZERO) };
         let mut head = Journal::head();
         head[HOLDER_AT..][..HOLDER_LEN].copy_from_slice(&holder.encode());
         let mut quickest = Duration::MAX;
@@ -94,9 +97,11 @@ impl Keeper {
                     tracing::warn!("the state file {} is empty and stays: {error}", path.display());
                 }
             }
-            Self::File { file, .. } => {
-                // The entry about the process is no longer true.
-                let _ = file.write_all_at(&[0; HOLDER_LEN], HOLDER_AT as u64);
+            Self::File { file, died, .. } => {
+                // The entry about this process is no longer true. A process that only looked leaves that of
+                // the one that died.
+                let entry = died.as_ref().map_or([0; HOLDER_LEN], LockHolder::encode);
+                let _ = file.write_all_at(&entry, HOLDER_AT as u64);
             }
             Self::Memory(memory) if says_nothing => drop(memory::lock(memory).remove(name)),
             Self::Memory(memory) => {
@@ -114,10 +119,11 @@ pub(super) fn claim_file(folder: &StateFolder, name: &str) -> Result<(Journal, K
     check_no_earlier(folder, name)?;
     let file = open_locked(folder, name)?;
     let journal = read(folder, &file, name)?;
+    let died = noted(&file).filter(|holder| holder.process.is_some());
     let holder = LockHolder::of_this_process();
     // A hint for messages: the claim holds without it.
     let _ = file.write_all_at(&holder.encode(), HOLDER_AT as u64);
-    Ok((journal, Keeper::File { folder: folder.clone(), file, holder }))
+    Ok((journal, Keeper::File { folder: folder.clone(), file, holder, died }))
 }
 
 /// Reads a state file without a claim; `None` if it does not exist.
@@ -134,19 +140,25 @@ pub(super) fn look_at_file(folder: &StateFolder, name: &str) -> Result<Option<Si
         journal = read(folder, &file, name);
     }
     let journal = journal?;
-    let failed = || failed("lock", path(folder, name));
-    let holder = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
-        Ok(()) => None,
-        Err(Errno::WOULDBLOCK) => {
-            let mut text = [0; HOLDER_LEN];
-            Some(
-                file.read_exact_at(&mut text, HOLDER_AT as u64)
-                    .map_or_else(|_| LockHolder::default(), |()| LockHolder::decode(&text)),
-            )
-        }
-        Err(error) => return Err(failed()(error.into())),
+    let is_locked = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => false,
+        Err(Errno::WOULDBLOCK) => true,
+        Err(error) => return Err(failed("lock", path(folder, name))(error.into())),
     };
-    Ok(Some(Sighting { journal, holder }))
+    let noted = noted(&file).unwrap_or_default();
+    let (holder, died) = match is_locked {
+        true => (Some(noted), None),
+        // A process that ends in order removes its entry.
+        false => (None, noted.process.is_some().then_some(noted)),
+    };
+    Ok(Some(Sighting { journal, holder, died }))
+}
+
+/// The entry about a process in a state file.
+fn noted(file: &File) -> Option<LockHolder> {
+    let mut text = [0; HOLDER_LEN];
+    file.read_exact_at(&mut text, HOLDER_AT as u64).ok()?;
+    Some(LockHolder::decode(&text))
 }
 
 /// The guests that have a state file.
@@ -157,11 +169,8 @@ pub(super) fn names(folder: &StateFolder) -> Vec<String> {
 
 /// Opens the file and locks it; makes it if it is missing.
 fn open_locked(folder: &StateFolder, name: &str) -> Result<File, StateError> {
-    let claimed = |file: &File| {
-        let mut text = [0; HOLDER_LEN];
-        let holder = file.read_exact_at(&mut text, HOLDER_AT as u64).map(|()| LockHolder::decode(&text));
-        StateError::Claimed { name: name.to_owned(), holder: holder.unwrap_or_default() }
-    };
+    let claimed =
+        |file: &File| StateError::Claimed { name: name.to_owned(), holder: noted(file).unwrap_or_default() };
     let deadline = Instant::now() + LOOKS_MAX;
     loop {
         let Some(file) = folder.open_file(&file_name(name), true)? else {

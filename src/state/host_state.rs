@@ -107,7 +107,7 @@ impl HostState {
         match &self.0 {
             Place::Folder(folder) => look_at_file(folder, name),
             Place::Memory(memory) => Ok(lock(memory).get(name).cloned().map(|Kept { journal, claimed }| {
-                Sighting { journal, holder: claimed.then(LockHolder::default) }
+                Sighting { journal, holder: claimed.then(LockHolder::default), died: None }
             })),
         }
     }

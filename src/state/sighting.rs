@@ -10,4 +10,6 @@ pub struct Sighting {
     pub journal: Journal,
     /// The process that has the guest now, if any.
     pub holder: Option<LockHolder>,
+    /// The process that had the guest last, if it died without a word.
+    pub died: Option<LockHolder>,
 }

@@ -1,6 +1,7 @@
 //! A guest of stock QEMU.
 
 use std::fmt::Display;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -12,13 +13,15 @@ use sterna::memory::GuestRam;
 use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
 use sterna_qemu::compat::{Description, End, refusals};
-use sterna_qemu::destination::{DestinationQemu, Started};
+use sterna_qemu::destination::DestinationQemu;
 use sterna_qemu::error::QemuError;
 use sterna_qemu::monitor::Monitor;
+use sterna_qemu::settle::Settled;
 use sterna_qemu::shared_ram::shared_ram;
-use sterna_qemu::source::{SourceQemu, Taken};
+use sterna_qemu::source::SourceQemu;
 
 use super::log::QemuLog;
+use super::process::QemuProcess;
 use super::{ram, sampling, start};
 use crate::cli::ended::Ended;
 use crate::cli::held::HeldGuest;
@@ -33,6 +36,7 @@ pub(crate) struct QemuGuest {
     name: String,
     /// Its control socket, which reserves the name.
     socket: Server,
+    process: QemuProcess,
     ram: GuestRam,
     source: Arc<SourceQemu>,
     /// The machine, which stays the same as long as QEMU runs. Asking QEMU for all of it takes a second.
@@ -89,7 +93,8 @@ impl QemuGuest {
         (monitor, machine): (Monitor, Description),
         (plan, fate): (ArrivalPlan, Fate),
     ) -> Result<Self, GuestError> {
-        let destination = DestinationQemu::new(monitor.clone()).map_err(GuestError::new)?;
+        let destination =
+            DestinationQemu::new(monitor.clone(), &name, !plan.was_paused).map_err(GuestError::new)?;
         let arrival = Arrival { destination, plan, loaded: AtomicBool::new(false) };
         Self::new((name, socket), (monitor, machine), Some(arrival), fate)
     }
@@ -107,10 +112,12 @@ impl QemuGuest {
             }
         }
         let (ram, blocks) = ram::map(shared)?;
-        let source = SourceQemu::new(monitor, blocks, STATE_MAX).map_err(GuestError::new)?;
+        let process = QemuProcess::of(&monitor).map_err(GuestError::new)?;
+        let source = SourceQemu::new(monitor, &name, blocks, STATE_MAX).map_err(GuestError::new)?;
         Ok(Self {
             name,
             socket,
+            process,
             ram,
             source: Arc::new(source),
             machine,
@@ -162,6 +169,7 @@ impl Guest for QemuGuest {
 
 impl SourceGuest for QemuGuest {
     fn details(&self) -> Result<Vec<u8>, GuestError> {
+        self.source.clear_up().map_err(GuestError::new)?;
         let refused = refusals(self.monitor(), End::Source).map_err(GuestError::new)?;
         if !refused.is_empty() {
             let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
@@ -194,12 +202,22 @@ impl SourceGuest for QemuGuest {
 
     fn resume(&self) -> Result<RunOutcome, GuestError> {
         match self.source.take_back() {
-            Ok(Taken::Running | Taken::Paused) => Ok(RunOutcome::Running),
-            Err(QemuError::Qmp(error)) if error.is_unknown() => {
-                Ok(RunOutcome::Unknown { reason: error.to_string() })
+            Ok(settled) => Ok(outcome(settled)),
+            Err(error) if self.process.has_ended() => {
+                Ok(RunOutcome::Unknown { reason: format!("QEMU has ended, and the guest with it: {error}") })
             }
+            Err(error) if error.is_unknown() => Ok(RunOutcome::Unknown { reason: error.to_string() }),
             Err(error) => Err(GuestError::new(error)),
         }
+    }
+}
+
+/// A guest that is to stay paused counts as running: it does what it is to do.
+fn outcome(settled: Settled) -> RunOutcome {
+    match settled {
+        Settled::Running | Settled::Paused => RunOutcome::Running,
+        Settled::Unknown(reason) => RunOutcome::Unknown { reason },
+        Settled::Ended => RunOutcome::Unknown { reason: "QEMU was ended".into() },
     }
 }
 
@@ -216,14 +234,7 @@ impl DestinationGuest for QemuGuest {
     }
 
     fn start(&self) -> Result<RunOutcome, GuestError> {
-        let arrival = self.arrival()?;
-        if arrival.plan.was_paused {
-            return Ok(RunOutcome::Running);
-        }
-        match arrival.destination.start().map_err(GuestError::new)? {
-            Started::Running => Ok(RunOutcome::Running),
-            Started::Unknown(reason) => Ok(RunOutcome::Unknown { reason }),
-        }
+        self.arrival()?.destination.start().map(outcome).map_err(GuestError::new)
     }
 
     /// A QEMU that was given no state can take another guest.
@@ -241,7 +252,11 @@ impl DestinationGuest for QemuGuest {
                 start::end(self.monitor());
                 Ok(())
             }
-            _ => Ok(()),
+            Some(arrival) => {
+                arrival.destination.release();
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 }
@@ -277,6 +292,14 @@ impl HeldGuest for QemuGuest {
         self.monitor().status().is_ok_and(|status| status.running)
     }
 
+    fn monitor_socket(&self) -> Option<&Path> {
+        Some(self.monitor().client().path())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.process.has_ended()
+    }
+
     fn switch_cost(&self) -> SwitchCost {
         *self.cost()
     }
@@ -290,10 +313,14 @@ impl HeldGuest for QemuGuest {
     }
 
     fn moved(&self) {
-        if self.fate == Fate::Quit
-            && let Err(error) = self.source.quit()
+        let (done, what) = match self.fate {
+            Fate::Quit => (self.source.quit(), "does not end"),
+            Fate::Keep => (self.source.leave(), "is not left as it should be"),
+        };
+        if let Err(error) = done
+            && !self.process.has_ended()
         {
-            tracing::error!("{} runs at another host, and its QEMU here does not end: {error}", self.name);
+            tracing::error!("{} runs at another host, and its QEMU here {what}: {error}", self.name);
         }
     }
 

@@ -37,8 +37,8 @@ impl DirtyLog for QemuLog {
     }
 
     fn stop(&self) -> Result<(), DirtyError> {
-        self.0.take_back().map_err(DirtyError::vmm)?;
-        Ok(())
+        // A guest that was given away, or may have been, stays paused.
+        self.0.stop().map_err(DirtyError::vmm)
     }
 }
 

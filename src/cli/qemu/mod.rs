@@ -5,6 +5,7 @@ mod guest;
 mod host;
 mod log;
 mod pipe;
+mod process;
 mod ram;
 mod sampling;
 mod start;

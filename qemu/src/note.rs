@@ -1,0 +1,80 @@
+//! A note that this process leaves with QEMU, for the process that follows if this one dies.
+//!
+//! QEMU outlives the process that moves its guest, and ends with the guest. So the note is kept in QEMU, as
+//! the data of an object of type `secret`, which the guest does not see.
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::monitor::{Monitor, Restore};
+use crate::qmp::QmpError;
+
+/// What a migration owes to the guest and to the operator.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub(crate) struct Note {
+    /// The guest's name, by which a host's records know it.
+    pub(crate) guest: String,
+    /// The guest is to run on the host that owns it after the migration.
+    pub(crate) shall_run: bool,
+    /// The operator's settings.
+    pub(crate) restore: Restore,
+}
+
+impl Note {
+    /// The note in QEMU, if a migration of Sterna left one.
+    ///
+    /// # Errors
+    /// [`QmpError`], also if the object is no note.
+    pub(crate) fn find(monitor: &Monitor) -> Result<Option<Self>, QmpError> {
+        let Some(text) = monitor.qom_find::<String>(PATH, "data")? else { return Ok(None) };
+        let note = serde_json::from_str(&text);
+        note.map(Some).map_err(|error| QmpError::words("qom-get", format!("{PATH} is no note: {error}")))
+    }
+
+    /// Leaves the note with QEMU, in place of an earlier one.
+    ///
+    /// # Errors
+    /// [`QmpError`]; no note may be there.
+    pub(crate) fn leave(&self, monitor: &Monitor) -> Result<(), QmpError> {
+        Self::remove(monitor)?;
+        let data = serde_json::to_string(self);
+        let data = data.map_err(|error| QmpError::words("object-add", error.to_string()))?;
+        let arguments = json!({ "qom-type": "secret", "id": NAME, "data": data });
+        monitor.client().execute("object-add", &arguments).map(drop)
+    }
+
+    /// Whether a migration of Sterna left a note in QEMU.
+    ///
+    /// # Errors
+    /// [`QmpError`] without an answer.
+    pub(crate) fn is_left(monitor: &Monitor) -> Result<bool, QmpError> {
+        Ok(monitor.qom_find::<String>(PATH, "data")?.is_some())
+    }
+
+    /// Removes the note, if there is one.
+    ///
+    /// # Errors
+    /// [`QmpError`] without an answer.
+    pub(crate) fn remove(monitor: &Monitor) -> Result<(), QmpError> {
+        match monitor.client().execute("object-del", &json!({ "id": NAME })) {
+            // There is none.
+            Ok(_) | Err(QmpError::Refused { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts the operator's settings back, and removes the note. A failure is only logged: the guest does not
+    /// depend on either.
+    pub(crate) fn fulfil(mut self, monitor: &Monitor) {
+        if let Err(error) = self.restore.put_back(monitor) {
+            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
+        }
+        if let Err(error) = Self::remove(monitor) {
+            tracing::warn!("QEMU keeps the note of a migration that is over: {error}");
+        }
+    }
+}
+
+/// QEMU's name for the object.
+const NAME: &str = "sterna-note";
+const PATH: &str = "/objects/sterna-note";
