@@ -124,7 +124,8 @@ fn adopt(args: &AdoptArgs, claim: &GuestClaim, is_known: bool) -> Result<ExitCod
     Ok(Exit::Done.into())
 }
 
-/// The guest was given away, and its arrival is not confirmed: it stays paused until the destination answers.
+/// The guest was given away, and its arrival is not confirmed: it stays paused until the destination
+/// answers.
 fn adopt_in_doubt(args: &AdoptArgs, claim: GuestClaim, doubt: Doubt) -> Result<ExitCode, String> {
     let monitor = Monitor::new(Client::connect(&args.qmp).map_err(|error| error.to_string())?);
     let (guest, _) = guest(args, monitor, Owner::Unknown)?;

@@ -12,7 +12,7 @@ pub(crate) enum Ended {
     /// A request or a signal ended the process; the guest goes on in its QEMU.
     Released,
     /// Its VMM ended by itself, and the guest with it.
-    VmmEnded,
+    WithVmm,
 }
 
 impl Ended {
@@ -25,7 +25,7 @@ impl Ended {
             }
             Self::Moved(to) => ("moved", format!("{name} has moved to {to} and runs here no more")),
             Self::Stopped => ("stopped", format!("{name} was stopped")),
-            Self::VmmEnded => ("vmm-ended", format!("{name} has ended with its QEMU")),
+            Self::WithVmm => ("vmm-ended", format!("{name} has ended with its QEMU")),
             Self::Released => {
                 ("released", format!("{name} goes on in its QEMU, and Sterna holds it no more"))
             }

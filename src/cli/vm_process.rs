@@ -132,7 +132,7 @@ fn hold_with(
         }
         // The guest has not ended on purpose, as far as this process knows, so its record stays. No VMM
         // outlives this process.
-        Ended::VmmEnded => vm_process.claim.announce(&Contact::line(&socket::contact(), None)),
+        Ended::WithVmm => vm_process.claim.announce(&Contact::line(&socket::contact(), None)),
     }
     ended
 }
@@ -184,7 +184,7 @@ impl VmProcess {
                 thread::sleep(VMM_LOOKED_AT_EVERY);
                 // A destination that waits for a guest in doubt gets it all the same.
                 if vm_process.guest.has_ended() && vm_process.begin(Work::Gone).is_ok() {
-                    return vm_process.end(Some(Ended::VmmEnded));
+                    return vm_process.end(Some(Ended::WithVmm));
                 }
             }
         });

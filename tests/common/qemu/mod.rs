@@ -3,6 +3,7 @@
 //! [`Setup`] is a command line; source and destination share one. It starts a [`Qemu`], which ends with the
 //! test. [`Qemu::serial`] is what its guest reports. `ci/qemu` provides the programs, `ci/guest` the guests.
 
+mod crossing;
 mod disk;
 mod memory;
 mod monitor;
@@ -15,6 +16,7 @@ mod setup;
 mod started;
 mod wait;
 
+pub(crate) use crossing::{At, Crossing, End, Fault, Strike, Victim};
 pub(crate) use disk::Disk;
 pub(crate) use memory::Memory;
 pub(crate) use monitor::Monitor;

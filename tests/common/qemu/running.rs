@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -20,7 +21,7 @@ pub(crate) struct Qemu {
     child: Child,
     pub(crate) name: String,
     /// The test's own monitor: QEMU serves one client a socket.
-    pub(crate) monitor: Monitor,
+    pub(crate) monitor: Arc<Monitor>,
     folder: TempDir,
 }
 
@@ -34,7 +35,7 @@ impl Qemu {
             .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{what} does not start: {error}"));
-        let monitor = Monitor::new(folder.path().join("test.qmp"));
+        let monitor = Arc::new(Monitor::new(folder.path().join("test.qmp")));
         let mut qemu = Self { child, name, monitor, folder };
         wait_for(&format!("QEMU answers on its monitor: {what}"), || {
             qemu.expect_running();

@@ -1,0 +1,147 @@
+//! Guests of stock QEMU whose migration is disturbed: a process of Sterna or a QEMU is killed, or the link
+//! is cut, in each stage. No guest runs twice, the commands' reports are true, and the guest can be moved
+//! afterwards, with all of its pages right.
+//!
+//! `STERNA_QEMU_FAULTS=all` tries each fault in each stage. `STERNA_QEMU_KILLS=100` kills that often at
+//! random; `STERNA_SEED` is the first kill's seed, and each later kill uses the next number.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use common::Random;
+use common::qemu::{At, BootSector, Crossing, Disk, End, Fault, LinuxGuest, Program, Setup, Strike, Victim};
+
+/// What keeps a migration of the boot sector in its rounds for some time.
+const SLOW: [&str; 4] =
+    ["--bandwidth-limit=16", "--downtime-limit=300", "--max-rounds=10000", "--throttle-max=0"];
+
+const STAGES: [At; 9] =
+    [At::Hello, At::Bulk, At::Rounds, At::Paused, At::State, At::Final, At::Prepared, At::Go, At::Running];
+const VICTIMS: [Victim; 5] = [
+    Victim::SourceSterna,
+    Victim::DestinationSterna,
+    Victim::SourceQemu,
+    Victim::DestinationQemu,
+    Victim::Link,
+];
+
+fn boot_sector(program: &Program) -> Setup<'static> {
+    let guest = BootSector { memory_mib: 48, hot_mib: 12, delay: 0 };
+    Setup::boot_sector(program, guest)
+}
+
+/// Disturbs one migration, and asserts what must be so afterwards.
+fn disturb(setup: &Setup<'_>, fault: Fault) -> End {
+    let qemu = setup.start();
+    qemu.serial().wait_for_sweeps(0);
+    let is_slow = matches!(fault.at, At::Bulk | At::Rounds);
+    let end = Crossing::new(setup, qemu, fault).migrate(if is_slow { &SLOW } else { &[] });
+    if let Some(held) = &end.held {
+        held.qemu.serial().wait_for_sweeps(1);
+        assert_eq!(held.qemu.serial().wrong_addresses(), Vec::<u64>::new());
+    }
+    end
+}
+
+#[test]
+fn each_fault_in_each_stage_leaves_one_guest_and_true_reports() {
+    let Some(program) = Program::find("10") else { return };
+    let all = std::env::var("STERNA_QEMU_FAULTS").is_ok_and(|which| which == "all");
+    let setup = boot_sector(&program);
+    let mut failed = Vec::new();
+    for (row, &at) in STAGES.iter().enumerate() {
+        for (column, &victim) in VICTIMS.iter().enumerate() {
+            // Each stage and each victim is met often enough by a part of the cells.
+            if !all && (row + column) % 4 != 0 {
+                continue;
+            }
+            let fault = Fault { victim, at, delay: at.delay() };
+            let begun = Instant::now();
+            match catch_unwind(AssertUnwindSafe(|| disturb(&setup, fault))) {
+                Ok(end) => println!("{fault}: {end}, {:.1} s", begun.elapsed().as_secs_f64()),
+                Err(_) => {
+                    println!("{fault}: FAILED");
+                    failed.push(fault.to_string());
+                }
+            }
+        }
+    }
+    assert_eq!(failed, Vec::<String>::new());
+}
+
+#[test]
+fn a_disk_is_clean_after_a_fault_in_the_switch() {
+    let Some(program) = Program::find("10") else { return };
+    let faults = [(Victim::SourceSterna, At::Final), (Victim::DestinationQemu, At::Prepared)];
+    for (victim, at) in faults {
+        let disk = Disk::new(64);
+        let setup = Setup::linux(&program, LinuxGuest::default()).disk(&disk);
+        let qemu = setup.start();
+        qemu.serial().wait_for_ticks(2);
+        let end = Crossing::new(&setup, qemu, Fault { victim, at, delay: Duration::ZERO }).migrate(&[]);
+        println!("{victim:?} {at:?}: {end}");
+        let held = end.held.expect("the guest lives");
+        let tick = held.qemu.serial().wait_for_ticks(2);
+        assert_eq!(tick.wrong(), 0, "{tick:?}");
+        assert_eq!(held.qemu.serial().complaints(), Vec::<String>::new());
+        held.qemu.stop_linux();
+        disk.expect_clean();
+    }
+}
+
+#[test]
+fn whichever_process_is_killed_at_random_the_guest_never_runs_twice() {
+    let Some(program) = Program::find("10") else { return };
+    let kills = number("STERNA_QEMU_KILLS").unwrap_or(3);
+    let seed = number("STERNA_SEED").unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() * 1000)
+    });
+    println!("{kills} kills: STERNA_QEMU_KILLS={kills} STERNA_SEED={seed}");
+    let setup = boot_sector(&program);
+    let mut failed = Vec::new();
+    for seed in seed..seed + kills {
+        let fault = random_fault(seed);
+        let begun = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| disturb(&setup, fault))) {
+            Ok(end) => println!("{seed}: {fault}: {end}, {:.1} s", begun.elapsed().as_secs_f64()),
+            Err(_) => {
+                println!("failed with STERNA_QEMU_KILLS=1 STERNA_SEED={seed}: {fault}");
+                failed.push(seed);
+            }
+        }
+    }
+    assert_eq!(failed, Vec::<u64>::new());
+}
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().expect("it is a number"))
+}
+
+/// Any process, any time from the beginning of the migration to a moment after its end, the switch more
+/// often than its share of the time.
+fn random_fault(seed: u64) -> Fault {
+    let mut random = Random(seed);
+    let victim = VICTIMS[usize::try_from(random.below(4)).unwrap_or(0)];
+    let (at, most) = match random.below(10) {
+        0..3 => (At::Hello, 4_000_000),
+        3..5 => (At::Rounds, 1_000_000),
+        5 => (At::Paused, 100_000),
+        6 => (At::State, 50_000),
+        7 => (At::Final, 200_000),
+        8 => (At::Prepared, 20_000),
+        _ => (At::Go, 50_000),
+    };
+    Fault { victim, at, delay: Duration::from_micros(random.below(most)) }
+}
+
+/// A fault that the migration did not live to see would prove nothing.
+#[test]
+fn a_guest_that_is_not_disturbed_arrives() {
+    let Some(program) = Program::find("10") else { return };
+    let fault = Fault { victim: Victim::None, at: At::Prepared, delay: Duration::ZERO };
+    let end = disturb(&boot_sector(&program), fault);
+    assert_eq!((end.code, end.strike), (0, Strike::Came), "{end}");
+}
