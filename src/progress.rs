@@ -266,7 +266,8 @@ pub struct Report {
     pub lost_ms: f64,
     /// The share of the guest's time that throttling took.
     pub lost_to_throttling_ms: f64,
-    /// The share that recording its writes took, by its heartbeat; `None` if no heartbeat shows that.
+    /// The share that recording its writes took, by its heartbeat before and meanwhile: on a busy host with
+    /// what the migration's threads took from its vCPUs. `None` if no heartbeat shows that.
     pub lost_to_tracking_ms: Option<f64>,
     /// The predicted downtime when the switch was decided, by parts; `None` if nothing had been sent by then
     /// to measure the bandwidth.

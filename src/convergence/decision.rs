@@ -104,7 +104,8 @@ impl Convergence<'_> {
         let is_slowed = self.history.throttle_percent() > 0;
         let patience = if is_slowed { Duration::ZERO } else { auto::patience(self.history) };
         let is_stuck = self.stuck_long_enough() && self.history.stuck_for() >= patience;
-        match self.ahead().filter(|_| is_stuck && self.diverging().is_some() || is_slowed) {
+        let acts = is_stuck && self.diverging().is_some() || is_slowed || self.is_late();
+        match self.ahead().filter(|_| acts) {
             Some(ahead) => match auto::next_look(self.history) {
                 Some(look) => Decision::Look(look),
                 None => match auto::choose(&ahead, self.history) {
@@ -193,7 +194,7 @@ impl Convergence<'_> {
             overhead: overhead.as_secs_f64(),
             tracking_share: self.history.tracking_share().unwrap_or(TRACKING_ASSUMED),
             throttle_percent: self.history.throttle_percent(),
-            is_stuck: is_stuck && self.history.stuck_rounds >= 3,
+            is_stuck: is_stuck && self.history.stuck_rounds >= 3 || self.is_late(),
             bounds: Bounds {
                 downtime: self.allowed().as_secs_f64(),
                 downtime_max: self.limits.downtime_relaxed_max().as_secs_f64(),
@@ -249,6 +250,11 @@ impl Convergence<'_> {
     /// Whether no further round is allowed.
     fn is_over(&self) -> bool {
         self.rounds_left() == 0 || self.limits.timeout.is_some_and(|timeout| self.elapsed >= timeout)
+    }
+
+    /// Whether so many rounds are over that no more of them are waited for if a switch is possible.
+    fn is_late(&self) -> bool {
+        self.limits.rounds_max >= 10 && self.rounds_left() <= self.limits.rounds_max / 4
     }
 
     fn rounds_left(&self) -> u32 {
