@@ -31,9 +31,6 @@ const ROUNDS_BACK: usize = 6;
 /// A curve that rises by less than this power of time is flat.
 const FLAT_POWER: f64 = 0.15;
 
-/// Measurements vary by so much.
-const NEARLY: f64 = 1.1;
-
 /// Two measurements tell how the curve rises if their times differ by this factor.
 const TIMES_DIFFER: f64 = 1.3;
 
@@ -64,20 +61,19 @@ impl Writes {
         let mut points: Vec<Point> = Vec::new();
         for point in sorted {
             points.push(point);
-            // A guest that goes on as before writes more in a longer time, and no more than in proportion.
-            while let [.., low, high] = points[..] {
-                let in_proportion = low.bytes * high.seconds / low.seconds;
-                if high.seconds >= low.seconds * 1.02
-                    && (low.bytes..=in_proportion * NEARLY).contains(&high.bytes)
-                {
-                    break;
-                }
+            // A guest that goes on as before writes more in a longer time ...
+            while let [.., low, high] = points[..]
+                && (high.bytes < low.bytes || high.seconds < low.seconds * 1.02)
+            {
                 points.truncate(points.len() - 2);
                 points.push(low.joined(high));
             }
-            if let [.., low, high] = &mut points[..] {
-                high.bytes = high.bytes.min(low.bytes * high.seconds / low.seconds);
-            }
+        }
+        // ... and no more than in proportion. If it did, it was kept from writing in the shorter time.
+        for index in (1..points.len()).rev() {
+            let high = points[index];
+            let low = &mut points[index - 1];
+            low.bytes = low.bytes.max(high.bytes * low.seconds / high.seconds);
         }
         let mut writes = Self { points, most, low_power: 1.0, is_cautious: false };
         // A curve that rises ever more steeply towards zero.
@@ -195,6 +191,16 @@ mod tests {
         assert!(!writes.is_saturated());
         assert!((writes.bytes_in(0.01) / (8.0 * 1_048_576.0) - 1.0).abs() < 0.3, "{}", writes.bytes_in(0.01));
         assert!((writes.bytes_in(1.0) / (64.0 * 1_048_576.0) - 1.0).abs() < 0.05, "{}", writes.bytes_in(1.0));
+    }
+
+    #[test]
+    fn a_look_at_a_guest_that_had_no_processor_meanwhile_does_not_hide_what_it_writes() {
+        let mut hot = history(&[round_in(256, 2400, 64), round_in(64, 600, 64)]);
+        hot.looked(DirtySample { interval: Duration::from_millis(30), dirty_bytes: MIB });
+        let writes = Writes::of(&hot).unwrap();
+        for writes in [writes.cautious(), writes] {
+            assert!(writes.bytes_in(0.6) > 63.0 * 1_048_576.0, "{}", writes.bytes_in(0.6));
+        }
     }
 
     #[test]
