@@ -4,8 +4,8 @@ use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -72,6 +72,9 @@ pub(crate) struct End {
     pub(crate) code: i32,
     pub(crate) strike: Strike,
     pub(crate) guest: &'static str,
+    /// The state of the source QEMU when FINAL was sent: before the source can record that it gives the guest
+    /// away.
+    pub(crate) saved_in: Option<String>,
     /// The guest, after one more migration, unless its QEMU was killed.
     pub(crate) held: Option<Held>,
 }
@@ -100,6 +103,7 @@ struct Trigger {
     done: AtomicBool,
     /// The link is cut.
     cut: AtomicBool,
+    saved_in: Mutex<Option<String>>,
 }
 
 impl At {
@@ -196,11 +200,14 @@ impl<'a> Crossing<'a> {
             Victim::Link | Victim::None => 0,
         };
         let [came, done, cut] = [(); 3].map(|()| AtomicBool::new(false));
-        let trigger = Arc::new(Trigger { fault, victim, came, done, cut });
-        let of_relay = trigger.clone();
+        let trigger = Arc::new(Trigger { fault, victim, came, done, cut, saved_in: Mutex::default() });
+        let (of_relay, monitor) = (trigger.clone(), source.qemu.monitor.clone());
         let via = relay(destination.receiving.address, move |number, from, message| {
             if number > 0 {
                 return Fate::Pass;
+            }
+            if matches!(message, Message::Final(_)) {
+                *of_relay.saved_in.lock().unwrap_or_else(PoisonError::into_inner) = status(&monitor);
             }
             if fault.at.is(from, message) {
                 of_relay.pull();
@@ -278,8 +285,9 @@ impl<'a> Crossing<'a> {
             Outcome::LostAtSource => "is lost with its QEMU at the source",
             Outcome::LostAtDestination => "is lost with its QEMU at the destination",
         };
+        let saved_in = self.trigger.saved_in.lock().unwrap_or_else(PoisonError::into_inner).take();
         let held = self.recover_is_true(outcome);
-        End { code, strike, guest, held }
+        End { code, strike, guest, saved_in, held }
     }
 
     /// Starts what a host's operator would start after the host's process has died.
