@@ -77,8 +77,8 @@ impl Default for BootSector {
 }
 
 impl Default for LinuxGuest {
-    /// In the VM lab, whose machine is often emulated, the guest is smaller and writes less, so that a migration
-    /// still converges.
+    /// In the VM lab, whose machine is often emulated, the guest is smaller and writes less, so that
+    /// a migration still converges.
     fn default() -> Self {
         let is_vm_lab = std::env::var_os("STERNA_LAB_KIND").is_some_and(|kind| kind == "vm");
         let (load_mib, rate) = if is_vm_lab { (16, 200) } else { (64, 2000) };
