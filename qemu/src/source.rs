@@ -117,27 +117,33 @@ impl SourceQemu {
             &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
         )?;
         note.restore.set_parameters(monitor, &throttling(0))?;
+        let channels = self.multifd_channels(&mut note.restore)?;
         // Before QEMU can pause the guest.
         note.leave(monitor)?;
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), note.shall_run).map_err(follow)?;
-        let drain = match self.multifd_channels()? {
+        let drain = match channels {
             None => self.migrate_by_pair(&tracker)?,
             Some(channels) => self.migrate_by_path(channels, &tracker)?,
         };
         Ok((tracker, drain, news))
     }
 
-    /// How many multifd channels the operator has set, if any.
-    fn multifd_channels(&self) -> Result<Option<usize>, QemuError> {
-        if !self.monitor.capabilities()?.is_on("multifd") {
-            return Ok(None);
-        }
-        let channels = self.monitor.parameters()?.number(Parameter::MultifdChannels);
-        Ok(Some(
-            channels.map_or(MULTIFD_CHANNELS, |channels| usize::try_from(channels).unwrap_or(usize::MAX)),
-        ))
+    /// Has QEMU name pages on several channels: as many as the operator has set, else a few. A channel names
+    /// 128 pages at once, the main channel each by itself.
+    fn multifd_channels(&self, restore: &mut Restore) -> Result<Option<usize>, QemuError> {
+        let channels = match self.monitor.capabilities()?.get("multifd") {
+            None => return Ok(None),
+            Some(true) => self.monitor.parameters()?.number(Parameter::MultifdChannels),
+            Some(false) => {
+                restore.set_capabilities(&self.monitor, &[("multifd", true)])?;
+                restore.set_parameters(&self.monitor, &[(Parameter::MultifdChannels, MULTIFD_CHANNELS)])?;
+                None
+            }
+        };
+        let channels = channels.unwrap_or(MULTIFD_CHANNELS);
+        Ok(Some(usize::try_from(channels).unwrap_or(usize::MAX)))
     }
 
     /// One channel, by a socket that QEMU is given.
@@ -366,8 +372,8 @@ const CAPABILITIES: [(&str, bool); 4] = [
     ("auto-converge", true),
 ];
 
-/// QEMU's own number of multifd channels.
-const MULTIFD_CHANNELS: usize = 2;
+/// How many multifd channels there are, unless the operator has set a number.
+const MULTIFD_CHANNELS: u64 = 2;
 
 /// The parameters by which QEMU's `auto-converge` slows the guest by so much, in one step; by 1 %, its least,
 /// if that is nothing.
