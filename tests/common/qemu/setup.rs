@@ -80,8 +80,7 @@ impl Default for LinuxGuest {
     /// In the VM lab, whose machine is often emulated, the guest is smaller and writes less, so that
     /// a migration still converges.
     fn default() -> Self {
-        let is_vm_lab = std::env::var_os("STERNA_LAB_KIND").is_some_and(|kind| kind == "vm");
-        let (load_mib, rate) = if is_vm_lab { (16, 200) } else { (64, 2000) };
+        let (load_mib, rate) = if is_vm_lab() { (16, 200) } else { (64, 2000) };
         Self { memory_mib: 192, load_mib, rate }
     }
 }
@@ -94,12 +93,13 @@ impl<'a> Setup<'a> {
 
     /// A machine with two CPUs and [many devices](Devices::Many), on KVM where the processor provides it. In
     /// a lab it has one CPU: UML has no more, and with the second, its kernel boots twice as long in either
-    /// lab.
+    /// lab. In the VM lab, whose machine is often emulated, it has few devices.
     pub(crate) fn linux(program: &Program, guest: LinuxGuest) -> Self {
         let setup = Self::new(program, guest.memory_mib, Guest::Linux(guest));
         let accelerator = if processor_has_kvm() { "kvm" } else { "tcg" };
-        Self { cpus: if in_a_lab() { 1 } else { 2 }, devices: Devices::Many, ..setup }
-            .accelerator(accelerator)
+        let cpus = if in_a_lab() { 1 } else { 2 };
+        let devices = if is_vm_lab() { Devices::Few } else { Devices::Many };
+        Self { cpus, devices, ..setup }.accelerator(accelerator)
     }
 
     fn new(program: &Program, memory_mib: u32, guest: Guest) -> Self {
@@ -226,6 +226,9 @@ impl<'a> Setup<'a> {
         self.add_guest(&mut command, folder.path());
         command.args(self.disk.map(Disk::arguments).unwrap_or_default());
         command.args(self.network.map(|network| network.plug_in(name)).unwrap_or_default());
+        if self.devices == Devices::Few {
+            command.args(["-global", "virtio-net-pci.romfile="]);
+        }
         if self.devices == Devices::Many {
             command.args(MANY_DEVICES.split_whitespace());
         }
@@ -269,6 +272,10 @@ impl BootSector {
         image.resize(1 << 20, 0);
         image
     }
+}
+
+fn is_vm_lab() -> bool {
+    std::env::var_os("STERNA_LAB_KIND").is_some_and(|kind| kind == "vm")
 }
 
 /// Whether KVM works by the processor. Where it works by software, Linux takes too long to boot.
