@@ -19,7 +19,7 @@ use crate::drain::listener::listen;
 use crate::drain::socket::Socket;
 use crate::drain::{Bounds, Drain};
 use crate::error::QemuError;
-use crate::monitor::{MigrationStatus, Monitor, Parameter, RunState};
+use crate::monitor::{MigrationStatus, Monitor, Parameter, Restore, RunState};
 use crate::multifd::Dialect;
 use crate::names::SharedBlock;
 use crate::news::News;
