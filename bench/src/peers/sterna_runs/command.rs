@@ -116,7 +116,8 @@ impl Ends {
         let mut command = Command::new(&setup.sterna);
         command.env("STERNA_RUNTIME_DIR", self.runtime.path());
         command.args(["migrate", NAME, "--json", "--to", &self.address]);
-        command.args(["--downtime-limit", &downtime_ms.to_string()]).args(arguments);
+        let downtime = downtime_ms.to_string();
+        command.args(["--downtime-limit", &downtime, "--downtime-max", &downtime]).args(arguments);
         let running = Running::start(&mut command, "sterna", "(cargo build --release)")?;
         let said = running.succeed(setup.patience + MIGRATE_MAX)?;
         said.lines()
