@@ -207,7 +207,7 @@ fn what_does_not_fit_is_refused_by_name_before_anything_is_sent() {
         (setup.clone().machine("pc"), "the machine type is"),
         (setup.clone().cpus(2), "the number of vCPUs is 1 at the source and 2 at the destination"),
         (setup.clone().memory(Memory::TwoNodes).cpus(2), "mem1"),
-        (setup.clone().cpu("qemu64,-sse3"), "the CPU at the destination lacks sse3"),
+        (setup.clone().cpu("qemu64,-sse3"), "the CPU at the destination lacks pni"),
     ];
     for (other, why) in others {
         let waiting = Waiting::start(&other);

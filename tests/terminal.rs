@@ -300,7 +300,7 @@ fn a_migration_is_finished_before_its_process_ends() {
     // When the migration fails, the process then ends the guest.
     let under_way = UnderWay::new(&[BUSY]);
     under_way.running.signal(libc::SIGTERM);
-    under_way.running.says("After that tern ends");
+    under_way.running.says("After that tern, if it is here, ");
     // The process may end before the command sees the cancellation through.
     let cancelling = under_way.source.start(["cancel", "tern"]).wait();
     assert!(matches!(cancelling.code, Some(0 | 10)), "{cancelling:#?}");
