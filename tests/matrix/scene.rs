@@ -326,7 +326,7 @@ fn how(stage: Stage, fault: Fault) -> Vec<&'static str> {
     let mut how = vec!["--transport=tcp"];
     match (stage, fault) {
         (Stage::Rounds, Fault::TimedOut) => {
-            how.extend(["--timeout=1", "--bandwidth-limit=1", "--if-stuck=throttle"])
+            how.extend(["--timeout=1", "--bandwidth-limit=1", "--if-stuck=throttle"]);
         }
         (Stage::Rounds, Fault::SlowLink) => how.extend(["--timeout=3", "--downtime-limit=150"]),
         (

@@ -96,7 +96,8 @@ impl<'a> Setup<'a> {
     /// lab. In the VM lab, whose machine is often emulated, it has few devices.
     pub(crate) fn linux(program: &Program, guest: LinuxGuest) -> Self {
         let setup = Self::new(program, guest.memory_mib, Guest::Linux(guest));
-        let accelerator = if processor_has_kvm() { "kvm" } else { "tcg" };
+        // With a thread for each CPU, QEMU 10 sometimes aborts while Linux boots (`iotlb_to_section`).
+        let accelerator = if processor_has_kvm() { "kvm" } else { "tcg,thread=single" };
         let cpus = if in_a_lab() { 1 } else { 2 };
         let devices = if is_vm_lab() { Devices::Few } else { Devices::Many };
         Self { cpus, devices, ..setup }.accelerator(accelerator)
