@@ -10,13 +10,11 @@
 //! | [`stop`](SourceQemu::stop) | gives the migration up, unless the guest was saved | as before |
 //! | [`quit`](SourceQemu::quit) | ends | gone |
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::drain::listener::listen;
-use crate::drain::socket::Socket;
 use crate::drain::{Bounds, Drain};
 use crate::error::QemuError;
 use crate::monitor::{MigrationStatus, Monitor, Parameter, Restore, RunState};
@@ -123,43 +121,25 @@ impl SourceQemu {
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), note.shall_run).map_err(follow)?;
-        let drain = match channels {
-            None => self.migrate_by_pair(&tracker)?,
-            Some(channels) => self.migrate_by_path(channels, &tracker)?,
-        };
+        let drain = self.migrate(channels, &tracker)?;
         Ok((tracker, drain, news))
     }
 
     /// Has QEMU name pages on several channels: as many as the operator has set, else a few. A channel names
     /// 128 pages at once, the main channel each by itself.
-    fn multifd_channels(&self, restore: &mut Restore) -> Result<Option<usize>, QemuError> {
-        let channels = match self.monitor.capabilities()?.get("multifd") {
-            None => return Ok(None),
-            Some(true) => self.monitor.parameters()?.number(Parameter::MultifdChannels),
-            Some(false) => {
-                restore.set_capabilities(&self.monitor, &[("multifd", true)])?;
-                restore.set_parameters(&self.monitor, &[(Parameter::MultifdChannels, MULTIFD_CHANNELS)])?;
-                None
-            }
+    fn multifd_channels(&self, restore: &mut Restore) -> Result<usize, QemuError> {
+        let channels = if self.monitor.capabilities()?.is_on("multifd") {
+            self.monitor.parameters()?.number(Parameter::MultifdChannels)
+        } else {
+            restore.set_capabilities(&self.monitor, &[("multifd", true)])?;
+            restore.set_parameters(&self.monitor, &[(Parameter::MultifdChannels, MULTIFD_CHANNELS)])?;
+            None
         };
-        let channels = channels.unwrap_or(MULTIFD_CHANNELS);
-        Ok(Some(usize::try_from(channels).unwrap_or(usize::MAX)))
+        Ok(usize::try_from(channels.unwrap_or(MULTIFD_CHANNELS)).unwrap_or(usize::MAX))
     }
 
-    /// One channel, by a socket that QEMU is given.
-    fn migrate_by_pair(&self, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
-        let failed = |what| move |error| QemuError::Socket { what, error };
-        let (ours, of_qemu) = Socket::pair().map_err(failed("connect a pair of sockets"))?;
-        self.monitor.client().getfd(SOCKET_NAME, of_qemu.as_fd())?;
-        drop(of_qemu);
-        let drain = Drain::of_socket(ours, self.bounds.clone(), Arc::clone(tracker));
-        let drain = drain.map_err(failed("read from QEMU"))?;
-        self.monitor.migrate(&format!("fd:{SOCKET_NAME}"))?;
-        Ok(drain)
-    }
-
-    /// Several channels, which QEMU connects to a path.
-    fn migrate_by_path(&self, channels: usize, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
+    /// QEMU connects its channels to a path.
+    fn migrate(&self, channels: usize, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
         let process = self.monitor.client().peer()?.process;
         let dialect = if self.monitor.version()?.major >= 9 { Dialect::Nine } else { Dialect::Seven };
         let (listener, path) = listen()?;
@@ -390,9 +370,6 @@ fn throttling(percent: u8) -> [(Parameter, u64); 4] {
         (Parameter::ThrottleTriggerThreshold, threshold),
     ]
 }
-
-/// QEMU's name for the socket.
-const SOCKET_NAME: &str = "sterna-stream";
 
 /// More than any link: the reader of the stream holds QEMU back.
 const BANDWIDTH_MAX: u64 = 1 << 40;

@@ -114,7 +114,7 @@ fn of_capabilities(capabilities: &Capabilities, end: End) -> Vec<Refused> {
         remedy: format!("switch it off (HMP migrate_set_capability {name} off)"),
     });
     let needed: &[&str] = match end {
-        End::Source => &["events", "pause-before-switchover"],
+        End::Source => &["events", "multifd", "pause-before-switchover"],
         End::Destination => &["events", "late-block-activate"],
     };
     let missing = needed.iter().filter(|name| capabilities.get(name).is_none()).map(|name| Refused {

@@ -9,7 +9,6 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{RecvFlags, recv};
 
 use super::listener::Listener;
-use super::socket::Socket;
 
 /// A socket to which QEMU connects the channels.
 #[derive(Debug)]
@@ -23,12 +22,12 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     /// Accepts all channels, and passes each on with the answer whether it is the main channel.
-    pub(super) fn accept_all(self, connected: impl Fn(Socket, bool) -> io::Result<()>) -> io::Result<()> {
+    pub(super) fn accept_all(self, connected: impl Fn(UnixStream, bool) -> io::Result<()>) -> io::Result<()> {
         let deadline = Instant::now() + CONNECTS_MAX;
         for _ in 0..=self.channels {
             let stream = self.accept(deadline)?;
             let is_main = is_main(&stream, deadline)?;
-            connected(Socket::Unix(stream), is_main)?;
+            connected(stream, is_main)?;
         }
         Ok(())
     }

@@ -1,18 +1,18 @@
 //! A channel of the stream: its records are read, the bytes of its pages discarded.
 
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::discard::Discard;
-use super::socket::Socket;
 use crate::input::Input;
 use crate::tracker::Tracker;
 
 /// The reading end of a channel. It waits while the tracker holds reading back.
 #[derive(Debug)]
 pub(super) struct Channel {
-    socket: Socket,
+    socket: UnixStream,
     discard: Discard,
     tracker: Arc<Tracker>,
     /// How many bytes all channels have read or discarded.
@@ -21,11 +21,11 @@ pub(super) struct Channel {
 
 impl Channel {
     pub(super) fn new(
-        socket: Socket,
+        socket: UnixStream,
         tracker: Arc<Tracker>,
         total_bytes: Arc<AtomicU64>,
     ) -> io::Result<Self> {
-        let discard = Discard::of(&socket)?;
+        let discard = Discard::new()?;
         Ok(Self { socket, discard, tracker, total_bytes })
     }
 

@@ -7,9 +7,10 @@ mod acceptor;
 mod channel;
 mod discard;
 pub(crate) mod listener;
-pub(crate) mod socket;
 
 use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,7 +25,6 @@ use crate::tracker::Tracker;
 use acceptor::Acceptor;
 use channel::Channel;
 use listener::Listener;
-use socket::Socket;
 
 /// What a stream must have, and its bounds.
 #[derive(Clone, Debug)]
@@ -52,11 +52,11 @@ pub(crate) struct Drain {
 struct Shared {
     bounds: Bounds,
     tracker: Arc<Tracker>,
-    /// The multifd channels, if there are any.
-    channels: Option<Channels>,
+    /// The multifd channels.
+    channels: Channels,
     total_bytes: Arc<AtomicU64>,
     /// All sockets, to be cut; `None` once they are.
-    sockets: Mutex<Option<Vec<Socket>>>,
+    sockets: Mutex<Option<Vec<UnixStream>>>,
 }
 
 /// Why there is no blob.
@@ -73,14 +73,6 @@ pub(crate) enum DrainError {
 }
 
 impl Drain {
-    /// Reads a stream of one channel.
-    pub(crate) fn of_socket(socket: Socket, bounds: Bounds, tracker: Arc<Tracker>) -> io::Result<Self> {
-        let ((sender, blob), (_, ends)) = (mpsc::channel(), mpsc::channel());
-        let shared = Shared::new(bounds, tracker, None);
-        shared.spawn_main(socket, sender)?;
-        Ok(Self { shared, blob: Mutex::new(blob), ends: Mutex::new(ends), channels: 0 })
-    }
-
     /// Reads a stream of a main channel and several multifd channels, which QEMU, and no other process,
     /// connects to this listener.
     pub(crate) fn of_listener(
@@ -91,7 +83,7 @@ impl Drain {
     ) -> io::Result<Self> {
         let ((sender, blob), (ended, ends)) = (mpsc::channel(), mpsc::channel());
         let multifd = Channels::new(channels, dialect, &bounds.shared, bounds.unshared_max_bytes);
-        let shared = Shared::new(bounds, tracker, Some(multifd));
+        let shared = Shared::new(bounds, tracker, multifd);
         let acceptor = Acceptor { listener, process, channels };
         let accepting = Arc::clone(&shared);
         thread::Builder::new().name("qemu-accept".into()).spawn(move || {
@@ -164,14 +156,14 @@ impl Drop for Drain {
 }
 
 impl Shared {
-    fn new(bounds: Bounds, tracker: Arc<Tracker>, channels: Option<Channels>) -> Arc<Self> {
+    fn new(bounds: Bounds, tracker: Arc<Tracker>, channels: Channels) -> Arc<Self> {
         let (total_bytes, sockets) = (Arc::default(), Mutex::new(Some(Vec::new())));
         Arc::new(Self { bounds, tracker, channels, total_bytes, sockets })
     }
 
     fn spawn_main(
         self: &Arc<Self>,
-        socket: Socket,
+        socket: UnixStream,
         sender: Sender<Result<Blob, StreamError>>,
     ) -> io::Result<()> {
         let mut channel = self.channel(socket)?;
@@ -189,14 +181,13 @@ impl Shared {
 
     fn spawn_multifd(
         self: &Arc<Self>,
-        socket: Socket,
+        socket: UnixStream,
         ended: Sender<Result<(), ChannelError>>,
     ) -> io::Result<()> {
         let mut channel = self.channel(socket)?;
         let shared = Arc::clone(self);
         thread::Builder::new().name("qemu-multifd".into()).spawn(move || {
-            let Some(channels) = &shared.channels else { return };
-            let read = channels.read(&mut channel, &*shared.tracker);
+            let read = shared.channels.read(&mut channel, &*shared.tracker);
             if let Err(error) = &read {
                 shared.fail(&error.to_string());
             }
@@ -207,7 +198,7 @@ impl Shared {
     }
 
     /// The reading end of a socket, which is cut with all others.
-    fn channel(&self, socket: Socket) -> io::Result<Channel> {
+    fn channel(&self, socket: UnixStream) -> io::Result<Channel> {
         match &mut *self.sockets() {
             Some(sockets) => sockets.push(socket.try_clone()?),
             None => return Err(io::ErrorKind::ConnectionAborted.into()),
@@ -230,14 +221,17 @@ impl Shared {
     fn fail(&self, reason: &str) {
         self.tracker.fail(reason);
         let sockets = self.sockets().take();
-        sockets.iter().flatten().for_each(Socket::shut_down);
+        for socket in sockets.iter().flatten() {
+            // It may have ended already.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     fn failure(&self) -> String {
         self.tracker.failure().unwrap_or_else(|| "its reader has ended: a defect of Sterna".into())
     }
 
-    fn sockets(&self) -> MutexGuard<'_, Option<Vec<Socket>>> {
+    fn sockets(&self) -> MutexGuard<'_, Option<Vec<UnixStream>>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -254,11 +248,7 @@ impl Watch for Ends<'_> {
     }
 
     fn finish_channels(&mut self, marks: Marks) -> Result<ChannelPages, ChannelsError> {
-        match &self.0.channels {
-            Some(channels) => channels.finish(marks, SILENCE_MAX),
-            None if marks.flushes > 0 => Err(ChannelsError::Unread),
-            None => Ok(ChannelPages::default()),
-        }
+        self.0.channels.finish(marks, SILENCE_MAX)
     }
 }
 
