@@ -2,7 +2,6 @@
 
 use super::bitmap::DirtyBitmap;
 use super::prefetch::{prefetch, prefetch_nonzero};
-use super::region::DirtyRegion;
 use super::stripe::{STRIPE_PAGES, STRIPE_WORDS, Stripe};
 
 /// The stripes of all of guest RAM, assigned to the lanes in turn.
@@ -35,16 +34,16 @@ impl Stripes {
             turn = (turn + dirty.nonzero().len()) % lanes;
             let stripe = move |(index, nonzero)| {
                 let first_page = index as u64 * STRIPE_PAGES;
-                Stripe { region, first_page, words: words_of(dirty, index), nonzero }
+                Stripe { region, first_page, words: words_of(dirty.words(), index), nonzero }
             };
-            DirtyStripes { dirty, next: first, lanes }.map(stripe)
+            DirtyStripes { words: dirty.words(), nonzero: dirty.nonzero(), next: first, lanes }.map(stripe)
         })
     }
 }
 
 /// The words of a stripe.
-fn words_of(dirty: &DirtyRegion, stripe: usize) -> &[u64] {
-    let words = &dirty.words()[stripe * STRIPE_WORDS..];
+fn words_of(words: &[u64], stripe: usize) -> &[u64] {
+    let words = &words[stripe * STRIPE_WORDS..];
     &words[..words.len().min(STRIPE_WORDS)]
 }
 
@@ -54,7 +53,8 @@ const AHEAD: usize = 16;
 
 /// The indices of a lane's dirty stripes in one region, with the words of each that are not zero.
 struct DirtyStripes<'bitmap> {
-    dirty: &'bitmap DirtyRegion,
+    words: &'bitmap [u64],
+    nonzero: &'bitmap [u64],
     next: usize,
     lanes: usize,
 }
@@ -67,10 +67,8 @@ impl DirtyStripes<'_> {
     /// in order keeps the hardware prefetcher going. With several lanes that would fetch the stripes of other
     /// lanes too, so each lane prefetches only the lines that it needs.
     fn prefetch(&self, stripe: usize) {
-        let Some(&nonzero) = self.dirty.nonzero().get(stripe).filter(|&&nonzero| nonzero != 0) else {
-            return;
-        };
-        let words = words_of(self.dirty, stripe);
+        let Some(&nonzero) = self.nonzero.get(stripe).filter(|&&nonzero| nonzero != 0) else { return };
+        let words = words_of(self.words, stripe);
         if self.lanes == 1 { prefetch(words) } else { prefetch_nonzero(words, nonzero) }
     }
 }
@@ -81,7 +79,7 @@ impl Iterator for DirtyStripes<'_> {
     fn next(&mut self) -> Option<(usize, u64)> {
         loop {
             let stripe = self.next;
-            let &nonzero = self.dirty.nonzero().get(stripe)?;
+            let &nonzero = self.nonzero.get(stripe)?;
             self.next += self.lanes;
             self.prefetch(stripe + AHEAD * self.lanes);
             if nonzero != 0 {
