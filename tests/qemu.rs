@@ -10,7 +10,8 @@ use std::path::Path;
 use serde_json::json;
 
 use common::qemu::{BootSector, Disk, Held, LinuxGuest, Memory, NAME, Network, Program, Setup, Waiting};
-use common::{Host, wait_until};
+use common::{ENDLESS, Host, in_a_lab, wait_until};
+use sterna::transport::rdma::RdmaPath;
 
 /// How often the Linux guest moves; the nightly checks set more.
 fn hops() -> usize {
@@ -244,4 +245,39 @@ fn a_guest_that_writes_too_fast_is_slowed_by_qemu_and_moves() {
     let report = migrating.wait().expect_code(0).json();
     assert_eq!((&report["status"], &report["wrong_pages"]), (&"completed".into(), &0.into()), "{report}");
     checks_all_of_its_memory(&waiting.arrived_from(held));
+}
+
+/// From the second round on, each round has to pin more than this end may lock.
+#[test]
+fn rdma_that_fails_under_way_makes_way_for_tcp() {
+    let Some(program) = Program::find("10") else { return };
+    if RdmaPath::any_address().is_none() {
+        assert!(!in_a_lab(), "a lab has an RDMA device");
+        println!("skipped: no RDMA device on this machine; `ci/lab uml` has one");
+        return;
+    }
+    let setup = Setup::boot_sector(&program, BootSector { memory_mib: 96, hot_mib: 80, delay: 0 });
+    let limited = || Host::that_may_lock(80 << 20);
+    let hosts = [(limited(), Host::new(), false), (Host::new(), limited(), true)];
+    for (source, destination, limited_there) in hosts {
+        let waiting = Waiting::start_at(destination, &setup);
+        let held = Held::adopt_at(source, setup.start(), &[]);
+        held.qemu.serial().wait_for_sweeps(0);
+        let mut arguments = vec!["--verify=full", "--lanes=1", "--pin-limit=64M", "--bandwidth-limit=20"];
+        arguments.extend(&ENDLESS[..4]);
+        let migrating = held.migrate(waiting.receiving.address, &arguments);
+        migrating.says("over RDMA");
+        migrating.says("round 2:");
+        if limited_there { &waiting.receiving.process } else { &held.process }.may_lock_no_more();
+        migrating.says("RDMA failed, going on over TCP: ");
+        migrating.says("over TCP: 1 TCP stream");
+        held.host.start(["migrate", NAME, "--set", "downtime-limit=60000"]).wait().expect_code(0);
+        let report = migrating.wait().expect_code(0).json();
+        assert_eq!((&report["transport"], &report["wrong_pages"]), (&"tcp".into(), &0.into()), "{report}");
+        assert_eq!(report["verified_pages"], (96 << 20) / 4096, "{report}");
+        let why = report["fell_back"].as_str().expect("it says why");
+        assert!(why.contains("cannot pin") && why.contains("ulimit -l"), "{why}");
+        assert_eq!(why.contains("at the other side"), limited_there, "{why}");
+        checks_all_of_its_memory(&waiting.arrived_from(held));
+    }
 }

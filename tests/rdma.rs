@@ -118,16 +118,10 @@ fn pages_that_are_written_again_and_again_arrive_in_their_latest_state_over_any_
     }
 }
 
-/// A host that lets its programs lock this much memory, without the capability that overrides the limit.
-fn host_that_may_lock(bytes: u64) -> Host {
-    let memlock = format!("--memlock={bytes}");
-    Host::under(&["prlimit", &memlock, "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"])
-}
-
 #[test]
 fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
     let Some(device) = device_or_skip() else { return };
-    let limited = || host_that_may_lock(2 << 20);
+    let limited = || Host::that_may_lock(2 << 20);
     // The memory for queues is subtracted from the limit: more at the source, which has more requests in
     // flight.
     for (source, destination, lockable) in
@@ -155,7 +149,7 @@ fn where_next_to_nothing_may_be_locked_that_is_told_and_tcp_does_without() {
 #[test]
 fn a_guest_larger_than_the_limit_on_locked_memory_moves_by_rdma_a_part_at_a_time() {
     let Some(device) = device_or_skip() else { return };
-    let limited = || host_that_may_lock(16 << 20);
+    let limited = || Host::that_may_lock(16 << 20);
     let lanes = ["--transport=rdma", "--verify=full", "--downtime-limit=2000"];
     for (source, destination, lanes_count, budget) in [
         (limited(), Host::new(), "--lanes=1", "at most 15 MiB pinned"),
@@ -375,7 +369,7 @@ fn access_that_was_refused_never_makes_way_for_tcp() {
 #[test]
 fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
     let Some(device) = device_or_skip() else { return };
-    let limited = || host_that_may_lock(80 << 20);
+    let limited = || Host::that_may_lock(80 << 20);
     for (source, destination, limited_there) in
         [(limited(), Host::new(), false), (Host::new(), limited(), true)]
     {
@@ -386,7 +380,7 @@ fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
         let migrating = source.migrate("tern", receiving.address, &arguments);
         migrating.says("over RDMA");
         migrating.says("round 2:");
-        may_lock_no_more(if limited_there { &receiving.process } else { &running });
+        if limited_there { &receiving.process } else { &running }.may_lock_no_more();
         migrating.says("RDMA failed, going on over TCP: ");
         migrating.says("over TCP: 1 TCP stream");
         source.start(["migrate", "tern", "--set", "downtime-limit=60000"]).wait().expect_code(0);
@@ -401,13 +395,6 @@ fn an_end_that_can_register_no_more_in_the_middle_makes_way_for_tcp() {
         runs_on(&destination, "tern");
         destination.checks_clean("tern");
     }
-}
-
-fn may_lock_no_more(process: &Process) {
-    let pid = format!("--pid={}", process.id());
-    let status =
-        Command::new("prlimit").args([&pid, "--memlock=4096"]).status().expect("util-linux's prlimit");
-    assert!(status.success(), "{status}");
 }
 
 #[test]

@@ -50,6 +50,12 @@ impl Host {
         Self { runtime, state: None, prefix: prefix.iter().map(|&word| word.to_owned()).collect() }
     }
 
+    /// A host that lets its programs lock this much memory, without the capability that overrides the limit.
+    pub(crate) fn that_may_lock(bytes: u64) -> Self {
+        let memlock = format!("--memlock={bytes}");
+        Self::under(&["prlimit", &memlock, "setpriv", "--bounding-set=-ipc_lock", "--inh-caps=-ipc_lock"])
+    }
+
     /// Another login on this host: it shares the state of guests, and has another folder for their control
     /// sockets.
     pub(crate) fn login(&self) -> Self {

@@ -51,6 +51,14 @@ impl Process {
         i32::try_from(self.child.id()).expect("process ids are positive i32")
     }
 
+    /// Takes away its right to lock more memory than a page.
+    pub(crate) fn may_lock_no_more(&self) {
+        let pid = format!("--pid={}", self.id());
+        let status =
+            Command::new("prlimit").args([&pid, "--memlock=4096"]).status().expect("util-linux's prlimit");
+        assert!(status.success(), "{status}");
+    }
+
     pub(crate) fn signal(&self, signal: i32) {
         // SAFETY: the call accesses no memory. The process is this process's child and not yet waited for, so
         // the id is still its own.

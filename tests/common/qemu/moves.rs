@@ -35,18 +35,18 @@ pub(crate) const NAME: &str = "tern";
 impl Held {
     /// Adopts the guest of a QEMU.
     pub(crate) fn adopt(qemu: Qemu, more: &[&str]) -> Self {
-        let host = Host::new();
-        let socket = format!("--qmp={}", qemu.qmp().display());
-        let process = host.start(["adopt", NAME, "--json", socket.as_str()].iter().chain(more));
-        process.event("adopted");
-        Self { host, process, qemu }
+        Self::adopt_at(Host::new(), qemu, more)
     }
 
     /// The same by a process that forgets one named page in a thousand.
     pub(crate) fn adopt_forgetful(qemu: Qemu) -> Self {
-        let host = Host::under(&["env", "STERNA_TEST_FORGETS_PAGES=1"]);
+        Self::adopt_at(Host::under(&["env", "STERNA_TEST_FORGETS_PAGES=1"]), qemu, &[])
+    }
+
+    /// The same on this host.
+    pub(crate) fn adopt_at(host: Host, qemu: Qemu, more: &[&str]) -> Self {
         let socket = format!("--qmp={}", qemu.qmp().display());
-        let process = host.start(["adopt", NAME, "--json", &socket]);
+        let process = host.start(["adopt", NAME, "--json", socket.as_str()].iter().chain(more));
         process.event("adopted");
         Self { host, process, qemu }
     }
@@ -74,7 +74,12 @@ impl Held {
 
 impl Waiting {
     pub(crate) fn start(setup: &Setup<'_>) -> Self {
-        let (host, qemu) = (Host::new(), setup.start_incoming());
+        Self::start_at(Host::new(), setup)
+    }
+
+    /// The same on this host.
+    pub(crate) fn start_at(host: Host, setup: &Setup<'_>) -> Self {
+        let qemu = setup.start_incoming();
         let socket = format!("--qmp={}", qemu.qmp().display());
         // In a lab, the address of the soft-RoCE device.
         let listen = in_a_lab().then_some("--listen=10.77.0.1");
