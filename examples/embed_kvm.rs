@@ -150,6 +150,9 @@ impl SourceGuest for Machine {
 }
 
 impl DestinationGuest for Machine {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         let (regs, sregs): (kvm_regs, kvm_sregs) =
             serde_json::from_reader(state.section("vcpu")?).map_err(GuestError::new)?;

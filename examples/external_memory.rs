@@ -195,6 +195,14 @@ impl SourceGuest for Remote {
 }
 
 impl DestinationGuest for Remote {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        match process.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(GuestError::new(format!("the VMM ended with {status}"))),
+        }
+    }
+
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         let mut count = String::new();
         state.section("count")?.take(20).read_to_string(&mut count)?;

@@ -101,10 +101,18 @@ pub trait SourceGuest: Guest {
 
 /// A guest that arrives, in a machine that a [`GuestHost`] built and that has never run.
 ///
-/// The engine calls [`ram`](Guest::ram), [`load`](Self::load) and [`start`](Self::start) in this order. After
-/// a failure in any of these calls, it calls [`discard`](Self::discard); after a panic of the VMM it may only
-/// drop the guest.
+/// The engine calls [`ram`](Guest::ram), [`can_arrive`](Self::can_arrive) any number of times,
+/// [`load`](Self::load) and [`start`](Self::start) in this order. After a failure in any of these calls, it
+/// calls [`discard`](Self::discard); after a panic of the VMM it may only drop the guest.
 pub trait DestinationGuest: Guest {
+    /// Whether the machine can still take the guest: its VMM may be another process, and end by itself. While
+    /// pages arrive the engine asks about once a second, on the thread that answers the source, so this must
+    /// not wait.
+    ///
+    /// # Errors
+    /// The VMM's own: the attempt ends, and the guest runs on at the source.
+    fn can_arrive(&self) -> Result<(), GuestError>;
+
     /// Loads a saved state into the machine. The state comes from a peer: bound and check everything. The
     /// engine frees the parts that were read. A section that is left unread is an error, even if this returns
     /// `Ok`.

@@ -11,8 +11,10 @@ mod common;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use common::Random;
-use common::qemu::{At, BootSector, Crossing, Disk, End, Fault, LinuxGuest, Program, Setup, Strike, Victim};
+use common::qemu::{
+    At, BootSector, Crossing, Disk, End, Fault, Held, LinuxGuest, Program, Setup, Strike, Victim, Waiting,
+};
+use common::{ENDLESS, Random};
 
 /// What keeps a migration of the boot sector in its rounds for some time.
 const SLOW: [&str; 4] =
@@ -70,6 +72,40 @@ fn each_fault_in_each_stage_leaves_one_guest_and_true_reports() {
         }
     }
     assert_eq!(failed, Vec::<String>::new());
+}
+
+/// Nothing else ends these rounds.
+#[test]
+fn a_qemu_that_ends_in_the_rounds_is_noticed_at_either_end() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = boot_sector(&program);
+    let endless = [&ENDLESS[..], &["--transport=tcp"]].concat();
+    for at_source in [false, true] {
+        let (waiting, qemu) = (Waiting::start(&setup), setup.start());
+        qemu.serial().wait_for_sweeps(1);
+        let held = Held::adopt(qemu, &[]);
+        let migrating = held.migrate(waiting.receiving.address, &endless);
+        migrating.says("round 1:");
+        let killed = Instant::now();
+        if at_source {
+            held.qemu.kill();
+            let ended = migrating.wait().expect_code(10);
+            println!("at the source, noticed after {:.1} s", killed.elapsed().as_secs_f64());
+            ended.says("cannot connect to QEMU's monitor");
+            held.process.event("vmm-ended");
+            held.process.wait().expect_code(0).says("QEMU has ended, and the guest with it");
+        } else {
+            let socket = waiting.qemu.qmp().display().to_string();
+            waiting.qemu.kill();
+            let ended = migrating.wait().expect_code(10);
+            println!("at the destination, noticed after {:.1} s", killed.elapsed().as_secs_f64());
+            ended.says("the destination gave up").says("the QEMU at the destination has ended").says(&socket);
+            ended.says("where: the guest runs on at the source");
+            assert!(held.qemu.runs(), "{}", held.qemu.status());
+            held.move_to(&setup, &["--downtime-limit=5000"]);
+        }
+        waiting.receiving.process.says("a guest did not arrive");
+    }
 }
 
 #[test]

@@ -208,6 +208,10 @@ impl SourceGuest for AnonymousGuest {
 }
 
 impl DestinationGuest for AnonymousGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         Ok(())
     }

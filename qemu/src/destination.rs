@@ -46,6 +46,19 @@ impl DestinationQemu {
         &self.monitor
     }
 
+    /// Whether QEMU can still take the guest, as far as the connection to its monitor shows that: it is not
+    /// asked, and does not delay the answer.
+    ///
+    /// # Errors
+    /// [`QemuError::Gone`] if it has ended, or closed the connection and takes no other.
+    pub fn can_arrive(&self) -> Result<(), QemuError> {
+        let client = self.monitor.client();
+        if client.is_connected() {
+            return Ok(());
+        }
+        client.peer().map(drop).map_err(QemuError::Gone)
+    }
+
     /// Loads a guest from what the source QEMU saved. All of its shared RAM is in place, and nothing writes
     /// to it any more. The guest is paused then.
     ///

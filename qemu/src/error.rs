@@ -69,6 +69,9 @@ pub enum QemuError {
     /// No migration is under way.
     #[error("no migration out of this QEMU is under way")]
     NotMigrating,
+    /// The destination QEMU has ended, or does not answer any more.
+    #[error("the QEMU at the destination has ended, or takes no connection any more: {0}")]
+    Gone(#[source] QmpError),
     /// The state of the destination QEMU is not that of a loaded guest.
     #[error("the destination QEMU is in state {state} after loading, and paused is expected")]
     NotPaused {

@@ -322,14 +322,14 @@ impl SourceQemu {
         Ok(QemuError::migration(self.monitor.migration()?, expected))
     }
 
-    /// A broken stream, with QEMU's own reason.
+    /// A broken stream, with QEMU's own reason, or that QEMU does not answer.
     fn explain(&self, reason: String) -> String {
         match self.monitor.migration() {
             Ok(report) => match report.error_desc {
                 Some(why) => format!("{reason}; QEMU says: {why}"),
                 None => reason,
             },
-            Err(_) => reason,
+            Err(error) => format!("{reason}; {error}"),
         }
     }
 

@@ -100,6 +100,26 @@ fn a_lost_answer_is_unknown_and_the_next_command_connects_anew() {
 }
 
 #[test]
+fn the_end_of_a_connection_is_known_without_a_command() {
+    let fake = Fake::start(|listener| {
+        Session::accept(listener).end();
+        let mut second = Session::accept(listener);
+        let asked = second.command().unwrap();
+        second.answer(&asked, &json!({}));
+    });
+    let client = Client::new(&fake.path);
+    assert!(!client.is_connected());
+    client.peer().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while client.is_connected() {
+        assert!(Instant::now() < deadline, "the end is not seen");
+        thread::sleep(Duration::from_millis(1));
+    }
+    client.execute("query-status", &json!({})).unwrap();
+    fake.finish();
+}
+
+#[test]
 fn a_command_to_a_qemu_that_has_gone_was_not_sent() {
     let fake = Fake::start(|listener| Session::accept(listener).end());
     let client = Client::connect(&fake.path).unwrap();

@@ -207,6 +207,10 @@ impl SourceGuest for MachineGuest {
 }
 
 impl DestinationGuest for MachineGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         signals::guest_is_ready();
         self.timed(

@@ -59,7 +59,9 @@ impl<'attempt, G: DestinationGuest> Prepared<'attempt, G> {
         let lane_receiver = arriving.lanes.open().ok_or(ReceiveError::OutOfTurn("pages after FINAL"))?;
         let observer = arriving.observer;
         let closed = |number| observer.event(&Event::RoundClosed { number });
-        answer_rounds(lane_receiver, control, closed, |control, message| {
+        let guest = &arriving.guest;
+        let check = || Ok(guest.can_arrive()?);
+        answer_rounds((lane_receiver, control), check, closed, |control, message| {
             match message {
                 Message::BlockDigests(BlockDigests { now, digests }) => {
                     checks.note(&digests)?;

@@ -1,11 +1,15 @@
 //! The answers of a VMM: that it does not know whether its guest runs, and errors of its own.
 
+use std::num::NonZeroU64;
+use std::time::Duration;
+
 use super::{Faults, Outcome, Scene};
+use crate::convergence::Limits;
 use crate::destination::ReceiveError;
 use crate::dirty::DirtyError;
 use crate::guest::RunOutcome;
 use crate::progress::Event;
-use crate::source::{GuestIs, MigrationFailure};
+use crate::source::{GuestIs, MigrationFailure, Options};
 
 #[test]
 fn a_source_whose_vmm_does_not_say_whether_the_guest_runs_claims_neither() {
@@ -51,6 +55,30 @@ fn a_dirty_log_of_the_vmms_own_that_fails_ends_the_attempt_with_the_vmms_error()
     let (cause, _) = scene.stayed(outcome);
     let MigrationFailure::Dirty(DirtyError::Vmm(error)) = &cause else { panic!("{cause}") };
     assert_eq!(error.to_string(), "harvest fails for a test");
+}
+
+/// The rounds would go on for ever.
+#[test]
+fn a_destination_whose_vmm_ends_in_the_rounds_says_so_at_once() {
+    let limits = Limits {
+        downtime: Duration::from_millis(1),
+        bandwidth_max: NonZeroU64::new(1_000_000),
+        rounds_max: 1_000_000,
+        if_stuck: "throttle".parse().unwrap(),
+        ..Limits::default()
+    };
+    let scene = Scene::with(Options { limits: limits.into(), ..Options::default() });
+    let outcome = scene.attempt(&Faults::default(), |event| {
+        if matches!(event, Event::Round { number: 1, .. }) {
+            scene.host.seen.err_in(&["can_arrive"]);
+        }
+    });
+    scene.host.seen.err_in(&[]);
+    scene.options.limits.change(|limits| limits.downtime = Duration::from_secs(60));
+    let (cause, there) = scene.stayed(outcome);
+    assert!(matches!(&there, ReceiveError::Guest(_)), "{there}");
+    let MigrationFailure::DestinationFailed(why) = &cause else { panic!("{cause}") };
+    assert!(why.contains("can_arrive fails for a test"), "{why}");
 }
 
 #[test]

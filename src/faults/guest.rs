@@ -357,6 +357,11 @@ impl SourceGuest for TestGuest {
 }
 
 impl DestinationGuest for TestGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        self.seen.enter("can_arrive");
+        self.seen.errs_in("can_arrive").map_err(GuestError::new)
+    }
+
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.seen.enter("load");
         if self.seen.errs_in("load").is_err() {

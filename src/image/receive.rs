@@ -224,8 +224,8 @@ impl Incoming {
     fn await_final(&mut self, control: &mut ControlChannel) -> Result<Final, StoreError> {
         if let Some(lane_receiver) = &mut self.lane_receiver {
             return answer_rounds(
-                lane_receiver.as_mut(),
-                control,
+                (lane_receiver.as_mut(), control),
+                || Ok(()),
                 |_| {},
                 |_, other| Err(out_of_turn(other).into()),
             );

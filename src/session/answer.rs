@@ -1,19 +1,27 @@
 //! The destination's answers while pages arrive.
 
+use std::time::{Duration, Instant};
+
 use super::error::SessionError;
-use crate::control::ControlChannel;
+use crate::control::{ControlChannel, ControlError};
 use crate::transport::{LaneReceiver, TransportError};
 use crate::wire::{AttemptId, Final, Message};
 
-/// Answers the source's requests until FINAL. Calls `closed` for each complete round; `other` takes the
-/// messages that are not about pages, digests and saved state, or refuses them.
+/// Answers the source's requests until FINAL. About once a second `check` may end that. Calls `closed` for
+/// each complete round; `other` takes the messages that are not about pages, digests and saved state, or
+/// refuses them.
 pub(crate) fn answer_rounds<E: From<SessionError>>(
-    lane_receiver: &mut dyn LaneReceiver,
-    control: &mut ControlChannel,
+    (lane_receiver, control): (&mut dyn LaneReceiver, &mut ControlChannel),
+    check: impl Fn() -> Result<(), E>,
     closed: impl Fn(u32),
     mut other: impl FnMut(&mut ControlChannel, Message) -> Result<(), E>,
 ) -> Result<Final, E> {
+    let mut checked = Instant::now();
     loop {
+        if checked.elapsed() >= CHECKS_EVERY {
+            check()?;
+            checked = Instant::now();
+        }
         match answer_one(lane_receiver, control)? {
             Answered::Done => {}
             Answered::RoundClosed(round) => closed(round),
@@ -36,7 +44,11 @@ fn answer_one(
     control: &mut ControlChannel,
 ) -> Result<Answered, SessionError> {
     // A round may take hours; keepalives show that the source is alive.
-    match control.receive("the next round", None)? {
+    let message = match control.receive("the next round", Some(CHECKS_EVERY)) {
+        Err(ControlError::Timeout { .. }) => return Ok(Answered::Done),
+        received => received?,
+    };
+    match message {
         Message::Transport(request) => {
             if let Some(answer) = lane_receiver.handle(&request)? {
                 control.send(&Message::Transport(answer))?;
@@ -93,3 +105,6 @@ pub(crate) fn out_of_turn(message: Message) -> SessionError {
         other => SessionError::OutOfTurn(other.name()),
     }
 }
+
+/// How often the destination looks at its own machine.
+const CHECKS_EVERY: Duration = Duration::from_millis(500);

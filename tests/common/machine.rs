@@ -250,6 +250,10 @@ impl SourceGuest for TestGuest {
 }
 
 impl DestinationGuest for TestGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.faulty(Fault::Load)?;
         let mut bytes = Vec::new();

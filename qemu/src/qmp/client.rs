@@ -89,6 +89,16 @@ impl Client {
         Ok(self.shared.connection(&request("connect", &Value::Null, ANSWER_MAX))?.peer())
     }
 
+    /// Whether the connection is open, without asking QEMU. No call of another thread delays the answer.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        match &self.shared.lock().state {
+            LinkState::None => false,
+            LinkState::Connecting => true,
+            LinkState::Connected(connection) => connection.is_open(),
+        }
+    }
+
     /// Lets another client connect, for QEMU serves one at a time. The next call connects anew.
     pub fn disconnect(&self) {
         if let LinkState::Connected(connection) = &self.shared.lock().state {

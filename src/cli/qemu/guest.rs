@@ -205,7 +205,7 @@ impl SourceGuest for QemuGuest {
     fn resume(&self) -> Result<RunOutcome, GuestError> {
         match self.source.take_back() {
             Ok(settled) => Ok(outcome(settled)),
-            Err(error) if self.process.has_ended() => {
+            Err(error) if self.process.has_ended() || error.is_unknown() && self.process.is_ending() => {
                 Ok(RunOutcome::Unknown { reason: format!("QEMU has ended, and the guest with it: {error}") })
             }
             Err(error) if error.is_unknown() => Ok(RunOutcome::Unknown { reason: error.to_string() }),
@@ -224,6 +224,10 @@ fn outcome(settled: Settled) -> RunOutcome {
 }
 
 impl DestinationGuest for QemuGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        self.arrival()?.destination.can_arrive().map_err(GuestError::new)
+    }
+
     fn load(&self, state: &mut StateReader<'_>) -> Result<(), GuestError> {
         signals::guest_is_ready();
         let arrival = self.arrival()?;
@@ -241,6 +245,7 @@ impl DestinationGuest for QemuGuest {
     /// A QEMU that was given no state can take another guest.
     fn discard(self) -> Result<(), GuestError> {
         match &self.arrival {
+            Some(_) if self.process.has_ended() => Ok(()),
             Some(arrival) if arrival.loaded.load(Ordering::Relaxed) => match arrival.destination.quit() {
                 // QEMU ends by itself if it cannot load a guest, and has no socket then.
                 Err(error @ QemuError::Qmp(_)) => {

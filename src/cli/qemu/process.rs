@@ -23,9 +23,18 @@ impl QemuProcess {
     }
 
     pub(super) fn has_ended(&self) -> bool {
+        self.ends_within_seconds(0)
+    }
+
+    /// Whether it ends in a moment: its sockets close before.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ends_within_seconds(2)
+    }
+
+    fn ends_within_seconds(&self, tv_sec: i64) -> bool {
         let Some(descriptor) = &self.0 else { return false };
         let mut ended = [PollFd::new(descriptor, PollFlags::IN)];
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut ended, Some(&at_once)).is_ok_and(|count| count > 0)
+        let limit = Timespec { tv_sec, tv_nsec: 0 };
+        poll(&mut ended, Some(&limit)).is_ok_and(|count| count > 0)
     }
 }

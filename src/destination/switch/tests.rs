@@ -109,6 +109,10 @@ impl Guest for NotedGuest {
 }
 
 impl DestinationGuest for NotedGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         self.0.lock().unwrap().push("load");
         Ok(())

@@ -180,6 +180,10 @@ impl SourceGuest for BenchGuest {
 }
 
 impl DestinationGuest for BenchGuest {
+    fn can_arrive(&self) -> Result<(), GuestError> {
+        Ok(())
+    }
+
     fn load(&self, _state: &mut StateReader<'_>) -> Result<(), GuestError> {
         Ok(())
     }
