@@ -8,26 +8,40 @@ use sterna_qemu::monitor::Parameter;
 
 #[test]
 fn a_guest_fits_its_own_command_line_in_the_same_and_in_another_version() {
-    let programs = programs();
-    let arguments = [
-        "-machine",
-        "pc-q35-7.2",
-        "-m",
-        "32",
-        "-vga",
-        "std",
-        "-device",
-        "virtio-net-pci",
-        "-device",
-        "virtio-rng-pci",
-    ];
-    let described: Vec<_> = programs
+    for machine in ["pc-q35-7.2", "pc-i440fx-7.2"] {
+        fits_itself(&[
+            "-machine",
+            machine,
+            "-m",
+            "32",
+            "-vga",
+            "std",
+            "-usb",
+            "-usbdevice",
+            "tablet",
+            "-device",
+            "virtio-net-pci",
+            "-device",
+            "virtio-rng-pci",
+            "-device",
+            "virtio-scsi-pci",
+            "-device",
+            "qemu-xhci",
+            "-device",
+            "intel-hda",
+        ]);
+    }
+}
+
+fn fits_itself(arguments: &[&str]) {
+    let described: Vec<_> = programs()
         .iter()
         .map(|program| {
-            let description = Description::of(&start(program, &arguments).monitor).unwrap();
+            let description = Description::of(&start(program, arguments).monitor).unwrap();
             let bytes = description.encode().unwrap();
             println!("{}: {} bytes", program.display(), bytes.len());
             assert!(bytes.len() < DESCRIPTION_MAX / 8);
+            assert!(description.devices.as_ref().is_some_and(|devices| devices.len() > 10));
             Description::decode(&bytes).unwrap()
         })
         .collect();
@@ -72,6 +86,49 @@ fn another_command_line_is_named_by_its_differences() {
             "vga.vram of 16 MiB is not at the destination",
         ] {
             assert!(found.contains(part), "{part}: {found}");
+        }
+    }
+}
+
+#[test]
+fn devices_are_compared_by_their_places_on_each_bus() {
+    let common = ["-m", "32", "-vga", "std", "-usb", "-device", "virtio-scsi-pci,id=scsi", "-device"];
+    for (program, machine) in programs()
+        .into_iter()
+        .flat_map(|program| ["pc-q35-7.2", "pc-i440fx-7.2"].map(|machine| (program.clone(), machine)))
+    {
+        let describe = |arguments: &[&str]| {
+            let arguments = [&["-machine", machine], &common[..], arguments].concat();
+            Description::of(&start(&program, &arguments).monitor).unwrap()
+        };
+        let bridge = "pci-bridge,id=bridge,chassis_nr=1,addr=8";
+        let source = describe(&[bridge, "-device", "e1000,bus=bridge,addr=5", "-device", "usb-tablet"]);
+        let devices = source.devices.as_ref().unwrap();
+        let at = |place: &str| devices.iter().find(|device| device.place == place).unwrap();
+        assert_eq!((at("00:08.0:05.0").class.as_str(), at("00:08.0:05.0").pci), ("e1000", None));
+        assert_eq!(at("00:08.0").pci, Some((0x1b36, 1)));
+        assert!(at("00:00.0").pci.is_some_and(|(vendor, _)| vendor == 0x8086));
+
+        // What the command line says otherwise, the guest sees alike.
+        let same = describe(&[
+            "pci-bridge,id=other,chassis_nr=1,addr=8",
+            "-usbdevice",
+            "tablet",
+            "-device",
+            "e1000,id=net,bus=other,addr=5",
+        ]);
+        assert_eq!(source.differences(&same), [""; 0]);
+
+        let other =
+            describe(&[bridge, "-device", "e1000,bus=bridge,addr=6", "-device", "virtio-rng-pci,addr=9"]);
+        let found = source.differences(&other).join("\n");
+        for part in [
+            "the device e1000 at 00:08.0:05.0 is not at the destination",
+            "the device e1000 at 00:08.0:06.0 is at the destination only",
+            "the device virtio-rng-pci at 00:09.0 is at the destination only",
+            "usb-bus is not at the destination",
+        ] {
+            assert!(found.contains(part), "{machine}: {part}: {found}");
         }
     }
 }

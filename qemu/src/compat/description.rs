@@ -5,6 +5,8 @@ use thiserror::Error;
 
 use super::block::Block;
 use super::cpu::{Cpu, PROPERTIES_MAX};
+use super::devices::{DEVICES_MAX, Device};
+use super::places;
 use crate::monitor::{Accelerator, Monitor, Version};
 use crate::qmp::QmpError;
 
@@ -12,7 +14,7 @@ use crate::qmp::QmpError;
 pub const DESCRIPTION_MAX: usize = 256 << 10;
 
 /// The first byte of an encoded description.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The most RAM blocks.
 const BLOCKS_MAX: usize = 4096;
@@ -33,6 +35,8 @@ pub struct Description {
     pub cpu: Cpu,
     /// All RAM blocks, shared or not.
     pub blocks: Vec<Block>,
+    /// The devices on its PCI buses, and those behind them. `None` if QEMU has no such list.
+    pub devices: Option<Vec<Device>>,
     /// The guest's UUID, if it has one.
     pub uuid: Option<String>,
     /// The vCPUs did not run, so they are not to run at the destination either.
@@ -81,9 +85,20 @@ impl Description {
             vcpus: u32::try_from(vcpus.len()).unwrap_or(u32::MAX),
             cpu: Cpu::new(monitor.cpu_model(first)?),
             blocks: monitor.ram_blocks()?.into_iter().map(Block::new).collect(),
+            devices: places::find(monitor)?,
             uuid: monitor.uuid()?,
             was_paused: !monitor.status()?.running,
         })
+    }
+
+    /// Asks QEMU for its devices again: some may have been plugged in or unplugged.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
+    pub fn look_at_devices(&mut self, monitor: &Monitor) -> Result<(), QmpError> {
+        self.devices = places::find(monitor)?;
+        Ok(())
     }
 
     /// The description as bytes.
@@ -113,7 +128,9 @@ impl Description {
         if !rest.is_empty() {
             return Err(DescriptionError::Rest(rest.len()));
         }
+        let devices = this.devices.as_ref().map_or(0, Vec::len);
         let counts = [
+            (devices, "devices", DEVICES_MAX),
             (this.blocks.len(), "RAM blocks", BLOCKS_MAX),
             (this.cpu.properties.len(), "properties of its CPU", PROPERTIES_MAX),
         ];

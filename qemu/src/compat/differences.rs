@@ -1,7 +1,7 @@
 //! What keeps a guest from running at the destination as it does at the source.
 
-use super::block;
 use super::description::Description;
+use super::{block, devices};
 use crate::text::shown;
 
 /// How many differences are listed.
@@ -26,6 +26,9 @@ impl Description {
         compare("the UUID", uuid(self), uuid(destination));
         found.extend(self.cpu.differences(&destination.cpu));
         found.extend(block::differences(&self.blocks, &destination.blocks));
+        if let (Some(source), Some(destination)) = (&self.devices, &destination.devices) {
+            found.extend(devices::differences(source, destination));
+        }
         let more = found.len().saturating_sub(LISTED_MAX);
         found.truncate(LISTED_MAX);
         found.extend((more > 0).then(|| format!("{more} more")));
@@ -60,6 +63,7 @@ mod tests {
             vcpus: 2,
             cpu: Cpu::new(model),
             blocks: Vec::new(),
+            devices: None,
             uuid: None,
             was_paused: false,
         }
@@ -114,7 +118,7 @@ mod tests {
             assert!(Description::decode(&bytes[..len]).is_err(), "{len}");
         }
         assert!(matches!(Description::decode(&[&bytes[..], b"x"].concat()), Err(DescriptionError::Rest(1))));
-        assert!(matches!(Description::decode(&[2, 0, 0]), Err(DescriptionError::Format)));
+        assert!(matches!(Description::decode(&[1, 0, 0]), Err(DescriptionError::Format)));
     }
 
     #[test]
@@ -128,9 +132,9 @@ mod tests {
     #[test]
     fn a_peer_that_announces_billions_of_blocks_costs_nothing() {
         let mut bytes = description().encode().unwrap();
-        // The count of blocks is before the UUID and the last flag.
-        let at = bytes.len() - 3;
-        assert_eq!(bytes[at..], [0, 0, 0]);
+        // The count of blocks is before the devices, the UUID and the last flag.
+        let at = bytes.len() - 4;
+        assert_eq!(bytes[at..], [0, 0, 0, 0]);
         bytes.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0x0f]);
         assert!(matches!(Description::decode(&bytes), Err(DescriptionError::Encoding(_))));
     }

@@ -3,11 +3,14 @@
 mod block;
 mod cpu;
 mod description;
+mod devices;
 mod differences;
+mod places;
 mod refusals;
 mod refused_devices;
 
 pub use self::block::Block;
 pub use self::cpu::{Cpu, CpuValue};
 pub use self::description::{DESCRIPTION_MAX, Description, DescriptionError};
+pub use self::devices::Device;
 pub use self::refusals::{End, Refused, refusals};

@@ -96,6 +96,9 @@ fn descriptions() -> Vec<Vec<u8>> {
         "vcpus": 2,
         "cpu": { "model": "host", "properties": { "avx2": "On", "family": { "Number": 6 }, "vendor": { "Text": "X" } } },
         "blocks": [{ "name": "mem0", "used_bytes": 4096, "total_bytes": 4096 }],
+        "devices": [{ "place": "00:03.0", "class": "virtio-net-pci", "pci": [0x1af4, 0x1000] }, {
+            "place": "00:04.0 usb-bus", "class": "usb-tablet", "pci": null,
+        }],
         "uuid": "5b3fe9b6-7f48-4a9a-8d6c-6b63a1f5a001",
         "was_paused": false,
     });

@@ -33,12 +33,31 @@ impl Monitor {
     ///
     /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
     pub fn children(&self, path: &str) -> Result<Vec<Child>, QmpError> {
-        let properties: Vec<Property> = self.ask("qom-list", &json!({ "path": path }))?;
-        let children = properties.into_iter().filter_map(|property| {
+        let children = self.properties(path)?.into_iter().filter_map(|property| {
             let class = property.kind.strip_prefix("child<")?.strip_suffix('>')?;
             Some(Child { path: format!("{path}/{}", property.name), class: class.to_owned() })
         });
         Ok(children.collect())
+    }
+
+    /// The devices on a bus.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
+    pub fn devices_on(&self, bus: &str) -> Result<Vec<Child>, QmpError> {
+        let mut found = Vec::new();
+        for Property { name, kind } in self.properties(bus)? {
+            let class = kind.strip_prefix("link<").and_then(|kind| kind.strip_suffix('>'));
+            if let Some(class) = class.filter(|_| name.starts_with("child[")) {
+                found.push(Child { path: self.qom_get(bus, &name)?, class: class.to_owned() });
+            }
+        }
+        Ok(found)
+    }
+
+    fn properties(&self, path: &str) -> Result<Vec<Property>, QmpError> {
+        self.ask("qom-list", &json!({ "path": path }))
     }
 
     /// The devices that the command line or `device_add` made.

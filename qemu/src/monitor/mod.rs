@@ -8,6 +8,7 @@ mod machine;
 mod memory;
 mod migration;
 mod parameters;
+mod pci;
 mod processor;
 mod restore;
 mod status;

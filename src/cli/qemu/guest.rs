@@ -12,7 +12,7 @@ use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, 
 use sterna::memory::GuestRam;
 use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
-use sterna_qemu::compat::{Description, End, refusals};
+use sterna_qemu::compat::{End, refusals};
 use sterna_qemu::destination::DestinationQemu;
 use sterna_qemu::error::QemuError;
 use sterna_qemu::monitor::Monitor;
@@ -21,6 +21,7 @@ use sterna_qemu::shared_ram::shared_ram;
 use sterna_qemu::source::SourceQemu;
 
 use super::log::QemuLog;
+use super::machine::QemuMachine;
 use super::process::QemuProcess;
 use super::{ram, sampling, start};
 use crate::cli::ended::Ended;
@@ -39,8 +40,7 @@ pub(crate) struct QemuGuest {
     process: QemuProcess,
     ram: GuestRam,
     source: Arc<SourceQemu>,
-    /// The machine, which stays the same as long as QEMU runs. Asking QEMU for all of it takes a second.
-    machine: Description,
+    machine: Mutex<QemuMachine>,
     /// The QEMU that waits for the guest, until the guest has arrived.
     arrival: Option<Arrival>,
     /// What becomes of the source QEMU once the guest runs at another host.
@@ -83,14 +83,14 @@ impl QemuGuest {
         monitor: Monitor,
         fate: Fate,
     ) -> Result<Self, GuestError> {
-        let machine = Description::of(&monitor).map_err(GuestError::new)?;
+        let machine = QemuMachine::of(&monitor).map_err(GuestError::new)?;
         Self::new((name, socket), (monitor, machine), None, fate)
     }
 
     /// A guest that comes into the QEMU behind this monitor.
     pub(super) fn arriving(
         (name, socket): (String, Server),
-        (monitor, machine): (Monitor, Description),
+        (monitor, machine): (Monitor, QemuMachine),
         (plan, fate): (ArrivalPlan, Fate),
     ) -> Result<Self, GuestError> {
         let destination =
@@ -101,7 +101,7 @@ impl QemuGuest {
 
     fn new(
         (name, socket): (String, Server),
-        (monitor, machine): (Monitor, Description),
+        (monitor, machine): (Monitor, QemuMachine),
         arrival: Option<Arrival>,
         fate: Fate,
     ) -> Result<Self, GuestError> {
@@ -120,7 +120,7 @@ impl QemuGuest {
             process,
             ram,
             source: Arc::new(source),
-            machine,
+            machine: Mutex::new(machine),
             arrival,
             fate,
             cost: Mutex::new(COST),
@@ -178,7 +178,8 @@ impl SourceGuest for QemuGuest {
             return Err(GuestError::new(reasons.join("; ")));
         }
         let was_paused = !self.monitor().status().map_err(GuestError::new)?.running;
-        let mut description = self.machine.clone();
+        let mut machine = self.machine.lock().ignore_poison();
+        let mut description = machine.at_present(self.monitor()).map_err(GuestError::new)?.clone();
         description.was_paused = was_paused;
         description.encode().map_err(GuestError::new)
     }
@@ -311,7 +312,8 @@ impl HeldGuest for QemuGuest {
     }
 
     fn sample(&self, longest: Duration) -> Result<Samples, SamplingError> {
-        Ok(sampling::sample(self.monitor(), self.machine.accelerator, longest)?)
+        let accelerator = self.machine.lock().ignore_poison().accelerator();
+        Ok(sampling::sample(self.monitor(), accelerator, longest)?)
     }
 
     fn check(&self) -> Result<Checked, String> {

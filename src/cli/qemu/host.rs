@@ -12,6 +12,7 @@ use sterna_qemu::qmp::{Client, QmpError};
 use sterna_qemu::shared_ram::shared_ram;
 
 use super::guest::{ArrivalPlan, Fate, QemuGuest};
+use super::machine::QemuMachine;
 use super::start::{ComingGuest, StartCommand, StartedQemu};
 use crate::cli::incoming::Incoming;
 use crate::cli::machine;
@@ -31,7 +32,7 @@ pub(crate) struct QemuHost {
     /// What becomes of this QEMU when the guest moves on.
     fate: Fate,
     /// The process of the latest QEMU at the socket, and its machine. One that is started has its own.
-    machine: Mutex<Option<(i32, Description)>>,
+    machine: Mutex<Option<(i32, QemuMachine)>>,
 }
 
 /// The QEMU that is to take a guest.
@@ -63,11 +64,12 @@ impl GuestHost for QemuHost {
         let (monitor, started) = self.qemu_for(proposal, &name, &source)?;
         let refused = refusals(&monitor, End::Destination).map_err(|error| incompatible(&error))?;
         let here = match &started {
-            Some(_) => Description::of(&monitor),
+            Some(_) => QemuMachine::of(&monitor),
             None => self.machine(&monitor),
         };
-        let here = here.map_err(|error| incompatible(&error))?;
-        let differences = source.differences(&here);
+        let mut here = here.map_err(|error| incompatible(&error))?;
+        let differences =
+            source.differences(here.at_present(&monitor).map_err(|error| incompatible(&error))?);
         if !refused.is_empty() || !differences.is_empty() {
             return Err(incompatible(&joined(refused.iter().map(ToString::to_string).chain(differences))));
         }
@@ -133,13 +135,13 @@ impl QemuHost {
     }
 
     /// The machine of the present QEMU.
-    fn machine(&self, monitor: &Monitor) -> Result<Description, QmpError> {
+    fn machine(&self, monitor: &Monitor) -> Result<QemuMachine, QmpError> {
         let process = monitor.client().peer()?.process;
         let mut known = self.machine.lock().ignore_poison();
         if let Some((_, machine)) = known.as_ref().filter(|(of, _)| *of == process) {
             return Ok(machine.clone());
         }
-        let machine = Description::of(monitor)?;
+        let machine = QemuMachine::of(monitor)?;
         *known = Some((process, machine.clone()));
         Ok(machine)
     }

@@ -4,6 +4,7 @@ mod command;
 mod guest;
 mod host;
 mod log;
+mod machine;
 mod pipe;
 mod process;
 mod ram;
