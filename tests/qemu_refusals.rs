@@ -91,6 +91,38 @@ fn a_guest_whose_devices_are_not_those_of_the_destination_runs_on_at_the_source(
     waiting.receiving.process.says("a guest did not arrive");
 }
 
+/// QEMU takes a guest out of the state in which it was saved by running it only, which must not happen to a
+/// paused guest unasked.
+#[test]
+fn a_paused_guest_that_was_saved_and_did_not_move_stays_paused_and_moves_once_it_has_run() {
+    let Some(program) = Program::find("10") else { return };
+    let setup = Setup::boot_sector(&program, BootSector::default());
+    let of_source = setup.clone().arguments(["-serial", "null"]);
+    // A boot sector at work has overwritten a queue of its disk, to which QEMU writes at each `cont`.
+    let qemu = of_source.start_stopped();
+    let monitor = qemu.monitor.clone();
+    let settings = || monitor.execute("query-migrate-parameters", json!({}));
+    let before = settings();
+    let held = Held::adopt(qemu, &[]);
+    let failed = held.migrate(Waiting::start(&setup).receiving.address, &[]).wait().expect_code(10);
+    failed.says("QEMU could not load the guest");
+    assert_eq!(held.qemu.status(), "postmigrate");
+    assert_eq!(settings(), before);
+
+    let waiting = Waiting::start(&of_source);
+    let refused = held.migrate(waiting.receiving.address, &[]).wait().expect_code(11);
+    refused.says("the paused guest was saved by a migration that failed").says("(QMP cont)");
+    for command in ["cont", "stop"] {
+        monitor.execute(command, json!({}));
+    }
+    held.migrate(waiting.receiving.address, &["--verify=full"]).wait().expect_code(0);
+    waiting.receiving.process.event("arrived");
+    assert_eq!(waiting.qemu.status(), "paused");
+    waiting.qemu.monitor.execute("cont", json!({}));
+    waiting.qemu.serial().wait_for_sweeps(2);
+    assert_eq!(waiting.qemu.serial().wrong_addresses(), Vec::<u64>::new());
+}
+
 /// A device that only the destination has would be left as if it were just switched on.
 #[test]
 fn a_device_that_one_end_lacks_or_has_elsewhere_is_named_before_anything_is_sent() {

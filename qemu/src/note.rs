@@ -37,9 +37,7 @@ impl Note {
     /// [`QmpError`]; no note may be there.
     pub(crate) fn leave(&self, monitor: &Monitor) -> Result<(), QmpError> {
         Self::remove(monitor)?;
-        let data = serde_json::to_string(self);
-        let data = data.map_err(|error| QmpError::words("object-add", error.to_string()))?;
-        let arguments = json!({ "qom-type": "secret", "id": NAME, "data": data });
+        let arguments = json!({ "qom-type": "secret", "id": NAME, "data": self.data("object-add")? });
         monitor.client().execute("object-add", &arguments).map(drop)
     }
 
@@ -66,11 +64,33 @@ impl Note {
     /// Puts the operator's settings back, and removes the note. A failure is only logged: the guest does not
     /// depend on either.
     pub(crate) fn fulfil(mut self, monitor: &Monitor) {
-        if let Err(error) = self.restore.put_back(monitor) {
-            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
-        }
+        self.put_settings_back(monitor);
         if let Err(error) = Self::remove(monitor) {
             tracing::warn!("QEMU keeps the note of a migration that is over: {error}");
+        }
+    }
+
+    /// Puts the operator's settings back. The note stays with QEMU, and says that the guest is this host's.
+    pub(crate) fn keep_without_settings(mut self, monitor: &Monitor) {
+        self.put_settings_back(monitor);
+        if let Err(error) = self.change(monitor) {
+            tracing::warn!("QEMU keeps the settings of before with its note: {error}");
+        }
+    }
+
+    /// Changes the note that is left, which is never missing meanwhile.
+    fn change(&self, monitor: &Monitor) -> Result<(), QmpError> {
+        let arguments = json!({ "path": PATH, "property": "data", "value": self.data("qom-set")? });
+        monitor.client().execute("qom-set", &arguments).map(drop)
+    }
+
+    fn data(&self, command: &str) -> Result<String, QmpError> {
+        serde_json::to_string(self).map_err(|error| QmpError::words(command, error.to_string()))
+    }
+
+    fn put_settings_back(&mut self, monitor: &Monitor) {
+        if let Err(error) = self.restore.put_back(monitor) {
+            tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | this host | migrates, by Sterna | `migrate_cancel`, then as follows |
 //! | this host | does not run the guest, and a [note](crate::note) says that it is to run | `cont` |
+//! | this host | is `postmigrate`, and a note says that the guest was paused | nothing: `cont` would run it |
 //! | this host | is `postmigrate`, without a note of Sterna | refused: the guest was moved for good |
 //! | this host | any other state | nothing: the operator paused the guest |
 //! | not known yet | runs the guest | `stop` |
@@ -95,8 +96,9 @@ fn take_back(monitor: &Monitor, note: Option<Note>) -> Result<Settled, QemuError
         false => as_it_is(&status),
     };
     match settled {
-        // Without a note, such a guest counts as given away for good.
-        Settled::Paused if status.state == RunState::PostMigrate => {}
+        // Without a note, such a guest counts as given away for good. Nothing but `cont` takes QEMU out of
+        // this state, and the guest was paused.
+        Settled::Paused if status.state == RunState::PostMigrate => note.keep_without_settings(monitor),
         Settled::Unknown(_) => {}
         _ => note.fulfil(monitor),
     }

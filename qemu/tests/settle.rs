@@ -93,6 +93,10 @@ impl State {
             "cont" => self.run = "running",
             "stop" => self.run = "paused",
             "object-del" => self.note = None,
+            "qom-set" => {
+                let data = arguments["value"].as_str().unwrap();
+                self.note = Some(serde_json::from_str(data).unwrap());
+            }
             "migrate-set-parameters" => assert_eq!(arguments, &json!({ "downtime-limit": 123 })),
             _ => {}
         }
@@ -160,8 +164,17 @@ fn a_guest_that_its_operator_paused_stays_paused() {
     assert_eq!(settled.unwrap(), Settled::Paused);
     assert_eq!(done, ["migrate-set-parameters", "object-del"]);
     // Saved, and not given away: without the note, it would count as given away for good.
-    let (settled, done) = case("postmigrate", "completed", note(false)).settles(Owner::ThisHost);
-    assert_eq!((settled.unwrap(), done.len()), (Settled::Paused, 0));
+    let saved = case("postmigrate", "completed", note(false));
+    let state = Arc::clone(&saved.state);
+    let (settled, done) = saved.settles(Owner::ThisHost);
+    assert_eq!(settled.unwrap(), Settled::Paused);
+    assert_eq!(done, ["migrate-set-parameters", "qom-set"], "it does not run, and the settings are back");
+    let left = state.lock().unwrap().note.clone().unwrap();
+    let nothing = json!({ "capabilities": {}, "parameters": {} });
+    assert_eq!(left, json!({ "guest": "tern", "shall_run": false, "restore": nothing }));
+    // The operator let it run.
+    let (settled, done) = case("running", "completed", Some(left)).settles(Owner::ThisHost);
+    assert_eq!((settled.unwrap(), done), (Settled::Running, vec!["object-del".to_owned()]));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::refused_devices;
 use crate::monitor::{Capabilities, MigrationReport, Monitor, Parameters, RunState, Status};
+use crate::note::Note;
 use crate::qmp::QmpError;
 use crate::text::shown;
 
@@ -56,7 +57,10 @@ impl fmt::Display for Refused {
 ///
 /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
 pub fn refusals(monitor: &Monitor, end: End) -> Result<Vec<Refused>, QmpError> {
-    let mut found = Vec::from_iter(of_state(&monitor.status()?, end));
+    let status = monitor.status()?;
+    let was_paused = end == End::Source && status.state == RunState::PostMigrate && Note::is_left(monitor)?;
+    let mut found =
+        if was_paused { vec![paused_and_saved()] } else { Vec::from_iter(of_state(&status, end)) };
     found.extend(of_migration(&monitor.migration()?, end));
     found.extend(of_capabilities(&monitor.capabilities()?, end));
     found.extend(of_parameters(&monitor.parameters()?));
@@ -66,6 +70,15 @@ pub fn refusals(monitor: &Monitor, end: End) -> Result<Vec<Refused>, QmpError> {
         remedy: "unplug it, or start the guest without it".into(),
     }));
     Ok(found)
+}
+
+/// A guest that is this host's, and was paused, in the state from which QEMU moves no guest.
+fn paused_and_saved() -> Refused {
+    Refused {
+        what: "the paused guest was saved by a migration that failed, and QEMU saves it again only once it has run"
+            .into(),
+        remedy: "let it run (QMP cont), and pause it again (QMP stop) if it is to stay paused".into(),
+    }
 }
 
 fn of_state(status: &Status, end: End) -> Option<Refused> {
