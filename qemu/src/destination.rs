@@ -66,6 +66,7 @@ impl DestinationQemu {
     /// [`QemuError`]; QEMU before 9.1 usually ends.
     pub fn load(&self, state: &mut dyn Read) -> Result<(), QemuError> {
         let monitor = &self.monitor;
+        let began = Instant::now();
         let failed = |error| QemuError::Socket { what: "connect a pair of sockets", error };
         let (ours, of_qemu) = UnixStream::pair().map_err(failed)?;
         ours.set_write_timeout(Some(FEEDS_WITHIN)).map_err(failed)?;
@@ -74,12 +75,18 @@ impl DestinationQemu {
         // Another client of the monitor may have said `cont`.
         monitor.stop()?;
         monitor.migrate_incoming_and_stay(&format!("fd:{SOCKET_NAME}"))?;
+        let asked = began.elapsed();
         let fed = io::copy(state, &mut &ours);
         // QEMU awaits the end of the stream.
         let _ = ours.shutdown(Shutdown::Write);
         let bytes = fed.as_ref().copied().unwrap_or(0);
         let limit = LOADS_WITHIN + Duration::from_secs(bytes >> 24);
+        let taken = began.elapsed();
         let loaded = self.await_loaded(Instant::now() + limit).map_err(not_loaded);
+        let done = began.elapsed();
+        tracing::debug!(
+            "QEMU loads: asked after {asked:?}, {bytes} bytes taken after {taken:?}, done after {done:?}"
+        );
         // QEMU's reason explains more than the end of its socket.
         match (loaded, fed) {
             (Ok(()), Ok(_)) => Ok(()),
@@ -146,9 +153,10 @@ fn not_loaded(error: QemuError) -> QemuError {
 }
 
 /// The capabilities of a QEMU that takes what [`Blob`](crate::stream::Blob) writes. Late activation: without
-/// it, QEMU 7.2 takes the locks of disks as it loads, and the source cannot take them back.
-const CAPABILITIES: [(&str, bool); 3] =
-    [("late-block-activate", true), ("return-path", false), ("multifd", false)];
+/// it, QEMU 7.2 takes the locks of disks as it loads, and the source cannot take them back. Events: the end
+/// of the load is known at once.
+const CAPABILITIES: [(&str, bool); 4] =
+    [("late-block-activate", true), ("events", true), ("return-path", false), ("multifd", false)];
 
 /// QEMU's name for the socket.
 const SOCKET_NAME: &str = "sterna-state";
