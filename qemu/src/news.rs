@@ -7,7 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::monitor::{MigrationStatus, Monitor};
-use crate::qmp::{Event, Notice};
+use crate::qmp::{Event, Notice, QmpError};
 use crate::tracker::Tracker;
 
 /// A thread that follows the events until this value is dropped.
@@ -102,7 +102,15 @@ impl Follower {
 
     /// Events may have been missed.
     fn look(&mut self) {
-        let Ok(report) = self.monitor.migration() else { return };
+        let report = match self.monitor.migration() {
+            Ok(report) => report,
+            // Without a monitor no command can switch, or give the migration up.
+            Err(QmpError::Connect { .. } | QmpError::OtherProcess { .. }) => {
+                self.tracker.fail("QEMU has ended, or closed its monitor");
+                return;
+            }
+            Err(_) => return,
+        };
         self.status(&report.status);
         if let (None, Some(ram)) = (self.paused, report.ram) {
             self.tracker.pass_began(ram.dirty_sync_count, ram.remaining / PAGE_BYTES);
@@ -115,3 +123,28 @@ const PAGE_BYTES: u64 = 4096;
 
 /// How often the thread looks whether it is to end.
 const LOOKS_EVERY: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+    use crate::qmp::Client;
+
+    #[test]
+    fn a_monitor_that_closes_for_good_ends_the_migration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let tracker = Arc::new(Tracker::new(&[], Duration::from_millis(1)));
+        let mut follower = Follower {
+            monitor: Monitor::new(Client::new(&path)),
+            tracker: Arc::clone(&tracker),
+            was_running: true,
+            paused: None,
+        };
+        drop(listener);
+        follower.look();
+        assert_eq!(tracker.failure().unwrap(), "QEMU has ended, or closed its monitor");
+    }
+}
