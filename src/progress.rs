@@ -164,6 +164,9 @@ pub struct RoundReport {
     pub bandwidth_mbps: f64,
     /// New pages that the guest wrote meanwhile, in MB/s; 0 in the last round, in which the guest is paused.
     pub dirty_rate_mbps: f64,
+    /// Pages that are left for the last round, because the guest writes them again in each round.
+    #[serde(default)]
+    pub waiting_pages: u64,
     /// Duration of the harvest of the dirty log after it; 0 in the last round, which follows its harvest.
     pub harvest_ms: f64,
     /// How far the guest was slowed meanwhile, in percent.

@@ -9,6 +9,7 @@ use super::next::Decision;
 use super::outlook::{Bounds, Outlook};
 use super::prediction::{Downtime, SAFETY};
 use super::writes::Writes;
+use crate::memory::PAGE_BYTES;
 
 /// A round must leave at most this share of what the round before left, else the guest is too fast. Below 1,
 /// because measurements of short rounds vary by some percent.
@@ -22,6 +23,9 @@ const ROUNDS_ADVISED: usize = 40;
 
 /// The share of a guest's time that recording its writes takes, where no heartbeat shows it.
 const TRACKING_ASSUMED: f64 = 0.005;
+
+/// The share of what may be left for the switch that may be hot pages.
+const WAITING_SHARE: f64 = 0.8;
 
 /// A throttle aims to bring a guest down to this share of the bandwidth, and covers half of the distance in
 /// one step ...
@@ -86,6 +90,22 @@ impl Convergence<'_> {
             return Decision::GiveUp;
         }
         if is_auto { self.decide_by_loss() } else { self.decide_by_chain() }
+    }
+
+    /// How many bytes of hot pages may wait for the last round, and how many bytes a second the link carries.
+    ///
+    /// With these alone left, a switch meets the limits with something to spare. More would keep a migration
+    /// from its end, because none of them is sent before. While the guest is slowed, none waits: whether the
+    /// throttle has an effect shows in what is written again.
+    #[must_use]
+    pub fn waiting_max(&self) -> (f64, f64) {
+        let bandwidth = self.bandwidth().unwrap_or(0.0);
+        if self.history.throttle_percent() > 0 {
+            return (0.0, bandwidth);
+        }
+        let left = |most: Duration| most.saturating_sub(self.history.lost().total() + self.fixed());
+        let may_lose = self.limits.lost_max.map_or(f64::INFINITY, |most| left(most).as_secs_f64());
+        (WAITING_SHARE * self.sending_seconds().min(may_lose).max(0.0) * bandwidth, bandwidth)
     }
 
     /// The courses that are weighed against each other, and what each costs; empty before that is known.
@@ -189,6 +209,12 @@ impl Convergence<'_> {
             writes: if is_stuck && has_looked { writes.cautious() } else { writes },
             bandwidth,
             dirty_bytes: self.dirty_bytes(),
+            waiting_bytes: self.waiting_bytes(),
+            written_in: self
+                .history
+                .rounds()
+                .last()
+                .map_or(0.0, |round| (round.duration + round.harvest).as_secs_f64()),
             downtime: self.predicted.total().as_secs_f64(),
             fixed: self.fixed().as_secs_f64(),
             overhead: overhead.as_secs_f64(),
@@ -230,7 +256,10 @@ impl Convergence<'_> {
         if shrink > SHRINK_MAX {
             return Some(self.stuck_because(Why::GuestTooFast));
         }
-        let (dirty_bytes, bandwidth) = (self.dirty_bytes(), self.bandwidth()?);
+        // More rounds make only the rest smaller.
+        let waiting = Some(self.waiting_bytes()).filter(|&waiting| waiting < target_bytes).unwrap_or(0.0);
+        let target_bytes = target_bytes - waiting;
+        let (dirty_bytes, bandwidth) = (self.dirty_bytes() - waiting, self.bandwidth()?);
         let rounds = (target_bytes / dirty_bytes).ln() / shrink.ln();
         let seconds = (dirty_bytes - target_bytes) / (bandwidth * (1.0 - shrink));
         let seconds_left =
@@ -346,6 +375,12 @@ impl Convergence<'_> {
     fn dirty_bytes(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         self.history.rounds().last().map_or(0.0, |round| round.dirty_bytes() as f64)
+    }
+
+    fn waiting_bytes(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let bytes_of = |round: &Round| (round.waiting_pages * PAGE_BYTES) as f64;
+        self.history.rounds().last().map_or(0.0, bytes_of)
     }
 
     fn stuck_because(&self, why: Why) -> Diverging {

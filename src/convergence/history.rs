@@ -32,6 +32,12 @@ pub struct Round {
     pub harvest: Duration,
     /// Pages that were dirty again at its end.
     pub dirty_pages: u64,
+    /// Pages among them that waited for the last round meanwhile, instead of being sent.
+    pub waited_pages: u64,
+    /// Pages among those that were not written again.
+    pub unwritten_pages: u64,
+    /// Pages that wait from then on: the next round leaves them out.
+    pub waiting_pages: u64,
     /// How far the guest was slowed meanwhile, in percent.
     pub throttle_percent: u8,
     /// How much of the guest's time recording its writes took, if its heartbeat shows that.
@@ -67,10 +73,21 @@ impl Round {
         self.lanes.iter().map(|lane| lane.bytes).sum()
     }
 
-    /// Bytes of pages that were dirty again at its end.
+    /// Bytes of pages that were dirty at its end.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty_pages * PAGE_BYTES
+    }
+
+    /// Bytes of pages that the guest wrote meanwhile.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        self.dirty_pages.saturating_sub(self.unwritten_pages) * PAGE_BYTES
+    }
+
+    /// Pages that the next round sends.
+    pub(super) fn next_pages(&self) -> u64 {
+        self.dirty_pages.saturating_sub(self.waiting_pages)
     }
 
     /// How long the busiest lane was sending.
@@ -82,7 +99,13 @@ impl Round {
     /// Bytes of new pages that the guest wrote each second meanwhile.
     #[must_use]
     pub fn dirty_rate(&self) -> f64 {
-        rate(self.dirty_bytes(), self.duration + self.harvest).unwrap_or(0.0)
+        rate(self.written_bytes(), self.duration + self.harvest).unwrap_or(0.0)
+    }
+
+    /// Bytes by which more was left each second meanwhile: of pages that were written and did not wait.
+    pub(super) fn growth_rate(&self) -> f64 {
+        let bytes = self.dirty_pages.saturating_sub(self.waited_pages) * PAGE_BYTES;
+        rate(bytes, self.duration + self.harvest).unwrap_or(0.0)
     }
 
     /// How long the guest ran meanwhile, in seconds.
@@ -164,6 +187,13 @@ impl History {
     /// Adds a round.
     pub fn push(&mut self, round: Round) {
         self.rounds.push(round);
+    }
+
+    /// So many of the pages that the last round left wait: the next leaves them out.
+    pub fn waits(&mut self, pages: u64) {
+        if let Some(last) = self.rounds.last_mut() {
+            last.waiting_pages = pages;
+        }
     }
 
     /// Records why the last round did not bring the switch nearer, if it did not.
@@ -369,15 +399,15 @@ impl History {
         all.min().unwrap_or_default()
     }
 
-    /// What a round leaves dirty as a share of what the round before left: below 1 if rounds get smaller. The
-    /// mean of the last two rounds where both ran at the same throttle and bandwidth limit; `None` before the
-    /// second round.
+    /// What a round leaves for the next to send, as a share of what the round before left: below 1 if rounds
+    /// get smaller. The mean of the last two rounds where both ran at the same throttle and bandwidth limit;
+    /// `None` before the second round.
     #[must_use]
     pub fn shrink(&self) -> Option<f64> {
         let dirty = |back: usize| {
             let index = self.rounds.len().checked_sub(back + 1)?;
             #[expect(clippy::cast_precision_loss, reason = "a share")]
-            Some(self.rounds[index].dirty_pages.max(1) as f64)
+            Some(self.rounds[index].next_pages().max(1) as f64)
         };
         // The first round sends all of RAM, so shares begin with what it leaves.
         let share = dirty(0)? / dirty(1)?;

@@ -15,6 +15,10 @@ pub struct Outlook {
     pub bandwidth: f64,
     /// Bytes that are dirty now.
     pub dirty_bytes: f64,
+    /// The part that waits for the last round, as long as the guest is not slowed otherwise.
+    pub waiting_bytes: f64,
+    /// Seconds in which the rest was written.
+    pub written_in: f64,
     /// The downtime of a switch now.
     pub downtime: f64,
     /// The downtime of a switch with nothing left to send.
@@ -98,6 +102,9 @@ impl Outlook {
     pub fn ends(&self, throttle_percent: u8) -> Vec<End> {
         let running = f64::from(100 - throttle_percent.min(99)) / 100.0;
         let (mut dirty_bytes, mut seconds, mut sent_bytes) = (self.dirty_bytes, 0.0, 0.0);
+        let waiting = if throttle_percent == self.throttle_percent { self.waiting_bytes } else { 0.0 };
+        // The hot pages wait, so what is written besides grows with time.
+        let besides = (self.dirty_bytes - waiting) / self.written_in.max(1e-6);
         let mut ends = Vec::new();
         for rounds in 0..=ROUNDS_PLAYED.min(self.bounds.rounds) {
             let more = (dirty_bytes - self.dirty_bytes) / self.bandwidth;
@@ -108,10 +115,14 @@ impl Outlook {
                 tracking: time(seconds * running * self.tracking_share),
             };
             ends.push(End { rounds, until_switch, lost, sent_bytes: sent_bytes + dirty_bytes });
-            let round = dirty_bytes / self.bandwidth + self.overhead;
+            let round = (dirty_bytes - waiting) / self.bandwidth + self.overhead;
             seconds += round;
-            sent_bytes += dirty_bytes;
-            dirty_bytes = self.writes.bytes_in(round * running);
+            sent_bytes += dirty_bytes - waiting;
+            let written = self.writes.bytes_in(round * running);
+            dirty_bytes = match waiting > 0.0 {
+                true => written.max(waiting + written.min(besides * round)),
+                false => written,
+            };
         }
         ends
     }

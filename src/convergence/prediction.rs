@@ -119,7 +119,7 @@ impl Downtime {
         let (harvest, until_still) = (history.harvest(), last.harvest + handover.register_ahead + cost.pause);
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let left_bytes =
-            (last.dirty_pages * PAGE_BYTES) as f64 + last.dirty_rate() * until_still.as_secs_f64();
+            (last.dirty_pages * PAGE_BYTES) as f64 + last.growth_rate() * until_still.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
         let most = bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
         let bandwidth = history.bandwidth();

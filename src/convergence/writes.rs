@@ -43,7 +43,7 @@ impl Writes {
         let recent = &rounds[rounds.len().saturating_sub(ROUNDS_BACK)..];
         let since = rounds.len() - recent.len();
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let of_rounds = recent.iter().map(|round| (round.guest_seconds(), round.dirty_bytes() as f64));
+        let of_rounds = recent.iter().map(|round| (round.guest_seconds(), round.written_bytes() as f64));
         let looks = history.looks().iter().filter(|look| look.after_rounds >= since);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let of_looks = looks.map(|look| (look.guest_seconds(), look.sample.dirty_bytes as f64));

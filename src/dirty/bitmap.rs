@@ -74,9 +74,22 @@ impl DirtyBitmap {
 
     /// Marks the pages dirty that are dirty in a bitmap of the same layout.
     pub(crate) fn join(&mut self, other: &Self) {
-        for (region, other) in self.regions.iter_mut().zip(&other.regions) {
-            region.mark_words(0, other.words());
-        }
+        self.regions.iter_mut().zip(&other.regions).for_each(|(region, other)| region.join(other));
+    }
+
+    /// Marks the pages clean that are dirty in a bitmap of the same layout.
+    pub(crate) fn remove(&mut self, other: &Self) {
+        self.regions.iter_mut().zip(&other.regions).for_each(|(region, other)| region.remove(other));
+    }
+
+    /// Marks the pages clean that are clean in a bitmap of the same layout.
+    pub(crate) fn keep(&mut self, other: &Self) {
+        self.regions.iter_mut().zip(&other.regions).for_each(|(region, other)| region.keep(other));
+    }
+
+    /// How many pages are dirty in both bitmaps, which have the same layout.
+    pub(crate) fn common(&self, other: &Self) -> u64 {
+        self.regions.iter().zip(&other.regions).map(|(region, other)| region.common(other)).sum()
     }
 
     /// How many pages are dirty.

@@ -57,9 +57,9 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if the record cannot be read; bits that were consumed are lost, so the attempt ends.
     fn harvest(&self, region: usize, dirty: &mut DirtyRegion) -> Result<(), DirtyError>;
 
-    /// Watches the pages set in `bits` again; they will be read next. `bits` are the words of the pages from
-    /// `first_page` on, a multiple of 64, as in `KVM_CLEAR_DIRTY_LOG`. A log that consumes its marks at
-    /// harvest has nothing to do.
+    /// Watches the pages set in `bits` again; they will be read next, or stay dirty for the engine. `bits`
+    /// are the words of the pages from `first_page` on, a multiple of 64, as in `KVM_CLEAR_DIRTY_LOG`. A log
+    /// that consumes its marks at harvest has nothing to do.
     ///
     /// # Errors
     /// [`DirtyError`] if the kernel refuses; the attempt ends.

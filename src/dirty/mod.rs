@@ -8,9 +8,9 @@
 //!
 //! 1. [`harvest`](DirtyLog::harvest) collects the pages written so far;
 //! 2. [`clear`](DirtyLog::clear) watches a page again **before** it is read;
-//! 3. only pages that will be read are cleared; the others stay dirty for the next harvest.
+//! 3. only pages that will be read next are cleared, or pages that the engine keeps as dirty until they are.
 //!
-//! A write after step 2 is seen by the next harvest; a write before it is in what step 3 reads. Bits that a
+//! A write after step 2 is seen by the next harvest; a write before it is in what is read. Bits that a
 //! failed attempt consumed are gone, so every attempt begins with all pages dirty, or with all pages named
 //! anew ([`InitiallyDirty`]).
 

@@ -126,6 +126,25 @@ impl<'region> DirtyPart<'region> {
         }
     }
 
+    /// Changes words by those of another bitmap of the same region. `which` tells from the summaries of a
+    /// stripe, its own and the other's, which words may change.
+    pub(super) fn combine(
+        &mut self,
+        (words, nonzero): (&[u64], &[u64]),
+        which: impl Fn(u64, u64) -> u64,
+        change: impl Fn(u64, u64) -> u64,
+    ) {
+        let first_stripe = self.first_word / STRIPE_WORDS;
+        for (stripe, &theirs) in nonzero[first_stripe..][..self.nonzero.len()].iter().enumerate() {
+            let mut which = which(self.nonzero[stripe], theirs);
+            while which != 0 {
+                let index = stripe * STRIPE_WORDS + which.trailing_zeros() as usize;
+                self.set(index, change(self.words[index], words[self.first_word + index]));
+                which &= which - 1;
+            }
+        }
+    }
+
     /// How many more pages are dirty than at first, modulo 2^64.
     pub(super) fn added(&self) -> u64 {
         self.added
@@ -217,6 +236,8 @@ const SPARSE_WORDS: u32 = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -257,6 +278,43 @@ mod tests {
             prop_assert_eq!(parts.count(), 0);
             let cleared = &parts.regions()[0];
             prop_assert!(cleared.words().iter().chain(cleared.nonzero()).all(|&word| word == 0));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// Joined, removed or kept, a bitmap has the pages of the sets after the same operation.
+        #[test]
+        fn bitmaps_are_combined_as_sets_are(
+            pages in 1..3 * STRIPE_PAGES,
+            ours in prop::collection::btree_set(0..3 * STRIPE_PAGES, 0..300),
+            theirs in prop::collection::btree_set(0..3 * STRIPE_PAGES, 0..300),
+        ) {
+            let within = |set: &BTreeSet<u64>| {
+                set.iter().copied().filter(|&page| page < pages).collect::<BTreeSet<_>>()
+            };
+            let (ours, theirs) = (within(&ours), within(&theirs));
+            let of = |set: &BTreeSet<u64>| {
+                let mut bitmap = bitmap(pages);
+                set.iter().for_each(|&page| bitmap.regions_mut()[0].mark(page..page + 1));
+                bitmap
+            };
+            let same = |combined: &DirtyBitmap, set: &BTreeSet<u64>| {
+                let (found, expected) = (&combined.regions()[0], of(set));
+                found.words() == expected.regions()[0].words()
+                    && found.nonzero() == expected.regions()[0].nonzero()
+                    && found.count() == set.len() as u64
+            };
+            let other = of(&theirs);
+            prop_assert_eq!(of(&ours).common(&other), ours.intersection(&theirs).count() as u64);
+            let [mut joined, mut removed, mut kept] = [of(&ours), of(&ours), of(&ours)];
+            joined.join(&other);
+            removed.remove(&other);
+            kept.keep(&other);
+            prop_assert!(same(&joined, &ours.union(&theirs).copied().collect()));
+            prop_assert!(same(&removed, &ours.difference(&theirs).copied().collect()));
+            prop_assert!(same(&kept, &ours.intersection(&theirs).copied().collect()));
         }
     }
 

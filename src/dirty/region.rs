@@ -97,6 +97,51 @@ impl DirtyRegion {
         self.count = self.count.wrapping_add(all.added());
     }
 
+    /// Marks the pages dirty that are dirty in another bitmap of the same region.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.combine(other, |_, theirs| theirs, |ours, theirs| ours | theirs);
+    }
+
+    /// Marks the pages clean that are dirty in another bitmap of the same region.
+    pub(super) fn remove(&mut self, other: &Self) {
+        self.combine(other, |ours, theirs| ours & theirs, |ours, theirs| ours & !theirs);
+    }
+
+    /// Marks the pages clean that are clean in another bitmap of the same region.
+    pub(super) fn keep(&mut self, other: &Self) {
+        self.combine(other, |ours, _| ours, |ours, theirs| ours & theirs);
+    }
+
+    /// How many pages are dirty in both bitmaps.
+    pub(super) fn common(&self, other: &Self) -> u64 {
+        let mut pages = 0;
+        for (stripe, (ours, theirs)) in self.nonzero.iter().zip(&other.nonzero).enumerate() {
+            let mut both = ours & theirs;
+            while both != 0 {
+                let word = stripe * STRIPE_WORDS + both.trailing_zeros() as usize;
+                pages += u64::from((self.words[word] & other.words[word]).count_ones());
+                both &= both - 1;
+            }
+        }
+        pages
+    }
+
+    fn combine(
+        &mut self,
+        other: &Self,
+        which: impl Fn(u64, u64) -> u64 + Sync,
+        change: impl Fn(u64, u64) -> u64 + Sync,
+    ) {
+        let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
+        let other = (other.words(), other.nonzero());
+        let (added, combined) = all.each(repeat(PART_STRIPES), |_, part| {
+            part.combine(other, &which, &change);
+            Ok::<_, Infallible>(())
+        });
+        debug_assert_eq!(combined, Ok(()));
+        self.count = self.count.wrapping_add(added);
+    }
+
     pub(super) fn clear(&mut self) {
         let all = DirtyPart::whole(self.pages, &mut self.words, &mut self.nonzero);
         let cleared = all.each(repeat(PART_STRIPES), |_, part| {

@@ -68,6 +68,8 @@ pub(super) struct Seen {
     /// Whether the VMM runs a guest without reporting that it does.
     unsure: AtomicBool,
     errs: Mutex<Vec<&'static str>>,
+    /// Whether the spare pages are written just before each harvest while the guest runs.
+    writes_late: AtomicBool,
     /// How the VMM names pages, if it does.
     naming: Mutex<Option<Naming>>,
 }
@@ -102,6 +104,11 @@ impl Seen {
     /// Makes the VMM name the pages to send from now on.
     pub(super) fn name_pages(&self, naming: Naming) {
         *self.naming.lock().ignore_poison() = Some(naming);
+    }
+
+    /// Sets whether the spare pages are written just before each harvest while the guest runs.
+    pub(super) fn write_late(&self, writes: bool) {
+        self.writes_late.store(writes, Ordering::Relaxed);
     }
 
     /// How many calls have panicked.
@@ -251,6 +258,15 @@ impl Shared {
         Contents(bytes)
     }
 
+    /// Adds one to the spare pages of all regions.
+    fn write_spare_pages(&self) {
+        for region in 0..REGIONS.len() {
+            let at = address(region, SPARE_PAGE);
+            let value: u64 = self.memory.read_obj(at).expect("the page is in RAM");
+            self.memory.write_obj(value + 1, at).expect("the page is in RAM");
+        }
+    }
+
     /// Writes one page after the other, never the same value twice, whenever it may run.
     fn write_on(&self) {
         let mut value = 0u64;
@@ -313,7 +329,7 @@ impl SourceGuest for TestGuest {
 
     fn dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
         self.seen.enter("dirty_log");
-        let log = TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone());
+        let log = TestLog(SoftwareLog::new(&self.shared.memory), self.seen.clone(), self.shared.clone());
         let Some(naming) = *self.seen.naming.lock().ignore_poison() else { return Ok(Box::new(log)) };
         let shared = self.shared.clone();
         let pause = move || shared.state().runs = false;
@@ -385,7 +401,7 @@ impl DestinationGuest for TestGuest {
 
 /// A dirty log with calls that may panic like others of the VMM.
 #[derive(Debug)]
-pub(super) struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>);
+pub(super) struct TestLog(SoftwareLog<SoftwareBitmap>, Arc<Seen>, Arc<Shared>);
 
 impl DirtyLog for TestLog {
     fn start(&self) -> Result<InitiallyDirty, DirtyError> {
@@ -395,6 +411,9 @@ impl DirtyLog for TestLog {
 
     fn catch_up(&self) -> Result<CaughtUp, DirtyError> {
         self.1.enter("catch_up");
+        if self.1.writes_late.load(Ordering::Relaxed) {
+            self.2.write_spare_pages();
+        }
         self.0.catch_up()
     }
 

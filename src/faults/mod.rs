@@ -12,6 +12,7 @@ mod naming;
 mod panics;
 mod plugging;
 mod statuses;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::fmt::Debug;

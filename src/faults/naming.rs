@@ -66,6 +66,7 @@ impl DirtyLog for NamingLog {
             return Ok(CaughtUp::Partly);
         }
         state.rounds += 1;
+        self.log.catch_up()?;
         if self.naming.pauses_in_round != Some(state.rounds) {
             return Ok(CaughtUp::Fully { unnamed_pages: 0 });
         }

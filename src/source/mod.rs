@@ -36,6 +36,7 @@ mod steering;
 mod switch;
 mod throttle;
 mod verdict;
+mod waiting;
 
 use std::time::Instant;
 
@@ -48,6 +49,8 @@ unstable! { use error::StateLimit; }
 pub use limits_handle::LimitsHandle;
 pub use options::Options;
 pub use verdict::{OpenError, StillInDoubt, Verdict};
+#[cfg(test)]
+pub(crate) use waiting::mutant;
 
 use self::migration::Migration;
 use self::prepare::Prepared;

@@ -3,8 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
+use super::waiting::{Waiting, WaitingBounds};
 use crate::convergence::{DirtySample, LaneLoad, Round};
 use crate::dirty::{DirtyBitmap, DirtyError, InitiallyDirty, Stripe, Stripes};
 use crate::memory::PAGE_BYTES;
@@ -15,6 +18,8 @@ use crate::verify::{SourceDigests, Verify};
 /// The pages of one attempt.
 pub(super) struct Pages {
     pub(super) dirty: DirtyBitmap,
+    /// The dirty pages that are left for the last round, once a round has ended.
+    waiting: Option<Waiting>,
     stripes: Stripes,
     /// The blocks of RAM with digests at the destination.
     pub(super) digests: SourceDigests,
@@ -38,6 +43,7 @@ impl Pages {
         let layout = link.ram.layout();
         Self {
             dirty: DirtyBitmap::new(&layout),
+            waiting: None,
             stripes: Stripes::new(link.lanes.into()),
             digests: SourceDigests::new(&layout, verify),
             rounds: Vec::new(),
@@ -54,6 +60,7 @@ impl Pages {
         self.digests = SourceDigests::new(&link.ram.layout(), verify);
         (self.rounds, self.zero, self.first_page, self.passes) = (Vec::new(), 0, None, 0);
         self.dirty.clear();
+        self.none_wait();
     }
 
     /// The log records from now on.
@@ -76,14 +83,71 @@ impl Pages {
         Ok(())
     }
 
-    /// Clears the pages that were sent, and harvests; returns how many pages are dirty then.
-    pub(super) fn harvest_anew(&mut self, connected: &Connected) -> Result<u64, DirtyError> {
-        let dirty_pages = self.dirty.by(&connected.link.pool, |dirty| {
+    /// Clears the pages that were sent, and harvests. Waiting pages stay dirty.
+    pub(super) fn harvest_anew(&mut self, connected: &Connected) -> Result<Harvest, DirtyError> {
+        let Connected { link, log, .. } = connected;
+        let waiting = self.waiting.get_or_insert_with(|| Waiting::new(&link.ram.layout()));
+        let unwritten_pages = self.dirty.by(&link.pool, |dirty| {
             dirty.clear();
-            dirty.harvest(&*connected.log)
+            dirty.harvest(&**log)?;
+            Ok::<_, DirtyError>(waiting.harvested(dirty))
         })?;
         self.digests.harvested(&self.dirty);
-        Ok(dirty_pages)
+        let waiting_pages = waiting.pages().count();
+        Ok(Harvest { dirty_pages: self.dirty.count(), waiting_pages, unwritten_pages })
+    }
+
+    /// How many pages wait for the last round.
+    pub(super) fn waiting_pages(&self) -> u64 {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.pages().count())
+    }
+
+    /// How many of them were written again.
+    pub(super) fn waiting_written_again(&self) -> u64 {
+        self.waiting.as_ref().map_or(0, Waiting::written_again)
+    }
+
+    /// After a round of so long a time, chooses anew which dirty pages wait: at most `bytes_max`, on a link
+    /// of this bandwidth.
+    pub(super) fn choose_waiting(
+        &mut self,
+        connected: &Connected,
+        round: Duration,
+        (bytes_max, bandwidth): (f64, f64),
+    ) {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let page_bytes = PAGE_BYTES as f64;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
+        let pages_max = (bytes_max / page_bytes) as u64;
+        // A VMM that names pages has a period of its own.
+        let pages_per_second = if self.are_named() { f64::INFINITY } else { bandwidth / page_bytes };
+        let bounds = WaitingBounds { pages_max, pages_per_second };
+        let Some(waiting) = &mut self.waiting else { return };
+        self.dirty.by(&connected.link.pool, |dirty| waiting.round_ended(dirty, round, bounds));
+        if let Some(report) = self.rounds.last_mut() {
+            report.waiting_pages = waiting.pages().count();
+        }
+    }
+
+    /// The next round leaves no page out, and which are hot is learned anew.
+    pub(super) fn none_wait(&mut self) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.begin_anew();
+        }
+    }
+
+    /// Leaves the waiting pages out of a pass, and has the log show whether they are written meanwhile.
+    fn leave_waiting_out(&mut self, Connected { link, log, .. }: &Connected) -> Result<(), DirtyError> {
+        let Some(waiting) = self.waiting.as_ref().filter(|waiting| waiting.pages().count() > 0) else {
+            return Ok(());
+        };
+        let clear = |stripe: Stripe<'_>| log.clear(stripe.region, stripe.first_page, stripe.words);
+        let (stripes, lanes) = (self.stripes, usize::from(link.lanes));
+        let of_lane = |lane| stripes.of_lane(lane, waiting.pages());
+        let clear_all = || (0..lanes).into_par_iter().try_for_each(|lane| of_lane(lane).try_for_each(clear));
+        link.pool.install(clear_all)?;
+        self.dirty.by(&link.pool, |dirty| waiting.leave_out(dirty));
+        Ok(())
     }
 
     /// Watches for `time` what the guest writes; all pages that were dirty stay so.
@@ -135,6 +199,9 @@ impl Pages {
         (is_running, throttle_percent): (bool, u8),
     ) -> Result<Round, MigrationFailure> {
         let began = Instant::now();
+        if is_running {
+            self.leave_waiting_out(connected)?;
+        }
         self.passes += 1;
         let skips_zeros = self.passes == 1 && self.initially == InitiallyDirty::All;
         let pass = Pass { number: self.passes, skips_zeros };
@@ -173,6 +240,17 @@ impl Pages {
         let sent_bytes = report.lanes.iter().map(|lane| lane.bytes).sum();
         report.bandwidth_mbps = mbps(sent_bytes, Duration::from_secs_f64(busiest_ms / 1e3));
     }
+}
+
+/// What is dirty after a harvest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Harvest {
+    /// Pages that are dirty.
+    pub(super) dirty_pages: u64,
+    /// Pages among them that waited.
+    pub(super) waiting_pages: u64,
+    /// Pages among those that were not written again.
+    pub(super) unwritten_pages: u64,
 }
 
 /// A round with one more pass.

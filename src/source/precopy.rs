@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::error::{MigrationError, MigrationFailure};
 use super::give_up::Undo;
 use super::migration::{Connected, Migration};
-use super::pages::{Pages, joined};
+use super::pages::{Harvest, Pages, joined};
 use super::prepare::Prepared;
 use super::saving;
 use super::steering::Steering;
@@ -100,6 +100,7 @@ impl Precopy<'_> {
             let same_limits = !self.steering.take_limits(migration);
             let verify = self.verify_expected();
             self.steering.predict(migration, &self.connected, (&self.pages, verify));
+            self.choose_waiting();
             self.report_round(beat.rate_until(HeartbeatAt::now(migration.guest)));
             if self.paused_since.is_some() {
                 return Ok(());
@@ -111,7 +112,11 @@ impl Precopy<'_> {
             let decision = self.decide()?;
             match decision {
                 Decision::AnotherRound | Decision::Look(_) => {}
-                Decision::Throttle(percent) => self.steering.throttle(migration, percent),
+                Decision::Throttle(percent) => {
+                    self.steering.throttle(migration, percent);
+                    self.pages.none_wait();
+                    self.steering.history.waits(0);
+                }
                 Decision::Relax(downtime) => {
                     self.steering.history.relaxed_to(downtime);
                     migration.observer.event(&Event::Relaxed { downtime_limit_ms: ms(downtime) });
@@ -179,12 +184,16 @@ impl Precopy<'_> {
                 self.saving = Some(self.ready_to_save()?);
             }
             let harvesting = Instant::now();
-            let (dirty_pages, caught_up) = self.catch_up()?;
-            round.dirty_pages = dirty_pages;
+            let (harvest, caught_up) = self.catch_up()?;
+            round.dirty_pages = harvest.dirty_pages;
+            round.waited_pages = harvest.waiting_pages;
+            round.unwritten_pages = harvest.unwritten_pages;
             match caught_up {
                 CaughtUp::Partly => {}
                 CaughtUp::Fully { unnamed_pages } => {
-                    round.dirty_pages += unnamed_pages;
+                    // Waiting pages that were named are found written again, and are counted already.
+                    let counted = unnamed_pages.min(self.pages.waiting_written_again());
+                    round.dirty_pages += unnamed_pages - counted;
                     break harvesting;
                 }
                 CaughtUp::Paused { since } => {
@@ -204,19 +213,28 @@ impl Precopy<'_> {
         Ok(())
     }
 
-    /// Harvests as soon as the log has all or some of the guest's writes; returns how many pages are dirty.
-    fn catch_up(&mut self) -> Result<(u64, CaughtUp), MigrationFailure> {
+    /// Harvests as soon as the log has all or some of the guest's writes.
+    fn catch_up(&mut self) -> Result<(Harvest, CaughtUp), MigrationFailure> {
         let Migration { options, started, .. } = self.migration;
         loop {
             let caught_up = self.connected.log.catch_up()?;
-            let dirty_pages = self.pages.harvest_anew(&self.connected)?;
-            if dirty_pages > 0 || caught_up != CaughtUp::Partly {
-                return Ok((dirty_pages, caught_up));
+            let harvest = self.pages.harvest_anew(&self.connected)?;
+            if harvest.dirty_pages > harvest.waiting_pages || caught_up != CaughtUp::Partly {
+                return Ok((harvest, caught_up));
             }
             options.cancel.check()?;
             options.limits.check_time(started)?;
             self.connected.link.control.liveness().check()?;
         }
+    }
+
+    /// Chooses which dirty pages are left for the last round.
+    fn choose_waiting(&mut self) {
+        let most = self.steering.convergence(self.migration).waiting_max();
+        let Some(round) = self.steering.history.rounds().last() else { return };
+        let time = round.duration + round.harvest;
+        self.pages.choose_waiting(&self.connected, time, most);
+        self.steering.history.waits(self.pages.waiting_pages());
     }
 
     /// Reports the latest round.

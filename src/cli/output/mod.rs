@@ -67,11 +67,12 @@ pub(crate) fn progress(event: &Event) {
                 String::new()
             };
             errln!(
-                "  round {number}: {} pages, {} in {:.0} ms{}{rest}",
+                "  round {number}: {} pages, {} in {:.0} ms{}{}{rest}",
                 round.pages,
                 Size(round.bytes),
                 round.ms,
-                lost_meanwhile(round)
+                lost_meanwhile(round),
+                waiting(round)
             );
         }
         Event::Throttled { percent: 0 } => errln!("  guest at full speed again"),
@@ -144,6 +145,14 @@ pub(crate) fn summary(report: &Report) -> Vec<(&'static str, String)> {
 fn lost_meanwhile(round: &RoundReport) -> String {
     let lost_ms = round.lost_to_throttling_ms + round.lost_to_tracking_ms.unwrap_or(0.0);
     if lost_ms < 0.5 { String::new() } else { format!(", {lost_ms:.0} ms lost to the guest") }
+}
+
+/// How many pages are left for the last round, if any is.
+fn waiting(round: &RoundReport) -> String {
+    match round.waiting_pages {
+        0 => String::new(),
+        pages => format!(", {pages} hot pages wait for the last round"),
+    }
 }
 
 /// What the guest lost in all, by cause.

@@ -353,3 +353,47 @@ fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_show
     assert_eq!(diverging.bandwidth, Some(100e6));
     assert!(diverging.help.to_string().contains("or a bandwidth limit of"), "{}", diverging.help);
 }
+
+#[test]
+fn hot_pages_that_wait_are_counted_as_left_and_only_once_as_written() {
+    let pages = |mib: u64| mib * 1024 * 1024 / PAGE_BYTES;
+    let mut made = Made::new(100, "auto");
+    made.after(round(1000, 200));
+    made.after(round(200, 200));
+    let (most, bandwidth) = made.convergence().waiting_max();
+    // 100 ms with a margin of 15 %, less 10 ms to load, at 1 MiB/ms; 0.8 of that.
+    let limit_mib = 0.8 * (100.0 / SAFETY - 10.0);
+    assert!((most / 1_048_576.0 - limit_mib).abs() < 0.1, "{most}");
+    assert!((bandwidth / 1_048_576_000.0 - 1.0).abs() < 0.01, "{bandwidth}");
+    made.history.waits(pages(50));
+
+    // 150 MiB were sent. 60 MiB besides the 50 that waited are dirty, and 20 of these were not written again.
+    let waited = Round { waited_pages: pages(50), unwritten_pages: pages(20), ..round(150, 110) };
+    assert!((waited.dirty_rate() / 1_048_576.0 - 90.0 / 0.150).abs() < 1.0, "{}", waited.dirty_rate());
+    made.history.push(waited);
+    made.history.waits(pages(50));
+    let shrink = made.history.shrink().unwrap();
+    assert!((shrink - (60.0f64 / 200.0).sqrt()).abs() < 0.01, "of what a round sends: {shrink}");
+    let send = made.convergence().predicted.send.as_secs_f64() * 1e3;
+    assert!((send - 110.0).abs() < 0.1, "all that is left, {send} ms");
+    assert_eq!(made.convergence().diverging(), None);
+    let ends = made.convergence().ahead().unwrap().ends(0);
+    let next = ends[1].until_switch.as_secs_f64() * 1e3;
+    assert!((next - 60.0).abs() < 0.1, "the next round sends only the rest, in {next} ms");
+    assert!(ends[1].lost.downtime > Duration::from_millis(60), "hot pages are left whatever is sent");
+    assert!(ends[1].lost.downtime < ends[0].lost.downtime);
+}
+
+#[test]
+fn no_page_waits_where_a_switch_could_not_carry_it_or_the_guest_is_slowed() {
+    let mut made = Made::new(5, "auto");
+    made.after(round(1000, 200));
+    assert_eq!(made.convergence().waiting_max().0, 0.0, "loading alone takes longer");
+    made.limits.downtime = Duration::from_secs(1);
+    assert!(made.convergence().waiting_max().0 > 0.0);
+    made.limits.lost_max = Some(Duration::from_millis(20));
+    let (most, bandwidth) = made.convergence().waiting_max();
+    assert!(most < 0.01 * bandwidth, "the guest may lose 20 ms, of which loading takes 10");
+    made.history.throttled(20, 1e9);
+    assert_eq!(made.convergence().waiting_max().0, 0.0);
+}

@@ -108,6 +108,7 @@ impl<'race> World<'race> {
             dirty_pages: (self.dirty_bytes() / 4096.0) as u64,
             throttle_percent: self.throttle_percent,
             tracking: self.guest.beats.then(|| seconds(tracking)),
+            ..Round::default()
         });
     }
 
