@@ -84,7 +84,8 @@ pub enum InitiallyDirty {
     /// All of them: the log names only later writes.
     All,
     /// None: the log names every page that has to be sent, those written before the start too. A page that it
-    /// never names is zero.
+    /// never names is zero. It may name the last ones while the guest is saved: the engine harvests and sends
+    /// meanwhile, from another thread.
     AsNamed,
 }
 

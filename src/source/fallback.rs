@@ -41,7 +41,7 @@ impl Precopy<'_> {
         self.pages.begin_anew(link, migration.options.verify);
         (self.hash_next, self.paused_since) = (false, None);
         let initially = self.connected.log.start()?;
-        self.pages.begin(initially);
+        self.pages.begin(initially, &self.connected.link);
         Ok(())
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Pages {
     pub(super) dirty: DirtyBitmap,
     /// The dirty pages that are left for the last round, once a round has ended.
     waiting: Option<Waiting>,
+    /// A second bitmap, for the pages that a VMM names while the guest is saved; empty.
+    spare: Option<DirtyBitmap>,
     stripes: Stripes,
     /// The blocks of RAM with digests at the destination.
     pub(super) digests: SourceDigests,
@@ -44,6 +46,7 @@ impl Pages {
         Self {
             dirty: DirtyBitmap::new(&layout),
             waiting: None,
+            spare: None,
             stripes: Stripes::new(link.lanes.into()),
             digests: SourceDigests::new(&layout, verify),
             rounds: Vec::new(),
@@ -64,8 +67,10 @@ impl Pages {
     }
 
     /// The log records from now on.
-    pub(super) fn begin(&mut self, initially: InitiallyDirty) {
+    pub(super) fn begin(&mut self, initially: InitiallyDirty, link: &Link) {
         self.initially = initially;
+        // Before the guest is paused: the allocation takes time.
+        self.spare = self.are_named().then(|| DirtyBitmap::new(&link.ram.layout()));
         match initially {
             InitiallyDirty::All => self.dirty.fill(),
             InitiallyDirty::AsNamed => self.dirty.clear(),
@@ -81,6 +86,12 @@ impl Pages {
     pub(super) fn harvest(&mut self, connected: &Connected) -> Result<(), DirtyError> {
         self.dirty.by(&connected.link.pool, |dirty| dirty.harvest(&*connected.log))?;
         Ok(())
+    }
+
+    /// Sets the dirty pages aside, so that those named from now on can be sent first; none if the VMM does
+    /// not name pages.
+    pub(super) fn set_aside(&mut self) -> Option<DirtyBitmap> {
+        Some(std::mem::replace(&mut self.dirty, self.spare.take()?))
     }
 
     /// Clears the pages that were sent, and harvests. Waiting pages stay dirty.

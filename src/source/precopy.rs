@@ -78,7 +78,7 @@ impl Precopy<'_> {
     /// Returns the duration of the set-up, and the sender of the saved state.
     fn run(&mut self) -> Result<(Duration, StateSender), MigrationFailure> {
         let initially = self.connected.log.start()?;
-        self.pages.begin(initially);
+        self.pages.begin(initially, &self.connected.link);
         if initially == InitiallyDirty::All {
             // All pages are dirty already; this measures the duration of a harvest.
             let harvesting = Instant::now();

@@ -25,14 +25,13 @@ pub(super) fn ready(link: &Link, options: &Options) -> Result<StateSender, Migra
 /// in flight.
 pub(super) fn save(
     guest: &dyn SourceGuest,
-    (link, options): (&Link, &Options),
+    limit: StateLimit,
     mut state: StateSender,
 ) -> Result<SentState, MigrationFailure> {
     let mut sections = StateWriter::new(&mut state);
     let saved = guest.save(&mut sections).and_then(|()| Ok(sections.finish().map(drop)?));
     // Checked first, whatever the VMM makes of a failed write.
     if let Some(state_bytes) = state.too_long() {
-        let limit = limit(link, options);
         return Err(MigrationFailure::StateTooLong { state_bytes, limit });
     }
     if !state.is_cut() {
@@ -54,7 +53,7 @@ pub(super) fn check_expected(link: &mut Link, options: &Options) -> Result<(), M
 }
 
 /// The lower of the limits of both ends.
-fn limit(link: &Link, options: &Options) -> StateLimit {
+pub(super) fn limit(link: &Link, options: &Options) -> StateLimit {
     let ours = options.state_max_bytes.unwrap_or(STATE_MAX_DEFAULT);
     if link.costs_there.state_max_bytes < ours {
         StateLimit::Destination(link.costs_there.state_max_bytes)

@@ -3,6 +3,8 @@
 //! [`SourceHandover`](crate::handover::SourceHandover) answers each event with the next action, and this
 //! module carries it out.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::complete::{Measured, Switched};
@@ -17,11 +19,13 @@ use super::steering::Steering;
 use super::verdict::Verdict;
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
+use crate::dirty::DirtyBitmap;
 use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
+use crate::memory::PAGE_BYTES;
 use crate::panics::caught_or;
 use crate::progress::{Event, ms};
-use crate::saved_state::StateSender;
+use crate::saved_state::{SentState, StateSender};
 use crate::session::unexpected;
 use crate::wire::{AttemptId, Completion, Final, Message};
 
@@ -158,18 +162,20 @@ impl Switch<'_> {
         self.parts.pause = self.clock.lap();
         observer.event(&Event::Paused);
         options.cancel.check()?;
+        self.pages.begin_round();
         // Saving may write to guest RAM, so the last harvest comes after it; dirty pages stay dirty.
-        let state = saving::save(guest, (&self.connected.link, options), saving)?;
+        let state = match self.pages.set_aside() {
+            Some(named_before) => self.save_while_sending(saving, named_before)?,
+            None => saving::save(guest, saving::limit(&self.connected.link, options), saving)?,
+        };
         self.connected.check_ram(self.migration)?;
-        self.parts.save = self.clock.lap();
+        self.parts.save += self.clock.lap();
         self.pages.harvest(&self.connected)?;
         self.pages.digests.harvested(&self.pages.dirty);
         self.parts.harvest = self.clock.lap();
-        let how = (false, self.throttle_percent);
-        self.pages.begin_round();
-        self.pages.send_pass(self.migration, &mut self.connected, how)?;
+        self.send_pages()?;
         self.parts.register = self.connected.link.transport.waited();
-        self.parts.send = self.clock.lap().saturating_sub(self.parts.register);
+        self.parts.send = (self.parts.send + self.clock.lap()).saturating_sub(self.parts.register);
         let compare_blocks = self.pages.send_digests(self.migration, &mut self.connected)?;
         self.parts.verify = self.clock.lap();
         let (round, attempt_id) = (self.pages.passes(), self.connected.link.attempt_id);
@@ -178,6 +184,44 @@ impl Switch<'_> {
         let last = Final { attempt_id, round, compare_blocks, state_bytes };
         self.connected.link.control.send(&Message::Final(last))?;
         Ok(())
+    }
+
+    /// Saves the state of a guest whose VMM names its last pages meanwhile, and sends those. The pages named
+    /// before stay dirty: many of them are named again.
+    fn save_while_sending(
+        &mut self,
+        saving: StateSender,
+        mut named_before: DirtyBitmap,
+    ) -> Result<SentState, MigrationFailure> {
+        let Migration { guest, options, .. } = self.migration;
+        let limit = saving::limit(&self.connected.link, options);
+        let state = thread::scope(|scope| {
+            let saved = thread::Builder::new()
+                .name("save".into())
+                .spawn_scoped(scope, || saving::save(guest, limit, saving))
+                .map_err(|error| MigrationFailure::System { what: "threads", error: error.to_string() })?;
+            while !saved.is_finished() {
+                self.pages.harvest(&self.connected)?;
+                if self.pages.dirty.count() * PAGE_BYTES < SENT_EARLY_MIN {
+                    thread::sleep(NAMES_EVERY);
+                    continue;
+                }
+                self.pages.digests.harvested(&self.pages.dirty);
+                self.parts.save += self.clock.lap();
+                self.send_pages()?;
+                self.parts.send += self.clock.lap();
+                named_before.remove(&self.pages.dirty);
+                self.pages.dirty.clear();
+            }
+            saved.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })?;
+        self.pages.dirty.join(&named_before);
+        Ok(state)
+    }
+
+    fn send_pages(&mut self) -> Result<(), MigrationFailure> {
+        let how = (false, self.throttle_percent);
+        self.pages.send_pass(self.migration, &mut self.connected, how).map(drop)
     }
 
     fn report_last_round(&self) {
@@ -272,6 +316,12 @@ impl Switch<'_> {
         self.lost.take().or(unrecorded).unwrap_or(HandoverError::OtherAction.into())
     }
 }
+
+/// Fewer bytes wait for the last pass: each pass ends with a wait for all lanes.
+const SENT_EARLY_MIN: u64 = 1 << 20;
+
+/// How often the thread that sends looks for named pages.
+const NAMES_EVERY: Duration = Duration::from_micros(500);
 
 /// For how long the source asks a destination that did not send RUNNING, before the migration ends in doubt.
 const ASKING_MAX: Duration = Duration::from_secs(10);
