@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::compat::Readiness;
 use crate::error::QemuError;
 use crate::monitor::{MigrationStatus, Monitor, RunState};
 use crate::note::Note;
@@ -20,20 +21,20 @@ pub struct DestinationQemu {
 }
 
 impl DestinationQemu {
-    /// The QEMU behind this monitor, which must wait for the guest of this name. The guest shall run on
-    /// arrival, unless it was paused at its source.
+    /// The QEMU behind this monitor, which must wait for the guest of this name and has these capabilities.
+    /// The guest shall run on arrival, unless it was paused at its source.
     ///
     /// # Errors
     /// [`QemuError::State`] if it does not wait.
-    pub fn new(monitor: Monitor, guest: &str, shall_run: bool) -> Result<Self, QemuError> {
-        match monitor.status()?.state {
+    pub fn new(monitor: Monitor, ready: &Readiness, guest: &str, shall_run: bool) -> Result<Self, QemuError> {
+        match &ready.status.state {
             RunState::InMigrate => {}
-            state => return Err(QemuError::State { state }),
+            state => return Err(QemuError::State { state: state.clone() }),
         }
         // A process that died may have changed the settings before.
         let before = Note::find(&monitor)?.unwrap_or_default();
         let mut note = Note { guest: guest.to_owned(), shall_run, ..before };
-        note.restore.set_capabilities(&monitor, &CAPABILITIES)?;
+        note.restore.set_capabilities(&monitor, &ready.capabilities, &CAPABILITIES)?;
         note.leave(&monitor)?;
         // It is as if `-S` had been given.
         monitor.stop()?;
@@ -115,19 +116,17 @@ impl DestinationQemu {
         }
     }
 
-    /// Starts the loaded guest, unless it is to stay paused.
+    /// Starts the loaded guest, unless it is to stay paused. The operator's settings are those of before once
+    /// [`release`](Self::release) is called.
     ///
     /// # Errors
     /// [`QemuError`] if QEMU refused: no vCPU has run, and none will without another command.
     pub fn start(&self) -> Result<Settled, QemuError> {
-        let settled = if self.note.shall_run { start(&self.monitor)? } else { Settled::Paused };
-        if !matches!(settled, Settled::Unknown(_)) {
-            self.note.clone().fulfil(&self.monitor);
-        }
-        Ok(settled)
+        if self.note.shall_run { start(&self.monitor) } else { Ok(Settled::Paused) }
     }
 
-    /// Leaves QEMU as it was: it was given no state, and waits for another guest.
+    /// Puts the operator's settings back: the guest was started, or QEMU was given no state and waits for
+    /// another guest.
     pub fn release(&self) {
         self.note.clone().fulfil(&self.monitor);
     }

@@ -93,6 +93,7 @@ impl Follower {
                 let since = *self.paused.get_or_insert_with(Instant::now);
                 self.tracker.paused(since);
             }
+            MigrationStatus::Completed => self.tracker.completed(),
             MigrationStatus::Failed | MigrationStatus::Cancelling | MigrationStatus::Cancelled => {
                 self.tracker.fail(format!("QEMU's migration is {status}"));
             }

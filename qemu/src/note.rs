@@ -36,7 +36,17 @@ impl Note {
     /// # Errors
     /// [`QmpError`]; no note may be there.
     pub(crate) fn leave(&self, monitor: &Monitor) -> Result<(), QmpError> {
-        Self::remove(monitor)?;
+        match self.add(monitor) {
+            // There is an earlier one.
+            Err(QmpError::Refused { .. }) => {
+                Self::remove(monitor)?;
+                self.add(monitor)
+            }
+            other => other,
+        }
+    }
+
+    fn add(&self, monitor: &Monitor) -> Result<(), QmpError> {
         let arguments = json!({ "qom-type": "secret", "id": NAME, "data": self.data("object-add")? });
         monitor.client().execute("object-add", &arguments).map(drop)
     }

@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 use crate::drain::listener::listen;
 use crate::drain::{Bounds, Drain};
 use crate::error::QemuError;
-use crate::monitor::{MigrationStatus, Monitor, Parameter, Restore, RunState};
+use crate::monitor::{MigrationStatus, Monitor, Parameter, RunState};
 use crate::multifd::Dialect;
 use crate::names::SharedBlock;
 use crate::news::News;
 use crate::note::Note;
 use crate::settle::{ENDS_WITHIN, Owner, Settled, cancel, settle};
 use crate::stream::Blob;
-use crate::tracker::{Failed, Naming, Tracker};
+use crate::tracker::{Failed, Naming, Stage, Tracker};
 
 /// A QEMU whose guest is to leave.
 #[derive(Debug)]
@@ -33,6 +33,7 @@ pub struct SourceQemu {
     /// The guest's name.
     guest: String,
     bounds: Bounds,
+    dialect: Dialect,
     attempt: Mutex<Option<Arc<Attempt>>>,
 }
 
@@ -45,6 +46,15 @@ struct Attempt {
     _news: News,
     /// The guest is saved, or is being saved: another host may get it.
     saved: AtomicBool,
+}
+
+/// What a QEMU has saved.
+#[derive(Debug)]
+pub struct Saved {
+    /// What the destination QEMU loads.
+    pub blob: Blob,
+    /// How long QEMU took for its devices, once it had named the last page.
+    pub devices: Duration,
 }
 
 impl SourceQemu {
@@ -60,7 +70,8 @@ impl SourceQemu {
     ) -> Result<Self, QemuError> {
         let machine = monitor.machine_type()?;
         let bounds = Bounds { shared, machine, unshared_max_bytes: UNSHARED_MAX, state_max_bytes };
-        Ok(Self { monitor, guest: guest.to_owned(), bounds, attempt: Mutex::default() })
+        let dialect = if monitor.version()?.major >= 9 { Dialect::Nine } else { Dialect::Seven };
+        Ok(Self { monitor, guest: guest.to_owned(), bounds, dialect, attempt: Mutex::default() })
     }
 
     /// The monitor.
@@ -109,43 +120,34 @@ impl SourceQemu {
 
     fn start_with(&self, note: &mut Note) -> Result<(Arc<Tracker>, Drain, News), QemuError> {
         let monitor = &self.monitor;
-        note.restore.set_capabilities(monitor, &CAPABILITIES)?;
-        note.restore.set_parameters(
-            monitor,
-            &[(Parameter::DowntimeLimit, 1), (Parameter::MaxBandwidth, BANDWIDTH_MAX)],
-        )?;
-        note.restore.set_parameters(monitor, &throttling(0))?;
-        let channels = self.multifd_channels(&mut note.restore)?;
+        let (capabilities, parameters) = (monitor.capabilities()?, monitor.parameters()?);
+        note.restore.set_capabilities(monitor, &capabilities, &CAPABILITIES)?;
+        // As many channels as the operator has set.
+        let channels = capabilities.is_on("multifd").then(|| parameters.number(Parameter::MultifdChannels));
+        let channels = channels.flatten().unwrap_or(MULTIFD_CHANNELS);
+        let fixed = [
+            (Parameter::DowntimeLimit, 1),
+            (Parameter::MaxBandwidth, BANDWIDTH_MAX),
+            (Parameter::MultifdChannels, channels),
+        ];
+        note.restore.set_parameters(monitor, &parameters, &[&fixed[..], &throttling(0)].concat())?;
         // Before QEMU can pause the guest.
         note.leave(monitor)?;
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), note.shall_run).map_err(follow)?;
+        let channels = usize::try_from(channels).unwrap_or(usize::MAX);
         let drain = self.migrate(channels, &tracker)?;
         Ok((tracker, drain, news))
-    }
-
-    /// Has QEMU name pages on several channels: as many as the operator has set, else a few. A channel names
-    /// 128 pages at once, the main channel each by itself.
-    fn multifd_channels(&self, restore: &mut Restore) -> Result<usize, QemuError> {
-        let channels = if self.monitor.capabilities()?.is_on("multifd") {
-            self.monitor.parameters()?.number(Parameter::MultifdChannels)
-        } else {
-            restore.set_capabilities(&self.monitor, &[("multifd", true)])?;
-            restore.set_parameters(&self.monitor, &[(Parameter::MultifdChannels, MULTIFD_CHANNELS)])?;
-            None
-        };
-        Ok(usize::try_from(channels.unwrap_or(MULTIFD_CHANNELS)).unwrap_or(usize::MAX))
     }
 
     /// QEMU connects its channels to a path.
     fn migrate(&self, channels: usize, tracker: &Arc<Tracker>) -> Result<Drain, QemuError> {
         let process = self.monitor.client().peer()?.process;
-        let dialect = if self.monitor.version()?.major >= 9 { Dialect::Nine } else { Dialect::Seven };
         let (listener, path) = listen()?;
         let drain = Drain::of_listener(
             (listener, process),
-            (channels, dialect),
+            (channels, self.dialect),
             self.bounds.clone(),
             Arc::clone(tracker),
         );
@@ -209,9 +211,7 @@ impl SourceQemu {
         let attempt = self.present()?;
         self.monitor.set_parameters([(Parameter::DowntimeLimit, DOWNTIME_MAX_MS)])?;
         attempt.tracker.open();
-        self.await_status(&attempt, PAUSES_WITHIN, "pre-switchover", |status| {
-            *status == MigrationStatus::PreSwitchover
-        })
+        self.await_stage(&attempt, Stage::Paused, PAUSES_WITHIN)
     }
 
     /// Has QEMU name the last pages and save the devices. Then QEMU has nothing to do with the guest any
@@ -219,7 +219,7 @@ impl SourceQemu {
     ///
     /// # Errors
     /// [`QemuError`]; the guest may run again, because QEMU resumes it by itself if the stream breaks.
-    pub fn save(&self) -> Result<Blob, QemuError> {
+    pub fn save(&self) -> Result<Saved, QemuError> {
         let attempt = self.present()?;
         attempt.saved.store(true, Ordering::Relaxed);
         self.monitor.migrate_continue()?;
@@ -227,11 +227,10 @@ impl SourceQemu {
             .drain
             .finish(SILENCE_MAX)
             .map_err(|error| QemuError::Stream(self.explain(error.to_string())))?;
-        self.await_status(&attempt, ENDS_WITHIN, "completed", |status| {
-            *status == MigrationStatus::Completed
-        })?;
+        self.await_stage(&attempt, Stage::Completed, ENDS_WITHIN)?;
         self.await_release()?;
-        Ok(blob)
+        let devices = attempt.tracker.all_named().map_or(Duration::ZERO, |named| named.elapsed());
+        Ok(Saved { blob, devices })
     }
 
     /// QEMU says `completed` a moment before it has let the guest go.
@@ -294,32 +293,26 @@ impl SourceQemu {
         self.attempt().as_ref().map(|attempt| attempt.drain.total_bytes())
     }
 
-    fn await_status(
-        &self,
-        attempt: &Attempt,
-        limit: Duration,
-        expected: &'static str,
-        is: impl Fn(&MigrationStatus) -> bool,
-    ) -> Result<(), QemuError> {
+    /// Waits for a stage of the migration: QEMU reports it by an event, and is asked in case that was lost.
+    fn await_stage(&self, attempt: &Attempt, stage: Stage, limit: Duration) -> Result<(), QemuError> {
+        let (expected, name) = match stage {
+            Stage::Paused => (MigrationStatus::PreSwitchover, "pre-switchover"),
+            Stage::Completed => (MigrationStatus::Completed, "completed"),
+        };
         let deadline = Instant::now() + limit;
-        let come = self.monitor.client().wait_until(deadline, |_| {
+        while !attempt.tracker.await_stage(stage, ASKS_EVERY) {
             if let Some(reason) = attempt.tracker.failure() {
                 return Err(QemuError::Stream(self.explain(reason)));
             }
             let report = self.monitor.migration()?;
-            if is(&report.status) {
-                return Ok(Some(()));
+            if report.status == expected {
+                return Ok(());
             }
-            if report.status.is_under_way() { Ok(None) } else { Err(QemuError::migration(report, expected)) }
-        })?;
-        match come {
-            Some(()) => Ok(()),
-            None => Err(self.not_as_expected(expected)?),
+            if !report.status.is_under_way() || Instant::now() > deadline {
+                return Err(QemuError::migration(report, name));
+            }
         }
-    }
-
-    fn not_as_expected(&self, expected: &'static str) -> Result<QemuError, QemuError> {
-        Ok(QemuError::migration(self.monitor.migration()?, expected))
+        Ok(())
     }
 
     /// A broken stream, with QEMU's own reason, or that QEMU does not answer.
@@ -344,7 +337,9 @@ impl SourceQemu {
 
 /// The capabilities that a migration needs on or off. Return path off: with it on, QEMU resumes the guest by
 /// itself when this process dies.
-const CAPABILITIES: [(&str, bool); 4] = [
+const CAPABILITIES: [(&str, bool); 5] = [
+    // A channel names 128 pages at once, the main channel each by itself.
+    ("multifd", true),
     ("pause-before-switchover", true),
     ("events", true),
     ("return-path", false),
@@ -392,3 +387,6 @@ const THROTTLES_WITHIN: Duration = Duration::from_secs(8);
 
 /// How long QEMU may be silent while it sends the last pages and its state.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// How long an event may be awaited before QEMU is asked.
+const ASKS_EVERY: Duration = Duration::from_millis(250);

@@ -38,11 +38,24 @@ struct State {
     /// The latest pass whose beginning the engine knows.
     known_pass: u64,
     paused: Option<Instant>,
+    /// When QEMU had named the last page.
+    all_named: Option<Instant>,
+    /// QEMU has sent its state.
+    completed: bool,
     failure: Option<String>,
     /// The previous call of `catch_up` returned then, with this much to be sent.
     sending: Option<(Instant, u64)>,
     /// Bytes a second that the engine took.
     rate: Option<f64>,
+}
+
+/// A status of QEMU's migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The guest is paused, and QEMU waits.
+    Paused,
+    /// QEMU has sent its state.
+    Completed,
 }
 
 /// How much has been named.
@@ -103,6 +116,35 @@ impl Tracker {
     pub fn paused(&self, since: Instant) {
         self.state().paused.get_or_insert(since);
         self.open();
+    }
+
+    /// QEMU has named the last page.
+    pub(crate) fn named_all(&self) {
+        self.state().all_named.get_or_insert_with(Instant::now);
+    }
+
+    /// When QEMU had named the last page.
+    pub(crate) fn all_named(&self) -> Option<Instant> {
+        self.state().all_named
+    }
+
+    /// QEMU has sent its state.
+    pub(crate) fn completed(&self) {
+        self.state().completed = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until an event has reported this stage, or a failure; for so long at most. Answers whether the
+    /// stage is reached.
+    pub(crate) fn await_stage(&self, stage: Stage, longest: Duration) -> bool {
+        let reached = |state: &State| match stage {
+            Stage::Paused => state.paused.is_some(),
+            Stage::Completed => state.completed,
+        };
+        let waits = |state: &mut State| !reached(state) && state.failure.is_none();
+        let waited = self.changed.wait_timeout_while(self.state(), longest, waits);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        reached(&state)
     }
 
     /// Ends holding back.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::qemu::{programs, start};
-use sterna_qemu::compat::{DESCRIPTION_MAX, Description, End, Refused, refusals};
+use sterna_qemu::compat::{DESCRIPTION_MAX, Description, End, Refused, readiness};
 use sterna_qemu::monitor::Parameter;
 
 #[test]
@@ -138,12 +138,12 @@ fn an_ordinary_guest_and_a_qemu_that_waits_for_one_are_not_refused() {
     for program in programs() {
         let arguments = ["-m", "32", "-device", "virtio-net-pci", "-device", "virtio-balloon-pci"];
         let source = start(&program, &arguments);
-        assert_eq!(refusals(&source.monitor, End::Source).unwrap(), []);
+        assert_eq!(readiness(&source.monitor, End::Source).unwrap().refused, []);
         let destination = start(&program, &[&arguments[..], &["-incoming", "defer"]].concat());
-        assert_eq!(refusals(&destination.monitor, End::Destination).unwrap(), []);
+        assert_eq!(readiness(&destination.monitor, End::Destination).unwrap().refused, []);
         // Each at the other's place.
-        assert_eq!(refusals(&source.monitor, End::Destination).unwrap().len(), 1);
-        assert_eq!(refusals(&destination.monitor, End::Source).unwrap().len(), 1);
+        assert_eq!(readiness(&source.monitor, End::Destination).unwrap().refused.len(), 1);
+        assert_eq!(readiness(&destination.monitor, End::Source).unwrap().refused.len(), 1);
     }
 }
 
@@ -161,7 +161,7 @@ fn settings_that_change_the_stream_are_refused_by_name() {
         monitor.set_parameters([(Parameter::DowntimeLimit, 300)]).unwrap();
         monitor.human("migrate_set_parameter multifd-compression zlib").unwrap();
         monitor.human("migrate_set_parameter tls-creds tls0").unwrap();
-        let found = refusals(monitor, End::Source).unwrap();
+        let found = readiness(monitor, End::Source).unwrap().refused;
         for name in ["return-path", "xbzrle", "multifd-compression", "tls-creds"] {
             assert!(names(&found, &format!("{name} ")), "{name}: {found:?}");
         }
@@ -189,7 +189,7 @@ fn devices_that_cannot_move_are_refused_by_name() {
                 "ivshmem-plain,memdev=shared",
             ],
         );
-        let found = refusals(&qemu.monitor, End::Source).unwrap();
+        let found = readiness(&qemu.monitor, End::Source).unwrap().refused;
         assert!(names(&found, "vm0 (virtio-mem-pci)"), "{found:?}");
         assert!(names(&found, "(ivshmem-plain)"), "{found:?}");
         // QEMU has a word to say on the second one, too.
@@ -201,7 +201,7 @@ fn devices_that_cannot_move_are_refused_by_name() {
 fn what_blocks_qemu_itself_is_passed_on() {
     for program in programs() {
         let qemu = start(&program, &["-m", "32", "-drive", "if=none,id=d,format=raw,file=fat:rw:FOLDER"]);
-        let found = refusals(&qemu.monitor, End::Source).unwrap();
+        let found = readiness(&qemu.monitor, End::Source).unwrap().refused;
         assert!(names(&found, "vvfat"), "{found:?}");
         assert!(found.iter().all(|refused| refused.what.starts_with("QEMU cannot move")), "{found:?}");
     }

@@ -95,10 +95,26 @@ fn settings_of_the_operator_come_back() {
         let before = (monitor.capabilities().unwrap(), monitor.parameters().unwrap());
 
         let mut restore = Restore::default();
-        restore.set_capabilities(monitor, &[("events", true), ("auto-converge", true)]).unwrap();
-        restore.set_capabilities(monitor, &[("events", true), ("auto-converge", false)]).unwrap();
-        restore.set_parameters(monitor, &[(Parameter::DowntimeLimit, 1)]).unwrap();
-        restore.set_parameters(monitor, &[(Parameter::DowntimeLimit, 2_000_000)]).unwrap();
+        restore
+            .set_capabilities(
+                monitor,
+                &monitor.capabilities().unwrap(),
+                &[("events", true), ("auto-converge", true)],
+            )
+            .unwrap();
+        restore
+            .set_capabilities(
+                monitor,
+                &monitor.capabilities().unwrap(),
+                &[("events", true), ("auto-converge", false)],
+            )
+            .unwrap();
+        restore
+            .set_parameters(monitor, &monitor.parameters().unwrap(), &[(Parameter::DowntimeLimit, 1)])
+            .unwrap();
+        restore
+            .set_parameters(monitor, &monitor.parameters().unwrap(), &[(Parameter::DowntimeLimit, 2_000_000)])
+            .unwrap();
         assert!(monitor.capabilities().unwrap().is_on("events"));
         assert!(!monitor.capabilities().unwrap().is_on("auto-converge"));
         assert_eq!(monitor.parameters().unwrap().number(Parameter::DowntimeLimit), Some(2_000_000));

@@ -38,6 +38,9 @@ pub(crate) trait HeldGuest: SourceGuest + Debug {
     /// Lets the guest check its own memory; an error if it has no means to.
     fn check(&self) -> Result<Checked, String>;
 
+    /// This process holds the guest from now on, which came from another host and has started.
+    fn arrived(&self);
+
     /// The guest belongs to another host: its VMM ends here.
     fn moved(&self);
 

@@ -297,6 +297,8 @@ impl HeldGuest for MachineGuest {
         Ok(Checked { pages: checked.pages, wrong: checked.wrong })
     }
 
+    fn arrived(&self) {}
+
     fn moved(&self) {
         self.machine.stop();
     }

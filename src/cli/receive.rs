@@ -240,6 +240,7 @@ fn hold_arrival<G: HeldGuest + 'static>(arrival: Arrival<G>, lock: Option<Lock>,
     } else {
         outln!("{name} has arrived from {from} and runs here");
     }
+    guest.arrived();
     let ended = hold(Box::new(guest), claim, lock);
     ended.say(&name, json);
     Exit::Done.into()

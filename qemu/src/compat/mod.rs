@@ -6,11 +6,11 @@ mod description;
 mod devices;
 mod differences;
 mod places;
-mod refusals;
+mod readiness;
 mod refused_devices;
 
 pub use self::block::Block;
 pub use self::cpu::{Cpu, CpuValue};
 pub use self::description::{DESCRIPTION_MAX, Description, DescriptionError};
 pub use self::devices::Device;
-pub use self::refusals::{End, Refused, refusals};
+pub use self::readiness::{End, Readiness, Refused, readiness};

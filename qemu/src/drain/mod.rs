@@ -241,9 +241,11 @@ struct Ends<'stream>(&'stream Shared);
 
 impl Watch for Ends<'_> {
     fn reached(&mut self, stage: Stage, _: Marks) {
-        if stage == Stage::RamEnd {
+        match stage {
             // From this stage QEMU's monitor hangs unless the stream is read.
-            self.0.tracker.open();
+            Stage::RamEnd => self.0.tracker.open(),
+            Stage::RamComplete => self.0.tracker.named_all(),
+            _ => {}
         }
     }
 

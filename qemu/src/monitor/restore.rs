@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Monitor;
-use super::parameters::Parameter;
+use super::capabilities::Capabilities;
+use super::parameters::{Parameter, Parameters};
 use crate::qmp::QmpError;
 
 /// The operator's values of all settings that were changed through this value.
@@ -18,13 +19,17 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// Switches capabilities on or off, all or none.
+    /// Switches capabilities on or off, all or none; `present` are those of now.
     ///
     /// # Errors
     ///
     /// Those of [`Monitor::set_capabilities`].
-    pub fn set_capabilities(&mut self, monitor: &Monitor, changes: &[(&str, bool)]) -> Result<(), QmpError> {
-        let present = monitor.capabilities()?;
+    pub fn set_capabilities(
+        &mut self,
+        monitor: &Monitor,
+        present: &Capabilities,
+        changes: &[(&str, bool)],
+    ) -> Result<(), QmpError> {
         let changes: Vec<_> =
             changes.iter().copied().filter(|&(name, on)| present.get(name) != Some(on)).collect();
         if changes.is_empty() {
@@ -37,7 +42,7 @@ impl Restore {
         monitor.set_capabilities(changes)
     }
 
-    /// Sets parameters.
+    /// Sets parameters; `present` are those of now.
     ///
     /// # Errors
     ///
@@ -45,9 +50,9 @@ impl Restore {
     pub fn set_parameters(
         &mut self,
         monitor: &Monitor,
+        present: &Parameters,
         changes: &[(Parameter, u64)],
     ) -> Result<(), QmpError> {
-        let present = monitor.parameters()?;
         for (parameter, value) in changes.iter().filter_map(|&(name, _)| Some((name, present.number(name)?)))
         {
             self.parameters.entry(parameter).or_insert(value);

@@ -1,5 +1,7 @@
 //! Whether the guest runs: asking, starting, stopping.
 
+use std::time::{Duration, Instant};
+
 use serde::Deserialize;
 use serde_json::json;
 use strum::{Display, EnumString};
@@ -99,12 +101,23 @@ impl Monitor {
         self.tell("stop", &json!({}))
     }
 
-    /// Ends QEMU.
+    /// Ends QEMU. The connection may break before the answer comes; then QEMU must be gone soon.
     ///
     /// # Errors
     ///
     /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
     pub fn quit(&self) -> Result<(), QmpError> {
-        self.tell("quit", &json!({}))
+        let lost = match self.tell("quit", &json!({})) {
+            Err(error @ QmpError::Lost { .. }) => error,
+            other => return other,
+        };
+        let gone = self.client.wait_until(Instant::now() + QUITS_WITHIN, |_| match self.status() {
+            Err(QmpError::Connect { .. } | QmpError::OtherProcess { .. }) => Ok(Some(())),
+            _ => Ok::<_, QmpError>(None),
+        })?;
+        gone.ok_or(lost)
     }
 }
+
+/// How long a QEMU that closed its monitor may take to end.
+const QUITS_WITHIN: Duration = Duration::from_secs(5);

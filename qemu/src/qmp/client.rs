@@ -18,8 +18,8 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A limit longer than this one counts as this one.
 const LIMIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How often a condition is looked at without an event.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// When a condition is looked at again without an event: the time doubles from the first to the last.
+const LOOK_AGAIN: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(20)];
 
 /// A client of one QEMU's monitor.
 ///
@@ -160,6 +160,7 @@ impl Client {
         mut condition: impl FnMut(&Self) -> Result<Option<T>, E>,
     ) -> Result<Option<T>, E> {
         let events = self.subscribe();
+        let [mut look_again, look_again_max] = LOOK_AGAIN;
         loop {
             if let Some(value) = condition(self)? {
                 return Ok(Some(value));
@@ -169,7 +170,8 @@ impl Client {
                 return Ok(None);
             }
             // Which event it is does not matter.
-            let _ = events.next(deadline.min(now + LOOK_EVERY));
+            let _ = events.next(deadline.min(now + look_again));
+            look_again = (look_again * 2).min(look_again_max);
         }
     }
 }

@@ -118,6 +118,7 @@ impl Connection {
         let turn = self.turn(request)?;
         let id = turn.id;
         let (command, arguments) = (request.command, request.arguments);
+        let began = Instant::now();
         let message = json!({ "execute": command, "arguments": arguments, "id": id });
         if let Err(error) = self.send(&format!("{message}\n"), request) {
             self.lock().awaited.remove(&id);
@@ -127,6 +128,7 @@ impl Connection {
         let held = request.descriptor.map(|_| turn);
         let answer = self.answer(id, request);
         drop(held);
+        tracing::trace!(command, milliseconds = began.elapsed().as_secs_f64() * 1e3, "QEMU answered");
         match answer? {
             Answer::Return(value) => Ok(value),
             Answer::Error { class, description } => {

@@ -12,13 +12,13 @@ use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, 
 use sterna::memory::GuestRam;
 use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
-use sterna_qemu::compat::{End, refusals};
+use sterna_qemu::compat::{End, Readiness, readiness};
 use sterna_qemu::destination::DestinationQemu;
 use sterna_qemu::error::QemuError;
 use sterna_qemu::monitor::Monitor;
 use sterna_qemu::settle::Settled;
 use sterna_qemu::shared_ram::shared_ram;
-use sterna_qemu::source::SourceQemu;
+use sterna_qemu::source::{Saved, SourceQemu};
 
 use super::log::QemuLog;
 use super::machine::QemuMachine;
@@ -55,6 +55,8 @@ struct Arrival {
     plan: ArrivalPlan,
     /// QEMU was given a state, so it can take no other guest.
     loaded: AtomicBool,
+    /// QEMU runs the guest, or keeps it paused as it was.
+    started: AtomicBool,
 }
 
 /// How a guest arrives.
@@ -90,12 +92,13 @@ impl QemuGuest {
     /// A guest that comes into the QEMU behind this monitor.
     pub(super) fn arriving(
         (name, socket): (String, Server),
-        (monitor, machine): (Monitor, QemuMachine),
+        (monitor, machine, ready): (Monitor, QemuMachine, &Readiness),
         (plan, fate): (ArrivalPlan, Fate),
     ) -> Result<Self, GuestError> {
-        let destination =
-            DestinationQemu::new(monitor.clone(), &name, !plan.was_paused).map_err(GuestError::new)?;
-        let arrival = Arrival { destination, plan, loaded: AtomicBool::new(false) };
+        let destination = DestinationQemu::new(monitor.clone(), ready, &name, !plan.was_paused);
+        let destination = destination.map_err(GuestError::new)?;
+        let (loaded, started) = (AtomicBool::new(false), AtomicBool::new(false));
+        let arrival = Arrival { destination, plan, loaded, started };
         Self::new((name, socket), (monitor, machine), Some(arrival), fate)
     }
 
@@ -144,9 +147,8 @@ impl QemuGuest {
     ) -> Result<T, GuestError> {
         let began = Instant::now();
         let done = work().map_err(GuestError::new)?;
-        // One switch on a busy host is no reason to expect as much of the next.
         let cost = &mut *self.cost();
-        *part(cost) = (*part(cost) * 3 + began.elapsed()) / 4;
+        *part(cost) = averaged(*part(cost), began.elapsed());
         Ok(done)
     }
 
@@ -172,15 +174,14 @@ impl Guest for QemuGuest {
 impl SourceGuest for QemuGuest {
     fn details(&self) -> Result<Vec<u8>, GuestError> {
         self.source.clear_up().map_err(GuestError::new)?;
-        let refused = refusals(self.monitor(), End::Source).map_err(GuestError::new)?;
-        if !refused.is_empty() {
-            let reasons: Vec<_> = refused.iter().map(ToString::to_string).collect();
+        let ready = readiness(self.monitor(), End::Source).map_err(GuestError::new)?;
+        if !ready.refused.is_empty() {
+            let reasons: Vec<_> = ready.refused.iter().map(ToString::to_string).collect();
             return Err(GuestError::new(reasons.join("; ")));
         }
-        let was_paused = !self.monitor().status().map_err(GuestError::new)?.running;
         let mut machine = self.machine.lock().ignore_poison();
         let mut description = machine.at_present(self.monitor()).map_err(GuestError::new)?.clone();
-        description.was_paused = was_paused;
+        description.was_paused = !ready.status.running;
         description.encode().map_err(GuestError::new)
     }
 
@@ -197,9 +198,12 @@ impl SourceGuest for QemuGuest {
     }
 
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
-        let blob = self.timed(|cost| &mut cost.save, || self.source.save())?;
+        let Saved { blob, devices } = self.source.save().map_err(GuestError::new)?;
         blob.write_to(&mut state.section(SECTION)?)?;
-        self.cost().state_bytes = blob.len_bytes();
+        let cost = &mut *self.cost();
+        // The engine sends the last pages as QEMU names them, and counts that time itself.
+        cost.save = averaged(cost.save, devices);
+        cost.state_bytes = blob.len_bytes();
         Ok(())
     }
 
@@ -213,6 +217,11 @@ impl SourceGuest for QemuGuest {
             Err(error) => Err(GuestError::new(error)),
         }
     }
+}
+
+/// One switch on a busy host is no reason to expect as much of the next.
+fn averaged(before: Duration, now: Duration) -> Duration {
+    (before * 3 + now) / 4
 }
 
 /// A guest that is to stay paused counts as running: it does what it is to do.
@@ -240,7 +249,10 @@ impl DestinationGuest for QemuGuest {
     }
 
     fn start(&self) -> Result<RunOutcome, GuestError> {
-        self.arrival()?.destination.start().map(outcome).map_err(GuestError::new)
+        let arrival = self.arrival()?;
+        let settled = arrival.destination.start().map_err(GuestError::new)?;
+        arrival.started.store(matches!(settled, Settled::Running | Settled::Paused), Ordering::Relaxed);
+        Ok(outcome(settled))
     }
 
     /// A QEMU that was given no state can take another guest.
@@ -318,6 +330,14 @@ impl HeldGuest for QemuGuest {
 
     fn check(&self) -> Result<Checked, String> {
         Err("a guest of QEMU cannot be asked to check its memory".into())
+    }
+
+    /// Not a part of the downtime: the guest runs already.
+    fn arrived(&self) {
+        if let Some(arrival) = self.arrival.as_ref().filter(|arrival| arrival.started.load(Ordering::Relaxed))
+        {
+            arrival.destination.release();
+        }
     }
 
     fn moved(&self) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use sterna::destination::PendingArrival;
 use sterna::guest::{GuestHost, Proposal, Refusal};
-use sterna_qemu::compat::{Description, End, refusals};
+use sterna_qemu::compat::{Description, End, readiness};
 use sterna_qemu::monitor::Monitor;
 use sterna_qemu::qmp::{Client, QmpError};
 use sterna_qemu::shared_ram::shared_ram;
@@ -62,7 +62,7 @@ impl GuestHost for QemuHost {
             error => incompatible(&error),
         })?;
         let (monitor, started) = self.qemu_for(proposal, &name, &source)?;
-        let refused = refusals(&monitor, End::Destination).map_err(|error| incompatible(&error))?;
+        let ready = readiness(&monitor, End::Destination).map_err(|error| incompatible(&error))?;
         let here = match &started {
             Some(_) => QemuMachine::of(&monitor),
             None => self.machine(&monitor),
@@ -70,13 +70,15 @@ impl GuestHost for QemuHost {
         let mut here = here.map_err(|error| incompatible(&error))?;
         let differences =
             source.differences(here.at_present(&monitor).map_err(|error| incompatible(&error))?);
-        if !refused.is_empty() || !differences.is_empty() {
-            return Err(incompatible(&joined(refused.iter().map(ToString::to_string).chain(differences))));
+        if !ready.refused.is_empty() || !differences.is_empty() {
+            return Err(incompatible(&joined(
+                ready.refused.iter().map(ToString::to_string).chain(differences),
+            )));
         }
         let socket = Server::new(socket);
         socket.serve(Arc::new(Incoming { pending: self.pending.clone() }));
         let how = ArrivalPlan { was_paused: source.was_paused, started_for_it: started.is_some() };
-        let guest = QemuGuest::arriving((name, socket), (monitor, here), (how, self.fate))
+        let guest = QemuGuest::arriving((name, socket), (monitor, here, &ready), (how, self.fate))
             .map_err(|error| incompatible(&error))?;
         // From now on the guest ends it, if it does not arrive.
         if let Some(started) = started {
@@ -99,7 +101,7 @@ impl QemuHost {
     pub(crate) fn ask_ahead(&self) -> Result<(), String> {
         let WaitingQemu::At(qmp) = &self.qemu else { return Ok(()) };
         let monitor = Monitor::new(Client::new(qmp));
-        let refused = refusals(&monitor, End::Destination).map_err(|error| error.to_string())?;
+        let refused = readiness(&monitor, End::Destination).map_err(|error| error.to_string())?.refused;
         if !refused.is_empty() {
             return Err(joined(refused.iter().map(ToString::to_string)));
         }

@@ -51,25 +51,36 @@ impl fmt::Display for Refused {
     }
 }
 
-/// Asks QEMU for all reasons not to begin; empty if there is none.
+/// Whether a migration can begin.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    /// All reasons not to begin.
+    pub refused: Vec<Refused>,
+    /// What QEMU does with the guest.
+    pub status: Status,
+    /// The capabilities as they are.
+    pub capabilities: Capabilities,
+}
+
+/// Asks QEMU whether a migration can begin.
 ///
 /// # Errors
 ///
 /// Those of [`Client::execute_within`](crate::qmp::Client::execute_within).
-pub fn refusals(monitor: &Monitor, end: End) -> Result<Vec<Refused>, QmpError> {
-    let status = monitor.status()?;
+pub fn readiness(monitor: &Monitor, end: End) -> Result<Readiness, QmpError> {
+    let (status, capabilities) = (monitor.status()?, monitor.capabilities()?);
     let was_paused = end == End::Source && status.state == RunState::PostMigrate && Note::is_left(monitor)?;
     let mut found =
         if was_paused { vec![paused_and_saved()] } else { Vec::from_iter(of_state(&status, end)) };
     found.extend(of_migration(&monitor.migration()?, end));
-    found.extend(of_capabilities(&monitor.capabilities()?, end));
+    found.extend(of_capabilities(&capabilities, end));
     found.extend(of_parameters(&monitor.parameters()?));
     let devices = refused_devices::find(monitor)?;
     found.extend(devices.into_iter().map(|(device, why)| Refused {
         what: format!("{device} cannot be moved: {why}"),
         remedy: "unplug it, or start the guest without it".into(),
     }));
-    Ok(found)
+    Ok(Readiness { refused: found, status, capabilities })
 }
 
 /// A guest that is this host's, and was paused, in the state from which QEMU moves no guest.
