@@ -45,11 +45,15 @@ impl Comparison<'_> {
         if self.diverged.contains(&(load, by)) {
             return;
         }
-        // Just before and just after the migration that is compared with it.
+        // Beside the migration that is compared with it.
         if (load, by) == (Load::Idle, By::SternaRdma) {
             self.idle_limits(shapes);
             self.migrate_once((load, by));
             self.idle_limits(shapes);
+        } else if (load, by) == (Load::Idle, By::SternaQemuRdma) {
+            let named = qemu::time_to_name_all(&self.setup).map_err(|failure| failure.to_string());
+            self.record.note(names::QEMU_NAMES, "ms", named.map(|time| time.as_secs_f64() * 1e3));
+            self.migrate_once((load, by));
         } else {
             self.migrate_once((load, by));
         }

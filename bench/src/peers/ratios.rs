@@ -31,6 +31,7 @@ pub(crate) mod names {
     pub(crate) const OURS_RDMA: &str = "sterna rdma";
     pub(crate) const OURS_TCP: &str = "sterna tcp";
     pub(crate) const QEMU_BY_RDMA: &str = "QEMU by sterna rdma";
+    pub(crate) const QEMU_NAMES: &str = "limit: QEMU writes all RAM of the idle guest, none is sent";
     pub(crate) const QEMU_BY_TCP: &str = "QEMU by sterna tcp";
 
     pub(crate) fn lanes(count: u8) -> String {

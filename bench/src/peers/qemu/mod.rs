@@ -2,6 +2,7 @@
 
 mod boot;
 mod by_sterna;
+mod naming;
 mod way;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use sterna_qemu::qmp::{Client, Notice};
 use tempfile::TempDir;
 
 pub(crate) use self::by_sterna::migrate_by_sterna;
+pub(crate) use self::naming::time_to_name_all;
 pub(crate) use self::way::Way;
 use super::compare::equal_files;
 use super::cpu::CpuTime;
