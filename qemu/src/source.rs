@@ -202,16 +202,17 @@ impl SourceQemu {
         slowed.ok_or(QemuError::Throttle { percent })
     }
 
-    /// Has QEMU pause the guest, if it has not done that by itself. No page is named until
-    /// [`save`](Self::save).
+    /// Has QEMU pause the guest, if it has not done that by itself; returns since when it is paused. No page
+    /// is named until [`save`](Self::save).
     ///
     /// # Errors
     /// [`QemuError`]; the guest may be paused or not.
-    pub fn pause(&self) -> Result<(), QemuError> {
+    pub fn pause(&self) -> Result<Instant, QemuError> {
         let attempt = self.present()?;
         self.monitor.set_parameters([(Parameter::DowntimeLimit, DOWNTIME_MAX_MS)])?;
         attempt.tracker.open();
-        self.await_stage(&attempt, Stage::Paused, PAUSES_WITHIN)
+        self.await_stage(&attempt, Stage::Paused, PAUSES_WITHIN)?;
+        Ok(attempt.tracker.paused_since().unwrap_or_else(Instant::now))
     }
 
     /// Has QEMU name the last pages and save the devices. Then QEMU has nothing to do with the guest any

@@ -165,7 +165,12 @@ impl Tracker {
     /// Whether QEMU has paused the guest.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        self.state().paused.is_some()
+        self.paused_since().is_some()
+    }
+
+    /// Since when QEMU has paused the guest.
+    pub(crate) fn paused_since(&self) -> Option<Instant> {
+        self.state().paused
     }
 
     /// The stream broke, for this reason; the first one counts.

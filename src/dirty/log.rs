@@ -100,7 +100,8 @@ pub enum CaughtUp {
     },
     /// A part, possibly nothing; the log still has more to name.
     Partly,
-    /// Every write of the guest: the VMM has paused it by itself.
+    /// Every write of the guest: its VMM has paused it, by itself or as it was asked to. A log that names
+    /// pages answers so at once from then on.
     Paused {
         /// Since when.
         since: Instant,

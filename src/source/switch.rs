@@ -19,7 +19,7 @@ use super::steering::Steering;
 use super::verdict::Verdict;
 use crate::control::STEP_MAX;
 use crate::convergence::Downtime;
-use crate::dirty::DirtyBitmap;
+use crate::dirty::{CaughtUp, DirtyBitmap};
 use crate::guest::heartbeat_of;
 use crate::handover::{HandoverError, SourceAction, SourceEvent};
 use crate::memory::PAGE_BYTES;
@@ -159,6 +159,10 @@ impl Switch<'_> {
         // Set even if the pause fails, because the guest may then be paused: resuming it does no harm.
         self.may_be_paused = true;
         guest.pause()?;
+        // A VMM that names pages comes to the pause in its own time, and its guest runs until then.
+        if let (true, CaughtUp::Paused { since }) = (self.pages.are_named(), self.connected.log.catch_up()?) {
+            self.clock = Laps::since(since);
+        }
         self.parts.pause = self.clock.lap();
         observer.event(&Event::Paused);
         options.cancel.check()?;

@@ -194,7 +194,10 @@ impl SourceGuest for QemuGuest {
     }
 
     fn pause(&self) -> Result<(), GuestError> {
-        self.timed(|cost| &mut cost.pause, || self.source.pause())
+        let since = self.source.pause().map_err(GuestError::new)?;
+        let cost = &mut *self.cost();
+        cost.pause = averaged(cost.pause, since.elapsed());
+        Ok(())
     }
 
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
