@@ -264,6 +264,13 @@ pub(super) struct Harvest {
     pub(super) unwritten_pages: u64,
 }
 
+impl Harvest {
+    /// Whether pages are dirty that do not wait.
+    pub(super) fn has_more_than_waiting(&self) -> bool {
+        self.dirty_pages > self.waiting_pages
+    }
+}
+
 /// A round with one more pass.
 pub(super) fn joined(round: &Round, pass: Round) -> Round {
     if round.lanes.is_empty() {

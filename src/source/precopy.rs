@@ -175,16 +175,22 @@ impl Precopy<'_> {
         self.pages.begin_round();
         let mut round = Round::default();
         let harvesting = loop {
-            let how = (true, self.steering.history.throttle_percent());
-            round = joined(&round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
-            self.sent = Some(Instant::now());
+            self.send_pass_of(&mut round)?;
             // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
             // misses them.
             if self.saving.is_none() {
                 self.saving = Some(self.ready_to_save()?);
             }
-            let harvesting = Instant::now();
-            let (harvest, caught_up) = self.catch_up()?;
+            let mut harvesting = Instant::now();
+            let (mut harvest, caught_up) = self.catch_up()?;
+            // Pages that were named before the VMM looked anew: a guest that writes some over and over has
+            // written many of them again, so they would count twice.
+            if matches!(caught_up, CaughtUp::Fully { unnamed_pages: 1.. }) && harvest.has_more_than_waiting()
+            {
+                self.send_pass_of(&mut round)?;
+                harvesting = Instant::now();
+                harvest = self.pages.harvest_anew(&self.connected)?;
+            }
             round.dirty_pages = harvest.dirty_pages;
             round.waited_pages = harvest.waiting_pages;
             round.unwritten_pages = harvest.unwritten_pages;
@@ -193,7 +199,9 @@ impl Precopy<'_> {
                 CaughtUp::Fully { unnamed_pages } => {
                     // Waiting pages that were named are found written again, and are counted already.
                     let counted = unnamed_pages.min(self.pages.waiting_written_again());
-                    round.dirty_pages += unnamed_pages - counted;
+                    // Those named since are among them.
+                    let unwaiting_pages = harvest.dirty_pages.saturating_sub(harvest.waiting_pages);
+                    round.dirty_pages = harvest.waiting_pages + unwaiting_pages.max(unnamed_pages - counted);
                     break harvesting;
                 }
                 CaughtUp::Paused { since } => {
@@ -213,13 +221,21 @@ impl Precopy<'_> {
         Ok(())
     }
 
+    /// Sends the dirty pages as a part of this round.
+    fn send_pass_of(&mut self, round: &mut Round) -> Result<(), MigrationFailure> {
+        let how = (true, self.steering.history.throttle_percent());
+        *round = joined(round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
+        self.sent = Some(Instant::now());
+        Ok(())
+    }
+
     /// Harvests as soon as the log has all or some of the guest's writes.
     fn catch_up(&mut self) -> Result<(Harvest, CaughtUp), MigrationFailure> {
         let Migration { options, started, .. } = self.migration;
         loop {
             let caught_up = self.connected.log.catch_up()?;
             let harvest = self.pages.harvest_anew(&self.connected)?;
-            if harvest.dirty_pages > harvest.waiting_pages || caught_up != CaughtUp::Partly {
+            if harvest.has_more_than_waiting() || caught_up != CaughtUp::Partly {
                 return Ok((harvest, caught_up));
             }
             options.cancel.check()?;
