@@ -235,12 +235,13 @@ fn receive_file(receiver: &image::Receiver, store: &Store, args: &ReceiveArgs) -
 fn hold_arrival<G: HeldGuest + 'static>(arrival: Arrival<G>, lock: Option<Lock>, json: bool) -> ExitCode {
     let Arrival { guest, claim, from, .. } = arrival;
     let name = guest.name().to_owned();
+    // First: the operator who reads that it has arrived may move it on at once.
+    guest.arrived();
     if json {
         outln!("{}", serde_json::json!({ "event": "arrived", "name": name, "from": from }));
     } else {
         outln!("{name} has arrived from {from} and runs here");
     }
-    guest.arrived();
     let ended = hold(Box::new(guest), claim, lock);
     ended.say(&name, json);
     Exit::Done.into()
