@@ -74,9 +74,9 @@ impl Host {
         arguments: impl IntoIterator<Item = A>,
     ) -> Process {
         let sterna = env!("CARGO_BIN_EXE_sterna");
-        // As from a terminal, even where the tests run under nohup.
+        // As from a terminal, even where the tests run under nohup, or in the background of a script.
         let mut command = Command::new("env");
-        command.arg("--default-signal=HUP").args(&self.prefix).arg(sterna);
+        command.arg("--default-signal=HUP,INT,QUIT").args(&self.prefix).arg(sterna);
         let runtime = host.runtime.path();
         // Files that a killed process leaves behind are removed with the host.
         command
