@@ -36,8 +36,7 @@ pub(crate) fn migrate_by_sterna(setup: &Setup, transport: &str, load: Load) -> R
     let destination_before = at_destination()?;
     let began = Instant::now();
     // A guest that QEMU cannot slow is moved as QEMU moves it: within the downtime, or not at all.
-    let downtime_max = format!("--downtime-max={}", setup.downtime_ms);
-    let how = ["--transport", transport, "--max-rounds=10000", &downtime_max];
+    let how = ["--transport", transport, "--max-rounds=10000"];
     let report = ends.migrate(setup, setup.downtime_ms, &how).map_err(|failure| match failure {
         Failure::Late { .. } => Failure::NotConverged(setup.patience),
         failure => failure,
