@@ -123,28 +123,6 @@ mod tests {
         assert_eq!(bitmap.regions()[1].words(), [0; 3]);
     }
 
-    #[test]
-    fn one_bitmap_joins_another_and_is_reduced_by_it() {
-        let regions = [(0, 5000), (1 << 32, 70)].map(|(guest_address, pages): (u64, u64)| RegionLayout {
-            guest_address,
-            len_bytes: pages * 4096,
-        });
-        let layout = RamLayout { regions: regions.to_vec() };
-        let with = |pages: [Range<u64>; 2]| {
-            let mut bitmap = DirtyBitmap::new(&layout);
-            bitmap.regions_mut().iter_mut().zip(pages).for_each(|(region, pages)| region.mark(pages));
-            bitmap
-        };
-        let (one, other) = (with([60..4100, 0..70]), with([4000..4999, 1..2]));
-        let mut both = one.clone();
-        both.join(&other);
-        assert_eq!(both.regions().iter().map(DirtyRegion::count).collect::<Vec<_>>(), [4939, 70]);
-        let mut less = one;
-        less.remove(&other);
-        assert_eq!(less.regions()[0].words(), with([60..4000, 0..0]).regions()[0].words());
-        assert_eq!(less.regions().iter().map(DirtyRegion::count).collect::<Vec<_>>(), [3940, 69]);
-    }
-
     #[derive(Clone, Debug)]
     enum Change {
         Mark(Range<u64>),
