@@ -24,7 +24,7 @@ use crate::news::News;
 use crate::note::Note;
 use crate::settle::{ENDS_WITHIN, Owner, Settled, cancel, settle};
 use crate::stream::Blob;
-use crate::tracker::{Failed, Naming, Stage, Tracker};
+use crate::tracker::{Failed, Milestone, Naming, Tracker};
 
 /// A QEMU whose guest is to leave.
 #[derive(Debug)]
@@ -211,7 +211,7 @@ impl SourceQemu {
         let attempt = self.present()?;
         self.monitor.set_parameters([(Parameter::DowntimeLimit, DOWNTIME_MAX_MS)])?;
         attempt.tracker.open();
-        self.await_stage(&attempt, Stage::Paused, PAUSES_WITHIN)?;
+        self.await_milestone(&attempt, Milestone::Paused, PAUSES_WITHIN)?;
         Ok(attempt.tracker.paused_since().unwrap_or_else(Instant::now))
     }
 
@@ -228,7 +228,7 @@ impl SourceQemu {
             .drain
             .finish(SILENCE_MAX)
             .map_err(|error| QemuError::Stream(self.explain(error.to_string())))?;
-        self.await_stage(&attempt, Stage::Completed, ENDS_WITHIN)?;
+        self.await_milestone(&attempt, Milestone::Completed, ENDS_WITHIN)?;
         self.await_release()?;
         let devices = attempt.tracker.all_named().map_or(Duration::ZERO, |named| named.elapsed());
         Ok(Saved { blob, devices })
@@ -294,14 +294,20 @@ impl SourceQemu {
         self.attempt().as_ref().map(|attempt| attempt.drain.total_bytes())
     }
 
-    /// Waits for a stage of the migration: QEMU reports it by an event, and is asked in case that was lost.
-    fn await_stage(&self, attempt: &Attempt, stage: Stage, limit: Duration) -> Result<(), QemuError> {
-        let (expected, name) = match stage {
-            Stage::Paused => (MigrationStatus::PreSwitchover, "pre-switchover"),
-            Stage::Completed => (MigrationStatus::Completed, "completed"),
+    /// Waits for a milestone of the migration: QEMU reports it by an event, and is asked in case that was
+    /// lost.
+    fn await_milestone(
+        &self,
+        attempt: &Attempt,
+        milestone: Milestone,
+        limit: Duration,
+    ) -> Result<(), QemuError> {
+        let (expected, name) = match milestone {
+            Milestone::Paused => (MigrationStatus::PreSwitchover, "pre-switchover"),
+            Milestone::Completed => (MigrationStatus::Completed, "completed"),
         };
         let deadline = Instant::now() + limit;
-        while !attempt.tracker.await_stage(stage, ASKS_EVERY) {
+        while !attempt.tracker.await_milestone(milestone, ASKS_EVERY) {
             if let Some(reason) = attempt.tracker.failure() {
                 return Err(QemuError::Stream(self.explain(reason)));
             }

@@ -49,9 +49,9 @@ struct State {
     rate: Option<f64>,
 }
 
-/// A status of QEMU's migration.
+/// A point that a migration of QEMU comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum Milestone {
     /// The guest is paused, and QEMU waits.
     Paused,
     /// QEMU has sent its state.
@@ -134,12 +134,12 @@ impl Tracker {
         self.changed.notify_all();
     }
 
-    /// Waits until an event has reported this stage, or a failure; for so long at most. Answers whether the
-    /// stage is reached.
-    pub(crate) fn await_stage(&self, stage: Stage, longest: Duration) -> bool {
-        let reached = |state: &State| match stage {
-            Stage::Paused => state.paused.is_some(),
-            Stage::Completed => state.completed,
+    /// Waits until an event has reported this milestone, or a failure; for so long at most. Answers whether
+    /// the milestone is reached.
+    pub(crate) fn await_milestone(&self, milestone: Milestone, longest: Duration) -> bool {
+        let reached = |state: &State| match milestone {
+            Milestone::Paused => state.paused.is_some(),
+            Milestone::Completed => state.completed,
         };
         let waits = |state: &mut State| !reached(state) && state.failure.is_none();
         let waited = self.changed.wait_timeout_while(self.state(), longest, waits);
