@@ -2,6 +2,7 @@
 
 use super::bitmap::DirtyBitmap;
 use super::prefetch::{prefetch, prefetch_nonzero};
+use super::region::DirtyRegion;
 use super::stripe::{STRIPE_PAGES, STRIPE_WORDS, Stripe};
 
 /// The stripes of all of guest RAM, assigned to the lanes in turn.
@@ -36,7 +37,7 @@ impl Stripes {
                 let first_page = index as u64 * STRIPE_PAGES;
                 Stripe { region, first_page, words: words_of(dirty.words(), index), nonzero }
             };
-            DirtyStripes { words: dirty.words(), nonzero: dirty.nonzero(), next: first, lanes }.map(stripe)
+            DirtyStripes::new(dirty, first, lanes).map(stripe)
         })
     }
 }
@@ -47,29 +48,52 @@ fn words_of(words: &[u64], stripe: usize) -> &[u64] {
     &words[..words.len().min(STRIPE_WORDS)]
 }
 
-/// How many of its own stripes a lane prefetches ahead: enough to cover the latency of memory, and few enough
-/// to stay in the cache.
+/// How many dirty stripes of its own a lane prefetches ahead: enough to cover the latency of memory, and few
+/// enough to stay in the cache. A power of two.
 const AHEAD: usize = 16;
 
 /// The indices of a lane's dirty stripes in one region, with the words of each that are not zero.
 struct DirtyStripes<'bitmap> {
     words: &'bitmap [u64],
     nonzero: &'bitmap [u64],
-    next: usize,
     lanes: usize,
+    /// The next stripe to look at.
+    next: usize,
+    /// The dirty stripes that are on their way into the cache, each at its number modulo [`AHEAD`].
+    coming: [usize; AHEAD],
+    /// How many dirty stripes were found, and how many of them were returned.
+    found: usize,
+    returned: usize,
 }
 
-impl DirtyStripes<'_> {
-    /// Prefetches a stripe that will be scanned soon into the cache.
+impl<'bitmap> DirtyStripes<'bitmap> {
+    fn new(dirty: &'bitmap DirtyRegion, first: usize, lanes: usize) -> Self {
+        let (words, nonzero) = (dirty.words(), dirty.nonzero());
+        Self { words, nonzero, lanes, next: first, coming: [0; AHEAD], found: 0, returned: 0 }
+    }
+
+    /// Finds dirty stripes until enough are coming, and prefetches each.
     ///
     /// Dirty words are too irregular for the hardware prefetcher, and waiting for memory at each costs three
     /// times as much as the scan. The stripes of a single lane are adjacent, and reading all of their words
     /// in order keeps the hardware prefetcher going. With several lanes that would fetch the stripes of other
     /// lanes too, so each lane prefetches only the lines that it needs.
-    fn prefetch(&self, stripe: usize) {
-        let Some(&nonzero) = self.nonzero.get(stripe).filter(|&&nonzero| nonzero != 0) else { return };
-        let words = words_of(self.words, stripe);
-        if self.lanes == 1 { prefetch(words) } else { prefetch_nonzero(words, nonzero) }
+    fn look_ahead(&mut self) {
+        while self.found - self.returned < AHEAD {
+            let stripe = self.next;
+            let Some(&nonzero) = self.nonzero.get(stripe) else { return };
+            self.next += self.lanes;
+            if nonzero != 0 {
+                let words = words_of(self.words, stripe);
+                if self.lanes == 1 {
+                    prefetch(words);
+                } else {
+                    prefetch_nonzero(words, nonzero);
+                }
+                self.coming[self.found % AHEAD] = stripe;
+                self.found += 1;
+            }
+        }
     }
 }
 
@@ -77,15 +101,13 @@ impl Iterator for DirtyStripes<'_> {
     type Item = (usize, u64);
 
     fn next(&mut self) -> Option<(usize, u64)> {
-        loop {
-            let stripe = self.next;
-            let &nonzero = self.nonzero.get(stripe)?;
-            self.next += self.lanes;
-            self.prefetch(stripe + AHEAD * self.lanes);
-            if nonzero != 0 {
-                return Some((stripe, nonzero));
-            }
+        self.look_ahead();
+        if self.returned == self.found {
+            return None;
         }
+        let stripe = self.coming[self.returned % AHEAD];
+        self.returned += 1;
+        Some((stripe, self.nonzero[stripe]))
     }
 }
 
