@@ -135,6 +135,9 @@ fn guest_seconds(time: Duration, throttle_percent: u8) -> f64 {
     time.as_secs_f64() * f64::from(100 - throttle_percent.min(99)) / 100.0
 }
 
+/// The longest time to wake up the threads of both ends, where nothing else keeps the processors busy.
+const WAKES_UP: Duration = Duration::from_millis(1);
+
 /// The rounds so far and the measures taken: the basis of every decision.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -375,6 +378,16 @@ impl History {
     pub fn round_trip(&self) -> Duration {
         let fences = self.rounds.iter().flat_map(|round| &round.lanes).map(|lane| lane.fence);
         fences.min().map_or(self.round_trip, |quickest| quickest.min(self.round_trip))
+    }
+
+    /// How long a message and its answer take between the threads that make the switch.
+    ///
+    /// That is longer than a fence where a lane's hardware or its busy threads answer a fence, because a
+    /// message wakes up threads at both ends. The greeting, which was measured once, woke them up too. Where
+    /// other processes delayed it, a fence and [`WAKES_UP`] are the better estimate.
+    #[must_use]
+    pub(super) fn answer(&self) -> Duration {
+        self.round_trip.min(self.round_trip() + WAKES_UP)
     }
 
     /// What a round takes besides sending: the least so far, because the guest's vCPUs compete for the same

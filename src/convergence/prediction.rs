@@ -115,7 +115,7 @@ impl Downtime {
         bandwidth_max: Option<NonZeroU64>,
     ) -> Option<Self> {
         let last = history.rounds().last()?;
-        let round_trip = history.round_trip();
+        let (round_trip, answer) = (history.round_trip(), history.answer());
         let (harvest, until_still) = (history.harvest(), last.harvest + handover.register_ahead + cost.pause);
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let left_bytes =
@@ -146,10 +146,10 @@ impl Downtime {
             register: handover.register,
             send: on_the_wire(left_bytes).saturating_sub(made_up_for) + round_trip + history.overhead(),
             verify: Duration::ZERO,
-            transfer: on_the_wire(held_bytes) + round_trip + handover.record_there,
+            transfer: on_the_wire(held_bytes) + answer + handover.record_there,
             revoke: handover.revoke,
             load: cost.load,
-            start: handover.record_here + round_trip + handover.record_there + cost.start,
+            start: handover.record_here + answer + handover.record_there + cost.start,
         })
     }
 
@@ -229,10 +229,22 @@ mod tests {
         // took besides.
         assert!((ms(parts.send) - (90.0 + 22.0 * 90.0 / 305.0 + 2.0 + 6.0)).abs() < 1e-3, "{parts:?}");
         // Two of the 4 MiB of state are sent while the VMM saves.
-        assert!((ms(parts.transfer) - (2.0 + 2.0 + 640.0)).abs() < 1e-3, "{parts:?}");
+        assert!((ms(parts.transfer) - (2.0 + 3.0 + 640.0)).abs() < 1e-3, "{parts:?}");
         assert_eq!((parts.register, parts.revoke), (handover.register, handover.revoke));
-        assert_eq!(parts.start, Duration::from_millis(80 + 2 + 320 + 640));
+        assert_eq!(parts.start, Duration::from_millis(80 + 3 + 320 + 640));
         assert!(parts.without_pages(&history).total() < parts.total() - Duration::from_millis(90 + 1280));
+    }
+
+    #[test]
+    fn an_answer_takes_as_long_as_the_greeting_did_unless_the_greeting_was_delayed() {
+        let transfer = |greeting_us: u64| {
+            let mut history = History::new(Duration::from_micros(greeting_us));
+            let mut only = round(1000, 0);
+            only.lanes[0].fence = Duration::from_micros(100);
+            history.push(only);
+            Downtime::predicted(&history, &NOTHING, &HandoverCost::default(), None).unwrap().transfer
+        };
+        assert_eq!([50, 700, 30_000].map(transfer).map(|took| took.as_micros()), [50, 700, 1100]);
     }
 
     #[test]
