@@ -11,6 +11,9 @@ and an RDMA device. Where this machine has none:
   cargo build --release --workspace
   STERNA_LAB_MEMORY=10G ci/lab uml target/release/sterna-bench blackout --real";
 
+/// As many as a migration has by default.
+const LANES: u8 = 4;
+
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
 pub(crate) struct BlackoutArgs {
@@ -26,9 +29,9 @@ pub(crate) struct BlackoutArgs {
     /// Dirty pages in 10,000 at the pause
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(0..=5000), value_name = "N")]
     pub(super) dirty: u64,
-    /// The number of lanes, and so of workers
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
-    pub(super) lanes: u8,
+    /// The number of lanes, and so of workers [default: 4; over synthetic RAM no more than processors]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64), value_name = "N")]
+    lanes: Option<u8>,
     /// Move guests with all of their RAM touched between real processes, in place of synthetic RAM
     #[arg(long)]
     pub(super) real: bool,
@@ -53,6 +56,17 @@ impl BlackoutArgs {
             [] => &[1, 64, 1024, 4096, 12_288],
             sizes => sizes,
         }
+    }
+
+    pub(super) fn lanes(&self) -> u8 {
+        self.lanes.unwrap_or(LANES)
+    }
+
+    /// The number of workers over synthetic RAM: more than processors would measure how they wait for one
+    /// another.
+    pub(super) fn workers(&self) -> u8 {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        self.lanes.unwrap_or_else(|| u8::try_from(processors).unwrap_or(LANES).min(LANES))
     }
 
     pub(super) fn turns(&self) -> u8 {

@@ -72,7 +72,7 @@ fn migrate(args: &BlackoutArgs, mib: u64) -> Result<Migration, Failure> {
     let common = vec![
         format!("--memory={mib}M"),
         format!("--transport={}", args.transport),
-        format!("--lanes={}", args.lanes),
+        format!("--lanes={}", args.lanes()),
         "--machine=synthetic".into(),
         "--dirty-rate=0".into(),
         "--verify=off".into(),

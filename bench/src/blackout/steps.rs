@@ -33,13 +33,18 @@ struct Turn {
 }
 
 impl Turn {
+    /// From the pause to FINAL: without comparing, without the lanes and without the kernel's copy.
+    fn less_lanes(&self) -> f64 {
+        self.harvest - self.copy + self.digests_off + self.plan
+    }
+
     /// From the pause to FINAL: without comparing, without sending and without the kernel's copy.
     fn less_copy(&self) -> f64 {
-        self.harvest - self.copy + self.digests_off + self.plan + self.send
+        self.less_lanes() + self.send
     }
 }
 
-const COLUMNS: [Column<Turn>; 9] = [
+const COLUMNS: [Column<Turn>; 10] = [
     ("plain read of the bitmap", |turn| turn.read),
     ("kernel's copy by itself", |turn| turn.copy),
     ("harvest with the copy", |turn| turn.harvest),
@@ -48,6 +53,7 @@ const COLUMNS: [Column<Turn>; 9] = [
     ("plan", |turn| turn.plan),
     ("null lanes", |turn| turn.send),
     ("lanes that look up slices", |turn| turn.send_looking_up),
+    ("pause to FINAL, less copy and lanes", Turn::less_lanes),
     ("pause to FINAL, less copy", Turn::less_copy),
 ];
 
@@ -55,7 +61,8 @@ pub(super) fn table(args: &BlackoutArgs) -> Result<Vec<Value>, Failure> {
     println!(
         "From the pause to FINAL, {} in 10,000 pages dirty, {} workers, in ms; \"pause to FINAL\" is harvest, digests off, plan and \
          null lanes, less the copy:\n",
-        args.dirty, args.lanes
+        args.dirty,
+        args.workers()
     );
     println!("{}", head(&["RAM, GiB", "dirty pages", "slices"], COLUMNS.iter().map(|(name, _)| *name)));
     let mut rows = Vec::new();
@@ -89,9 +96,9 @@ impl Steps {
         let memory = ram::untouched::<()>(usize::try_from(ram_bytes)?);
         let ram = GuestRam::from_vm_memory(&memory)?;
         let log = SlotLog::new(ram_bytes / PAGE_BYTES, args.dirty, run_pages);
-        let mut off = Blackout::new(ram.clone(), args.lanes, Verify::Off)?;
+        let mut off = Blackout::new(ram.clone(), args.workers(), Verify::Off)?;
         let chunks = off.register_all();
-        let compared = Blackout::new(ram, args.lanes, Verify::Final)?;
+        let compared = Blackout::new(ram, args.workers(), Verify::Final)?;
         Ok(Self { log, off, compared, chunks, pages: 0 })
     }
 
