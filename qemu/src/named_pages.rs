@@ -18,6 +18,8 @@ pub struct NamedPages {
     blocks: Vec<Block>,
     /// How many pages are marked and not taken; a page that is marked twice may count twice.
     marked: AtomicU64,
+    /// How many were taken.
+    taken: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -35,7 +37,11 @@ impl NamedPages {
             let len = usize::try_from(block.len_bytes).unwrap_or(usize::MAX);
             Block { marks: SoftwareBitmap::with_len(len), written: Written::new(len.div_ceil(PAGE_BYTES)) }
         };
-        Self { blocks: blocks.iter().map(block).collect(), marked: AtomicU64::new(0) }
+        Self {
+            blocks: blocks.iter().map(block).collect(),
+            marked: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+        }
     }
 
     /// Takes the named pages of a part of a block, in words of 64 pages: calls `taken` with the index and the
@@ -46,9 +52,16 @@ impl NamedPages {
             pages += u64::from(bits.count_ones());
             taken(word, bits);
         });
+        self.taken.fetch_add(pages, Ordering::Relaxed);
         let less = |marked: u64| Some(marked.saturating_sub(pages));
         // Another thread marks meanwhile; the closure never refuses.
         let _ = self.marked.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    /// How many pages were named, one that was named again after it was taken as often.
+    #[must_use]
+    pub fn count_named(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed) + self.marked.load(Ordering::Relaxed)
     }
 
     /// How many bytes of pages are named and not taken.
@@ -136,6 +149,8 @@ mod tests {
         assert_eq!(pages.marked_bytes(), 3 * 4096);
         take(&pages);
         assert_eq!(pages.marked_bytes(), 0);
+        pages.named(BLOCK, 7, Content::Bytes);
+        assert_eq!(pages.count_named(), 4);
     }
 
     #[test]

@@ -83,8 +83,10 @@ impl Follower {
         if self.paused.is_some() {
             return;
         }
+        let named_before = self.tracker.pages().count_named();
         let remaining = self.monitor.migration().ok().and_then(|report| report.ram);
-        self.tracker.pass_began(pass, remaining.map_or(0, |ram| ram.remaining / PAGE_BYTES));
+        let remaining_pages = remaining.map_or(0, |ram| ram.remaining / PAGE_BYTES);
+        self.tracker.pass_found(pass, named_before, remaining_pages);
     }
 
     fn status(&mut self, status: &MigrationStatus) {

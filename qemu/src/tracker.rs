@@ -102,6 +102,13 @@ impl Tracker {
         &self.pages
     }
 
+    /// QEMU began a pass when so many pages had been named, and has said since how many remain to be named.
+    /// Those named in between were dirty at its beginning too.
+    pub(crate) fn pass_found(&self, pass: u64, named_before: u64, remaining_pages: u64) {
+        let since = self.pages.count_named().saturating_sub(named_before);
+        self.pass_began(pass, remaining_pages.saturating_add(since));
+    }
+
     /// QEMU began a pass, in which it found so many dirty pages.
     pub fn pass_began(&self, pass: u64, pages: u64) {
         let mut state = self.state();
@@ -312,6 +319,18 @@ mod tests {
         tracker.pass_began(2, 7);
         assert_eq!(tracker.catch_up().unwrap(), Naming::PassEnded { found_pages: 7 });
         assert_eq!(tracker.catch_up().unwrap(), Naming::Partly, "a pass ends once");
+    }
+
+    #[test]
+    fn what_qemu_named_before_it_said_how_much_remains_was_found_too() {
+        let tracker = tracker(1000);
+        name(&tracker, 0..100);
+        let before = tracker.pages().count_named();
+        name(&tracker, 200..230);
+        tracker.pages().take(0, 0..usize::MAX, |_, _| {});
+        name(&tracker, 230..240);
+        tracker.pass_found(2, before, 7);
+        assert_eq!(tracker.catch_up().unwrap(), Naming::PassEnded { found_pages: 47 });
     }
 
     #[test]

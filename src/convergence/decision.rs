@@ -15,6 +15,15 @@ use crate::memory::PAGE_BYTES;
 /// because measurements of short rounds vary by some percent.
 const SHRINK_MAX: f64 = 0.97;
 
+/// The same where the guest writes a hot set in each round, whose size such measurements show less well.
+const SHRINK_MAX_HOT: f64 = 0.8;
+
+/// A guest that writes this share of its pages in each round writes a hot set.
+const HOT_SHARE: f64 = 0.85;
+
+/// The time for naming pages is worth a word if it is more than this share of the time for sending them.
+const NAMING_COUNTS: f64 = 0.1;
+
 /// Advice has this much to spare.
 const ADVICE_MARGIN: f64 = 1.1;
 
@@ -105,7 +114,8 @@ impl Convergence<'_> {
         }
         let left = |most: Duration| most.saturating_sub(self.history.lost().total() + self.fixed());
         let may_lose = self.limits.lost_max.map_or(f64::INFINITY, |most| left(most).as_secs_f64());
-        (WAITING_SHARE * self.sending_seconds().min(may_lose).max(0.0) * bandwidth, bandwidth)
+        let most = self.sending_seconds().min(may_lose).max(0.0) * self.page_rate().unwrap_or(0.0);
+        (WAITING_SHARE * most, bandwidth)
     }
 
     /// The courses that are weighed against each other, and what each costs; empty before that is known.
@@ -117,7 +127,7 @@ impl Convergence<'_> {
     /// What a round would leave dirty with the guest slowed by so many percent, in bytes.
     #[must_use]
     pub fn expected_bytes(&self, throttle_percent: u8) -> f64 {
-        self.ahead().map_or(f64::INFINITY, |ahead| ahead.expected_bytes(throttle_percent))
+        self.ahead().map_or(f64::INFINITY, |ahead| self.likely(&ahead).expected_bytes(throttle_percent))
     }
 
     fn decide_by_loss(&self) -> Decision {
@@ -204,9 +214,9 @@ impl Convergence<'_> {
             futile.into_iter().flatten().map(|futile| futile.throttle_percent).max().unwrap_or(0);
         // Rounds at full speed did not do what is likely.
         let is_stuck = self.history.stuck_rounds >= 2 && self.history.throttle_percent() == 0;
-        let has_looked = !self.history.looks().is_empty();
+        let is_shown = !self.history.looks().is_empty() || self.history.rewritten_share().is_some();
         Some(Outlook {
-            writes: if is_stuck && has_looked { writes.cautious() } else { writes },
+            writes: if is_stuck && is_shown { writes.cautious() } else { writes },
             bandwidth,
             dirty_bytes: self.dirty_bytes(),
             waiting_bytes: self.waiting_bytes(),
@@ -217,6 +227,7 @@ impl Convergence<'_> {
                 .map_or(0.0, |round| (round.duration + round.harvest).as_secs_f64()),
             downtime: self.predicted.total().as_secs_f64(),
             fixed: self.fixed().as_secs_f64(),
+            naming: self.naming(),
             overhead: overhead.as_secs_f64(),
             tracking_share: self.history.tracking_share().unwrap_or(TRACKING_ASSUMED),
             throttle_percent: self.history.throttle_percent(),
@@ -252,16 +263,16 @@ impl Convergence<'_> {
             return Some(self.stuck_because(Why::LostTooMuch));
         }
         let shrink = self.history.shrink()?;
-        let target_bytes = seconds_for_pages * self.bandwidth()?;
-        if shrink > SHRINK_MAX {
+        let target_bytes = seconds_for_pages * self.page_rate()?;
+        if shrink > SHRINK_MAX || shrink > SHRINK_MAX_HOT && self.hot_bytes() > target_bytes {
             return Some(self.stuck_because(Why::GuestTooFast));
         }
         // More rounds make only the rest smaller.
         let waiting = Some(self.waiting_bytes()).filter(|&waiting| waiting < target_bytes).unwrap_or(0.0);
         let target_bytes = target_bytes - waiting;
-        let (dirty_bytes, bandwidth) = (self.dirty_bytes() - waiting, self.bandwidth()?);
+        let (dirty_bytes, rate) = (self.dirty_bytes() - waiting, self.page_rate()?);
         let rounds = (target_bytes / dirty_bytes).ln() / shrink.ln();
-        let seconds = (dirty_bytes - target_bytes) / (bandwidth * (1.0 - shrink));
+        let seconds = (dirty_bytes - target_bytes) / (rate * (1.0 - shrink));
         let seconds_left =
             self.limits.timeout.map(|timeout| timeout.saturating_sub(self.elapsed).as_secs_f64());
         let too_slow =
@@ -356,9 +367,22 @@ impl Convergence<'_> {
         self.history.bandwidth().map(|bandwidth| bandwidth.min(most))
     }
 
+    /// How long sending waits until a VMM that names pages has named a byte more, in seconds.
+    fn naming(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let page_bytes = PAGE_BYTES as f64;
+        self.history.naming_seconds() / page_bytes
+    }
+
+    /// Bytes of pages a second that can be named, if the VMM names them, and sent.
+    fn page_rate(&self) -> Option<f64> {
+        let bandwidth = self.bandwidth()?;
+        Some(bandwidth / (1.0 + bandwidth * self.naming()))
+    }
+
     /// By how many percent the guest would have to be slowed to write this share of the bandwidth.
     fn throttle_for(&self, share: f64) -> Option<f64> {
-        Some(100.0 * (1.0 - share * self.bandwidth()? / self.history.dirty_rate_unthrottled().max(1.0)))
+        Some(100.0 * (1.0 - share * self.page_rate()? / self.history.dirty_rate_unthrottled().max(1.0)))
     }
 
     /// How long sending may take for a switch to meet the limit; not above 0 if no time is left.
@@ -375,6 +399,15 @@ impl Convergence<'_> {
     fn dirty_bytes(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         self.history.rounds().last().map_or(0.0, |round| round.dirty_bytes() as f64)
+    }
+
+    /// Bytes of the pages that the guest writes in each round, if these are nearly all that it writes and no
+    /// look can show how fast.
+    fn hot_bytes(&self) -> f64 {
+        let share = self.history.rewritten_share().filter(|&share| share >= HOT_SHARE).unwrap_or(0.0);
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let bytes = self.history.rounds().last().map_or(0.0, |round| round.written_bytes() as f64);
+        share * bytes
     }
 
     fn waiting_bytes(&self) -> f64 {
@@ -399,7 +432,8 @@ impl Convergence<'_> {
             // A look shows more than a round, in which most pages may be written again and again.
             dirty_rate: if self.history.looks().is_empty() { in_round } else { in_round.max(rate) },
             is_saturated: ahead.as_ref().is_some_and(|ahead| ahead.writes.is_saturated()),
-            bandwidth: self.bandwidth(),
+            bandwidth: self.page_rate(),
+            is_named: self.naming() * self.bandwidth().unwrap_or(0.0) > NAMING_COUNTS,
             predicted: self.predicted.known(),
             fixed: self.fixed(),
             tried: self.history.futile_throttle().or(self.history.futile()),

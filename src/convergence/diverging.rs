@@ -11,8 +11,11 @@ pub struct Diverging {
     pub dirty_rate: f64,
     /// Whether each round writes all of a hot set: the guest may write it much faster than `dirty_rate`.
     pub is_saturated: bool,
-    /// Bytes a second that the link carries; `None` if too little was sent to measure it.
+    /// Bytes a second that the link carries, or that the VMM names and the link carries; `None` if too little
+    /// was sent to measure it.
     pub bandwidth: Option<f64>,
+    /// Whether sending waits for the VMM to name pages.
+    pub is_named: bool,
     /// The downtime of a switch now; `None` if it depends on an unknown bandwidth.
     pub predicted: Option<Duration>,
     /// The downtime of a switch with nothing left to send.
@@ -62,7 +65,7 @@ pub struct Help {
 
 impl fmt::Display for Diverging {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { why, dirty_rate, is_saturated, bandwidth, predicted, fixed, tried, .. } = self;
+        let Self { why, dirty_rate, is_saturated, bandwidth, is_named, predicted, fixed, tried, .. } = self;
         if *why == Why::LimitTooLow {
             return write!(formatter, "a switch takes {:.1} ms even with nothing left to send", ms(fixed));
         }
@@ -76,7 +79,10 @@ impl fmt::Display for Diverging {
         let at_least = if *is_saturated { "at least " } else { "" };
         write!(formatter, "the guest writes {at_least}{:.0} MB/s of new pages and ", dirty_rate / 1e6)?;
         match bandwidth {
-            Some(bandwidth) => write!(formatter, "{:.0} MB/s can be sent: ", bandwidth / 1e6)?,
+            Some(bandwidth) => {
+                let sent = if *is_named { "named by its VMM and sent" } else { "sent" };
+                write!(formatter, "{:.0} MB/s can be {sent}: ", bandwidth / 1e6)?;
+            }
             None => write!(formatter, "how much can be sent is not known yet: ")?,
         }
         match why {

@@ -38,6 +38,13 @@ pub struct Round {
     pub unwritten_pages: u64,
     /// Pages that wait from then on: the next round leaves them out.
     pub waiting_pages: u64,
+    /// Pages that the VMM named meanwhile, if its log learns of writes by names.
+    pub named_pages: u64,
+    /// How long nothing was sent meanwhile because the VMM had not named the next pages yet.
+    pub naming: Duration,
+    /// How many percent of the pages written meanwhile the guest had written in the round before too; known
+    /// only where no look shows how fast it writes.
+    pub rewritten_percent: Option<u8>,
     /// How far the guest was slowed meanwhile, in percent.
     pub throttle_percent: u8,
     /// How much of the guest's time recording its writes took, if its heartbeat shows that.
@@ -196,6 +203,13 @@ impl History {
     pub fn waits(&mut self, pages: u64) {
         if let Some(last) = self.rounds.last_mut() {
             last.waiting_pages = pages;
+        }
+    }
+
+    /// So many percent of the pages that the guest wrote in the last round, it had written in the one before.
+    pub fn rewrote(&mut self, percent: Option<u8>) {
+        if let Some(last) = self.rounds.last_mut() {
+            last.rewritten_percent = percent;
         }
     }
 
@@ -371,6 +385,27 @@ impl History {
                 Some(over(&mut rounds.iter()).map_or(first, |short| short.max(first)))
             })
             .or_else(|| over(&mut first.iter().chain(rounds)))
+    }
+
+    /// How long lanes wait until a VMM that names pages has named one more, in seconds: by the latest rounds,
+    /// without the first, in which the VMM also passes over pages that were never written.
+    #[must_use]
+    pub(super) fn naming_seconds(&self) -> f64 {
+        let named = self.rounds.iter().skip(1).rev().filter(|round| round.named_pages > 0).take(3);
+        let (pages, time) = named.fold((0, Duration::ZERO), |(pages, time), round| {
+            (pages + round.named_pages, time + round.naming)
+        });
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let pages = pages as f64;
+        if pages > 0.0 { time.as_secs_f64() / pages } else { 0.0 }
+    }
+
+    /// The share of the pages written in a round that the guest writes in each round, by the last two: the
+    /// less of both. `None` where looks show more, or before that is known.
+    #[must_use]
+    pub(super) fn rewritten_share(&self) -> Option<f64> {
+        let [before, last] = self.rounds.last_chunk()?;
+        Some(f64::from(before.rewritten_percent?.min(last.rewritten_percent?)) / 100.0)
     }
 
     /// How long a message and its answer take: as before the first round, or as the fastest fence since.

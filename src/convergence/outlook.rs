@@ -23,7 +23,9 @@ pub struct Outlook {
     pub downtime: f64,
     /// The downtime of a switch with nothing left to send.
     pub fixed: f64,
-    /// What a round takes besides sending.
+    /// Seconds that sending waits until a VMM that names pages has named a byte more.
+    pub naming: f64,
+    /// What a round takes besides.
     pub overhead: f64,
     /// The share of the guest's time that recording its writes takes.
     pub tracking_share: f64,
@@ -107,7 +109,7 @@ impl Outlook {
         let besides = (self.dirty_bytes - waiting) / self.written_in.max(1e-6);
         let mut ends = Vec::new();
         for rounds in 0..=ROUNDS_PLAYED.min(self.bounds.rounds) {
-            let more = (dirty_bytes - self.dirty_bytes) / self.bandwidth;
+            let more = (dirty_bytes - self.dirty_bytes) * (1.0 / self.bandwidth + self.naming);
             let until_switch = time(seconds);
             let lost = Lost {
                 downtime: time((self.downtime + more).max(self.fixed)),
@@ -115,7 +117,8 @@ impl Outlook {
                 tracking: time(seconds * running * self.tracking_share),
             };
             ends.push(End { rounds, until_switch, lost, sent_bytes: sent_bytes + dirty_bytes });
-            let round = (dirty_bytes - waiting) / self.bandwidth + self.overhead;
+            let sending = (dirty_bytes - waiting) / self.bandwidth;
+            let round = sending + dirty_bytes * self.naming + self.overhead;
             seconds += round;
             sent_bytes += dirty_bytes - waiting;
             let written = self.writes.bytes_in(round * running);
@@ -146,7 +149,8 @@ impl Outlook {
     #[must_use]
     pub fn expected_bytes(&self, throttle_percent: u8) -> f64 {
         let running = f64::from(100 - throttle_percent.min(99)) / 100.0;
-        let seconds = (self.dirty_bytes / self.bandwidth + self.overhead) * running;
+        let sending = self.dirty_bytes * (1.0 / self.bandwidth + self.naming);
+        let seconds = (sending + self.overhead) * running;
         match self.writes.is_saturated() {
             true => self.writes.bytes_in(seconds),
             false => self.writes.cautious().bytes_in(seconds),

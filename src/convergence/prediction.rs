@@ -71,7 +71,8 @@ pub struct Downtime {
     pub harvest: Duration,
     /// Waiting until memory for the last pages is registered.
     pub register: Duration,
-    /// Sending the last pages, up to the last fence, without that wait.
+    /// Sending the last pages, up to the last fence, without that wait. If the VMM names pages, a prediction
+    /// includes the wait for their names.
     pub send: Duration,
     /// Comparing, at both ends.
     pub verify: Duration,
@@ -133,6 +134,9 @@ impl Downtime {
             None if bytes == 0.0 => Duration::ZERO,
             None => FOREVER,
         };
+        #[expect(clippy::cast_precision_loss, reason = "a prediction")]
+        let named_seconds = left_bytes / PAGE_BYTES as f64 * history.naming_seconds();
+        let naming = Duration::try_from_secs_f64(named_seconds).unwrap_or(FOREVER);
         // Most states are short; on a link of unknown bandwidth their time is negligible.
         #[expect(clippy::cast_precision_loss, reason = "a prediction")]
         let state_bytes = if bandwidth.is_some() { cost.state_bytes as f64 } else { 0.0 };
@@ -144,7 +148,10 @@ impl Downtime {
             save: cost.save.max(on_the_wire(state_bytes - held_bytes)),
             harvest,
             register: handover.register,
-            send: on_the_wire(left_bytes).saturating_sub(made_up_for) + round_trip + history.overhead(),
+            send: on_the_wire(left_bytes).saturating_sub(made_up_for)
+                + naming
+                + round_trip
+                + history.overhead(),
             verify: Duration::ZERO,
             transfer: on_the_wire(held_bytes) + answer + handover.record_there,
             revoke: handover.revoke,
@@ -245,6 +252,28 @@ mod tests {
             Downtime::predicted(&history, &NOTHING, &HandoverCost::default(), None).unwrap().transfer
         };
         assert_eq!([50, 700, 30_000].map(transfer).map(|took| took.as_micros()), [50, 700, 1100]);
+    }
+
+    #[test]
+    fn pages_that_a_vmm_has_to_name_first_take_that_time_too() {
+        let named = |round: Round, pages, millis| Round {
+            named_pages: pages,
+            naming: Duration::from_millis(millis),
+            ..round
+        };
+        let rounds = [named(round(1000, 100), 999_999, 9999), named(round_in(100, 100, 50), 25_600, 300)];
+        let of = |rounds: &[Round]| predicted(&history(rounds), &NOTHING).as_secs_f64() * 1e3;
+        // 50 MiB at 1 MiB/ms, and half of the 300 ms in which the names of 100 MiB were awaited.
+        assert!((of(&rounds) - 200.0).abs() < 0.1, "{}", of(&rounds));
+        let [first, second] = rounds;
+        let small = named(round_in(0, 0, 50), 100, 50);
+        let more = [first.clone(), second, small];
+        assert!(
+            (of(&more) - 224.0).abs() < 1.0,
+            "what a pass takes besides names hardly counts: {}",
+            of(&more)
+        );
+        assert!((of(&[first]) - 100.0).abs() < 0.1, "the first passes over all of RAM");
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Writes {
     most: f64,
     /// The power of time below the first point.
     low_power: f64,
+    /// The share of the pages that each round writes again, where no look shows more.
+    rewritten_share: f64,
     /// Whether it is the highest curve through the points, not a likely one.
     is_cautious: bool,
 }
@@ -49,7 +51,16 @@ impl Writes {
         let of_looks = looks.map(|look| (look.guest_seconds(), look.sample.dirty_bytes as f64));
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let most = rounds.iter().map(Round::dirty_bytes).chain([first.sent_bytes()]).max()? as f64;
-        Some(Self::through(of_rounds.chain(of_looks), most))
+        let mut writes = Self::through(of_rounds.chain(of_looks), most);
+        // A throttle shows more than rounds at full speed after it.
+        let slowest = recent.iter().map(|round| round.throttle_percent).max()?;
+        if let Some(share) = history.rewritten_share()
+            && rounds.last()?.throttle_percent == slowest
+        {
+            writes.rewritten_share = share;
+            writes.low_power = f64::midpoint(1.0, writes.first_power());
+        }
+        Some(writes)
     }
 
     fn through(measured: impl Iterator<Item = (f64, f64)>, most: f64) -> Self {
@@ -75,7 +86,7 @@ impl Writes {
             let low = &mut points[index - 1];
             low.bytes = low.bytes.max(high.bytes * low.seconds / high.seconds);
         }
-        let mut writes = Self { points, most, low_power: 1.0, is_cautious: false };
+        let mut writes = Self { points, most, low_power: 1.0, rewritten_share: 0.0, is_cautious: false };
         // A curve that rises ever more steeply towards zero.
         writes.low_power = f64::midpoint(1.0, writes.first_power());
         writes
@@ -125,8 +136,13 @@ impl Writes {
         self.points.first().map_or(0.0, |first| first.bytes / first.seconds)
     }
 
-    /// The power of time at the shortest measurements.
+    /// The power of time at the shortest measurements. Pages that are written in each round are written in
+    /// any time as long as one.
     fn first_power(&self) -> f64 {
+        self.measured_power().min(1.0 - self.rewritten_share)
+    }
+
+    fn measured_power(&self) -> f64 {
         match self.points[..] {
             [first, second, ..] if second.seconds >= first.seconds * TIMES_DIFFER => power(first, second),
             [first, _, third, ..] if third.seconds >= first.seconds * TIMES_DIFFER => power(first, third),
@@ -191,6 +207,25 @@ mod tests {
         assert!(!writes.is_saturated());
         assert!((writes.bytes_in(0.01) / (8.0 * 1_048_576.0) - 1.0).abs() < 0.3, "{}", writes.bytes_in(0.01));
         assert!((writes.bytes_in(1.0) / (64.0 * 1_048_576.0) - 1.0).abs() < 0.05, "{}", writes.bytes_in(1.0));
+    }
+
+    #[test]
+    fn a_guest_that_writes_the_same_pages_in_rounds_as_long_as_each_other_is_saturated() {
+        let named =
+            |percent, millis, mib| Round { rewritten_percent: Some(percent), ..round_in(mib, millis, mib) };
+        let of = |percent| {
+            let first = round_in(512, 5000, 80);
+            let rounds = [(800, 105), (700, 100), (780, 96), (750, 101), (730, 99), (710, 102), (790, 98)];
+            let later = rounds.map(|(millis, mib)| named(percent, millis, mib));
+            Writes::of(&history(&[&[first], &later[..]].concat())).unwrap()
+        };
+        assert!(of(97).is_saturated());
+        assert!(of(97).cautious().bytes_in(0.3) > 95.0 * 1_048_576.0, "{:?}", of(97));
+        assert!(!of(40).is_saturated());
+        let mut slowed = history(&[round_in(512, 5000, 100), named(99, 700, 100), named(99, 700, 100)]);
+        slowed.push(Round { throttle_percent: 90, ..named(99, 700, 30) });
+        slowed.push(named(99, 700, 100));
+        assert!(!Writes::of(&slowed).unwrap().is_saturated(), "the throttle has shown how fast it writes");
     }
 
     #[test]

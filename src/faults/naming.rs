@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::guest::TestLog;
 use super::{Faults, Scene, Watch};
@@ -18,6 +19,8 @@ pub(super) struct Naming {
     pub(super) parts: u64,
     /// The round at the end of which it pauses the guest by itself.
     pub(super) pauses_in_round: Option<u64>,
+    /// How long it takes until it has named a part.
+    pub(super) takes: Duration,
 }
 
 /// The log of such a VMM.
@@ -61,6 +64,7 @@ impl DirtyLog for NamingLog {
         if let Some(since) = state.paused {
             return Ok(CaughtUp::Paused { since });
         }
+        thread::sleep(self.naming.takes);
         if state.named < self.naming.parts {
             state.named += 1;
             return Ok(CaughtUp::Partly);
@@ -102,7 +106,7 @@ fn scene(naming: Naming) -> Scene {
 
 #[test]
 fn a_guest_whose_pages_are_named_in_parts_moves_with_all_of_them_in_its_first_round() {
-    let scene = scene(Naming { parts: 3, pauses_in_round: None });
+    let scene = scene(Naming { parts: 3, pauses_in_round: None, takes: Duration::ZERO });
     let report = scene.moved(scene.attempt(&Faults::default(), |_| {}));
     // Each page of the two regions was named once, and only pages that the guest wrote meanwhile again.
     assert!((2048..4096).contains(&report.rounds[0].pages), "{:?}", report.rounds[0]);
@@ -111,9 +115,28 @@ fn a_guest_whose_pages_are_named_in_parts_moves_with_all_of_them_in_its_first_ro
 }
 
 #[test]
+fn the_time_in_which_a_vmm_names_pages_is_a_part_of_the_predicted_downtime() {
+    let takes = Duration::from_millis(60);
+    let scene = scene(Naming { parts: 2, pauses_in_round: None, takes });
+    let predicted = Mutex::new(None);
+    let report = scene.moved(scene.attempt(&Faults::default(), |event| {
+        let Event::Round { number, predicted_downtime_ms, .. } = event else { return };
+        if *number == 2 {
+            *predicted.lock().ignore_poison() = *predicted_downtime_ms;
+        }
+        if !scene.guest.is_paused() {
+            scene.guest.writes_on();
+        }
+    }));
+    // What is left after the second round is what was named in it.
+    let predicted = predicted.into_inner().ignore_poison();
+    assert!(predicted.is_some_and(|ms| ms >= 60.0), "{predicted:?} {:?}", report.rounds);
+}
+
+#[test]
 fn a_guest_that_its_vmm_pauses_by_itself_moves_without_another_round() {
     for round in [1, 2] {
-        let scene = scene(Naming { parts: 2, pauses_in_round: Some(round) });
+        let scene = scene(Naming { parts: 2, pauses_in_round: Some(round), takes: Duration::ZERO });
         let faults = Faults::default();
         let options = &scene.options;
         // A limit that no switch meets: only the pause can end the rounds.
@@ -126,7 +149,7 @@ fn a_guest_that_its_vmm_pauses_by_itself_moves_without_another_round() {
 
 #[test]
 fn a_guest_that_its_vmm_has_paused_is_resumed_when_the_migration_fails() {
-    let scene = scene(Naming { parts: 2, pauses_in_round: Some(1) });
+    let scene = scene(Naming { parts: 2, pauses_in_round: Some(1), takes: Duration::ZERO });
     let cancel = scene.options.cancel.clone();
     let watch = Watch(|event: &Event| {
         if matches!(event, Event::Round { .. }) {

@@ -46,7 +46,8 @@ fn scene(naming: Option<Naming>) -> Scene {
 }
 
 /// A log that the kernel keeps, and a VMM that names pages.
-const LOGS: [Option<Naming>; 2] = [None, Some(Naming { parts: 2, pauses_in_round: None })];
+const LOGS: [Option<Naming>; 2] =
+    [None, Some(Naming { parts: 2, pauses_in_round: None, takes: Duration::ZERO })];
 
 #[test]
 fn hot_pages_wait_for_the_last_round_and_arrive_as_they_were_written_last() {

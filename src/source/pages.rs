@@ -98,14 +98,14 @@ impl Pages {
     pub(super) fn harvest_anew(&mut self, connected: &Connected) -> Result<Harvest, DirtyError> {
         let Connected { link, log, .. } = connected;
         let waiting = self.waiting.get_or_insert_with(|| Waiting::new(&link.ram.layout()));
-        let unwritten_pages = self.dirty.by(&link.pool, |dirty| {
+        let (found_pages, unwritten_pages) = self.dirty.by(&link.pool, |dirty| {
             dirty.clear();
-            dirty.harvest(&**log)?;
-            Ok::<_, DirtyError>(waiting.harvested(dirty))
+            let found_pages = dirty.harvest(&**log)?;
+            Ok::<_, DirtyError>((found_pages, waiting.harvested(dirty)))
         })?;
         self.digests.harvested(&self.dirty);
         let waiting_pages = waiting.pages().count();
-        Ok(Harvest { dirty_pages: self.dirty.count(), waiting_pages, unwritten_pages })
+        Ok(Harvest { found_pages, dirty_pages: self.dirty.count(), waiting_pages, unwritten_pages })
     }
 
     /// How many pages wait for the last round.
@@ -119,13 +119,14 @@ impl Pages {
     }
 
     /// After a round of so long a time, chooses anew which dirty pages wait: at most `bytes_max`, on a link
-    /// of this bandwidth.
+    /// of this bandwidth. Returns how many percent of the round's pages were written in the one before too,
+    /// where no look can show how fast the guest writes them.
     pub(super) fn choose_waiting(
         &mut self,
         connected: &Connected,
         round: Duration,
         (bytes_max, bandwidth): (f64, f64),
-    ) {
+    ) -> Option<u8> {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let page_bytes = PAGE_BYTES as f64;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates")]
@@ -133,11 +134,14 @@ impl Pages {
         // A VMM that names pages has a period of its own.
         let pages_per_second = if self.are_named() { f64::INFINITY } else { bandwidth / page_bytes };
         let bounds = WaitingBounds { pages_max, pages_per_second };
-        let Some(waiting) = &mut self.waiting else { return };
-        self.dirty.by(&connected.link.pool, |dirty| waiting.round_ended(dirty, round, bounds));
+        let is_named = self.are_named();
+        let waiting = self.waiting.as_mut()?;
+        let rewritten =
+            self.dirty.by(&connected.link.pool, |dirty| waiting.round_ended(dirty, round, bounds));
         if let Some(report) = self.rounds.last_mut() {
             report.waiting_pages = waiting.pages().count();
         }
+        rewritten.filter(|_| is_named)
     }
 
     /// The next round leaves no page out, and which are hot is learned anew.
@@ -256,6 +260,8 @@ impl Pages {
 /// What is dirty after a harvest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Harvest {
+    /// Pages that the log had.
+    pub(super) found_pages: u64,
     /// Pages that are dirty.
     pub(super) dirty_pages: u64,
     /// Pages among them that waited.

@@ -173,7 +173,7 @@ impl Precopy<'_> {
         // Within the time of the round, because its harvest includes the writes meanwhile.
         self.hash_if_due()?;
         self.pages.begin_round();
-        let mut round = Round::default();
+        let (mut round, mut named) = (Round::default(), Named::default());
         let harvesting = loop {
             self.send_pass_of(&mut round)?;
             // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
@@ -182,7 +182,7 @@ impl Precopy<'_> {
                 self.saving = Some(self.ready_to_save()?);
             }
             let mut harvesting = Instant::now();
-            let (mut harvest, caught_up) = self.catch_up()?;
+            let (mut harvest, caught_up) = self.catch_up(&mut named)?;
             // Pages that were named before the VMM looked anew: a guest that writes some over and over has
             // written many of them again, so they would count twice.
             if matches!(caught_up, CaughtUp::Fully { unnamed_pages: 1.. }) && harvest.has_more_than_waiting()
@@ -190,6 +190,7 @@ impl Precopy<'_> {
                 self.send_pass_of(&mut round)?;
                 harvesting = Instant::now();
                 harvest = self.pages.harvest_anew(&self.connected)?;
+                named.pages += harvest.found_pages;
             }
             round.dirty_pages = harvest.dirty_pages;
             round.waited_pages = harvest.waiting_pages;
@@ -216,6 +217,9 @@ impl Precopy<'_> {
         }
         self.connected.check_ram(self.migration)?;
         round.duration = harvesting - began;
+        if self.pages.are_named() {
+            (round.named_pages, round.naming) = (named.pages, named.awaited);
+        }
         round.throttle_percent = self.steering.history.throttle_percent();
         self.steering.history.push(round);
         Ok(())
@@ -230,11 +234,14 @@ impl Precopy<'_> {
     }
 
     /// Harvests as soon as the log has all or some of the guest's writes.
-    fn catch_up(&mut self) -> Result<(Harvest, CaughtUp), MigrationFailure> {
+    fn catch_up(&mut self, named: &mut Named) -> Result<(Harvest, CaughtUp), MigrationFailure> {
         let Migration { options, started, .. } = self.migration;
         loop {
+            let waiting = Instant::now();
             let caught_up = self.connected.log.catch_up()?;
+            named.awaited += waiting.elapsed();
             let harvest = self.pages.harvest_anew(&self.connected)?;
+            named.pages += harvest.found_pages;
             if harvest.has_more_than_waiting() || caught_up != CaughtUp::Partly {
                 return Ok((harvest, caught_up));
             }
@@ -249,7 +256,8 @@ impl Precopy<'_> {
         let most = self.steering.convergence(self.migration).waiting_max();
         let Some(round) = self.steering.history.rounds().last() else { return };
         let time = round.duration + round.harvest;
-        self.pages.choose_waiting(&self.connected, time, most);
+        let rewritten = self.pages.choose_waiting(&self.connected, time, most);
+        self.steering.history.rewrote(rewritten);
         self.steering.history.waits(self.pages.waiting_pages());
     }
 
@@ -270,4 +278,12 @@ impl Precopy<'_> {
     fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
         saving::ready(&self.connected.link, self.migration.options)
     }
+}
+
+/// What a VMM that names pages did in a round.
+#[derive(Debug, Default)]
+struct Named {
+    pages: u64,
+    /// How long nothing was sent because it had named too few.
+    awaited: Duration,
 }

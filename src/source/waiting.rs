@@ -74,17 +74,25 @@ impl Waiting {
     }
 
     /// A round of so long a time is over. At the end of a period, chooses anew which of the `dirty` pages
-    /// wait: the hot ones, if these are at most `pages_max`.
-    pub(super) fn round_ended(&mut self, dirty: &DirtyBitmap, round: Duration, bounds: WaitingBounds) {
+    /// wait: the hot ones, if these are at most `pages_max`. Returns how many percent of the period's pages
+    /// were written in the one before too, or of that one's if it had fewer.
+    pub(super) fn round_ended(
+        &mut self,
+        dirty: &DirtyBitmap,
+        round: Duration,
+        bounds: WaitingBounds,
+    ) -> Option<u8> {
         self.lasted += round;
         if self.pages.count() > bounds.pages_max {
             self.pages.clear();
         }
         if self.lasted < bounds.sending(self.pages.count()) {
-            return;
+            return None;
         }
         self.lasted = Duration::ZERO;
+        let fewer = self.before.count().min(self.written.count());
         self.before.keep(&self.written);
+        let rewritten = (100 * self.before.count()).checked_div(fewer);
         self.before.keep(dirty);
         // The bitmap of the period before becomes that of the waiting pages, and the other way around.
         mem::swap(&mut self.pages, &mut self.before);
@@ -93,6 +101,7 @@ impl Waiting {
         if self.pages.count() > bounds.pages_max {
             self.pages.clear();
         }
+        rewritten.and_then(|percent| u8::try_from(percent).ok())
     }
 
     /// What was learned no longer holds: no page waits.

@@ -354,6 +354,60 @@ fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_show
     assert!(diverging.help.to_string().contains("or a bandwidth limit of"), "{}", diverging.help);
 }
 
+/// Rounds of a guest that writes a hot set of 100 MiB faster than can be seen, named by its VMM, until the
+/// decision is neither another round nor a throttle.
+fn decisions_of_a_named_hot_set(made: &mut Made) -> Vec<Decision> {
+    let millis = Duration::from_millis;
+    let named = |duration, dirty_mib| Round {
+        duration: millis(duration),
+        named_pages: 25_600,
+        naming: millis(400),
+        rewritten_percent: Some(98),
+        ..round_in(100, 330, dirty_mib)
+    };
+    made.after(round_in(512, 5000, 100));
+    let rounds = [(735, 100), (760, 97), (720, 101), (755, 99), (730, 95), (740, 102), (765, 98)];
+    let mut decisions = Vec::new();
+    for (duration, dirty_mib) in rounds.into_iter().cycle().take(60) {
+        decisions.push(made.after(named(duration, dirty_mib)));
+        if !matches!(decisions.last(), Some(Decision::AnotherRound | Decision::Throttle(_))) {
+            break;
+        }
+    }
+    decisions
+}
+
+#[test]
+fn a_named_hot_set_is_given_the_downtime_that_naming_and_sending_it_take() {
+    let mut made = Made::new(300, "auto");
+    let decisions = decisions_of_a_named_hot_set(&mut made);
+    let (last, before) = decisions.split_last().unwrap();
+    assert!(before.iter().all(|decision| *decision == Decision::AnotherRound), "{decisions:?}");
+    let Decision::Relax(downtime) = *last else { panic!("{decisions:?}") };
+    // 330 ms to send it, 400 ms to name it, 10 ms to load; and 15 %.
+    assert!((820..880).contains(&downtime.as_millis()), "{downtime:?}");
+    assert!(made.convergence().fits());
+}
+
+#[test]
+fn a_named_hot_set_that_does_not_fit_the_limits_is_not_slowed_by_a_little_in_vain() {
+    let mut made = Made::new(100, "auto");
+    let decisions = decisions_of_a_named_hot_set(&mut made);
+    assert_eq!(decisions.last(), Some(&Decision::GiveUp), "{decisions:?}");
+    let throttles = decisions.iter().filter_map(|decision| match decision {
+        Decision::Throttle(percent @ 1..) => Some(*percent),
+        _ => None,
+    });
+    let throttles: Vec<_> = throttles.collect();
+    assert!(throttles.iter().all(|&percent| percent >= 45) && throttles.len() <= 5, "{decisions:?}");
+    let given_up = made.convergence().given_up();
+    let text = format!("{given_up}; it would take {}", given_up.help);
+    for part in ["writes at least", "MB/s can be named by its VMM and sent", "a downtime limit of 9"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("link of"), "no link names pages faster: {text}");
+}
+
 #[test]
 fn hot_pages_that_wait_are_counted_as_left_and_only_once_as_written() {
     let pages = |mib: u64| mib * 1024 * 1024 / PAGE_BYTES;

@@ -111,6 +111,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..60)
 }
 
+#[test]
+fn the_share_of_pages_that_are_written_in_each_round_is_counted_by_the_smaller_of_two() {
+    let mut model = Model::new();
+    let mut share = |written: std::ops::Range<usize>| {
+        written.for_each(|page| model.write(page));
+        model.dirty.clear();
+        model.harvest();
+        model.waiting.harvested(&mut model.dirty);
+        let bounds = WaitingBounds { pages_max: 0, pages_per_second: PAGES_PER_SECOND };
+        model.waiting.round_ended(&model.dirty, Duration::from_millis(1), bounds)
+    };
+    let shares = [0..100, 10..110, 20..40, 10..110, 150..200, 0..0].map(|written| share(written));
+    assert_eq!(shares, [None, Some(90), Some(100), Some(100), Some(0), None]);
+}
+
 proptest! {
     #[test]
     fn whatever_waits_every_page_arrives_as_the_guest_wrote_it_last(steps in steps()) {
