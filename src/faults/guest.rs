@@ -1,6 +1,7 @@
 //! A guest that only writes, and a host at which it arrives.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -40,6 +41,10 @@ const QUIET_PAGES: u64 = 16;
 const SAVED_PAGE: u64 = 100;
 const SPARE_PAGE: u64 = 200;
 
+/// Pages of the first region that a test may have written at the pause and again: more than wait for the last
+/// pass.
+pub(super) const REWRITTEN_PAGES: Range<u64> = 300..812;
+
 type Memory = GuestMemoryMmap<SoftwareBitmap>;
 
 fn address(region: usize, page: u64) -> GuestAddress {
@@ -70,6 +75,8 @@ pub(super) struct Seen {
     errs: Mutex<Vec<&'static str>>,
     /// Whether the spare pages are written just before each harvest while the guest runs.
     writes_late: AtomicBool,
+    /// Whether many pages are written just before the pause and by the save.
+    rewrites: AtomicBool,
     /// How the VMM names pages, if it does.
     naming: Mutex<Option<Naming>>,
 }
@@ -109,6 +116,11 @@ impl Seen {
     /// Sets whether the spare pages are written just before each harvest while the guest runs.
     pub(super) fn write_late(&self, writes: bool) {
         self.writes_late.store(writes, Ordering::Relaxed);
+    }
+
+    /// Makes the guest write [`REWRITTEN_PAGES`] as it is paused, and the save write them again.
+    pub(super) fn rewrite(&self) {
+        self.rewrites.store(true, Ordering::Relaxed);
     }
 
     /// How many calls have panicked.
@@ -188,6 +200,12 @@ impl TestGuest {
 
     fn write(&self, region: usize, page: u64, value: u64) {
         self.shared.memory.write_obj(value, address(region, page)).expect("the page is in RAM");
+    }
+
+    fn rewrite(&self) {
+        if self.seen.rewrites.load(Ordering::Relaxed) {
+            REWRITTEN_PAGES.for_each(|page| self.write(0, page, page));
+        }
     }
 
     /// Writes to a page that the guest itself does not touch.
@@ -344,6 +362,7 @@ impl SourceGuest for TestGuest {
 
     fn pause(&self) -> Result<(), GuestError> {
         self.shared.state().runs = false;
+        self.rewrite();
         self.seen.enter("pause");
         Ok(())
     }
@@ -351,6 +370,11 @@ impl SourceGuest for TestGuest {
     /// Writes to RAM, as the save of some device models does.
     fn save(&self, state: &mut StateWriter<'_>) -> Result<(), GuestError> {
         self.seen.enter("save");
+        if self.seen.rewrites.load(Ordering::Relaxed) {
+            // Time in which what is named could be sent.
+            thread::sleep(Duration::from_millis(100));
+            self.rewrite();
+        }
         let passes = self.shared.state().passes;
         (0..REGIONS.len()).for_each(|region| self.write(region, SAVED_PAGE, passes));
         Ok(state.section("passes")?.write_all(&passes.to_le_bytes())?)

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::guest::TestLog;
+use super::guest::{REWRITTEN_PAGES, TestLog};
 use super::{Faults, Scene, Watch};
 use crate::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty};
 use crate::poison::IgnorePoison;
@@ -145,6 +145,16 @@ fn a_guest_that_its_vmm_pauses_by_itself_moves_without_another_round() {
         let rounds = u64::try_from(report.rounds.len()).unwrap();
         assert_eq!(rounds, round + 1, "the last is that of the pause: {:?}", report.rounds);
     }
+}
+
+#[test]
+fn pages_that_are_named_at_the_pause_and_again_are_sent_once() {
+    let scene = scene(Naming { parts: 2, pauses_in_round: None, takes: Duration::ZERO });
+    scene.guest.seen.rewrite();
+    let report = scene.moved(scene.attempt(&Faults::default(), |_| {}));
+    let last = report.rounds.last().expect("it has rounds");
+    let rewritten = REWRITTEN_PAGES.end - REWRITTEN_PAGES.start;
+    assert!((rewritten..rewritten + 200).contains(&last.pages), "{last:?}");
 }
 
 #[test]

@@ -88,10 +88,14 @@ impl Pages {
         Ok(())
     }
 
-    /// Sets the dirty pages aside, so that those named from now on can be sent first; none if the VMM does
-    /// not name pages.
-    pub(super) fn set_aside(&mut self) -> Option<DirtyBitmap> {
-        Some(std::mem::replace(&mut self.dirty, self.spare.take()?))
+    /// Sets the dirty pages aside, with all that the VMM has named so far, so that those named from now on can
+    /// be sent first; none if the VMM does not name pages.
+    ///
+    /// A VMM that comes to its pause names faster than pages are sent, and names most of these again.
+    pub(super) fn set_aside(&mut self, connected: &Connected) -> Result<Option<DirtyBitmap>, DirtyError> {
+        let Some(empty) = self.spare.take() else { return Ok(None) };
+        self.harvest(connected)?;
+        Ok(Some(std::mem::replace(&mut self.dirty, empty)))
     }
 
     /// Clears the pages that were sent, and harvests. Waiting pages stay dirty.

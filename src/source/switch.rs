@@ -168,7 +168,7 @@ impl Switch<'_> {
         options.cancel.check()?;
         self.pages.begin_round();
         // Saving may write to guest RAM, so the last harvest comes after it; dirty pages stay dirty.
-        let state = match self.pages.set_aside() {
+        let state = match self.pages.set_aside(&self.connected)? {
             Some(named_before) => self.save_while_sending(saving, named_before)?,
             None => saving::save(guest, saving::limit(&self.connected.link, options), saving)?,
         };
