@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 /// For `--help`.
 const HELP: &str = "\
 Needs perftest, iperf3 and qemu-system-x86 (Debian's names); what is missing is named in the table, and the rest measured.
-Where this machine has no RDMA device:
+Where this machine has no RDMA device, --without-rdma measures the rest, and this measures all:
   cargo build --release --workspace
   STERNA_LAB_MEMORY=10G STERNA_LAB_TIMEOUT=7200 ci/lab uml target/release/sterna-bench peers
 A guest of SIZE takes twice that, and some 600 MiB more; the time to the first byte is measured with one of up to 8 GiB.";
@@ -42,6 +42,9 @@ pub(crate) struct PeersArgs {
     /// Leave QEMU out
     #[arg(long)]
     pub(super) without_qemu: bool,
+    /// Leave RDMA out: TCP over the loopback interface, which needs no RDMA device
+    #[arg(long, conflicts_with = "device")]
+    pub(super) without_rdma: bool,
     /// The RDMA device [default: the first with an active port]
     #[arg(long, value_name = "NAME")]
     pub(super) device: Option<String>,

@@ -3,9 +3,11 @@
 use super::arguments::{Part, PeersArgs};
 use super::limit::{self, Shape};
 use super::migration::{By, Load};
+use super::plain;
 use super::record::Record;
 use super::setup::Setup;
 use super::statistics::Spread;
+use super::sterna_runs;
 
 /// A comparison in progress.
 pub(super) struct Comparison<'args> {
@@ -23,11 +25,18 @@ impl Comparison<'_> {
         self.args.only.is_empty() || self.args.only.contains(&part)
     }
 
-    /// Measures the limit; fails if it has drifted too far.
+    /// Measures the limit, which is that of plain TCP where RDMA is left out; fails if it has drifted too far.
     pub(super) fn limit(&mut self, shape: &Result<Shape, String>) -> Result<Result<f64, String>, String> {
-        let speed = shape.clone().and_then(|shape| {
-            limit::speed(&self.setup.device, shape, self.limit_bytes()).map_err(|failure| failure.to_string())
-        });
+        let speed = match self.setup.device() {
+            Ok(device) => shape.clone().and_then(|shape| {
+                limit::speed(device, shape, self.limit_bytes()).map_err(|failure| failure.to_string())
+            }),
+            Err(_) => {
+                let rounds = sterna_runs::lane_rounds(&self.setup);
+                plain::speed(self.setup.address(), self.args.streams, sterna_runs::LANES_RAM_BYTES, rounds)
+                    .map_err(|failure| failure.to_string())
+            }
+        };
         match &speed {
             Ok(speed) => {
                 eprintln!("  the limit: {speed:.0} MB/s");
@@ -54,8 +63,8 @@ impl Comparison<'_> {
     /// Measures a limit once, beside the figures that are compared with it.
     pub(super) fn note_limit(&mut self, name: &str, shape: &Result<Shape, String>) {
         let speed = shape.clone().and_then(|shape| {
-            limit::once(&self.setup.device, shape, self.limit_bytes() / 2)
-                .map_err(|failure| failure.to_string())
+            let once = |device| limit::once(device, shape, self.limit_bytes() / 2);
+            self.setup.device().and_then(once).map_err(|failure| failure.to_string())
         });
         self.note(name, "MB/s", speed);
     }

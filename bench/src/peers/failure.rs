@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Missing { program: &'static str, package: &'static str },
     #[error("no RDMA device: {0}; `ci/lab uml` has one, `sterna soft-roce up` makes one")]
     NoDevice(String),
+    #[error("left out by --without-rdma")]
+    WithoutRdma,
     #[error("cannot {doing}: {error}")]
     System { doing: String, error: io::Error },
     #[error("{what} failed ({status}): {said}")]

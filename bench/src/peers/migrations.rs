@@ -32,9 +32,15 @@ impl Comparison<'_> {
                 By::Qemu(Way::RdmaPinAll),
             ];
             let of_qemu = |by: &By| matches!(by, By::Qemu(_) | By::SternaQemuTcp | By::SternaQemuRdma);
-            let wanted = |by: &By| !(self.args.without_qemu && of_qemu(by));
+            let by_rdma = |by: &By| match by {
+                By::Qemu(way) => way.is_rdma(),
+                By::SternaQemuRdma | By::SternaRdma | By::SternaRdmaUnthrottled => true,
+                By::SternaQemuTcp | By::SternaTcp => false,
+            };
+            let wanted =
+                |by: &By| !(self.args.without_qemu && of_qemu(by) || self.args.without_rdma && by_rdma(by));
             all.extend(all_ways.into_iter().filter(wanted).map(|by| (load, by)));
-            if load == Load::Loop {
+            if load == Load::Loop && !self.args.without_rdma {
                 all.push((load, By::SternaRdmaUnthrottled));
             }
         }
@@ -50,7 +56,7 @@ impl Comparison<'_> {
             self.idle_limits(shapes);
             self.migrate_once((load, by));
             self.idle_limits(shapes);
-        } else if (load, by) == (Load::Idle, By::SternaQemuRdma) {
+        } else if (load, by) == (Load::Idle, By::SternaQemuTcp) {
             let named = qemu::time_to_name_all(&self.setup).map_err(|failure| failure.to_string());
             self.record.note(names::QEMU_NAMES, "ms", named.map(|time| time.as_secs_f64() * 1e3));
             self.migrate_once((load, by));

@@ -45,6 +45,9 @@ use std::process::ExitCode;
 use self::arguments::Part;
 pub(crate) use self::arguments::PeersArgs;
 use self::comparison::Comparison;
+use self::device::RdmaDevice;
+use self::failure::Failure;
+use self::limit::Shape;
 use self::ratios::names;
 use self::record::Record;
 use self::setup::Setup;
@@ -84,10 +87,16 @@ impl Comparison<'_> {
     fn run(&mut self) -> Result<(), String> {
         let touched = first_touch::touch_free_memory().map_err(|failure| failure.to_string())?;
         eprintln!("touched {} MiB of free memory", touched >> 20);
-        eprintln!("looking for the limit of {}", self.setup.device.name);
+        let (device, quick) = (self.setup.device(), self.args.quick);
+        let shape = |of: &dyn Fn(&RdmaDevice) -> Result<Shape, Failure>| {
+            device.as_ref().map_err(ToString::to_string).and_then(|device| {
+                eprintln!("looking for the limit of {}", device.name);
+                of(device).map_err(|failure| failure.to_string())
+            })
+        };
         let shapes = Shapes {
-            best: limit::best(&self.setup.device, self.args.quick).map_err(|failure| failure.to_string()),
-            uncached: limit::best_uncached(&self.setup.device).map_err(|failure| failure.to_string()),
+            best: shape(&|device| limit::best(device, quick)),
+            uncached: shape(&limit::best_uncached),
         };
         let mut before = self.limit(&shapes.best)?;
         for repetition in 0..usize::from(self.args.repeat) {
@@ -111,16 +120,20 @@ impl Comparison<'_> {
             // The limit of a repetition is the mean of those before and after it.
             let around = before.clone().and_then(|before| Ok(f64::midpoint(before, after.clone()?)));
             let fits_mb = around.clone().map(|limit| limit * f64::from(self.args.downtime_limit) / 1e3);
-            self.record.note(names::LIMIT, "MB/s", around);
+            self.record.note(self.limit_name(), "MB/s", around);
             self.record.note(names::FITS, "MB", fits_mb);
             before = after;
         }
-        if let Ok(shape) = &shapes.best {
-            println!("The best shape: `ib_write_bw {shape}` on {}\n", self.setup.device.name);
+        if let (Ok(shape), Ok(device)) = (&shapes.best, self.setup.device()) {
+            println!("The best shape: `ib_write_bw {shape}` on {}\n", device.name);
         }
         if let Ok(shape) = &shapes.uncached {
             println!("In memory that no cache holds: `ib_write_bw {shape}`\n");
         }
         Ok(())
+    }
+
+    fn limit_name(&self) -> &'static str {
+        if self.setup.device().is_ok() { names::LIMIT } else { names::LIMIT_TCP }
     }
 }

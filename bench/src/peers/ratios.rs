@@ -8,6 +8,7 @@ use super::statistics::Spread;
 /// The names of measurements that the ratios use.
 pub(crate) mod names {
     pub(crate) const LIMIT: &str = "limit: ib_write_bw, the best shape";
+    pub(crate) const LIMIT_TCP: &str = "limit: plain TCP, many streams, between two threads";
     pub(crate) const LIMIT_LANES: &str = "limit beside the lanes";
     pub(crate) const LIMIT_LANES_UNCACHED: &str = "limit beside the lanes, in memory that no cache holds";
     pub(crate) const LIMIT_IDLE: &str = "limit beside the idle guest";

@@ -1,5 +1,6 @@
 //! What all measurements share: the device, the command, the limits of a migration.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use super::failure::Failure;
 /// The parameters that all measurements share.
 #[derive(Clone, Debug)]
 pub(crate) struct Setup {
-    pub(crate) device: RdmaDevice,
+    /// None where only TCP is measured.
+    pub(crate) device: Option<RdmaDevice>,
     /// The measured `sterna` command.
     pub(crate) sterna: PathBuf,
     /// The `qemu-system-x86_64` to compare with.
@@ -40,7 +42,10 @@ impl Setup {
             )));
         }
         Ok(Self {
-            device: RdmaDevice::find(args.device.as_deref())?,
+            device: match args.without_rdma {
+                true => None,
+                false => Some(RdmaDevice::find(args.device.as_deref())?),
+            },
             sterna,
             qemu: args.qemu.clone(),
             ram_bytes: args.memory,
@@ -49,6 +54,15 @@ impl Setup {
             start_max: Duration::from_secs(60),
             quick: args.quick,
         })
+    }
+
+    pub(crate) fn device(&self) -> Result<&RdmaDevice, Failure> {
+        self.device.as_ref().ok_or(Failure::WithoutRdma)
+    }
+
+    /// The address of both ends.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.device.as_ref().map_or(Ipv4Addr::LOCALHOST.into(), |device| device.address)
     }
 
     /// A folder in memory, removed on drop.

@@ -32,7 +32,9 @@ enum Rdma {
 impl Comparison<'_> {
     /// The measurements that are not migrations.
     pub(super) fn speeds(&mut self, shapes: &Shapes) {
-        self.rdma_lanes(shapes);
+        if self.setup.device().is_ok() {
+            self.rdma_lanes(shapes);
+        }
         for (streams, names) in [
             (1, [names::TCP_ONE, names::PLAIN_ONE, names::TCP_LANES_ONE]),
             (self.args.streams, [names::TCP_MANY, names::PLAIN_MANY, names::TCP_LANES_MANY]),
@@ -42,6 +44,9 @@ impl Comparison<'_> {
         let memory = memory::zero_test();
         self.note(names::READ, "MB/s", Ok::<_, Failure>(memory.read));
         self.note(names::ZERO_TEST, "MB/s", Ok::<_, Failure>(memory.zero_test));
+        if self.setup.device().is_err() {
+            return;
+        }
         let own_cpu = sterna_runs::own_cpu_s_per_gib(&self.setup);
         self.note(names::OWN_CPU, "s/GiB", own_cpu);
         let zeros = sterna_runs::zeros_mb(&self.setup);
@@ -77,7 +82,7 @@ impl Comparison<'_> {
 
     fn tcp_lanes(&mut self, streams: u8, [iperf3, plain, ours]: [&'static str; 3]) {
         let (address, bytes, rounds) =
-            (self.setup.device.address, self.limit_bytes(), sterna_runs::lane_rounds(&self.setup));
+            (self.setup.address(), self.limit_bytes(), sterna_runs::lane_rounds(&self.setup));
         let mut all = [iperf3, plain, ours];
         for _ in 0..self.turns() {
             for name in all {

@@ -3,48 +3,41 @@
 use std::fs::File;
 use std::time::{Duration, Instant};
 
-use super::{Folder, Machine, cpu_times, load_bytes};
+use super::{Ends, Folder, cpu_times, load_bytes};
 use crate::peers::compare::equal_files_from;
 use crate::peers::cpu::CpuTime;
 use crate::peers::failure::Failure;
 use crate::peers::migration::{Load, Migration};
 use crate::peers::process::Running;
 use crate::peers::setup::Setup;
-use crate::peers::sterna_runs::Ends;
+use crate::peers::sterna_runs::Ends as Holders;
 
 /// Moves a guest from one QEMU to another by Sterna, and compares its RAM.
 pub(crate) fn migrate_by_sterna(setup: &Setup, transport: &str, load: Load) -> Result<Migration, Failure> {
-    let folder = Folder::make(setup, load)?;
-    let mut source = Machine::start(setup, &folder, "source", &[])?;
-    source.until_touched()?;
-    let guest_mbps = match load {
-        Load::Idle => None,
-        Load::Loop => Some(source.speed_of_loop(load_bytes(load))?),
-    };
-    let mut destination = Machine::start(setup, &folder, "destination", &["-S", "-incoming", "defer"])?;
+    let Ends { folder, source, guest_mbps, mut destination } = Ends::start(setup, load)?;
     let qmp = |end: &str| format!("--qmp={}", folder.path(&format!("{end}.sterna")).display());
-    let ends = Ends::start(
+    let holders = Holders::start(
         setup,
         (&["adopt", "--keep-source", &qmp("source")], "adopted"),
         &["receive", &qmp("destination")],
     )?;
 
     let of = |running: &Running| CpuTime::of_process(running.id());
-    let at_destination = || Ok::<_, Failure>(of(&destination.running)?.and(of(&ends.destination)?));
+    let at_destination = || Ok::<_, Failure>(of(&destination.running)?.and(of(&holders.destination)?));
     let (machine_before, qemus_before) = cpu_times(&source, &destination)?;
-    let own_before = qemus_before.and(of(&ends.source)?).and(of(&ends.destination)?);
+    let own_before = qemus_before.and(of(&holders.source)?).and(of(&holders.destination)?);
     let destination_before = at_destination()?;
     let began = Instant::now();
     // A guest that QEMU cannot slow is moved as QEMU moves it: within the downtime, or not at all.
     let how = ["--transport", transport, "--max-rounds=10000"];
-    let report = ends.migrate(setup, setup.downtime_ms, &how).map_err(|failure| match failure {
+    let report = holders.migrate(setup, setup.downtime_ms, &how).map_err(|failure| match failure {
         Failure::Late { .. } => Failure::NotConverged(setup.patience),
         failure => failure,
     })?;
     let wall = began.elapsed();
     let destination_cpu = at_destination()?.since(destination_before);
     let (machine_after, qemus_after) = cpu_times(&source, &destination)?;
-    let own_after = qemus_after.and(ends.cpu_after()?);
+    let own_after = qemus_after.and(holders.cpu_after()?);
     destination.running.until("run the guest", Duration::from_secs(20), |_| {
         Ok(destination.monitor.status()?.running.then_some(()))
     })?;

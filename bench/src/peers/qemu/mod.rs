@@ -29,16 +29,8 @@ use super::setup::Setup;
 
 /// Moves a guest from one QEMU to another, and compares all of its RAM.
 pub(crate) fn migrate(setup: &Setup, way: Way, load: Load) -> Result<Migration, Failure> {
-    let folder = Folder::make(setup, load)?;
-    let mut source = Machine::start(setup, &folder, "source", &[])?;
-    source.until_touched()?;
-    let guest_mbps = match load {
-        Load::Idle => None,
-        Load::Loop => Some(source.speed_of_loop(load_bytes(load))?),
-    };
-    // The destination stays paused once the guest has arrived, so that RAM can be compared.
-    let mut destination = Machine::start(setup, &folder, "destination", &["-S", "-incoming", "defer"])?;
-    let address = setup.device.address;
+    let Ends { folder, mut source, guest_mbps, mut destination } = Ends::start(setup, load)?;
+    let address = setup.address();
     let uri = format!("{}:{}:{}", way.scheme(), address, free_port(address)?);
     for machine in [&mut destination, &mut source] {
         machine.prepare(way, setup.downtime_ms)?;
@@ -94,6 +86,30 @@ fn load_bytes(load: Load) -> u32 {
     match load {
         Load::Idle => 0,
         Load::Loop => u32::try_from(super::migration::LOOP_BYTES).unwrap_or(u32::MAX),
+    }
+}
+
+/// A QEMU whose guest works, and one that waits for it.
+struct Ends {
+    folder: Folder,
+    source: Machine,
+    /// A busy guest's write speed, in MB/s.
+    guest_mbps: Option<f64>,
+    /// It stays paused once the guest has arrived, so that RAM can be compared.
+    destination: Machine,
+}
+
+impl Ends {
+    fn start(setup: &Setup, load: Load) -> Result<Self, Failure> {
+        let folder = Folder::make(setup, load)?;
+        let mut source = Machine::start(setup, &folder, "source", &[])?;
+        source.until_touched()?;
+        let guest_mbps = match load {
+            Load::Idle => None,
+            Load::Loop => Some(source.speed_of_loop(load_bytes(load))?),
+        };
+        let destination = Machine::start(setup, &folder, "destination", &["-S", "-incoming", "defer"])?;
+        Ok(Self { folder, source, guest_mbps, destination })
     }
 }
 

@@ -22,6 +22,10 @@ impl Way {
         }
     }
 
+    pub(crate) fn is_rdma(self) -> bool {
+        self.scheme() == "rdma"
+    }
+
     pub(super) fn scheme(self) -> &'static str {
         match self {
             Self::Tcp | Self::Multifd => "tcp",

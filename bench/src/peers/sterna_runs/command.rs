@@ -98,7 +98,7 @@ impl Ends {
                 running.until("start", setup.start_max, |running| Ok(find_event(&running.said(), event)))?;
             Ok((running, line))
         };
-        let listen = format!("--listen={}", setup.device.address);
+        let listen = format!("--listen={}", setup.address());
         let receive = ["--once", "--port=0", "--name=bench-there", listen.as_str()];
         let (destination, listening) = start(&[destination, &receive].concat(), "listening")?;
         let address = listening["address"].as_str().unwrap_or_default().to_owned();

@@ -97,10 +97,10 @@ const PROFILED_BYTES_MIN: u64 = 3 << 30;
 /// interfaces meanwhile.
 pub(crate) fn zeros_mb(setup: &Setup) -> Result<f64, Failure> {
     let guest = BenchGuest::new(setup.ram_bytes, Content::Zeros)?;
-    let before = setup.device.sent_bytes_max()?;
+    let before = setup.device()?.sent_bytes_max()?;
     let options = Options { transports: RdmaProvider::default().into(), ..Options::default() };
     migrate(setup, &guest, &options, &Heard::default())?;
-    Ok((setup.device.sent_bytes_max()? - before) as f64 / 1e6)
+    Ok((setup.device()?.sent_bytes_max()? - before) as f64 / 1e6)
 }
 
 /// Moves a guest of this much RAM, only some MiB ever touched, over TCP on this machine.
@@ -169,7 +169,7 @@ fn migrate_and(
     heard: &Heard,
     around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
 ) -> Result<Moved, Failure> {
-    let (moved, arrived) = move_guest(setup.device.address, guest, options, heard, around)?;
+    let (moved, arrived) = move_guest(setup.address(), guest, options, heard, around)?;
     compare(guest, &arrived)?;
     Ok(moved)
 }
@@ -262,7 +262,7 @@ mod tests {
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let device = RdmaDevice { name: String::new(), port: 1, gid_index: 0, address, mtu_bytes: 1024 };
         Setup {
-            device,
+            device: Some(device),
             sterna: "sterna".into(),
             qemu: "qemu-system-x86_64".into(),
             ram_bytes: 128 << 20,
