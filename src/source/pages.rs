@@ -88,8 +88,8 @@ impl Pages {
         Ok(())
     }
 
-    /// Sets the dirty pages aside, with all that the VMM has named so far, so that those named from now on can
-    /// be sent first; none if the VMM does not name pages.
+    /// Sets the dirty pages aside, with all that the VMM has named so far, so that those named from now on
+    /// can be sent first; none if the VMM does not name pages.
     ///
     /// A VMM that comes to its pause names faster than pages are sent, and names most of these again.
     pub(super) fn set_aside(&mut self, connected: &Connected) -> Result<Option<DirtyBitmap>, DirtyError> {

@@ -25,7 +25,7 @@ impl Comparison<'_> {
         self.args.only.is_empty() || self.args.only.contains(&part)
     }
 
-    /// Measures the limit, which is that of plain TCP where RDMA is left out; fails if it has drifted too far.
+    /// Measures the limit, plain TCP where RDMA is left out; fails if it has drifted too far.
     pub(super) fn limit(&mut self, shape: &Result<Shape, String>) -> Result<Result<f64, String>, String> {
         let speed = match self.setup.device() {
             Ok(device) => shape.clone().and_then(|shape| {
