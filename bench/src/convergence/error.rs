@@ -1,6 +1,7 @@
 //! Why a figure has no value.
 
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use thiserror::Error;
@@ -25,6 +26,14 @@ pub(crate) enum BenchError {
         status: ExitStatus,
         /// The end of its output.
         said: String,
+    },
+    /// The plot could not be written.
+    #[error("cannot write {}: {error}", path.display())]
+    Plot {
+        /// Where it was to be.
+        path: PathBuf,
+        /// The system's answer.
+        error: io::Error,
     },
     /// The report has an unexpected form.
     #[error("`sterna` reported something else than was expected: {0}")]

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &ConvergenceArgs) -> ExitCode {
 /// Takes the figures and prints them, up to the first migration that fails unexpectedly.
 fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
     if args.figures.contains(&Figure::Tournament) {
-        tournament::run(args.tournament);
+        tournament::run(&args.tournament)?;
         if args.figures.len() == 1 {
             return Ok(());
         }

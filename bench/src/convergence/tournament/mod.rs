@@ -9,6 +9,8 @@
 //! | `guest` | what a guest writes |
 //! | `world` | how a migration goes |
 //! | `policies` | what is done after each round |
+//! | `race` | a guest under all policies |
+//! | `plot` | the time lost by policy, as a picture |
 
 #![expect(
     clippy::cast_possible_truncation,
@@ -17,20 +19,27 @@
 )]
 
 mod guest;
+mod plot;
 mod policies;
+mod race;
 mod random;
 mod world;
+
+use std::fs;
+use std::path::PathBuf;
 
 use clap::Args;
 use sterna::convergence::Limits;
 
-use guest::{Guest, KINDS, Kind};
+use crate::convergence::error::BenchError;
+use guest::{Guest, KINDS};
 use policies::{POLICIES, clairvoyant};
+use race::Race;
 use random::Random;
 use world::{Outcome, World};
 
 /// The parameters of a tournament.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(super) struct TournamentArgs {
     /// How many guests take part in the tournament
     #[arg(long, default_value_t = 1000)]
@@ -41,22 +50,17 @@ pub(super) struct TournamentArgs {
     /// Print each guest whose time lost under `auto` is so many times the optimum
     #[arg(long)]
     worse_than: Option<f64>,
+    /// Write a plot of the tournament, as SVG
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
 }
 
 /// Gb/s.
 const LINKS: [f64; 6] = [1.0, 10.0, 25.0, 100.0, 200.0, 400.0];
 
-/// One guest over one link, under all policies.
-struct Race {
-    kind: Kind,
-    optimum: Option<Outcome>,
-    /// In the order of [`POLICIES`].
-    outcomes: Vec<Outcome>,
-}
-
-pub(super) fn run(args: TournamentArgs) {
+pub(super) fn run(args: &TournamentArgs) -> Result<(), BenchError> {
     let limits = Limits::default();
-    let races: Vec<_> = (0..args.guests).map(|number| race(number, &limits, args)).collect();
+    let races: Vec<_> = (0..args.guests).map(|number| play_race(number, &limits, args)).collect();
     let solvable: Vec<_> = races.iter().filter(|race| race.optimum.is_some()).collect();
     println!(
         "{} guests, {} of which can move within {:.0} ms of downtime and 99 % of throttle; times as multiples of the optimum's",
@@ -95,10 +99,14 @@ pub(super) fn run(args: TournamentArgs) {
     }
     let worse = races.iter().filter(|race| race.is_beaten()).count();
     println!("\nbeaten by the best of the others by more than 10 % and 2 ms: {worse} of {}", races.len());
+    if let Some(path) = &args.plot {
+        fs::write(path, plot::svg(&races)).map_err(|error| BenchError::Plot { path: path.clone(), error })?;
+    }
+    Ok(())
 }
 
 /// Plays one guest under all policies.
-fn race(number: u32, limits: &Limits, args: TournamentArgs) -> Race {
+fn play_race(number: u32, limits: &Limits, args: &TournamentArgs) -> Race {
     let mut random = Random::new(args.seed.wrapping_mul(1_000_003).wrapping_add(number.into()));
     let kind = KINDS[number as usize % KINDS.len()];
     let gigabits = random.one_of(&LINKS);
@@ -119,23 +127,6 @@ fn race(number: u32, limits: &Limits, args: TournamentArgs) -> Race {
         }
     }
     race
-}
-
-impl Race {
-    /// The time lost under a policy as a multiple of the optimum's, if both moved the guest.
-    fn lost_ratio(&self, policy: usize) -> Option<f64> {
-        let (optimum, outcome) = (self.optimum?, self.outcomes[policy]);
-        outcome.moved.then_some(outcome.lost / optimum.lost)
-    }
-
-    /// Whether another policy that kept the limits cost the guest less than the first one.
-    fn is_beaten(&self) -> bool {
-        let [auto, others @ ..] = &self.outcomes[..] else { return false };
-        let others = others.iter().filter(|other| other.moved && !other.broke_limit).map(|other| other.lost);
-        let best = others.fold(f64::INFINITY, f64::min);
-        let lost = if auto.moved { auto.lost } else { f64::INFINITY };
-        lost > best * 1.1 + 0.002
-    }
 }
 
 fn row(races: &[Race], policy: usize) -> String {
