@@ -10,6 +10,7 @@
 //! | `limits` | what the operator asked for: [`Limits`], [`IfStuck`] |
 //! | `history` | measured rounds: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
 //! | `writes` | what the guest writes in a given time: [`Writes`], with its hot set |
+//! | `named` | what rounds show of a guest whose VMM names pages |
 //! | `lost` | what a migration takes from the guest: [`Lost`], by cause |
 //! | `outlook` | rounds as they would go on: [`Outlook`] |
 //! | `course`, `courses` | the ways on from a round and what each costs: [`Course`], [`Offer`] |
@@ -31,6 +32,7 @@ mod forecast;
 mod history;
 mod limits;
 mod lost;
+mod named;
 mod next;
 mod outlook;
 mod prediction;
