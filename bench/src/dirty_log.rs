@@ -61,7 +61,7 @@ fn measure(args: &DirtyLogArgs) -> Result<(), Failure> {
         for (rate_mb_per_s, working_set_bytes) in
             [(0, MIB), (10, 16 * MIB), (100, 64 * MIB), (1000, 256 * MIB)]
         {
-            let workload = Workload { working_set_bytes, rate_mb_per_s, prefill: true };
+            let workload = Workload { working_set_bytes, rate_mb_per_s, prefill: true, sweepers: 0 };
             let config = MachineConfig { memory_bytes: gib * GIB, vcpus: 1, hugepages: None, workload };
             let bitmap = watch(&new_kvm(config.clone())?, args.rounds)?;
             let rings = watch(&new_kvm_with_rings(config, RING_ENTRIES_MAX)?, args.rounds)?;

@@ -108,6 +108,7 @@ impl GuestArgs {
                 working_set_bytes: self.working_set.map_or(largest, |size| size.0),
                 rate_mb_per_s: self.dirty_rate,
                 prefill: true,
+                sweepers: 0,
             },
         }
     }

@@ -82,7 +82,8 @@ impl TestGuest {
 
     /// The same, writing at this rate in MB/s.
     pub(crate) fn started_at(rate_mb_per_s: u64) -> Self {
-        let workload = Workload { working_set_bytes: WORKING_SET_BYTES, rate_mb_per_s, prefill: true };
+        let workload =
+            Workload { working_set_bytes: WORKING_SET_BYTES, rate_mb_per_s, prefill: true, sweepers: 0 };
         let config = MachineConfig { memory_bytes: MEMORY_BYTES, vcpus: 1, hugepages: None, workload };
         let guest = Self::of(make(machine_kind(), config));
         guest.machine.start().expect("the guest starts");
@@ -92,7 +93,7 @@ impl TestGuest {
 
     /// An idle guest with this much RAM, using little more than one page in every `stride_bytes`.
     pub(crate) fn started_sparse(memory_bytes: u64, stride_bytes: u64) -> Self {
-        let workload = Workload { working_set_bytes: 64 << 10, rate_mb_per_s: 0, prefill: true };
+        let workload = Workload { working_set_bytes: 64 << 10, rate_mb_per_s: 0, prefill: true, sweepers: 0 };
         let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
         let guest = Self::of(make(machine_kind(), config));
         for address in guest.scattered(stride_bytes) {

@@ -51,6 +51,9 @@ pub struct Workload {
     /// begins with the second. This fills a large working set at once, even where a guest runs slowly. With
     /// rate 0 it leaves the guest nothing to write.
     pub prefill: bool,
+    /// How many vCPUs share the working set; 0 is all. Each of the others has one page of it, which it writes
+    /// again and again: it works as much and leaves hardly any page dirty.
+    pub sweepers: u8,
 }
 
 impl Workload {
@@ -62,6 +65,7 @@ impl Workload {
             working_set_bytes: half.min(Self::largest_bytes(memory_bytes)),
             rate_mb_per_s: 0,
             prefill: true,
+            sweepers: 0,
         }
     }
 

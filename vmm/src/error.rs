@@ -44,6 +44,12 @@ pub enum MachineError {
         most: usize,
     },
 
+    /// The machine cannot tell its vCPUs' writes apart.
+    #[error(
+        "the writes of a vCPU cannot be limited without dirty rings; a machine on KVM can be made with them"
+    )]
+    NoWriteQuota,
+
     /// KVM refused a call.
     #[error("KVM refused to {doing}: {source}")]
     Kvm {

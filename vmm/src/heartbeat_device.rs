@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_count_that_skips_or_repeats_is_a_regression() {
-        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
+        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
         let config = MachineConfig { memory_bytes: 16 << 20, vcpus: 1, hugepages: None, workload };
         let memory = guest_ram(&config).unwrap();
         let heartbeat_device = HeartbeatDevice::new(1);

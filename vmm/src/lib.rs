@@ -61,6 +61,7 @@ mod snapshot;
 mod status;
 mod synthetic;
 mod vcpu_threads;
+mod write_quota;
 
 pub use clock::monotonic_ns;
 pub use config::{HugePageSize, MachineConfig, MachineKind, Workload};
@@ -72,3 +73,4 @@ pub use ram::{GuestRam, MemorySlot, PAGE_BYTES};
 pub use snapshot::MAX_STATE_BYTES;
 pub use status::{GuestCheck, Heartbeat, MachineStatus, Phase, VcpuStatus};
 pub use synthetic::new_synthetic;
+pub use write_quota::VcpuWrites;

@@ -1,6 +1,7 @@
 //! The interface of a machine: the trait, and how a caller learns which pages changed.
 
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use crate::error::MachineError;
 use crate::kvm::DirtyRings;
 use crate::ram::{GuestRam, MemorySlot};
 use crate::status::{GuestCheck, Heartbeat, MachineStatus};
+use crate::write_quota::VcpuWrites;
 
 /// How a caller learns which pages changed. The software bitmap of [`Machine::memory`] counts in every case.
 #[derive(Clone, Debug)]
@@ -81,6 +83,18 @@ pub trait Machine: Send + Sync + Debug {
     /// # Errors
     /// [`MachineError::Config`] for 100 and more; [`MachineError::Thread`].
     fn throttle(&self, percent: u8) -> Result<(), MachineError>;
+
+    /// Limits how many pages each vCPU writes anew in a second; `None` ends the limit at once. A vCPU above
+    /// its quota stands still until it is within the quota. A page counts again once its mark in the software
+    /// bitmap is taken.
+    ///
+    /// # Errors
+    /// [`MachineError::NoWriteQuota`] without dirty rings, which alone tell the vCPUs' writes apart;
+    /// [`MachineError::Thread`].
+    fn limit_writes(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), MachineError>;
+
+    /// What each vCPU has written, in order; `None` if their writes cannot be told apart.
+    fn vcpu_writes(&self) -> Option<Vec<VcpuWrites>>;
 
     /// The state of vCPUs and devices of a paused machine, without its RAM.
     ///

@@ -1,6 +1,7 @@
 //! A machine of either kind: its life from fresh to stopped. [`Engine`] holds what differs between the kinds.
 
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use crate::poison::IgnorePoison;
 use crate::ram::GuestRam;
 use crate::snapshot::{self, Snapshot};
 use crate::status::{GuestCheck, Heartbeat, MachineStatus, Phase, VcpuStatus};
-use crate::vcpu_threads::VcpuThreads;
+use crate::vcpu_threads::{VcpuThreads, vcpu_thread};
+use crate::write_quota::{self, VcpuWrites};
 
 /// The part in which a real and a synthetic machine differ.
 pub(crate) trait Engine: Debug + Send + Sync {
@@ -79,7 +81,7 @@ impl<E: Engine> MachineCore<E> {
         self.vcpu_threads.hold();
         for vcpu in self.platform.vcpus() {
             let work = self.engine.work(vcpu, Arc::clone(&self.platform), Arc::clone(&self.vcpu_threads));
-            if let Err(error) = self.vcpu_threads.spawn(format!("vcpu {vcpu}"), work) {
+            if let Err(error) = self.vcpu_threads.spawn(vcpu_thread(vcpu.into()), work) {
                 self.vcpu_threads.stop();
                 *life = Life::Stopped;
                 return Err(error);
@@ -161,6 +163,38 @@ impl<E: Engine> Machine for MachineCore<E> {
         self.vcpu_threads.throttle(percent)
     }
 
+    fn limit_writes(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), MachineError> {
+        let DirtyTracking::Rings(rings) = self.dirty_tracking() else {
+            return Err(MachineError::NoWriteQuota);
+        };
+        let life = self.life();
+        if *life == Life::Stopped {
+            return wrong_phase("limit the writes", *life, "running");
+        }
+        if rings.quota().set(pages_per_second) {
+            let (threads, kept) = (Arc::clone(&self.vcpu_threads), Arc::clone(&rings));
+            let keep = move || {
+                if let Err(error) = kept.collect() {
+                    tracing::warn!("the dirty rings cannot be collected: {error}");
+                }
+                kept.quota().over().for_each(|vcpu| threads.kick_vcpu(vcpu));
+                kept.quota().is_kept()
+            };
+            self.vcpu_threads
+                .repeat("write quota", write_quota::PERIOD, keep)
+                .inspect_err(|_| rings.quota().not_kept())?;
+        }
+        self.vcpu_threads.wake();
+        Ok(())
+    }
+
+    fn vcpu_writes(&self) -> Option<Vec<VcpuWrites>> {
+        match self.dirty_tracking() {
+            DirtyTracking::Rings(rings) => Some(rings.quota().writes()),
+            DirtyTracking::Kvm { .. } | DirtyTracking::SoftwareOnly => None,
+        }
+    }
+
     fn save(&self) -> Result<Vec<u8>, MachineError> {
         let life = self.life();
         if !matches!(*life, Life::Paused | Life::Loaded) {
@@ -202,7 +236,12 @@ impl<E: Engine> Machine for MachineCore<E> {
             (Life::Running, _) => Phase::Running,
             (Life::Loaded | Life::Paused, _) => Phase::Paused,
         };
-        MachineStatus { phase, passes, throttle_percent: self.vcpu_threads.throttle_percent(), vcpus }
+        let pages_per_second = match self.dirty_tracking() {
+            DirtyTracking::Rings(rings) => rings.quota().pages_per_second(),
+            DirtyTracking::Kvm { .. } | DirtyTracking::SoftwareOnly => None,
+        };
+        let throttle_percent = self.vcpu_threads.throttle_percent();
+        MachineStatus { phase, passes, throttle_percent, pages_per_second, vcpus }
     }
 
     fn console(&self) -> Vec<u8> {

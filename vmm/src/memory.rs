@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_counts_as_written_when_it_is_unknown_is_what_was_touched_and_no_hole() {
-        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
+        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
         let memory_bytes = 16 << 20;
         let config = MachineConfig { memory_bytes, vcpus: 1, hugepages: None, workload };
         let memory = guest_ram(&config).unwrap();

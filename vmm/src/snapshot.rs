@@ -19,7 +19,7 @@ use crate::error::MachineError;
 pub const MAX_STATE_BYTES: usize = 8 << 20;
 
 const MAGIC: [u8; 8] = *b"STERNAVM";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 32;
 
 /// The saved state of every machine, with the part of its kind.
@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     fn snapshot() -> Snapshot<Vec<u32>> {
-        let workload = Workload { working_set_bytes: 8192, rate_mb_per_s: 3, prefill: true };
+        let workload = Workload { working_set_bytes: 8192, rate_mb_per_s: 3, prefill: true, sweepers: 0 };
         Snapshot { memory_bytes: 16 << 20, vcpus: 2, workload, beats: vec![5, 6], engine: vec![1, 2, 3] }
     }
 

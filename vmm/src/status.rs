@@ -1,5 +1,7 @@
 //! What a machine reports of itself and of its guest.
 
+use std::num::NonZeroU64;
+
 /// A machine's phase of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -43,6 +45,8 @@ pub struct MachineStatus {
     pub passes: u64,
     /// What [`Machine::throttle`](crate::Machine::throttle) last set.
     pub throttle_percent: u8,
+    /// What [`Machine::limit_writes`](crate::Machine::limit_writes) last set.
+    pub pages_per_second: Option<NonZeroU64>,
     /// Each vCPU, in order.
     pub vcpus: Vec<VcpuStatus>,
 }

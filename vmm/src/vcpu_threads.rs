@@ -117,15 +117,25 @@ impl VcpuThreads {
 
     /// Sleeps until this time, or until the calling thread is wanted. Returns the time then.
     pub(crate) fn sleep_till(&self, due_ns: u64) -> u64 {
+        self.rest_till(|| due_ns)
+    }
+
+    /// The same for a time that may change meanwhile: [`wake`](Self::wake) has it asked again.
+    pub(crate) fn rest_till(&self, due_ns: impl Fn() -> u64) -> u64 {
         let mut orders = self.orders();
         loop {
-            let now = monotonic_ns();
+            let (now, due_ns) = (monotonic_ns(), due_ns());
             if now >= due_ns || orders.wanted() {
                 return now;
             }
             let left = Duration::from_nanos(due_ns - now);
             orders = self.changed.wait_timeout(orders, left).ignore_poison().0;
         }
+    }
+
+    /// Wakes threads that rest.
+    pub(crate) fn wake(&self) {
+        self.order(|_| {});
     }
 
     /// Stops all threads and returns when they stand still.
@@ -183,6 +193,31 @@ impl VcpuThreads {
             orders.rest &= percent > 0;
         });
         Ok(())
+    }
+
+    /// Starts a thread that does `work` once in each period, until that returns false or the threads end.
+    pub(crate) fn repeat(
+        self: &Arc<Self>,
+        name: &str,
+        period: Duration,
+        mut work: impl FnMut() -> bool + Send + 'static,
+    ) -> Result<(), MachineError> {
+        let vcpu_threads = Arc::clone(self);
+        self.thread(name.to_owned(), move || {
+            while !vcpu_threads.wait_while(vcpu_threads.orders(), period, |orders| !orders.leave).leave {
+                if !work() {
+                    break;
+                }
+            }
+        })
+    }
+
+    /// Brings the thread of one vCPU out of the guest.
+    pub(crate) fn kick_vcpu(&self, vcpu: usize) {
+        let name = vcpu_thread(vcpu);
+        let threads = self.threads.lock().ignore_poison();
+        let of_vcpu = |handle: &&JoinHandle<()>| handle.thread().name() == Some(name.as_str());
+        threads.iter().filter(of_vcpu).for_each(|handle| self.kick(handle));
     }
 
     /// Ends all threads.
@@ -265,6 +300,11 @@ impl VcpuThreads {
             let _ = handle.kill(signal);
         }
     }
+}
+
+/// The name of a vCPU's thread.
+pub(crate) fn vcpu_thread(vcpu: usize) -> String {
+    format!("vcpu {vcpu}")
 }
 
 /// Reports the end of a thread, however it ended.

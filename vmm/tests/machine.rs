@@ -42,7 +42,7 @@ fn an_idle_guest_wakes_by_its_timer() {
     until("each vCPU takes timer interrupts", || {
         machine.status().vcpus.iter().all(|vcpu| vcpu.timer_interrupts > 5)
     });
-    let once = Workload { working_set_bytes: MIB, rate_mb_per_s: 0, prefill: false };
+    let once = Workload { working_set_bytes: MIB, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
     let machine = new(config(32 * MIB, 2, once)).unwrap();
     machine.start().unwrap();
     until("the first pass is done", || machine.status().passes == 1);
@@ -250,7 +250,7 @@ fn a_silent_guest_is_reported() {
 
 #[test]
 fn impossible_machines_are_refused() {
-    let none = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
+    let none = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
     for new in [new_kvm, new_synthetic] as [common::Constructor; 2] {
         for (memory_bytes, vcpus) in [
             (0, 1),
@@ -299,6 +299,7 @@ fn every_page_that_can_be_in_the_working_set_works() {
             working_set_bytes: Workload::largest_bytes(16 * MIB + 4096),
             rate_mb_per_s: 0,
             prefill: true,
+            sweepers: 0,
         };
         let machine = new(config(16 * MIB + 4096, 3, workload)).unwrap();
         machine.start().unwrap();

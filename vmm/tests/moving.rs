@@ -33,7 +33,7 @@ fn a_guest_moves_and_moves_again() {
 #[test]
 fn a_guest_with_memory_above_the_hole_moves() {
     for new in kinds() {
-        let workload = Workload { working_set_bytes: 4 * MIB, rate_mb_per_s: 40, prefill: true };
+        let workload = Workload { working_set_bytes: 4 * MIB, rate_mb_per_s: 40, prefill: true, sweepers: 0 };
         let machine = new(config(5 * GIB + 4096, 2, workload)).unwrap();
         machine.start().unwrap();
         run_on(&*machine);

@@ -4,10 +4,13 @@
 mod common;
 
 use common::{
-    MIB, PATIENCE, config, copy_ram, idle, kvm, read, run_on, take_software_dirty, touched_pages, until,
-    write,
+    MIB, PATIENCE, config, copy_ram, idle, kinds, kvm, read, run_on, take_software_dirty, touched_pages,
+    until, write,
 };
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 use sterna_vmm::{
     DirtyRings, DirtyTracking, Machine, MachineError, RING_ENTRIES_MAX, RING_ENTRIES_MIN, SharedMachine,
     Workload, new_kvm_with_rings,
@@ -15,7 +18,7 @@ use sterna_vmm::{
 
 /// Writes over 24 MiB as fast as it can: six times the entries of the shortest ring in each pass.
 fn sweeping() -> Workload {
-    Workload { working_set_bytes: 24 * MIB, rate_mb_per_s: 100_000, prefill: false }
+    Workload { working_set_bytes: 24 * MIB, rate_mb_per_s: 100_000, prefill: false, sweepers: 0 }
 }
 
 fn rings_of(machine: &dyn Machine) -> Arc<DirtyRings> {
@@ -81,6 +84,57 @@ fn a_running_guest_is_followed_however_often_its_rings_are_full() {
             assert_eq!(target.check_from_inside(PATIENCE).unwrap().wrong, 0);
             source.resume().unwrap();
         }
+    }
+}
+
+/// The first of two vCPUs sweeps, the other writes one page again and again.
+fn one_sweeps() -> Workload {
+    Workload { sweepers: 1, ..sweeping() }
+}
+
+#[test]
+fn a_quota_holds_back_the_vcpu_that_writes_and_no_other() {
+    let Some(machine) = machine(2, one_sweeps(), RING_ENTRIES_MAX) else { return };
+    let rings = rings_of(&*machine);
+    machine.start().unwrap();
+    rings.watch().unwrap();
+    run_on(&*machine);
+    let quota = NonZeroU64::new(500);
+    machine.limit_writes(quota).unwrap();
+    assert_eq!(machine.status().pages_per_second, quota);
+    let writes = || machine.vcpu_writes().unwrap();
+    until("the vCPU that sweeps has stood still for a while", || {
+        // Taken as by a harvest, so that pages count again.
+        take_software_dirty(machine.memory());
+        writes()[0].stood_still > Duration::from_millis(500)
+    });
+    let (before, began) = (writes(), Instant::now());
+    thread::sleep(Duration::from_secs(2));
+    let (after, seconds) = (writes(), began.elapsed().as_secs_f64());
+    // What it writes before its ring is looked at comes on top, which on a busy host is more.
+    let pages = after[0].pages - before[0].pages;
+    assert!(pages > 0 && pages as f64 <= 3.0 * 500.0 * seconds, "{pages} pages in {seconds:.1} s");
+    // The marks were taken very often before, and that debt may not be over.
+    let stood = after[1].stood_still - before[1].stood_still;
+    assert!(stood < Duration::from_millis(300), "a page or two are within the quota: {stood:?}");
+    assert!(after[0].stood_still - before[0].stood_still > stood * 3);
+    machine.pause().unwrap();
+    machine.resume().unwrap();
+    machine.limit_writes(None).unwrap();
+    assert_eq!(machine.status().pages_per_second, None);
+    let stood = writes()[0].stood_still;
+    run_on(&*machine);
+    assert_eq!(writes()[0].stood_still, stood, "it runs at full speed again");
+    rings.forget().unwrap();
+    assert_eq!(machine.check_from_inside(PATIENCE).unwrap().wrong, 0);
+}
+
+#[test]
+fn writes_that_cannot_be_told_apart_are_not_limited() {
+    for new in kinds() {
+        let machine = new(config(32 * MIB, 1, idle())).unwrap();
+        assert!(matches!(machine.limit_writes(NonZeroU64::new(1)), Err(MachineError::NoWriteQuota)));
+        assert!(machine.vcpu_writes().is_none());
     }
 }
 

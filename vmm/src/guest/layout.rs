@@ -96,7 +96,9 @@ impl PageRun {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WorkingSet {
     runs: [PageRun; 2],
-    vcpus: u8,
+    /// The vCPUs that sweep, and all others after them.
+    sweepers: u8,
+    others: u8,
 }
 
 impl WorkingSet {
@@ -115,9 +117,14 @@ impl WorkingSet {
             u64::try_from(share).unwrap_or(below_hole).max(pages.saturating_sub(above_hole))
         };
         let upper = pages - lower;
+        let sweepers = match config.workload.sweepers {
+            0 => config.vcpus,
+            sweepers => sweepers.min(config.vcpus),
+        };
         Self {
             runs: [PageRun { first: start, pages: lower }, PageRun { first: end - upper, pages: upper }],
-            vcpus: config.vcpus,
+            sweepers,
+            others: config.vcpus - sweepers,
         }
     }
 
@@ -129,8 +136,10 @@ impl WorkingSet {
     /// first has.
     pub(crate) fn share(&self, vcpu: u8) -> [PageRun; 2] {
         let part = |index: u64| {
-            let share = u128::from(self.pages()) * u128::from(index) / u128::from(self.vcpus);
-            u64::try_from(share).unwrap_or(u64::MAX)
+            let swept = self.pages().saturating_sub(self.others.into());
+            let share = u128::from(swept) * u128::from(index.min(self.sweepers.into()));
+            let share = u64::try_from(share / u128::from(self.sweepers)).unwrap_or(u64::MAX);
+            share + index.saturating_sub(self.sweepers.into())
         };
         let (from, to) = (part(u64::from(vcpu)), part(u64::from(vcpu) + 1));
         let lower = self.runs[0].pages;
@@ -159,8 +168,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn config(memory_bytes: u64, vcpus: u8, working_set_bytes: u64) -> MachineConfig {
-        let workload = Workload { working_set_bytes, rate_mb_per_s: 0, prefill: false };
+        let workload = Workload { working_set_bytes, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
         MachineConfig { memory_bytes, vcpus, hugepages: None, workload }
+    }
+
+    #[test]
+    fn vcpus_that_do_not_sweep_have_one_page_each() {
+        for (sweepers, expected) in [(1, [253, 1, 1, 1]), (3, [85, 85, 85, 1]), (4, [64; 4]), (9, [64; 4])] {
+            let mut config = config(16 << 20, 4, 1 << 20);
+            config.workload.sweepers = sweepers;
+            let set = WorkingSet::of(&config);
+            assert_eq!([0, 1, 2, 3].map(|vcpu| pages_of(&set.share(vcpu))), expected, "{sweepers}");
+        }
     }
 
     /// For every size, each page is in RAM, above the page tables, and belongs to exactly one vCPU.
@@ -175,8 +194,10 @@ mod tests {
                 if bytes > 64 << 20 {
                     continue;
                 }
-                for vcpus in [1, 3, 64] {
-                    let set = WorkingSet::of(&config(memory_bytes, vcpus, bytes));
+                for (vcpus, sweepers) in [(1, 0), (3, 0), (64, 0), (5, 2)] {
+                    let mut config = config(memory_bytes, vcpus, bytes);
+                    config.workload.sweepers = sweepers;
+                    let set = WorkingSet::of(&config);
                     assert_eq!(set.pages() * PAGE_BYTES, bytes);
                     let mut seen = BTreeSet::new();
                     for vcpu in 0..vcpus {

@@ -30,6 +30,7 @@ use crate::kvm::host::set_slot;
 use crate::memory::mark_populated;
 use crate::poison::IgnorePoison;
 use crate::ram::{GuestRam, MemorySlot, PAGE_BYTES};
+use crate::write_quota::WriteQuota;
 
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 
@@ -75,6 +76,7 @@ pub struct DirtyRings {
     slots: Vec<MemorySlot>,
     memory: GuestRam,
     rings: Mutex<Rings>,
+    quota: WriteQuota,
     watched: AtomicBool,
     times_full: AtomicU64,
     times_overrun: AtomicU64,
@@ -103,6 +105,7 @@ impl DirtyRings {
             slots: slots.to_vec(),
             memory: memory.clone(),
             rings,
+            quota: WriteQuota::new(vcpus.len()),
             watched: false.into(),
             times_full: 0.into(),
             times_overrun: 0.into(),
@@ -159,6 +162,11 @@ impl DirtyRings {
         self.times_full.load(Ordering::Relaxed)
     }
 
+    /// The quota of each vCPU. It is kept only as long as the rings are collected often.
+    pub(crate) fn quota(&self) -> &WriteQuota {
+        &self.quota
+    }
+
     /// Collects the ring of one vCPU, which is full.
     pub(super) fn make_room(&self, vcpu: u8) -> io::Result<u64> {
         self.times_full.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +195,8 @@ impl DirtyRings {
         let taken = ring.take(collected);
         let (mut left, mut tries) = (taken, 0);
         while left > 0 && tries < RESET_TRIES {
-            let reset = self.reset()?;
+            // Entries that are taken and not marked count as lost.
+            let reset = self.reset().inspect_err(|_| ring.overran = true)?;
             ring.gave_back(reset);
             left -= reset.min(left);
             // A signal may have interrupted the call.
@@ -199,10 +208,13 @@ impl DirtyRings {
             ring.gaps = true;
             self.times_overrun.fetch_add(1, Ordering::Relaxed);
             self.count_touched_as_written()?;
+            // How many were new is unknown: at least what the ring held.
+            self.quota.charge(index, ring.len as u64);
         } else {
             // Marked after the reset: a reader of the mark then reads the page, and KVM must list any later
             // write again.
-            collected.iter().for_each(|&(slot, page)| self.mark(slot, page));
+            let new = collected.iter().filter(|&&(slot, page)| self.mark(slot, page)).count();
+            self.quota.charge(index, new as u64);
         }
         Ok(taken as u64)
     }
@@ -227,7 +239,8 @@ impl DirtyRings {
         mark_populated(&self.memory)
     }
 
-    fn mark(&self, slot: u32, page: u64) {
+    /// Marks a page as written; returns whether it was not.
+    fn mark(&self, slot: u32, page: u64) -> bool {
         let listed = self.slots.iter().find(|known| known.slot == slot);
         let place = listed.filter(|known| page < known.len_bytes / PAGE_BYTES).and_then(|known| {
             let address = GuestAddress(known.guest_address + page * PAGE_BYTES);
@@ -235,8 +248,17 @@ impl DirtyRings {
             Some((region, usize::try_from(address.0 - region.start_addr().0).ok()?))
         });
         match place {
-            Some((region, offset)) => region.get_mmap().bitmap().mark_dirty(offset, 1),
-            None => tracing::warn!("KVM lists page {page} of memory slot {slot}, which this machine has not"),
+            Some((region, offset)) => {
+                let mapping = region.get_mmap();
+                let bitmap = mapping.bitmap();
+                let is_new = !bitmap.dirty_at(offset);
+                bitmap.mark_dirty(offset, 1);
+                is_new
+            }
+            None => {
+                tracing::warn!("KVM lists page {page} of memory slot {slot}, which this machine has not");
+                false
+            }
         }
     }
 

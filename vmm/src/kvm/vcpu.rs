@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use libc::{c_int, c_void, siginfo_t};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::clock::monotonic_ns;
 use crate::error::MachineError;
 use crate::guest::payload::PORT_BEAT;
 use crate::kvm::ports::{Console, PORTS_SERIAL};
@@ -67,6 +68,10 @@ pub(crate) fn run(
                 return Ok(());
             }
             guard = fd.lock().ignore_poison();
+            continue;
+        }
+        if thread.is_over_quota() {
+            thread.rest(vcpu_threads);
             continue;
         }
         thread.enter(&mut guard)?;
@@ -158,6 +163,19 @@ impl<'a> VcpuThread<'a> {
         Err(format!("vCPU {} at {rip}: {unexpected}", self.vcpu))
     }
 
+    fn is_over_quota(&self) -> bool {
+        self.rings.is_some_and(|rings| rings.quota().due_ns(self.vcpu.into()) > monotonic_ns())
+    }
+
+    /// Stands still until the vCPU may write again, or its thread is wanted.
+    fn rest(&self, vcpu_threads: &VcpuThreads) {
+        let Some(rings) = self.rings else { return };
+        let vcpu = self.vcpu.into();
+        rings.quota().stand_still(vcpu, || {
+            vcpu_threads.rest_till(|| rings.quota().due_ns(vcpu));
+        });
+    }
+
     fn make_room(&mut self) -> Result<(), String> {
         let rings = self.rings.ok_or("its dirty ring is full, and it should have none")?;
         let made = rings
@@ -222,7 +240,7 @@ mod tests {
             }
             Err(error) => panic!("a lab must have KVM: {error}"),
         };
-        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false };
+        let workload = Workload { working_set_bytes: 0, rate_mb_per_s: 0, prefill: false, sweepers: 0 };
         let config = MachineConfig { memory_bytes: 16 << 20, vcpus: 1, hugepages: None, workload };
         let platform = Platform::new(config).unwrap();
         let engine = KvmEngine::new(&kvm, &platform, None).unwrap();

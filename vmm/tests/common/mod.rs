@@ -43,12 +43,12 @@ pub(crate) fn config(memory_bytes: u64, vcpus: u8, workload: Workload) -> Machin
 
 /// Writes over 1 MiB again and again.
 pub(crate) fn busy() -> Workload {
-    Workload { working_set_bytes: MIB, rate_mb_per_s: 20, prefill: false }
+    Workload { working_set_bytes: MIB, rate_mb_per_s: 20, prefill: false, sweepers: 0 }
 }
 
 /// Has 1 MiB of pattern and nothing to write.
 pub(crate) fn idle() -> Workload {
-    Workload { working_set_bytes: MIB, rate_mb_per_s: 0, prefill: true }
+    Workload { working_set_bytes: MIB, rate_mb_per_s: 0, prefill: true, sweepers: 0 }
 }
 
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
