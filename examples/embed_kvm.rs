@@ -128,6 +128,10 @@ impl SourceGuest for Machine {
     fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
         Err(GuestError::new("this VMM cannot slow its guest"))
     }
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
         self.vcpu.stopped.store(true, Ordering::SeqCst);
         drop(self.vcpu.fd.lock().unwrap());

@@ -24,7 +24,7 @@ use sterna::destination::{self, Receiver};
 use sterna::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareBitmap};
 use sterna::guest::Refusal;
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, WriteQuota,
 };
 use sterna::memory::{GuestRam, PAGE_BYTES, RamRegion, RegionLayout};
 use sterna::saved_state::{StateReader, StateWriter};
@@ -179,6 +179,10 @@ impl SourceGuest for Remote {
 
     fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
         Err(GuestError::new("this VMM cannot slow its guest"))
+    }
+
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
     }
 
     fn pause(&self) -> Result<(), GuestError> {

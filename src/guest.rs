@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use crate::dirty::{DirtyError, DirtyLog};
@@ -46,9 +47,10 @@ pub trait Guest: Send + Sync {
 /// A running guest that is to leave.
 ///
 /// The engine calls, in this order: [`details`](Self::details), [`ram`](Guest::ram),
-/// [`dirty_log`](Self::dirty_log), [`throttle`](Self::throttle) any number of times, [`pause`](Self::pause),
-/// [`save`](Self::save); and [`resume`](Self::resume) if the attempt fails after `pause` was called. Once
-/// [`migrate`](crate::source::migrate) has returned a report, the VMM destroys the guest.
+/// [`dirty_log`](Self::dirty_log), [`write_quota`](Self::write_quota) and [`throttle`](Self::throttle) any
+/// number of times, [`pause`](Self::pause), [`save`](Self::save); and [`resume`](Self::resume) if the attempt
+/// fails after `pause` was called. Once [`migrate`](crate::source::migrate) has returned a report, the VMM
+/// destroys the guest.
 pub trait SourceGuest: Guest {
     /// What a [`GuestHost`] at the destination needs to build the same machine: vCPUs, devices, CPU features.
     /// The format is the VMM's own, the length at most 256 KiB. [`ram`](Guest::ram) describes RAM.
@@ -70,6 +72,10 @@ pub trait SourceGuest: Guest {
     /// # Errors
     /// The VMM's own; the migration goes on without throttling.
     fn throttle(&self, percent: u8) -> Result<(), GuestError>;
+
+    /// Limits of the writes of each vCPU, if the VMM has them: they are used in place of
+    /// [`throttle`](Self::throttle), because a vCPU that writes little is not slowed then.
+    fn write_quota(&self) -> Option<&dyn WriteQuota>;
 
     /// Stops all vCPUs, and stops devices from accessing RAM. Once it returns, RAM changes no more, except by
     /// [`save`](Self::save).
@@ -97,6 +103,35 @@ pub trait SourceGuest: Guest {
     /// The VMM's own: the guest stays paused. A VMM that does not know returns [`RunOutcome::Unknown`]
     /// instead.
     fn resume(&self) -> Result<RunOutcome, GuestError>;
+}
+
+/// A quota of pages that each vCPU of a guest may write in a second.
+///
+/// The engine calls [`writes`](Self::writes) after each round, and [`limit`](Self::limit) before a round and
+/// when the limit is to end. A failure of either is no failure of the migration.
+pub trait WriteQuota: Send + Sync {
+    /// What each vCPU has written so far, in the same order each time.
+    ///
+    /// # Errors
+    /// The VMM's own.
+    fn writes(&self) -> Result<Vec<VcpuWrites>, GuestError>;
+
+    /// Has each vCPU stand still, for short times, that writes more pages a second than this, which were not
+    /// dirty before; `None` takes effect at once.
+    ///
+    /// # Errors
+    /// The VMM's own; the engine then calls [`SourceGuest::throttle`].
+    fn limit(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), GuestError>;
+}
+
+/// What a vCPU has written, and what a quota took from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VcpuWrites {
+    /// Pages that became dirty by its writes since any fixed moment.
+    pub pages: u64,
+    /// How long it stood still because of a quota, since any fixed moment; `None` if the VMM does not measure
+    /// that.
+    pub stood_still: Option<Duration>,
 }
 
 /// A guest that arrives, in a machine that a [`GuestHost`] built and that has never run.

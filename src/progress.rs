@@ -88,6 +88,10 @@ pub enum Event {
     Throttled {
         /// By how much, in percent; 0 is full speed.
         percent: u8,
+        /// The limit of what all vCPUs together write, in MB/s, if they are slowed by that, each as far as it
+        /// writes; `None` if all of them are slowed by a share of their time.
+        #[serde(default)]
+        write_limit_mbps: Option<f64>,
     },
     /// More downtime is allowed, because the rounds do not get smaller.
     Relaxed {
@@ -171,6 +175,10 @@ pub struct RoundReport {
     pub harvest_ms: f64,
     /// How far the guest was slowed meanwhile, in percent.
     pub throttle_percent: u8,
+    /// The limit of the guest's writes by which it was slowed, in MB/s; `None` if it was slowed by a share of
+    /// its time, or not at all.
+    #[serde(default)]
+    pub write_limit_mbps: Option<f64>,
     /// Heartbeats of the guest meanwhile, per second; `None` if it sends no heartbeats, or too few to
     /// measure.
     pub heartbeats_per_second: Option<f64>,

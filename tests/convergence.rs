@@ -5,8 +5,11 @@
 
 mod common;
 
-use common::{BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, moves_away_from, runs_on};
+use common::{
+    BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, machine_word, moves_away_from, runs_on,
+};
 use sterna::wire::{Message, SwitchCosts};
+use sterna_vmm::{MachineConfig, RING_ENTRIES_MAX, Workload, new_kvm_with_rings};
 
 /// Rounds that never get smaller: the guest writes all of its 2 MiB many times during the second in which
 /// they are sent once, even with a small share of a busy processor.
@@ -120,6 +123,57 @@ fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
     let total = lost["total_ms"].as_f64().expect("the guest lost some time");
     assert!((parts.iter().sum::<f64>() - total).abs() < 0.01, "{lost}");
     assert!(report["predicted_downtime_ms"].as_f64() < Some(500.0), "{report}");
+}
+
+/// One of two processors writes 8 MB/s over 16 MiB, more than the link carries; the other writes a single
+/// page again and again.
+const RINGS: [&str; 7] = [
+    "--machine=kvm",
+    "--dirty-log=ring",
+    "--cpus=2",
+    "--sweepers=1",
+    "--memory=64M",
+    "--working-set=16M",
+    "--dirty-rate=16",
+];
+
+fn has_rings() -> bool {
+    let config = MachineConfig {
+        memory_bytes: 16 << 20,
+        vcpus: 1,
+        hugepages: None,
+        workload: Workload::for_memory(16 << 20),
+    };
+    machine_word() == "kvm" && new_kvm_with_rings(config, RING_ENTRIES_MAX).is_ok()
+}
+
+#[test]
+fn a_guest_with_dirty_rings_is_limited_in_what_it_writes_and_only_while_it_migrates() {
+    if !has_rings() {
+        println!("skipped: only a guest on KVM has dirty rings");
+        return;
+    }
+    let slow = ["--bandwidth-limit=5", "--downtime-limit=1000", "--if-stuck=throttle"];
+    let under_way = UnderWay::of(&RINGS, &slow);
+    under_way.migrating.says("guest's writes limited to");
+    let limit = &under_way.source.status("tern")["write_limit_pages_per_second"];
+    assert!(limit.as_u64() > Some(0), "{limit}");
+    under_way.source.start(["cancel", "tern"]).wait().expect_code(0);
+    under_way.stays(130);
+
+    let under_way = UnderWay::of(&RINGS, &slow);
+    under_way.migrating.says("guest's writes limited to");
+    let set = ["migrate", "tern", "--set=downtime-limit=60000"];
+    under_way.source.start(set).wait().expect_code(0);
+    let report = under_way.moves().json();
+    let limited: Vec<_> = report["per_round"]
+        .as_array()
+        .expect("each round is told")
+        .iter()
+        .filter_map(|round| Some((round["write_limit_mbps"].as_f64()?, round["throttle_percent"].as_u64()?)))
+        .collect();
+    assert!(!limited.is_empty() && limited.iter().all(|&(mbps, percent)| mbps > 0.0 && percent > 0));
+    assert!(report["lost"]["throttling_ms"].as_f64() > Some(0.0), "{report}");
 }
 
 #[test]

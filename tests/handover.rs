@@ -145,7 +145,7 @@ fn rounds_that_do_not_get_smaller_slow_the_guest_and_its_new_host_runs_it_at_ful
     let options = Options { limits: limits.into(), ..options() };
     let slowed = Mutex::new(Vec::new());
     let watch = Watch(|event: &Event| {
-        if let Event::Throttled { percent } = event {
+        if let Event::Throttled { percent, .. } = event {
             slowed.lock().expect("nobody panicked").push((*percent, guest.machine.status().throttle_percent));
             // The device writes no more once the guest is slow.
             guest.busy.store(false, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use sterna::convergence::Limits;
 use sterna::destination::{self, Receiver};
 use sterna::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, WriteQuota,
 };
 use sterna::memory::{GuestRam, PAGE_BYTES};
 use sterna::progress::Report;
@@ -144,6 +144,10 @@ impl SourceGuest for HotGuest {
 
     fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
         Err(GuestError::new("it cannot be slowed"))
+    }
+
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
     }
 
     fn pause(&self) -> Result<(), GuestError> {

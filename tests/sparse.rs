@@ -10,7 +10,7 @@ use sterna::convergence::Limits;
 use sterna::destination::Receiver;
 use sterna::dirty::{DirtyLog, SoftwareBitmap, SoftwareLog};
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, WriteQuota,
 };
 use sterna::host::available_memory_bytes;
 use sterna::memory::GuestRam;
@@ -192,6 +192,10 @@ impl SourceGuest for AnonymousGuest {
 
     fn throttle(&self, _percent: u8) -> Result<(), GuestError> {
         Ok(())
+    }
+
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
     }
 
     fn pause(&self) -> Result<(), GuestError> {

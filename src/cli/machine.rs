@@ -1,6 +1,7 @@
 //! The adapter from `sterna-vmm`'s machines to the engine's guest.
 
 use std::io::{self, Read, Write};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -12,7 +13,8 @@ use sterna::destination::PendingArrival;
 use sterna::dirty::{DirtyLog, EitherLog, KvmLog, KvmSlot, SoftwareLog};
 use sterna::guest::Refusal;
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, VcpuWrites,
+    WriteQuota,
 };
 use sterna::host;
 use sterna::memory::GuestRam;
@@ -181,6 +183,10 @@ impl SourceGuest for MachineGuest {
         self.machine.throttle(percent).map_err(GuestError::new)
     }
 
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        self.machine.vcpu_writes().is_some().then_some(self)
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
         self.timed(|cost| &mut cost.pause, || self.machine.pause()).map_err(GuestError::new)
     }
@@ -203,6 +209,21 @@ impl SourceGuest for MachineGuest {
     fn resume(&self) -> Result<RunOutcome, GuestError> {
         self.machine.resume().map_err(GuestError::new)?;
         Ok(RunOutcome::Running)
+    }
+}
+
+impl WriteQuota for MachineGuest {
+    fn writes(&self) -> Result<Vec<VcpuWrites>, GuestError> {
+        let writes = self.machine.vcpu_writes().ok_or_else(|| GuestError::new("it has no dirty rings"))?;
+        let of = |vcpu: sterna_vmm::VcpuWrites| VcpuWrites {
+            pages: vcpu.pages,
+            stood_still: Some(vcpu.stood_still),
+        };
+        Ok(writes.into_iter().map(of).collect())
+    }
+
+    fn limit(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), GuestError> {
+        self.machine.limit_writes(pages_per_second).map_err(GuestError::new)
     }
 }
 
@@ -267,6 +288,7 @@ impl HeldGuest for MachineGuest {
             heartbeat_regressions: beat.regressions,
             passes: status.passes,
             throttle_percent: status.throttle_percent,
+            write_limit_pages_per_second: status.pages_per_second,
         }
     }
 

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn throttled(percent: u8) -> Event {
-        Event::Throttled { percent }
+        Event::Throttled { percent, write_limit_mbps: None }
     }
 
     fn read(stream: UnixStream) -> Vec<Answer> {

@@ -1,5 +1,6 @@
 //! The messages of a control socket: one JSON object a line, a request first, then answers.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -96,6 +97,9 @@ pub(crate) struct Vitals {
     /// Passes over the working set.
     pub(crate) passes: u64,
     pub(crate) throttle_percent: u8,
+    /// The pages that each vCPU may write anew in a second, if that is limited.
+    #[serde(default)]
+    pub(crate) write_limit_pages_per_second: Option<NonZeroU64>,
 }
 
 /// The kind of a guest.

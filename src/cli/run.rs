@@ -68,6 +68,10 @@ pub(crate) struct GuestArgs {
     /// Give the guest a device with this much state to save and load, for tests and benchmarks
     #[arg(long, default_value = "0", value_name = "SIZE", hide = true)]
     pub(crate) device_state: Size,
+    /// Have only this many processors write the working set, and each other one a single page, for tests and
+    /// benchmarks; 0 is all
+    #[arg(long, default_value_t = 0, value_name = "N", hide = true)]
+    pub(crate) sweepers: u8,
     #[command(flatten)]
     pub(crate) dirty_log: DirtyLogArgs,
 }
@@ -108,7 +112,7 @@ impl GuestArgs {
                 working_set_bytes: self.working_set.map_or(largest, |size| size.0),
                 rate_mb_per_s: self.dirty_rate,
                 prefill: true,
-                sweepers: 0,
+                sweepers: self.sweepers,
             },
         }
     }

@@ -130,6 +130,13 @@ impl Convergence<'_> {
         self.ahead().map_or(f64::INFINITY, |ahead| self.likely(&ahead).expected_bytes(throttle_percent))
     }
 
+    /// The bytes a second to which the guest's writes are to be limited in the next round in place of slowing
+    /// it by so many percent, if that is known.
+    #[must_use]
+    pub fn write_limit(&self, throttle_percent: u8) -> Option<f64> {
+        Some(self.ahead()?.write_limit(throttle_percent))
+    }
+
     fn decide_by_loss(&self) -> Decision {
         let is_slowed = self.history.throttle_percent() > 0;
         let patience = if is_slowed { Duration::ZERO } else { auto::patience(self.history) };
@@ -231,6 +238,7 @@ impl Convergence<'_> {
             overhead: overhead.as_secs_f64(),
             tracking_share: self.history.tracking_share().unwrap_or(TRACKING_ASSUMED),
             throttle_percent: self.history.throttle_percent(),
+            write_shares: self.history.write_shares().cloned(),
             is_stuck: is_stuck && self.history.stuck_rounds >= 3 || self.is_late(),
             bounds: Bounds {
                 downtime: self.allowed().as_secs_f64(),

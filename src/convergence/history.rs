@@ -3,6 +3,7 @@ use std::time::Duration;
 use super::curve::DirtySample;
 use super::diverging::{Futile, Why};
 use super::lost::{Lost, to_throttling};
+use super::write_shares::WriteShares;
 use crate::memory::PAGE_BYTES;
 
 /// The work of one lane in a round.
@@ -49,6 +50,8 @@ pub struct Round {
     pub throttle_percent: u8,
     /// How much of the guest's time recording its writes took, if its heartbeat shows that.
     pub tracking: Option<Duration>,
+    /// How much of the guest's time throttling took, where that was measured.
+    pub throttling: Option<Duration>,
 }
 
 /// What a guest wrote in a short time between two rounds.
@@ -125,7 +128,9 @@ impl Round {
     pub fn lost(&self) -> Lost {
         Lost {
             downtime: Duration::ZERO,
-            throttling: to_throttling(self.duration + self.harvest, self.throttle_percent),
+            throttling: self
+                .throttling
+                .unwrap_or_else(|| to_throttling(self.duration + self.harvest, self.throttle_percent)),
             tracking: self.tracking.unwrap_or_default(),
         }
     }
@@ -163,6 +168,8 @@ pub struct History {
     /// The throttle that was taken back because it had no effect.
     futile: Option<Futile>,
     looks: Vec<Look>,
+    /// How the guest's writes are spread over its vCPUs, if each can be limited by itself.
+    write_shares: Option<WriteShares>,
     /// Whether the log cannot show what is written in a short time.
     cannot_look: bool,
     /// The downtime allowed now, if it was relaxed.
@@ -225,6 +232,32 @@ impl History {
     pub fn tracked(&mut self, lost: Option<Duration>) {
         if let Some(last) = self.rounds.last_mut() {
             last.tracking = lost;
+        }
+    }
+
+    /// Records how the guest's writes at full speed are spread over its vCPUs, if each can be limited.
+    pub fn writes_are_spread(&mut self, shares: Option<WriteShares>) {
+        self.write_shares = shares;
+    }
+
+    /// The share of its time that the guest loses by throttling, as predicted.
+    #[must_use]
+    pub fn throttled_share(&self) -> f64 {
+        let running = f64::from(100 - self.throttle_percent.min(99)) / 100.0;
+        self.write_shares.as_ref().map_or(1.0 - running, |shares| shares.lost(running))
+    }
+
+    /// How the guest's writes are spread over its vCPUs, if each can be limited by itself.
+    #[must_use]
+    pub fn write_shares(&self) -> Option<&WriteShares> {
+        self.write_shares.as_ref()
+    }
+
+    /// Records by how many percent the writing vCPUs were slowed in the last round, and how much of its time
+    /// the guest lost by that.
+    pub fn slowed(&mut self, percent: u8, lost: Duration) {
+        if let Some(last) = self.rounds.last_mut() {
+            (last.throttle_percent, last.throttling) = (percent, Some(lost));
         }
     }
 

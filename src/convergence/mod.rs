@@ -11,6 +11,7 @@
 //! | `history` | measured rounds: [`Round`], [`History`]; bandwidth, dirty rate, how rounds shrink |
 //! | `writes` | what the guest writes in a given time: [`Writes`], with its hot set |
 //! | `named` | what rounds show of a guest whose VMM names pages |
+//! | `write_shares` | how its writes are spread over its vCPUs: [`WriteShares`] |
 //! | `lost` | what a migration takes from the guest: [`Lost`], by cause |
 //! | `outlook` | rounds as they would go on: [`Outlook`] |
 //! | `course`, `courses` | the ways on from a round and what each costs: [`Course`], [`Offer`] |
@@ -37,6 +38,7 @@ mod next;
 mod outlook;
 mod prediction;
 mod units;
+mod write_shares;
 mod writes;
 
 unstable! { use bucket::Bucket; }
@@ -56,4 +58,5 @@ unstable! { use outlook::{End, Outlook}; }
 pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::SwitchCost;
 unstable! { use prediction::{Downtime, HandoverCost, SAFETY}; }
+unstable! { use write_shares::WriteShares; }
 unstable! { use writes::Writes; }

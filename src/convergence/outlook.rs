@@ -1,7 +1,8 @@
 use std::time::Duration;
 
-use super::lost::{Lost, to_throttling};
+use super::lost::Lost;
 use super::prediction::SAFETY;
+use super::write_shares::WriteShares;
 use super::writes::Writes;
 
 /// What is ahead of a migration: rounds as they would go on, and where the limits are.
@@ -31,6 +32,9 @@ pub struct Outlook {
     pub tracking_share: f64,
     /// How far the guest is slowed now.
     pub throttle_percent: u8,
+    /// How the guest's writes are spread over its vCPUs, if each can be limited by itself: then slowing the
+    /// guest is to limit what it writes.
+    pub write_shares: Option<WriteShares>,
     /// Whether several rounds at full speed did not get smaller, whatever is predicted of the next ones.
     pub is_stuck: bool,
     /// The limits.
@@ -102,7 +106,8 @@ impl Outlook {
     /// The switch after each number of rounds from none on, with the guest slowed by so many percent.
     #[must_use]
     pub fn ends(&self, throttle_percent: u8) -> Vec<End> {
-        let running = f64::from(100 - throttle_percent.min(99)) / 100.0;
+        let running = running(throttle_percent);
+        let throttled = self.throttled_share(throttle_percent);
         let (mut dirty_bytes, mut seconds, mut sent_bytes) = (self.dirty_bytes, 0.0, 0.0);
         let waiting = if throttle_percent == self.throttle_percent { self.waiting_bytes } else { 0.0 };
         // The hot pages wait, so what is written besides grows with time.
@@ -113,8 +118,8 @@ impl Outlook {
             let until_switch = time(seconds);
             let lost = Lost {
                 downtime: time((self.downtime + more).max(self.fixed)),
-                throttling: to_throttling(until_switch, throttle_percent),
-                tracking: time(seconds * running * self.tracking_share),
+                throttling: until_switch.mul_f64(throttled),
+                tracking: time(seconds * (1.0 - throttled) * self.tracking_share),
             };
             ends.push(End { rounds, until_switch, lost, sent_bytes: sent_bytes + dirty_bytes });
             let sending = (dirty_bytes - waiting) / self.bandwidth;
@@ -148,13 +153,31 @@ impl Outlook {
     /// slowed for a round. Of a hot set of unknown speed, what is likely.
     #[must_use]
     pub fn expected_bytes(&self, throttle_percent: u8) -> f64 {
-        let running = f64::from(100 - throttle_percent.min(99)) / 100.0;
-        let sending = self.dirty_bytes * (1.0 / self.bandwidth + self.naming);
-        let seconds = (sending + self.overhead) * running;
+        let seconds = self.round() * running(throttle_percent);
         match self.writes.is_saturated() {
             true => self.writes.bytes_in(seconds),
             false => self.writes.cautious().bytes_in(seconds),
         }
+    }
+
+    /// The bytes a second to which the guest's writes are to be limited in the next round, so that it leaves
+    /// what it would with the guest slowed by so many percent.
+    #[must_use]
+    pub fn write_limit(&self, throttle_percent: u8) -> f64 {
+        let waiting = if throttle_percent == self.throttle_percent { self.waiting_bytes } else { 0.0 };
+        let round = (self.round() - waiting / self.bandwidth).max(1e-3);
+        self.writes.bytes_in(round * running(throttle_percent)) / round
+    }
+
+    /// The share of its time that the guest loses if it is slowed by so many percent.
+    fn throttled_share(&self, throttle_percent: u8) -> f64 {
+        let running = running(throttle_percent);
+        self.write_shares.as_ref().map_or(1.0 - running, |shares| shares.lost(running))
+    }
+
+    /// How long the next round takes.
+    fn round(&self) -> f64 {
+        self.dirty_bytes * (1.0 / self.bandwidth + self.naming) + self.overhead
     }
 
     /// The same on a link of another bandwidth.
@@ -174,6 +197,11 @@ impl Outlook {
                 && percent > futile_percent
         })
     }
+}
+
+/// The share of its time in which a slowed guest writes.
+fn running(throttle_percent: u8) -> f64 {
+    f64::from(100 - throttle_percent.min(99)) / 100.0
 }
 
 /// A year at most: no operator waits longer.

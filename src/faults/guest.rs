@@ -1,6 +1,7 @@
 //! A guest that only writes, and a host at which it arrives.
 
 use std::io::{Read, Write};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -15,7 +16,8 @@ use crate::dirty::{
     CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareBitmap, SoftwareLog,
 };
 use crate::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, VcpuWrites,
+    WriteQuota,
 };
 use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::poison::IgnorePoison;
@@ -79,6 +81,9 @@ pub(super) struct Seen {
     rewrites: AtomicBool,
     /// How the VMM names pages, if it does.
     naming: Mutex<Option<Naming>>,
+    /// Whether the VMM has a quota of writes, and what it is now.
+    has_quota: AtomicBool,
+    write_limit: Mutex<Option<NonZeroU64>>,
 }
 
 impl Seen {
@@ -121,6 +126,16 @@ impl Seen {
     /// Makes the guest write [`REWRITTEN_PAGES`] as it is paused, and the save write them again.
     pub(super) fn rewrite(&self) {
         self.rewrites.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the VMM a quota of writes.
+    pub(super) fn have_quota(&self) {
+        self.has_quota.store(true, Ordering::Relaxed);
+    }
+
+    /// The quota of writes in force.
+    pub(super) fn write_limit(&self) -> Option<NonZeroU64> {
+        *self.write_limit.lock().ignore_poison()
     }
 
     /// How many calls have panicked.
@@ -360,6 +375,11 @@ impl SourceGuest for TestGuest {
         Ok(())
     }
 
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        self.seen.enter("write_quota");
+        self.seen.has_quota.load(Ordering::Relaxed).then_some(self)
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
         self.shared.state().runs = false;
         self.rewrite();
@@ -393,6 +413,22 @@ impl SourceGuest for TestGuest {
             return Ok(RunOutcome::Unknown { reason: "its answer was lost".into() });
         }
         Ok(RunOutcome::Running)
+    }
+}
+
+/// The first of its two vCPUs writes, and it does not measure what a quota takes from them.
+impl WriteQuota for TestGuest {
+    fn writes(&self) -> Result<Vec<VcpuWrites>, GuestError> {
+        self.seen.enter("writes");
+        let passes = self.shared.state().passes;
+        Ok(vec![VcpuWrites { pages: passes + 1, stood_still: None }, VcpuWrites::default()])
+    }
+
+    fn limit(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), GuestError> {
+        self.seen.enter("limit");
+        self.seen.errs_in("limit").map_err(GuestError::new)?;
+        *self.seen.write_limit.lock().ignore_poison() = pages_per_second;
+        Ok(())
     }
 }
 

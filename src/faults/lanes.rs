@@ -217,26 +217,28 @@ fn what_memory_protection_stopped_on_one_lane_counts_more_than_what_failed_on_an
 /// A link so slow that the guest is throttled.
 #[test]
 fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
-    each([CompletionStatus::RetryExceeded, CompletionStatus::RemoteAccess], |&status| {
-        let limits = Limits {
-            // More than a switch takes with nothing to send, less than one with all busy pages.
-            downtime: Duration::from_millis(150),
-            bandwidth_max: NonZeroU64::new(1_000_000),
-            rounds_max: 1000,
-            if_stuck: "throttle".parse().unwrap(),
-            ..Limits::default()
-        };
-        let scene = Scene::with(Options { limits: limits.into(), ..Options::default() });
+    let causes = [CompletionStatus::RetryExceeded, CompletionStatus::RemoteAccess];
+    each(pairs(&causes, &[false, true]), |&(status, has_quota)| {
+        let scene = Scene::with(Options { limits: slow_link().into(), ..Options::default() });
+        if has_quota {
+            scene.guest.seen.have_quota();
+        }
         let faults = Faults::default();
         let watch = Watch(|event: &Event| match event {
-            Event::Throttled { percent: 1.. } => {
-                assert!(scene.guest.throttle_percent() > 0);
+            Event::Throttled { percent: 1.., write_limit_mbps } => {
+                assert_eq!(
+                    (write_limit_mbps.is_some(), scene.guest.throttle_percent() == 0),
+                    (has_quota, has_quota)
+                );
+                assert_eq!(scene.guest.seen.write_limit().is_some(), has_quota);
                 faults.lanes.arm_write(1, 5, WriteFault::Fail(status));
             }
             Event::FellBack { .. } => {
                 scene.options.limits.change(|limits| limits.downtime = Duration::from_secs(60));
             }
-            Event::Connected { .. } => assert_eq!(scene.guest.throttle_percent(), 0),
+            Event::Connected { .. } => {
+                assert_eq!((scene.guest.throttle_percent(), scene.guest.seen.write_limit()), (0, None));
+            }
             _ => {}
         });
         let outcome = scene.attempt_by(&faults, &scene.options, &watch);
@@ -246,5 +248,41 @@ fn a_guest_that_was_slowed_is_not_when_its_lanes_fail_whatever_comes_of_it() {
         } else {
             scene.stayed(outcome);
         }
+    });
+}
+
+/// Throttles, whatever it costs, and only that.
+fn slow_link() -> Limits {
+    Limits {
+        // More than a switch takes with nothing to send, less than one with all busy pages.
+        downtime: Duration::from_millis(150),
+        bandwidth_max: NonZeroU64::new(1_000_000),
+        rounds_max: 1000,
+        if_stuck: "throttle".parse().unwrap(),
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn a_guest_has_a_share_of_the_time_if_its_writes_cannot_be_limited_or_counted() {
+    each(["limit", "writes", "write_quota"], |&call| {
+        let scene = Scene::with(Options { limits: slow_link().into(), ..Options::default() });
+        scene.guest.seen.have_quota();
+        if call == "limit" {
+            scene.guest.seen.err_in(&[call]);
+        } else {
+            scene.guest.seen.panic_in(&[call]);
+        }
+        let watch = Watch(|event: &Event| {
+            if let Event::Throttled { percent: 1.., write_limit_mbps } = event {
+                assert_eq!(*write_limit_mbps, None);
+                assert!(scene.guest.throttle_percent() > 0);
+                assert_eq!(scene.guest.seen.write_limit(), None);
+                scene.options.limits.change(|limits| limits.downtime = Duration::from_secs(60));
+            }
+        });
+        let report = scene.moved(scene.attempt_by(&Faults::default(), &scene.options, &watch));
+        assert!(report.lost_to_throttling_ms > 0.0);
+        assert!(report.rounds.iter().all(|round| round.write_limit_mbps.is_none()));
     });
 }

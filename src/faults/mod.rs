@@ -217,6 +217,7 @@ impl Scene {
         assert_eq!(self.host.times_resumed(), 0, "{source}");
         assert!(!self.guest.is_paused(), "{source}");
         assert_eq!(self.guest.throttle_percent(), 0, "{source}");
+        assert_eq!(self.guest.seen.write_limit(), None, "{source}");
         self.guest.writes_on();
 
         let report = self.moved(self.attempt(&Faults::default(), |_| {}));

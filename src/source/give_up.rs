@@ -29,7 +29,7 @@ impl Connected {
         let cause = cause.explained(|cause| cancel.explain(cause));
         // Before anything else, because finding the cause may take a moment.
         if undo.throttle_percent > 0 {
-            throttle(migration, 0);
+            throttle(migration, 0, None);
         }
         let (guest, cause) = self.take_back(migration, undo, cause);
         // A failure of the log makes nothing worse, and the cause matters more.

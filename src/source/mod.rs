@@ -31,6 +31,7 @@ mod options;
 mod pages;
 mod precopy;
 mod prepare;
+mod quota;
 mod saving;
 mod steering;
 mod switch;

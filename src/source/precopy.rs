@@ -97,6 +97,7 @@ impl Precopy<'_> {
         loop {
             let beat = HeartbeatAt::now(migration.guest);
             self.round()?;
+            self.steering.count_writes(migration);
             let same_limits = !self.steering.take_limits(migration);
             let verify = self.verify_expected();
             self.steering.predict(migration, &self.connected, (&self.pages, verify));
@@ -111,7 +112,7 @@ impl Precopy<'_> {
             }
             let decision = self.decide()?;
             match decision {
-                Decision::AnotherRound | Decision::Look(_) => {}
+                Decision::AnotherRound | Decision::Look(_) => self.steering.renew_limit(migration),
                 Decision::Throttle(percent) => {
                     self.steering.throttle(migration, percent);
                     self.pages.none_wait();

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
 use super::pages::Pages;
-use super::throttle::{ThrottleMeter, throttle};
+use super::quota::{self, QuotaMeter, WriteLimit};
+use super::throttle::{Throttle, ThrottleMeter, throttle};
 use crate::convergence::{Convergence, Decision, Downtime, History, Limits, Lost, Why};
 use crate::progress::{Event, RoundReport, ms};
 use crate::session::Link;
@@ -23,6 +24,10 @@ pub(super) struct Steering {
     heartbeats_per_second: Option<f64>,
     /// What throttling has taken from the guest.
     pub(super) throttling: ThrottleMeter,
+    /// What slows the guest now, if anything does.
+    throttle: Option<Throttle>,
+    /// What each vCPU writes.
+    quota: QuotaMeter,
     /// The part that was reported with the rounds so far.
     throttling_reported: Duration,
     /// What recording its writes has taken from the guest, if its heartbeat shows that.
@@ -41,6 +46,8 @@ impl Steering {
             predicted: Downtime::default(),
             heartbeats_per_second,
             throttling: ThrottleMeter::default(),
+            throttle: None,
+            quota: QuotaMeter::default(),
             throttling_reported: Duration::ZERO,
             tracking: None,
             warned: false,
@@ -114,7 +121,10 @@ impl Steering {
         let lost = self.throttling.lost();
         report.lost_to_throttling_ms = ms(lost.saturating_sub(self.throttling_reported));
         self.throttling_reported = lost;
-        let beats = self.heartbeats_per_second.zip(heartbeats_per_second);
+        let write_limit = self.write_limit_in_force();
+        report.write_limit_mbps = write_limit.map(|limit| limit.mbps());
+        // The quota may have taken more or less from the vCPU that beats than from others.
+        let beats = self.heartbeats_per_second.zip(heartbeats_per_second).filter(|_| write_limit.is_none());
         let round = self
             .history
             .rounds()
@@ -143,11 +153,85 @@ impl Steering {
 
     pub(super) fn throttle(&mut self, migration: Migration<'_>, percent: u8) {
         let expected_bytes = self.convergence(migration).expected_bytes(percent);
-        if throttle(migration, percent) {
-            self.throttling.set(percent);
-            self.history.throttled(percent, expected_bytes);
-        } else {
+        let writes = self.write_limit(migration, percent);
+        let Some(now) = throttle(migration, percent, writes) else {
             self.history.throttle_refused();
+            return;
+        };
+        if writes.is_some() && now == Throttle::Time {
+            self.quota.has_failed = true;
+            self.history.writes_are_spread(None);
+        }
+        self.count_stood(migration);
+        self.throttle = (percent > 0).then_some(now);
+        self.history.throttled(percent, expected_bytes);
+        let share = match now {
+            Throttle::Time => f64::from(percent) / 100.0,
+            Throttle::Writes(_) if self.quota.measures_time() => 0.0,
+            Throttle::Writes(_) => self.history.throttled_share(),
+        };
+        self.throttling.set(share);
+    }
+
+    /// Adjusts a limit of the guest's writes to the next round, which is shorter than the last one: so the
+    /// guest is not slowed by more than was decided.
+    pub(super) fn renew_limit(&mut self, migration: Migration<'_>) {
+        if self.write_limit_in_force().is_none() {
+            return;
+        }
+        let Some(limit) = self.write_limit(migration, self.history.throttle_percent()) else { return };
+        match quota::limit(migration.guest, Some(limit)) {
+            Ok(()) => self.throttle = Some(Throttle::Writes(limit)),
+            Err(why) => tracing::warn!("the limit of the guest's writes stays as it is: {why}"),
+        }
+    }
+
+    /// Counts what each vCPU wrote in the last round, and what a quota took from it.
+    pub(super) fn count_writes(&mut self, migration: Migration<'_>) {
+        let Some(reading) = self.quota.read(migration.guest) else { return };
+        match self.throttle {
+            None => {
+                if let Some(shares) = self.quota.spread(&reading) {
+                    self.history.writes_are_spread(Some(shares));
+                }
+            }
+            Some(Throttle::Time) => {}
+            Some(Throttle::Writes(_)) => {
+                let Some(lost) = reading.lost() else { return };
+                self.throttling.measured(lost);
+                if let Some(percent) = self.quota.slowed_percent(&reading) {
+                    self.history.slowed(percent, lost);
+                }
+            }
+        }
+    }
+
+    /// The guest is about to be paused: from then on it loses all of its time.
+    pub(super) fn stands_still(&mut self, migration: Migration<'_>) {
+        self.count_stood(migration);
+        self.throttling.set(0.0);
+    }
+
+    /// Counts what a quota took since the last round.
+    fn count_stood(&mut self, migration: Migration<'_>) {
+        let reading = self.quota.read(migration.guest);
+        if let (Some(reading), Some(Throttle::Writes(_))) = (reading, self.throttle) {
+            self.throttling.measured(reading.lost().unwrap_or_default());
+        }
+    }
+
+    /// The limit of the guest's writes in place of slowing it by so many percent, if vCPUs can be limited.
+    fn write_limit(&self, migration: Migration<'_>, percent: u8) -> Option<WriteLimit> {
+        let shares = self.history.write_shares().filter(|_| percent > 0 && !self.quota.has_failed)?;
+        let of_all = f64::from(100 - percent.min(99)) / 100.0;
+        let bytes_per_second = self.convergence(migration).write_limit(percent)?;
+        Some(WriteLimit::of(bytes_per_second, of_all, shares))
+    }
+
+    fn write_limit_in_force(&self) -> Option<WriteLimit> {
+        match self.throttle {
+            Some(Throttle::Writes(limit)) => Some(limit),
+            Some(Throttle::Time) | None => None,
         }
     }
 

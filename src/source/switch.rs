@@ -60,7 +60,7 @@ impl<'migration> Converged<'migration> {
         } = self;
         let throttle_percent = steering.history.throttle_percent();
         // From the pause on the guest loses all of its time.
-        steering.throttling.set(0);
+        steering.stands_still(migration);
         let mut switch = Switch {
             migration,
             connected,

@@ -3,41 +3,75 @@
 use std::time::{Duration, Instant};
 
 use super::migration::Migration;
+use super::quota::{WriteLimit, limit};
 use crate::panics::{Panicked, caught};
 use crate::progress::Event;
 
-/// Throttles the guest by this many percent; returns whether the VMM did so.
-pub(super) fn throttle(Migration { guest, observer, .. }: Migration<'_>, percent: u8) -> bool {
+/// What slows the guest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Throttle {
+    /// All of its vCPUs have a share of the time.
+    Time,
+    /// Each vCPU has a quota of writes.
+    Writes(WriteLimit),
+}
+
+/// Throttles the guest by this many percent: by a limit of its writes if one is given and the VMM sets it,
+/// else by a share of its time. Returns which, or `None` if the VMM does neither.
+pub(super) fn throttle(
+    migration: Migration<'_>,
+    percent: u8,
+    writes: Option<WriteLimit>,
+) -> Option<Throttle> {
+    let Migration { guest, observer, .. } = migration;
+    if let Some(writes) = writes.filter(|_| percent > 0) {
+        match limit(guest, Some(writes)) {
+            Ok(()) => {
+                observer.event(&Event::Throttled { percent, write_limit_mbps: Some(writes.mbps()) });
+                return Some(Throttle::Writes(writes));
+            }
+            Err(why) => tracing::warn!("the guest's writes cannot be limited, only its time: {why}"),
+        }
+    }
+    if let Err(why) = limit(guest, None) {
+        tracing::warn!("the guest's writes may stay limited: {why}");
+    }
     let why = match caught(|| guest.throttle(percent)) {
         Ok(Ok(())) => {
-            observer.event(&Event::Throttled { percent });
-            return true;
+            observer.event(&Event::Throttled { percent, write_limit_mbps: None });
+            return Some(Throttle::Time);
         }
         Ok(Err(error)) => error.to_string(),
         Err(Panicked(text)) => format!("the VMM panicked: {text}"),
     };
     tracing::warn!("the guest cannot be throttled to {percent} %: {why}");
-    false
+    None
 }
 
 /// The time that throttling takes from the guest, from the first percent to the pause.
 #[derive(Debug, Default)]
 pub(super) struct ThrottleMeter {
     lost: Duration,
-    /// The present throttle, in percent, and its beginning.
-    now: Option<(u8, Instant)>,
+    /// The share of the guest's time that it loses at present, and the beginning.
+    now: Option<(f64, Instant)>,
 }
 
 impl ThrottleMeter {
-    /// The guest is slowed by so many percent from now on; 0 also when it is paused.
-    pub(super) fn set(&mut self, percent: u8) {
+    /// The guest loses this share of its time from now on; 0 also when it is paused, or when what it loses is
+    /// [measured](Self::measured).
+    pub(super) fn set(&mut self, share: f64) {
         self.lost = self.lost();
-        self.now = (percent > 0).then(|| (percent, Instant::now()));
+        self.now = (share > 0.0).then(|| (share, Instant::now()));
+    }
+
+    /// The guest has lost so much more.
+    pub(super) fn measured(&mut self, lost: Duration) {
+        self.lost += lost;
     }
 
     /// The time lost so far.
     pub(super) fn lost(&self) -> Duration {
-        let now = self.now.map(|(percent, since)| since.elapsed().mul_f64(f64::from(percent) / 100.0));
+        let now = self.now.map(|(share, since)| since.elapsed().mul_f64(share));
         self.lost + now.unwrap_or_default()
     }
 }

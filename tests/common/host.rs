@@ -234,6 +234,7 @@ pub(crate) fn runs_on(host: &Host, name: &str) -> Value {
     assert_eq!(before["phase"], "running", "{before}");
     assert_eq!(before["migrating"], false, "{before}");
     assert_eq!(before["throttle_percent"], 0, "{before}");
+    assert!(before["write_limit_pages_per_second"].is_null(), "{before}");
     assert_eq!(before["heartbeat_regressions"], 0, "{before}");
     wait_until("the guest beats on", || {
         host.status(name)["heartbeats"].as_u64() > before["heartbeats"].as_u64()

@@ -15,7 +15,7 @@ use sterna::dirty::{
     SoftwareLog,
 };
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, WriteQuota,
 };
 use sterna::memory::GuestRam;
 use sterna::progress::{Event, Observer};
@@ -225,6 +225,10 @@ impl SourceGuest for TestGuest {
 
     fn throttle(&self, percent: u8) -> Result<(), GuestError> {
         self.machine.throttle(percent).map_err(GuestError::new)
+    }
+
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
     }
 
     fn pause(&self) -> Result<(), GuestError> {

@@ -79,6 +79,7 @@ impl<E: Engine> MachineCore<E> {
     fn go(&self, life: &mut Life) -> Result<(), MachineError> {
         // All or none: if one cannot be started, none has run.
         self.vcpu_threads.hold();
+        self.look_at_rings()?;
         for vcpu in self.platform.vcpus() {
             let work = self.engine.work(vcpu, Arc::clone(&self.platform), Arc::clone(&self.vcpu_threads));
             if let Err(error) = self.vcpu_threads.spawn(vcpu_thread(vcpu.into()), work) {
@@ -90,6 +91,23 @@ impl<E: Engine> MachineCore<E> {
         self.vcpu_threads.resume();
         *life = Life::Running;
         Ok(())
+    }
+}
+
+impl<E: Engine> MachineCore<E> {
+    /// Starts the thread that collects the dirty rings when they fill, and keeps the quota.
+    fn look_at_rings(&self) -> Result<(), MachineError> {
+        let DirtyTracking::Rings(rings) = self.engine.dirty_tracking() else { return Ok(()) };
+        let threads = Arc::clone(&self.vcpu_threads);
+        self.vcpu_threads.repeat("dirty rings", move || {
+            let is_watched = rings.collect_filling().unwrap_or_else(|error| {
+                // What was taken counts as lost, and the next collection says so.
+                tracing::warn!("the dirty rings cannot be collected: {error}");
+                true
+            });
+            rings.quota().over().for_each(|vcpu| threads.kick_vcpu(vcpu));
+            if is_watched { write_quota::PERIOD } else { write_quota::IDLE_PERIOD }
+        })
     }
 }
 
@@ -171,19 +189,7 @@ impl<E: Engine> Machine for MachineCore<E> {
         if *life == Life::Stopped {
             return wrong_phase("limit the writes", *life, "running");
         }
-        if rings.quota().set(pages_per_second) {
-            let (threads, kept) = (Arc::clone(&self.vcpu_threads), Arc::clone(&rings));
-            let keep = move || {
-                if let Err(error) = kept.collect() {
-                    tracing::warn!("the dirty rings cannot be collected: {error}");
-                }
-                kept.quota().over().for_each(|vcpu| threads.kick_vcpu(vcpu));
-                kept.quota().is_kept()
-            };
-            self.vcpu_threads
-                .repeat("write quota", write_quota::PERIOD, keep)
-                .inspect_err(|_| rings.quota().not_kept())?;
-        }
+        rings.quota().set(pages_per_second);
         self.vcpu_threads.wake();
         Ok(())
     }

@@ -195,19 +195,18 @@ impl VcpuThreads {
         Ok(())
     }
 
-    /// Starts a thread that does `work` once in each period, until that returns false or the threads end.
+    /// Starts a thread that does `work` again and again, each time after as long as it said, until the
+    /// threads end.
     pub(crate) fn repeat(
         self: &Arc<Self>,
         name: &str,
-        period: Duration,
-        mut work: impl FnMut() -> bool + Send + 'static,
+        mut work: impl FnMut() -> Duration + Send + 'static,
     ) -> Result<(), MachineError> {
         let vcpu_threads = Arc::clone(self);
         self.thread(name.to_owned(), move || {
-            while !vcpu_threads.wait_while(vcpu_threads.orders(), period, |orders| !orders.leave).leave {
-                if !work() {
-                    break;
-                }
+            let mut after = Duration::ZERO;
+            while !vcpu_threads.wait_while(vcpu_threads.orders(), after, |orders| !orders.leave).leave {
+                after = work();
             }
         })
     }

@@ -12,8 +12,10 @@ use std::time::Duration;
 use crate::clock::monotonic_ns;
 use crate::poison::IgnorePoison;
 
-/// How often the rings are collected while a quota is set.
+/// How often a thread looks at the rings while writes are tracked.
 pub(crate) const PERIOD: Duration = Duration::from_millis(2);
+/// How often it looks whether they are.
+pub(crate) const IDLE_PERIOD: Duration = Duration::from_millis(50);
 
 /// What a vCPU did not use of its quota in the past is lost, except for this time.
 const AHEAD_NS: u64 = 4_000_000;
@@ -33,15 +35,8 @@ pub struct VcpuWrites {
 /// The quota, the same for each vCPU.
 #[derive(Debug)]
 pub(crate) struct WriteQuota {
-    orders: Mutex<Orders>,
+    pages_per_second: Mutex<Option<NonZeroU64>>,
     vcpus: Vec<Vcpu>,
-}
-
-#[derive(Debug, Default)]
-struct Orders {
-    pages_per_second: Option<NonZeroU64>,
-    /// Whether a thread collects the rings.
-    kept: bool,
 }
 
 /// Times are in nanoseconds of `CLOCK_MONOTONIC`.
@@ -57,41 +52,32 @@ struct Vcpu {
 
 impl WriteQuota {
     pub(crate) fn new(vcpus: usize) -> Self {
-        Self { orders: Mutex::default(), vcpus: (0..vcpus).map(|_| Vcpu::default()).collect() }
+        Self { pages_per_second: Mutex::default(), vcpus: (0..vcpus).map(|_| Vcpu::default()).collect() }
     }
 
-    /// Sets the quota, or ends it; returns whether a thread has to be started that collects the rings.
-    pub(crate) fn set(&self, pages_per_second: Option<NonZeroU64>) -> bool {
-        let mut orders = self.orders();
-        orders.pages_per_second = pages_per_second;
+    /// Sets the quota, or ends it.
+    pub(crate) fn set(&self, pages_per_second: Option<NonZeroU64>) {
+        let mut now = self.lock();
+        *now = pages_per_second;
         self.vcpus.iter().for_each(|vcpu| vcpu.due_ns.store(0, Ordering::Relaxed));
-        let starts = pages_per_second.is_some() && !orders.kept;
-        orders.kept |= starts;
-        starts
     }
 
     pub(crate) fn pages_per_second(&self) -> Option<NonZeroU64> {
-        self.orders().pages_per_second
+        *self.lock()
     }
 
-    /// Whether the thread that collects the rings goes on.
-    pub(crate) fn is_kept(&self) -> bool {
-        let mut orders = self.orders();
-        orders.kept = orders.pages_per_second.is_some();
-        orders.kept
-    }
-
-    /// No thread collects the rings.
-    pub(crate) fn not_kept(&self) {
-        *self.orders() = Orders::default();
+    /// How many pages a vCPU may list before they have to be counted; `None` without a quota.
+    pub(crate) fn uncounted_max(&self) -> Option<usize> {
+        let pages = u128::from(self.pages_per_second()?.get()) * u128::from(AHEAD_NS) / 1_000_000_000;
+        Some(usize::try_from(pages).unwrap_or(usize::MAX).max(1))
     }
 
     /// Counts pages that a vCPU has written anew.
     pub(crate) fn charge(&self, vcpu: usize, pages: u64) {
         let Some(vcpu) = self.vcpus.get(vcpu).filter(|_| pages > 0) else { return };
         vcpu.pages.fetch_add(pages, Ordering::Relaxed);
-        let orders = self.orders();
-        if let Some(rate) = orders.pages_per_second {
+        let quota = self.lock();
+        if let Some(rate) = *quota {
             let due = vcpu.due_ns.load(Ordering::Relaxed);
             vcpu.due_ns.store(due_after(due, monotonic_ns(), pages, rate), Ordering::Relaxed);
         }
@@ -132,8 +118,8 @@ impl WriteQuota {
         self.vcpus.iter().map(of).collect()
     }
 
-    fn orders(&self) -> MutexGuard<'_, Orders> {
-        self.orders.lock().ignore_poison()
+    fn lock(&self) -> MutexGuard<'_, Option<NonZeroU64>> {
+        self.pages_per_second.lock().ignore_poison()
     }
 }
 
@@ -179,14 +165,13 @@ mod tests {
     #[test]
     fn a_quota_that_is_ended_lets_a_vcpu_run_at_once() {
         let quota = WriteQuota::new(2);
-        assert!(quota.set(NonZeroU64::new(10)));
-        assert!(!quota.set(NonZeroU64::new(20)), "one thread collects the rings");
+        quota.set(NonZeroU64::new(10));
         quota.charge(1, 100);
         assert_eq!(quota.over().collect::<Vec<_>>(), [1]);
-        assert!(quota.is_kept() && !quota.set(None));
+        quota.set(None);
         assert_eq!(quota.over().count(), 0);
         quota.charge(1, 100);
-        assert_eq!((quota.over().count(), quota.is_kept()), (0, false));
+        assert_eq!(quota.over().count(), 0);
         assert_eq!(quota.writes().iter().map(|vcpu| vcpu.pages).collect::<Vec<_>>(), [0, 200]);
     }
 }

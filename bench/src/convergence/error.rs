@@ -35,6 +35,15 @@ pub(crate) enum BenchError {
         /// The system's answer.
         error: io::Error,
     },
+    /// The machine has no dirty rings.
+    #[error("a machine with dirty rings has none")]
+    NoRings,
+    /// The machine refused.
+    #[error(transparent)]
+    Machine(#[from] sterna_vmm::MachineError),
+    /// The kernel refused.
+    #[error("the dirty rings: {0}")]
+    Rings(#[from] io::Error),
     /// The report has an unexpected form.
     #[error("`sterna` reported something else than was expected: {0}")]
     Report(#[from] serde_json::Error),

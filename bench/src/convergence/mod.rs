@@ -8,11 +8,13 @@
 //! | [`prediction`](figures::prediction) | predicted against measured downtime, over guests of many rates |
 //! | [`shares`](figures::shares) | guests at 0.5 to 0.85 of the link: convergence; cost against the ideal |
 //! | [`slowdown`](figures::slowdown) | the guest's heartbeat in each round against that before |
+//! | [`throttle`] | a quota of pages against a share of the time, by what each vCPU does |
 //! | [`tournament`] | policies against each other and against an optimum, by simulation |
 
 mod error;
 mod figures;
 mod migration;
+mod throttle;
 mod tournament;
 
 use std::path::PathBuf;
@@ -60,6 +62,8 @@ pub(crate) enum Figure {
     Shares,
     /// The guest's heartbeat, round by round
     Slowdown,
+    /// A quota of pages beside a share of the guest's time
+    Throttle,
     /// Policies against each other, by simulation; only if it is named
     Tournament,
 }
@@ -105,6 +109,9 @@ fn take(args: &ConvergenceArgs) -> Result<(), BenchError> {
     }
     if wanted(Figure::Slowdown) {
         figures::slowdown(&demo, args.link)?;
+    }
+    if wanted(Figure::Throttle) {
+        throttle::run()?;
     }
     if wanted(Figure::Prediction) {
         figures::prediction(&demo, args.link)?;

@@ -223,6 +223,7 @@ mod tests {
         let status = |heartbeats, heartbeat_regressions| Status {
             name: "tern".into(),
             vitals: Vitals {
+                write_limit_pages_per_second: None,
                 kind: GuestKind::Synthetic,
                 phase: "running".into(),
                 memory_bytes: 16 << 20,

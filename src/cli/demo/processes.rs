@@ -135,6 +135,7 @@ pub(super) fn start_runner(
         format!("--cpus={}", guest.cpus),
         format!("--dirty-rate={}", guest.dirty_rate),
         format!("--device-state={}", guest.device_state.0),
+        format!("--sweepers={}", guest.sweepers),
     ];
     arguments.extend(guest.dirty_log.words());
     arguments.extend(guest.working_set.map(|Size(bytes)| format!("--working-set={bytes}")));

@@ -75,8 +75,14 @@ pub(crate) fn progress(event: &Event) {
                 waiting(round)
             );
         }
-        Event::Throttled { percent: 0 } => errln!("  guest at full speed again"),
-        Event::Throttled { percent } => {
+        Event::Throttled { percent: 0, .. } => errln!("  guest at full speed again"),
+        Event::Throttled { percent, write_limit_mbps: Some(mbps) } => {
+            errln!(
+                "  rounds do not get smaller: guest's writes limited to {mbps:.1} MB/s, {percent} % less than at \
+                 full speed"
+            );
+        }
+        Event::Throttled { percent, write_limit_mbps: None } => {
             errln!("  rounds do not get smaller: guest slowed by {percent} %");
         }
         Event::CourseChosen { taken, not_taken } => {

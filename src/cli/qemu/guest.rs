@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use sterna::convergence::SwitchCost;
 use sterna::dirty::DirtyLog;
-use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest};
+use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest, WriteQuota};
 use sterna::memory::GuestRam;
 use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
@@ -193,6 +193,10 @@ impl SourceGuest for QemuGuest {
         self.source.throttle(percent).map_err(GuestError::new)
     }
 
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
+    }
+
     fn pause(&self) -> Result<(), GuestError> {
         let since = self.source.pause().map_err(GuestError::new)?;
         let cost = &mut *self.cost();
@@ -307,6 +311,7 @@ impl HeldGuest for QemuGuest {
             heartbeat_regressions: 0,
             passes: 0,
             throttle_percent: self.throttle_percent(),
+            write_limit_pages_per_second: None,
         }
     }
 

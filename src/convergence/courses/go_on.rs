@@ -11,6 +11,9 @@ impl Course for GoOn {
         let (percent, step) = (ahead.throttle_percent, Decision::AnotherRound);
         let what = match percent {
             0 => "more rounds".to_owned(),
+            _ if ahead.write_shares.is_some() => {
+                format!("more rounds with the guest's writes slowed by {percent} %")
+            }
             _ => format!("more rounds with the guest slowed by {percent} %"),
         };
         let end = ahead.best(percent, 1, ahead.bounds.downtime);

@@ -1,4 +1,5 @@
-//! To slow the guest, or to slow it by another percentage.
+//! To slow the guest, or to slow it by another percentage: all of its vCPUs, or only the writes of those that
+//! write most.
 
 use crate::convergence::course::{Course, Offer};
 use crate::convergence::next::Decision;
@@ -19,7 +20,13 @@ impl Course for Throttle {
                 Offer { what, step: Decision::Throttle(0), end: Some(end), closed: None }
             }
             Some((percent, end)) => {
-                let what = format!("to slow the guest by {percent} %");
+                let what = match &ahead.write_shares {
+                    Some(_) => format!(
+                        "to limit the guest's writes to {:.1} MB/s, {percent} % less than at full speed",
+                        ahead.write_limit(percent) / 1e6
+                    ),
+                    None => format!("to slow the guest by {percent} %"),
+                };
                 Offer { what, step: Decision::Throttle(percent), end: Some(end), closed: None }
             }
             None => {

@@ -156,6 +156,27 @@ impl DirtyRings {
         Ok(count)
     }
 
+    /// Collects those rings that are filling: before the kernel writes over their entries, and before a vCPU
+    /// is far above its quota. The others are left as they are, because a page that was collected costs the
+    /// guest an exit when it is written again. Returns whether writes are tracked.
+    ///
+    /// # Errors
+    /// Those of [`collect`](Self::collect).
+    pub(crate) fn collect_filling(&self) -> io::Result<bool> {
+        if !self.watched.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let uncounted_max = self.quota.uncounted_max();
+        let mut all = self.lock();
+        for index in 0..all.rings.len() {
+            let fills = all.rings[index].len / FILLING;
+            if all.rings[index].lists(uncounted_max.map_or(fills, |most| most.min(fills))) {
+                self.collect_from(&mut all, index)?;
+            }
+        }
+        Ok(true)
+    }
+
     /// How often a vCPU had to leave the guest so far because its ring was full.
     #[must_use]
     pub fn times_full(&self) -> u64 {
@@ -276,6 +297,9 @@ impl DirtyRings {
     }
 }
 
+/// A ring that is filled to one part in so many is collected.
+const FILLING: usize = 8;
+
 /// How many resets in a row may return no entry before `collect` gives up: a signal may interrupt each.
 const RESET_TRIES: u32 = 10;
 
@@ -337,6 +361,12 @@ impl Ring {
         // SAFETY: the mapping has this many entries and lives as long as `self`. Any bits are a valid entry.
         // The kernel writes entries too, so each field is atomic.
         unsafe { slice::from_raw_parts(self.entries.as_ptr(), self.len) }
+    }
+
+    /// Whether the kernel has listed so many entries that were not taken.
+    fn lists(&self, entries: usize) -> bool {
+        let last = (self.next + entries.saturating_sub(1)) % self.len;
+        self.entries()[last].flags.load(Ordering::Acquire) & (DIRTY | TO_BE_RESET) == DIRTY
     }
 
     /// Takes the dirty entries, at most the whole ring, as slots and pages; returns how many the kernel is to

@@ -231,7 +231,7 @@ impl Heard {
     fn throttled(&self) -> u8 {
         let events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let percents = events.iter().filter_map(|event| match event {
-            Event::Throttled { percent } => Some(*percent),
+            Event::Throttled { percent, .. } => Some(*percent),
             _ => None,
         });
         percents.max().unwrap_or(0)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use sterna::dirty::{CaughtUp, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, SoftwareLog};
 use sterna::guest::{
-    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest,
+    DestinationGuest, Guest, GuestError, GuestHost, Heartbeat, Proposal, RunOutcome, SourceGuest, WriteQuota,
 };
 use sterna::memory::{GuestRam, PAGE_BYTES};
 use sterna::saved_state::{StateReader, StateWriter};
@@ -158,6 +158,10 @@ impl SourceGuest for BenchGuest {
             writer.shared.throttle_percent.store(percent.min(99), Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    fn write_quota(&self) -> Option<&dyn WriteQuota> {
+        None
     }
 
     fn pause(&self) -> Result<(), GuestError> {
