@@ -34,5 +34,6 @@ pub mod source;
 pub mod stream;
 mod text;
 pub mod tracker;
+mod write_quota;
 
 pub use page::Marks;

@@ -18,6 +18,9 @@ pub(crate) struct Note {
     pub(crate) shall_run: bool,
     /// The operator's settings.
     pub(crate) restore: Restore,
+    /// Sterna limits the vCPUs' writes, which the operator does not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) limits_writes: bool,
 }
 
 impl Note {
@@ -99,6 +102,11 @@ impl Note {
     }
 
     fn put_settings_back(&mut self, monitor: &Monitor) {
+        if std::mem::take(&mut self.limits_writes)
+            && let Err(error) = monitor.cancel_dirty_limit()
+        {
+            tracing::warn!("the guest's writes may stay limited: {error}");
+        }
         if let Err(error) = self.restore.put_back(monitor) {
             tracing::warn!("the settings of QEMU's migration are not those of before: {error}");
         }

@@ -10,6 +10,7 @@
 //! | [`stop`](SourceQemu::stop) | gives the migration up, unless the guest was saved | as before |
 //! | [`quit`](SourceQemu::quit) | ends | gone |
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,6 +26,7 @@ use crate::note::Note;
 use crate::settle::{ENDS_WITHIN, Owner, Settled, cancel, settle};
 use crate::stream::Blob;
 use crate::tracker::{Failed, Milestone, Naming, Tracker};
+use crate::write_quota::{self, WriteQuota};
 
 /// A QEMU whose guest is to leave.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ struct Attempt {
     _news: News,
     /// The guest is saved, or is being saved: another host may get it.
     saved: AtomicBool,
+    /// The vCPUs' writes, if QEMU limits them.
+    quota: Option<WriteQuota>,
 }
 
 /// What a QEMU has saved.
@@ -105,7 +109,8 @@ impl SourceQemu {
         let mut note = Note { guest: self.guest.clone(), shall_run, ..Note::default() };
         match self.start_with(&mut note) {
             Ok((tracker, drain, news)) => {
-                let attempt = Attempt { tracker, drain, _news: news, saved: AtomicBool::new(false) };
+                let quota = note.limits_writes.then(WriteQuota::default);
+                let attempt = Attempt { tracker, drain, _news: news, saved: AtomicBool::new(false), quota };
                 *self.attempt() = Some(Arc::new(attempt));
                 Ok(())
             }
@@ -131,8 +136,15 @@ impl SourceQemu {
             (Parameter::MultifdChannels, channels),
         ];
         note.restore.set_parameters(monitor, &parameters, &[&fixed[..], &throttling(0)].concat())?;
+        note.limits_writes = write_quota::is_free(monitor)?;
         // Before QEMU can pause the guest.
         note.leave(monitor)?;
+        if note.limits_writes {
+            // QEMU counts what each vCPU writes only under a limit.
+            note.limits_writes = write_quota::limit(monitor, None)
+                .inspect_err(|error| tracing::warn!("the guest's writes cannot be limited: {error}"))
+                .is_ok();
+        }
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));
         let follow = |error| QemuError::Socket { what: "follow QEMU's events", error };
         let news = News::follow(monitor.clone(), Arc::clone(&tracker), note.shall_run).map_err(follow)?;
@@ -202,6 +214,30 @@ impl SourceQemu {
         slowed.ok_or(QemuError::Throttle { percent })
     }
 
+    /// Whether QEMU can limit the writes of each vCPU.
+    #[must_use]
+    pub fn limits_writes(&self) -> bool {
+        self.attempt().as_ref().is_some_and(|attempt| attempt.quota.is_some())
+    }
+
+    /// Limits the pages that each vCPU writes in a second, or ends the limit.
+    ///
+    /// # Errors
+    /// [`QemuError`]; the migration can go on.
+    pub fn limit_writes(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), QemuError> {
+        Ok(write_quota::limit(&self.monitor, pages_per_second)?)
+    }
+
+    /// How many pages each vCPU has written since the first call, as far as QEMU says.
+    ///
+    /// # Errors
+    /// [`QemuError`].
+    pub fn writes(&self) -> Result<Vec<u64>, QemuError> {
+        let attempt = self.present()?;
+        let quota = attempt.quota.as_ref().ok_or(QemuError::NotMigrating)?;
+        Ok(quota.pages(&self.monitor)?)
+    }
+
     /// Has QEMU pause the guest, if it has not done that by itself; returns since when it is paused. No page
     /// is named until [`save`](Self::save).
     ///
@@ -209,6 +245,10 @@ impl SourceQemu {
     /// [`QemuError`]; the guest may be paused or not.
     pub fn pause(&self) -> Result<Instant, QemuError> {
         let attempt = self.present()?;
+        if attempt.quota.is_some() {
+            // A guest that moves needs it no more, and one that stays gets its time back.
+            self.monitor.cancel_dirty_limit()?;
+        }
         self.monitor.set_parameters([(Parameter::DowntimeLimit, DOWNTIME_MAX_MS)])?;
         attempt.tracker.open();
         self.await_milestone(&attempt, Milestone::Paused, PAUSES_WITHIN)?;

@@ -128,6 +128,17 @@ fn a_guest_that_was_saved_and_not_given_away_runs_on_with_the_operators_settings
 }
 
 #[test]
+fn a_limit_of_the_guests_writes_ends_whatever_becomes_of_sterna() {
+    for (run, migration) in [("running", "active"), ("postmigrate", "completed")] {
+        let mut note = note(true);
+        note.as_mut().unwrap()["limits_writes"] = json!(true);
+        let (settled, done) = case(run, migration, note).settles(Owner::ThisHost);
+        assert_eq!(settled.unwrap(), Settled::Running, "{migration}");
+        assert!(done.iter().any(|command| command == "cancel-vcpu-dirty-limit"), "{done:?}");
+    }
+}
+
+#[test]
 fn a_migration_under_way_is_cancelled_in_each_of_its_stages() {
     for (run, migration) in [
         ("running", "setup"),

@@ -3,6 +3,7 @@
 mod accelerator;
 mod capabilities;
 mod devices;
+mod dirty_limit;
 mod dirty_rate;
 mod machine;
 mod memory;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 pub use self::accelerator::Accelerator;
 pub use self::capabilities::Capabilities;
 pub use self::devices::Child;
+pub use self::dirty_limit::DirtyLimit;
 pub use self::dirty_rate::{DirtyRate, DirtyRateMode, shortest_interval};
 pub use self::machine::Version;
 pub use self::memory::{MemoryBackend, MemorySize, RamBlock};

@@ -1,6 +1,7 @@
 //! A guest of stock QEMU.
 
 use std::fmt::Display;
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use sterna::convergence::SwitchCost;
 use sterna::dirty::DirtyLog;
-use sterna::guest::{DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest, WriteQuota};
+use sterna::guest::{
+    DestinationGuest, Guest, GuestError, Heartbeat, RunOutcome, SourceGuest, VcpuWrites, WriteQuota,
+};
 use sterna::memory::GuestRam;
 use sterna::sampling::SamplingError;
 use sterna::saved_state::{StateReader, StateWriter};
@@ -194,7 +197,7 @@ impl SourceGuest for QemuGuest {
     }
 
     fn write_quota(&self) -> Option<&dyn WriteQuota> {
-        None
+        self.source.limits_writes().then_some(self)
     }
 
     fn pause(&self) -> Result<(), GuestError> {
@@ -223,6 +226,18 @@ impl SourceGuest for QemuGuest {
             Err(error) if error.is_unknown() => Ok(RunOutcome::Unknown { reason: error.to_string() }),
             Err(error) => Err(GuestError::new(error)),
         }
+    }
+}
+
+impl WriteQuota for QemuGuest {
+    fn writes(&self) -> Result<Vec<VcpuWrites>, GuestError> {
+        let pages = self.source.writes().map_err(GuestError::new)?;
+        // How long QEMU has a vCPU stand still is not among its answers.
+        Ok(pages.into_iter().map(|pages| VcpuWrites { pages, stood_still: None }).collect())
+    }
+
+    fn limit(&self, pages_per_second: Option<NonZeroU64>) -> Result<(), GuestError> {
+        self.source.limit_writes(pages_per_second).map_err(GuestError::new)
     }
 }
 

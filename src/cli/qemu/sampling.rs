@@ -19,7 +19,7 @@ pub(super) fn sample(
 ) -> Result<Samples, GuestError> {
     let ram = shared_ram(monitor).map_err(GuestError::new)?;
     let mode = match accelerator {
-        Accelerator::Kvm if has_rings(monitor)? => DirtyRateMode::DirtyRing,
+        Accelerator::Kvm if monitor.has_rings().map_err(GuestError::new)? => DirtyRateMode::DirtyRing,
         Accelerator::Kvm => DirtyRateMode::DirtyBitmap,
         Accelerator::Tcg if ram.iter().all(|ram| ram.block.len_bytes < SAMPLED_FROM) => {
             return Err(GuestError::new(UNMEASURED));
@@ -55,12 +55,6 @@ pub(super) fn sample(
         _ => "counted by QEMU",
     };
     Ok(Samples { note: Some(note.into()), ..sampled.into() })
-}
-
-/// Whether KVM records writes in rings.
-fn has_rings(monitor: &Monitor) -> Result<bool, GuestError> {
-    let size: Option<u64> = monitor.qom_find("/machine/accel", "dirty-ring-size").map_err(GuestError::new)?;
-    Ok(size.is_some_and(|entries| entries > 0))
 }
 
 /// How much of the files behind RAM is allocated.
