@@ -338,27 +338,6 @@ impl History {
         (!self.cannot_look).then(|| &self.looks[since.map_or(0, |index| index + 1)..])
     }
 
-    /// How much of the guest's time the migration has taken so far, as far as that was measured.
-    #[must_use]
-    pub fn lost(&self) -> Lost {
-        self.rounds.iter().map(Round::lost).fold(Lost::default(), |sum, lost| Lost {
-            downtime: Duration::ZERO,
-            throttling: sum.throttling + lost.throttling,
-            tracking: sum.tracking + lost.tracking,
-        })
-    }
-
-    /// The share of the guest's time that recording its writes takes, by the latest rounds; `None` without
-    /// heartbeats.
-    #[must_use]
-    pub fn tracking_share(&self) -> Option<f64> {
-        let measured = self.rounds.iter().rev().filter_map(|round| Some((round.tracking?, round.duration)));
-        let (lost, time) = measured
-            .take(3)
-            .fold((Duration::ZERO, Duration::ZERO), |sum, (lost, time)| (sum.0 + lost, sum.1 + time));
-        (!time.is_zero()).then(|| lost.as_secs_f64() / time.as_secs_f64())
-    }
-
     /// How long the rounds since the last measure took that did not bring the switch nearer.
     #[must_use]
     pub(super) fn stuck_for(&self) -> Duration {

@@ -13,6 +13,7 @@
 //! | `named` | what rounds show of a guest whose VMM names pages |
 //! | `write_shares` | how its writes are spread over its vCPUs: [`WriteShares`] |
 //! | `lost` | what a migration takes from the guest: [`Lost`], by cause |
+//! | `lost_so_far` | the same of the rounds so far |
 //! | `outlook` | rounds as they would go on: [`Outlook`] |
 //! | `course`, `courses` | the ways on from a round and what each costs: [`Course`], [`Offer`] |
 //! | `auto` | the choice among the courses |
@@ -33,6 +34,7 @@ mod forecast;
 mod history;
 mod limits;
 mod lost;
+mod lost_so_far;
 mod named;
 mod next;
 mod outlook;
