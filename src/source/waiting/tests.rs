@@ -122,7 +122,7 @@ fn the_share_of_pages_that_are_written_in_each_round_is_counted_by_the_smaller_o
         let bounds = WaitingBounds { pages_max: 0, pages_per_second: PAGES_PER_SECOND };
         model.waiting.round_ended(&model.dirty, Duration::from_millis(1), bounds)
     };
-    let shares = [0..100, 10..110, 20..40, 10..110, 150..200, 0..0].map(|written| share(written));
+    let shares = [0..100, 10..110, 20..40, 10..110, 150..200, 0..0].map(&mut share);
     assert_eq!(shares, [None, Some(90), Some(100), Some(100), Some(0), None]);
 }
 
