@@ -22,11 +22,12 @@ use options::{names_one, options_in};
 use prose::Prose;
 
 /// The roots of the crates in which files are looked at.
-const CRATES: [&str; 8] = [
+const CRATES: [&str; 9] = [
     "src/lib.rs",
     "src/main.rs",
     "bitmap/src/lib.rs",
     "rdma/src/lib.rs",
+    "trust/src/lib.rs",
     "qemu/src/lib.rs",
     "vmm/src/lib.rs",
     "bench/src/lib.rs",
