@@ -47,6 +47,7 @@
 //! | [`memory`] | guest RAM as the engine accesses it: regions, page runs, holes |
 //! | [`dirty`] | which pages changed: the KVM log, the software bitmap, stripes |
 //! | [`transport`] | how pages travel: RDMA, TCP |
+//! | [`trust`] | a host's key, the hosts that it trusts, how connections are protected |
 //! | [`control`], [`wire`] | the control connection, and the protocol's messages |
 //! | [`convergence`] | when to switch, and what to do when the rounds do not get smaller |
 //! | [`saved_state`] | the saved state of vCPUs and devices in transit |
@@ -119,6 +120,7 @@ pub mod session;
 pub mod source;
 pub mod state;
 pub mod transport;
+pub mod trust;
 #[cfg(not(feature = "unstable"))]
 mod verify;
 #[cfg(feature = "unstable")]

@@ -16,6 +16,7 @@ use sterna::saved_state::StateWriter;
 use sterna::state::HostState;
 use sterna::transport::rdma::{RdmaPath, RdmaProvider};
 use sterna::transport::{Lane, Source, Transport, TransportError, TransportProvider};
+use sterna::trust::Security;
 use sterna::wire::{AttemptId, Final, Hello, LaneOffer, Message, StateFrame};
 use sterna_rdma::CompletionStatus;
 use vm_memory::{Bytes, GuestAddress};
@@ -42,6 +43,7 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
     };
     let receiver =
         Receiver::bind((address, 0).into(), HostState::lost_with_this_process()).expect("a free port");
+    let receiver = receiver.protected_by(Security::insecure());
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let host = TestHost::default();
     let guest = TestGuest::started();
@@ -79,7 +81,7 @@ fn a_source_that_writes_on_cannot_change_a_byte_of_the_guest_that_runs_at_the_de
 /// and GO; returns the lanes once the guest runs at the destination.
 fn hand_over(guest: &TestGuest, to: &str) -> (Box<dyn Transport>, Vec<Written>) {
     let ram = guest.ram().expect("it has RAM");
-    let mut control = ControlChannel::connect(to).expect("the destination listens");
+    let mut control = ControlChannel::connect(to, &Security::insecure()).expect("the destination listens");
     let source = Source { control: &control, ram: &ram, lanes: Some(LANES), by_name: true };
     let offer = RdmaProvider::default().offer(&source).expect("there is a device");
     let body = offer.body().expect("it is bounded");

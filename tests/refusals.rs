@@ -16,7 +16,7 @@ use std::thread;
 use common::{BUSY, ENDLESS, Host, Process, in_a_lab, moves_away_from, runs_on};
 use sterna::host::{self, KvmAccess};
 use sterna::transport::rdma::RdmaPath;
-use sterna::wire::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
+use sterna::wire::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Protection, Role};
 
 /// Asserts that the guest of `source` cannot move to `to` for the given reasons, runs on meanwhile, and can
 /// move afterwards.
@@ -98,9 +98,11 @@ fn a_peer_that_hangs_up() {
 fn a_peer_of_another_protocol_version() {
     let source = Host::new();
     let running = source.run("tern", &[]);
-    let mut preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
+    let mut preamble = Preamble { role: Role::Control, protection: Protection::Plain }.encode();
     // The version follows the eight bytes that identify Sterna, in every version.
-    preamble[8..10].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
+    for at in [8, 12] {
+        preamble[at..at + 2].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
+    }
     let theirs = format!("the peer speaks protocol version {}", PROTOCOL_VERSION + 1);
     let reasons = [&theirs, "run the same version of sterna on both hosts"];
     is_refused(&source, running, listener_that_answers(preamble.to_vec()), &[], &reasons);
@@ -111,8 +113,10 @@ fn a_stranger_at_the_destination_ends_no_wait() {
     let (source, destination) = (Host::new(), Host::new());
     let running = source.run("tern", &[]);
     let mut receiving = destination.receive(&["--once"]);
-    let mut preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
-    preamble[8..10].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
+    let mut preamble = Preamble { role: Role::Control, protection: Protection::Plain }.encode();
+    for at in [8, 12] {
+        preamble[at..at + 2].copy_from_slice(&(PROTOCOL_VERSION + 1).to_le_bytes());
+    }
     for stranger in [preamble, [b'?'; PREAMBLE_LEN]] {
         let mut stream = TcpStream::connect(receiving.address).expect("it listens");
         stream.write_all(&stranger).expect("it reads");
@@ -122,7 +126,9 @@ fn a_stranger_at_the_destination_ends_no_wait() {
     }
     // One peer that sends a preamble and nothing more, and one that sends nothing and stays connected.
     let mut speechless = TcpStream::connect(receiving.address).expect("it listens");
-    speechless.write_all(&Preamble { role: Role::Control, token: Token::NONE }.encode()).expect("it reads");
+    speechless
+        .write_all(&Preamble { role: Role::Control, protection: Protection::Plain }.encode())
+        .expect("it reads");
     drop(speechless);
     let _silent = TcpStream::connect(receiving.address).expect("it listens");
     receiving.process.says("was turned away");

@@ -17,6 +17,7 @@ use super::exit::Exit;
 use super::output::{self, outln};
 use super::protocol::Failure;
 use super::qemu::{Fate, QemuGuest};
+use super::security::TrustArgs;
 use super::server::Server;
 use super::socket::{self, Listener};
 use super::state::StateArgs;
@@ -36,6 +37,8 @@ pub(crate) struct AdoptArgs {
     keep_source: bool,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// Adopt a guest although one of this name was given to another host: your word that this is another
     /// guest. It replaces this host's records of the name
     #[arg(long)]
@@ -82,13 +85,17 @@ pub(crate) fn run(args: &AdoptArgs) -> ExitCode {
 }
 
 /// The doubt about a guest that a process of this host gave away before it died.
-fn in_doubt(state: &HostState, args: &AdoptArgs) -> Result<Option<(GuestClaim, Doubt)>, OpenError> {
-    let last = state.look(&args.name)?.and_then(|sighting| sighting.journal.last().cloned());
+fn in_doubt(state: &HostState, args: &AdoptArgs) -> Result<Option<(GuestClaim, Doubt)>, String> {
+    let failed = |error: OpenError| error.to_string();
+    let last = state.look(&args.name).map_err(|error| failed(error.into()))?;
+    let last = last.and_then(|sighting| sighting.journal.last().cloned());
     if args.new || last.is_none_or(|last| last.mark != RecordKind::Committed) {
         return Ok(None);
     }
-    let claim = state.claim(&args.name)?;
-    let doubt = Doubt::of(&claim, args.lock.as_ref().map(Lock::at))?;
+    args.trust.warn();
+    let claim = state.claim(&args.name).map_err(|error| failed(error.into()))?;
+    let arbiters = (args.trust.security()?, args.lock.as_ref().map(Lock::at));
+    let doubt = Doubt::of(&claim, arbiters).map_err(failed)?;
     Ok(doubt.map(|doubt| (claim, doubt)))
 }
 

@@ -10,6 +10,31 @@ pub(crate) fn hint(code: &str) -> Option<&'static str> {
 const HINTS: &[(&str, &str)] = &[
     ("connection.connect", "start `sterna receive` on that host, and let the port through its firewall"),
     ("connection.resolve", "see whether the name is right: `getent ahosts NAME`"),
+    (
+        "connection.keys-needed",
+        "leave `--insecure` out, and let the hosts trust each other: `sterna trust show` and `sterna trust add` on each",
+    ),
+    (
+        "connection.key-not-trusted",
+        "`sterna trust add NAME FINGERPRINT` on this host, if it is the right key",
+    ),
+    (
+        "connection.key-not-trusted-there",
+        "`sterna trust add NAME FINGERPRINT` on that host, with this host's key",
+    ),
+    ("connection.not-allowed", "`sterna trust add` that host again with a `--may` that includes it"),
+    (
+        "connection.other-host",
+        "see whether the address is still that host's; a new key of it is added under its old name",
+    ),
+    (
+        "connection.tls-missing",
+        "start the other side without `--insecure`, or both with it; `sterna trust help` says how hosts trust each other",
+    ),
+    (
+        "connection.tls-required",
+        "leave `--insecure` out; `sterna trust help` says how hosts trust each other",
+    ),
     ("dirty-log.rings", "run the guest without `--dirty-log ring`"),
     (
         "migration.not-converging",
@@ -25,6 +50,11 @@ const HINTS: &[(&str, &str)] = &[
     ("refused.lock-missing", "start `sterna receive` there with `--lock FILE`, the file of the source"),
     ("refused.lock-unknown", "start `sterna receive` there without `--lock`, or run the guest with it"),
     ("refused.memory", "free memory at the destination, or choose another host"),
+    ("refused.not-allowed", "`sterna trust add` this host again there, with a `--may` that includes it"),
+    (
+        "refused.other-host",
+        "ask from the host that began it; a new key of that host is added there under its old name",
+    ),
     ("refused.name-taken", "stop that guest, or give this one another name there: `sterna receive --name`"),
     ("refused.only-guests", "start `sterna receive --into PATH` there to receive a file"),
     ("refused.only-images", "start `sterna receive` there without `--into` to receive a guest"),
@@ -74,6 +104,7 @@ mod tests {
         let command = Sterna::command();
         let options: BTreeSet<_> = command
             .get_subcommands()
+            .flat_map(|command| std::iter::once(command).chain(command.get_subcommands()))
             .flat_map(clap::Command::get_arguments)
             .filter_map(|argument| argument.get_long().map(|long| format!("--{long}")))
             .collect();

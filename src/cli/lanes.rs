@@ -6,6 +6,7 @@ use sterna::transport::Transports;
 use sterna::transport::rdma::{RdmaProvider, RdmaTuning};
 use sterna::transport::tcp::TcpProvider;
 
+use super::security::SecurityArgs;
 use super::size::Size;
 
 /// The transport, the number of lanes, and their parameters.
@@ -37,10 +38,19 @@ pub(crate) struct LaneArgs {
 }
 
 impl LaneArgs {
+    /// Fails if pages must be encrypted and the transport does not encrypt.
+    pub(crate) fn check(&self, security: &SecurityArgs) -> Result<(), String> {
+        if security.pages_too() && self.transport == Transport::Rdma {
+            return Err("--encrypt required goes with TCP alone: RDMA does not encrypt".into());
+        }
+        Ok(())
+    }
+
     /// The transports to try, in this order.
-    pub(crate) fn transports(&self) -> Transports {
+    pub(crate) fn transports(&self, security: &SecurityArgs) -> Transports {
         let rdma = RdmaProvider::new(self.tuning());
         match self.transport {
+            Transport::Auto if security.pages_too() => TcpProvider.into(),
             Transport::Auto => Transports::from(rdma).then(TcpProvider),
             Transport::Tcp => TcpProvider.into(),
             Transport::Rdma => rdma.into(),

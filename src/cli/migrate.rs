@@ -17,6 +17,7 @@ use super::limits::{self, LimitArgs};
 use super::output::{self, errln, outln};
 use super::port::with_port;
 use super::protocol::{Answer, Failure, Move, Request};
+use super::security::SecurityArgs;
 use super::size::Size;
 use super::socket::{self, Client, SocketError, ask};
 
@@ -30,11 +31,11 @@ pub(crate) struct MigrateArgs {
     to: Option<String>,
     /// Change a limit of a running migration, by the name of its option; may be given more than once, but
     /// with no other option than --json
-    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "state_max", "LaneArgs", "LimitArgs"])]
+    #[arg(long, value_name = "LIMIT=VALUE", conflicts_with_all = ["to", "verify", "state_max", "LaneArgs", "trust_dir", "insecure", "encrypt", "LimitArgs"])]
     set: Vec<String>,
     /// Show the progress of a running migration, and exit as the command that began it. Ctrl-C ends only the
     /// watching
-    #[arg(long, conflicts_with_all = ["to", "set", "verify", "LaneArgs", "LimitArgs"])]
+    #[arg(long, conflicts_with_all = ["to", "set", "verify", "LaneArgs", "trust_dir", "insecure", "encrypt", "LimitArgs"])]
     watch: bool,
     #[command(flatten)]
     how: MoveArgs,
@@ -51,6 +52,8 @@ pub(crate) struct MigrateArgs {
 pub(crate) struct MoveArgs {
     #[command(flatten)]
     pub(crate) lanes: LaneArgs,
+    #[command(flatten)]
+    pub(crate) security: SecurityArgs,
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     /// Send at most this much state of vCPUs and devices, during which the guest is paused [default: 1G]
@@ -80,21 +83,27 @@ impl From<VerifyChoice> for Verify {
 }
 
 impl MoveArgs {
-    pub(crate) fn request(&self, to: String, verify: VerifyChoice) -> Move {
-        Move {
+    pub(crate) fn request(&self, to: String, verify: VerifyChoice) -> Result<Move, String> {
+        self.lanes.check(&self.security)?;
+        Ok(Move {
             to,
             lanes: self.lanes.clone(),
+            security: self.security.resolved()?,
             limits: self.limits.clone(),
             state_max_bytes: self.state_max.map(|size| size.0),
             verify: verify.into(),
-        }
+        })
     }
 }
 
 pub(crate) fn run(args: &MigrateArgs) -> ExitCode {
     let (result, signal) = match &args.to {
         Some(to) => {
-            let request = args.how.request(with_port(to), args.verify);
+            args.how.security.trust.warn();
+            let request = match args.how.request(with_port(to), args.verify) {
+                Ok(request) => request,
+                Err(error) => return output::error(Exit::Usage, error),
+            };
             let signal = cancel_on_signal(&args.name);
             (move_guest(&args.name, request, &mut output::progress), signal)
         }
@@ -223,6 +232,7 @@ mod tests {
                 "transport" => "=tcp",
                 "if-stuck" => "=stop",
                 "verify" => "=full",
+                "encrypt" => "=control",
                 _ => value,
             };
             let words =

@@ -9,6 +9,7 @@
 //! | `dirty_rate` | samples a guest's writes, and predicts how it would move |
 //! | `send` | moves a file to a `receive` that waits for one |
 //! | `demo` | everything at once: two processes, a guest, a migration, and its result |
+//! | `trust`, `security` | this host's key and the hosts that it trusts; options of all connections |
 //! | `check`, `soft_roce` | this machine's abilities, and a soft-RoCE device where RDMA is missing |
 //! | `machine`, `qemu` | the adapters from `sterna-vmm` and `sterna-qemu` to the engine's `Guest` |
 //! | `ended` | how the holding of a guest ended |
@@ -48,6 +49,7 @@ mod qemu;
 mod receive;
 mod recover;
 mod run;
+mod security;
 mod send;
 mod server;
 mod signals;
@@ -55,6 +57,7 @@ mod size;
 mod socket;
 mod soft_roce;
 mod state;
+mod trust;
 mod vm_process;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -96,6 +99,8 @@ enum Command {
     Send(send::SendArgs),
     /// Show a migration: two processes on this machine, and a guest that moves from one to the other
     Demo(demo::DemoArgs),
+    /// Show this host's key, and change which hosts it trusts
+    Trust(trust::TrustCommand),
     /// Check whether this machine can migrate guests, and name a remedy for each problem
     Check(check::CheckArgs),
     /// Make or remove a soft-RoCE device: RDMA on an ordinary network interface
@@ -150,6 +155,7 @@ impl Command {
             Command::DirtyRate(args) => dirty_rate::run(args),
             Command::Send(args) => send::run(args),
             Command::Demo(args) => demo::run(args),
+            Command::Trust(args) => trust::run(args),
             Command::Check(args) => check::run(args),
             Command::SoftRoce(args) => soft_roce::run(args),
         }

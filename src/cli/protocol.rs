@@ -13,6 +13,7 @@ use sterna::source::{LimitsHandle, Options};
 use super::exit::Exit;
 use super::lanes::LaneArgs;
 use super::limits::LimitArgs;
+use super::security::SecurityArgs;
 
 /// A request to the holder of a guest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub(crate) enum Request {
 pub(crate) struct Move {
     pub(crate) to: String,
     pub(crate) lanes: LaneArgs,
+    #[serde(default)]
+    pub(crate) security: SecurityArgs,
     pub(crate) limits: LimitArgs,
     pub(crate) state_max_bytes: Option<u64>,
     pub(crate) verify: Verify,
@@ -82,6 +85,9 @@ pub(crate) struct Status {
     pub(crate) migrating: bool,
     /// The guest was given away, and its fate is unknown.
     pub(crate) in_doubt: bool,
+    /// The guest is migrating without TLS.
+    #[serde(default)]
+    pub(crate) insecure: bool,
 }
 
 /// What a VMM reports on its guest.
@@ -161,17 +167,19 @@ pub(crate) struct Failure {
 }
 
 impl Move {
-    pub(crate) fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Result<Options, String> {
         let mut limits = Limits::default();
         self.limits.apply_to(&mut limits);
-        Options {
-            transports: self.lanes.transports(),
+        self.lanes.check(&self.security)?;
+        Ok(Options {
+            transports: self.lanes.transports(&self.security),
             lanes: self.lanes.lanes,
+            security: self.security.security()?,
             limits: LimitsHandle::new(limits),
             state_max_bytes: self.state_max_bytes,
             verify: self.verify,
             ..Options::default()
-        }
+        })
     }
 }
 
@@ -221,7 +229,8 @@ mod tests {
         r#"{"do":"migrate","to":"host-b:7837","lanes":{"transport":"auto","lanes":4,"pin_limit":null,
             "rdma_write":1048576,"rdma_list":128,"rdma_signal":256,"rdma_window":16777216},"limits":{
             "downtime_limit":300,"downtime_max":1500,"bandwidth_limit":0,"max_rounds":100,"timeout":0,
-            "throttle_max":99,"if_stuck":"throttle,abort"},"state_max_bytes":null,"verify":"off"}"#,
+            "throttle_max":99,"if_stuck":"throttle,abort"},"state_max_bytes":null,"verify":"off","security":{
+            "trust_dir":"/etc/sterna","insecure":false,"encrypt":"required"}}"#,
         r#"{"do":"set-limits","downtime_limit":300,"max_rounds":null,"timeout":5}"#,
         r#"{"do":"dirty-rate","longest_ms":2000}"#,
         r#"{"do":"recover","resume_source":true,"run_destination":false}"#,

@@ -16,6 +16,7 @@ use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::{RdmaProvider, RdmaTuning};
 use sterna::transport::tcp::TcpProvider;
+use sterna::trust::Security;
 
 use super::dirty_log::DirtyLogArgs;
 use super::exit::Exit;
@@ -24,6 +25,7 @@ use super::machine::MachineHost;
 use super::output::{self, errln, outln};
 use super::port::DEFAULT_PORT;
 use super::qemu::{Fate, QemuHost, StartCommand, WaitingQemu};
+use super::security::SecurityArgs;
 use super::signals;
 use super::size::Size;
 use super::socket;
@@ -33,7 +35,7 @@ use super::vm_process::{StdinArgs, hold};
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("of_qemu").args(["qmp", "start"])))]
 pub(crate) struct ReceiveArgs {
-    /// Address to listen on. Every host that reaches it may send a guest, so choose a trusted network
+    /// Address to listen on. Hosts that this host trusts may send guests to it (`sterna trust`)
     #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
     listen: IpAddr,
     /// Port to listen on; 0 picks a free one
@@ -80,6 +82,8 @@ pub(crate) struct ReceiveArgs {
     takeover_timeout: u64,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    security: SecurityArgs,
     /// Accept only a guest that runs with this lock at its source, a file on storage that the hosts share,
     /// and run it with the lock
     #[arg(long, value_name = "FILE", conflicts_with = "into")]
@@ -108,7 +112,7 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
     };
     RdmaProvider::load_ahead();
     let options = Options {
-        transports: transports(args.pin_limit),
+        transports: args.transports(),
         state_max_bytes: args.state_max.map(|size| size.0),
         takeover_timeout: Duration::from_secs(args.takeover_timeout),
         lock: args.lock.as_ref().map(Lock::at),
@@ -118,12 +122,17 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         Ok(qemu) => qemu,
         Err(error) => return output::error(Exit::Refused, error),
     };
+    let security = match args.security() {
+        Ok(security) => security,
+        Err(error) => return output::error(Exit::Refused, error),
+    };
     let (listener, address) = match listen(SocketAddr::from((args.listen, args.port))) {
         Ok(listening) => listening,
         Err(error) => return output::coded(Exit::Refused, error.code(), error),
     };
     if args.json {
-        outln!("{}", serde_json::json!({ "event": "listening", "address": address }));
+        let insecure = security.is_insecure();
+        outln!("{}", serde_json::json!({ "event": "listening", "address": address, "insecure": insecure }));
     } else {
         let what = match (&store, &qemu) {
             (Some(_), _) => "file",
@@ -133,10 +142,10 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
         outln!("listening at {address} for a {what}");
     }
     if let Some(store) = store {
-        let receiver = image::Receiver::from_listener(listener, transports(args.pin_limit));
+        let receiver = image::Receiver::from_listener(listener, args.transports()).protected_by(security);
         return receive_file(&receiver, &store, args);
     }
-    let receiver = Receiver::from_listener(listener, state);
+    let receiver = Receiver::from_listener(listener, state).protected_by(security);
     match qemu {
         Some(host) => receive_guest(receiver, &host, &options, args),
         None => {
@@ -149,6 +158,32 @@ pub(crate) fn run(args: &ReceiveArgs) -> ExitCode {
 }
 
 impl ReceiveArgs {
+    /// How sources are to come, and what this host says about that at its start.
+    fn security(&self) -> Result<Security, String> {
+        self.security.trust.warn();
+        let security = self.security.security()?;
+        if let Some(store) = security.store().filter(|_| !self.listen.to_canonical().is_loopback()) {
+            let key = store.host_key().map_err(|error| error.to_string())?;
+            if store.trusted().map_err(|error| error.to_string())?.iter().next().is_none() {
+                errln!(
+                    "this host trusts no other yet, and its own key is {}: see `sterna trust --help`",
+                    key.fingerprint()
+                );
+            }
+        }
+        Ok(security)
+    }
+
+    /// The transports by which guests and files arrive, with at most so much memory pinned.
+    fn transports(&self) -> Transports {
+        if self.security.pages_too() {
+            return TcpProvider.into();
+        }
+        let pin_max_bytes = self.pin_limit.map(|size| size.0);
+        let tuning = RdmaTuning { pin_max_bytes, ..RdmaTuning::default() };
+        Transports::from(RdmaProvider::new(tuning)).then(TcpProvider)
+    }
+
     /// The QEMU that is to take a guest, if one is named. It answers already.
     fn qemu_host(&self, options: &Options) -> Option<Result<QemuHost, String>> {
         let memory_max_bytes = self.memory_max.map(|size| size.0);
@@ -186,8 +221,8 @@ where
     };
     // The process belongs to this guest: it stops listening as soon as the source knows that the guest runs.
     if !arrival.settled {
-        let attempt_id = arrival.attempt_id;
-        let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(attempt_id));
+        let (attempt_id, owner) = (arrival.attempt_id, arrival.owner);
+        let answering = thread::Builder::new().spawn(move || receiver.answer_until_done(attempt_id, owner));
         if let Err(error) = answering {
             tracing::warn!("the source is not told that its guest runs here: {error}");
         }
@@ -200,12 +235,6 @@ fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ReceiveError
     TcpListener::bind(address)
         .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
         .map_err(|error| ReceiveError::Listen { address: address.to_string(), error })
-}
-
-/// The transports by which guests and files arrive, with at most so much memory pinned.
-fn transports(pin_limit: Option<Size>) -> Transports {
-    let tuning = RdmaTuning { pin_max_bytes: pin_limit.map(|size| size.0), ..RdmaTuning::default() };
-    Transports::from(RdmaProvider::new(tuning)).then(TcpProvider)
 }
 
 fn receive_file(receiver: &image::Receiver, store: &Store, args: &ReceiveArgs) -> ExitCode {

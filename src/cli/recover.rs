@@ -10,12 +10,14 @@ use sterna::lock::Lock;
 use sterna::source::{Doubt, OpenError, Verdict};
 use sterna::state::{HostState, LockHolder, Sighting, StateError};
 use sterna::state::{Record, RecordKind, Standing};
+use sterna::trust::Security;
 
 use super::contact::Contact;
 use super::exit::Exit;
 use super::left_qemu::LeftQemu;
 use super::output::{self, outln};
 use super::protocol::{Answer, Found, Request};
+use super::security::TrustArgs;
 use super::socket::{self, SocketError, ask, ask_in};
 use super::state::StateArgs;
 
@@ -37,6 +39,8 @@ pub(crate) struct RecoverArgs {
     other_host_is_fenced: bool,
     #[command(flatten)]
     state: StateArgs,
+    #[command(flatten)]
+    trust: TrustArgs,
     /// The guest's lock, if its process on this host has ended: a process elsewhere that holds the lock may
     /// run the guest
     #[arg(long, value_name = "FILE")]
@@ -66,7 +70,8 @@ struct Report {
 }
 
 fn recover(args: &RecoverArgs) -> Result<Report, String> {
-    let state = args.state.state()?;
+    args.trust.warn();
+    let (state, security) = (args.state.state()?, args.trust.security()?);
     let deadline = Instant::now() + ENDS_WITHIN;
     let found = loop {
         // A process that is just ending closes the connection and may keep its state locked a little longer.
@@ -76,7 +81,7 @@ fn recover(args: &RecoverArgs) -> Result<Report, String> {
             Ok(Some(found)) => break found,
             Ok(None) => {
                 let qemu = args.qmp.as_ref().map(|qmp| LeftQemu::at(qmp, &args.name)).transpose()?;
-                match without_process(&state, args, qemu) {
+                match without_process(&state, args, &security, qemu) {
                     Ok(found) => break found,
                     Err(error @ OpenError::State(StateError::Claimed { .. })) => error.to_string(),
                     Err(error) => return Err(error.to_string()),
@@ -206,6 +211,7 @@ impl Left {
 fn without_process(
     state: &HostState,
     args: &RecoverArgs,
+    security: &Security,
     qemu: Option<Result<LeftQemu, String>>,
 ) -> Result<Found, OpenError> {
     let found = |exit, what: String| Ok(Found { exit, what });
@@ -224,7 +230,9 @@ fn without_process(
         (None, Some(qmp)) => Left::Unasked(qmp),
         (None, None) => Left::Nothing(String::new()),
     };
-    if let Some(mut doubt) = Doubt::recover(state, &args.name, args.lock.as_ref().map(Lock::at))? {
+    if let Some(mut doubt) =
+        Doubt::recover(state, &args.name, (security.clone(), args.lock.as_ref().map(Lock::at)))?
+    {
         return Ok(settle_doubt(&mut doubt, args, &left));
     }
     let unknown = || found(Exit::Refused, "is not known here: is this the host, and the --state-dir?".into());

@@ -20,8 +20,9 @@ use sterna::source::Cancel;
 
 use super::exit::Exit;
 use super::lanes::LaneArgs;
-use super::output::{errln, help, outln, print_lines, transport_name};
+use super::output::{self, errln, help, outln, print_lines, transport_name};
 use super::port::with_port;
+use super::security::SecurityArgs;
 use super::size::Size;
 
 /// For `--help`.
@@ -45,14 +46,22 @@ pub(crate) struct SendArgs {
     to: String,
     #[command(flatten)]
     lanes: LaneArgs,
+    #[command(flatten)]
+    security: SecurityArgs,
     /// Print the report as one JSON object, as the last line
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &SendArgs) -> ExitCode {
-    let options =
-        Options { transports: args.lanes.transports(), lanes: args.lanes.lanes, cancel: Cancel::default() };
+    args.security.trust.warn();
+    let security = args.lanes.check(&args.security).and_then(|()| args.security.security());
+    let security = match security {
+        Ok(security) => security,
+        Err(error) => return output::error(Exit::Usage, error),
+    };
+    let (transports, lanes) = (args.lanes.transports(&args.security), args.lanes.lanes);
+    let options = Options { transports, lanes, security, cancel: Cancel::default() };
     let signal = cancel_on_signal(&options.cancel);
     let progress = Progress::default();
     let result = thread::scope(|scope| {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -18,6 +19,7 @@ use sterna::source::{
 };
 use sterna::state::GuestClaim;
 use sterna::state::{Record, RecordKind};
+use sterna::trust::Security;
 
 use super::contact::Contact;
 use super::ended::Ended;
@@ -43,6 +45,8 @@ struct VmProcess {
     work: Mutex<Work>,
     /// The doubt about the guest, if any.
     doubt: Mutex<Option<Doubt>>,
+    /// The latest migration has no TLS.
+    insecure: AtomicBool,
     ended: Sender<Ended>,
 }
 
@@ -108,7 +112,8 @@ fn hold_with(
 ) -> Ended {
     let (ended, wait): (_, Receiver<Ended>) = channel();
     let (work, doubt) = (Mutex::new(Work::Idle), Mutex::new(None));
-    let vm_process = Arc::new(VmProcess { guest, claim, lock, work, doubt, ended });
+    let vm_process =
+        Arc::new(VmProcess { guest, claim, lock, work, doubt, insecure: AtomicBool::new(false), ended });
     if let Some(doubt) = in_doubt {
         vm_process.keep_asking(doubt);
     }
@@ -207,13 +212,19 @@ impl VmProcess {
             Work::InDoubt => (false, true),
             _ => (false, false),
         };
-        Status { name: self.guest.name().to_owned(), vitals: self.guest.vitals(), migrating, in_doubt }
+        let insecure = migrating && self.insecure.load(Ordering::Relaxed);
+        let (name, vitals) = (self.guest.name().to_owned(), self.guest.vitals());
+        Status { name, vitals, migrating, in_doubt, insecure }
     }
 
     /// Begins a migration in its own thread, so that it does not depend on any client.
     fn start_to_migrate(self: &Arc<Self>, request: Move) -> Result<Following, Answer> {
         let (switch_cost, lock) = (self.guest.switch_cost(), self.lock.clone());
-        let options = Options { switch_cost, lock, ..request.options() };
+        let options = request
+            .options()
+            .map_err(|error| failed(Exit::Refused, error, "the guest runs at the source"))?;
+        let options = Options { switch_cost, lock, ..options };
+        self.insecure.store(options.security.is_insecure(), Ordering::Relaxed);
         let broadcast = Arc::new(Broadcast::default());
         let (cancel, limits) = (options.cancel.clone(), options.limits.clone());
         self.begin(Work::Migrating(cancel, limits, request.to.clone(), broadcast.clone()))?;
@@ -240,7 +251,7 @@ impl VmProcess {
     }
 
     fn migrate(self: &Arc<Self>, to: &str, options: &Options, observer: &dyn Observer) -> Answer {
-        let over = SettleOnPanic(self);
+        let over = SettleOnPanic(self, &options.security);
         let result = migrate(&*self.guest, &self.claim, to, options, observer);
         std::mem::forget(over);
         match result {
@@ -456,18 +467,18 @@ impl Drop for IdleOnDrop<'_> {
 }
 
 /// Ends a migration that panics. If it left the guest paused, the records decide which host owns the guest.
-struct SettleOnPanic<'vm_process>(&'vm_process Arc<VmProcess>);
+struct SettleOnPanic<'vm_process>(&'vm_process Arc<VmProcess>, &'vm_process Security);
 
 impl Drop for SettleOnPanic<'_> {
     fn drop(&mut self) {
-        let Self(vm_process) = self;
+        let Self(vm_process, security) = self;
         if vm_process.guest.is_running() {
             *vm_process.work() = Work::Idle;
             return;
         }
         match vm_process.claim.journal().last() {
             Some(Record { mark: RecordKind::Committed, .. }) => {
-                match Doubt::of(&vm_process.claim, vm_process.lock.clone()) {
+                match Doubt::of(&vm_process.claim, (security.clone(), vm_process.lock.clone())) {
                     Ok(Some(doubt)) => vm_process.keep_asking(doubt),
                     Ok(None) => {}
                     Err(error) => {

@@ -1,6 +1,7 @@
 //! One connection, and the thread that reads it and sends keepalives. So a peer that hangs, was stopped or
 //! has lost its host is noticed whatever this side is doing.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::{self, Read, Write};
@@ -10,10 +11,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
+use sterna_trust::{TlsError, TlsSession};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::ControlError;
+use super::protected_stream::ProtectedStream;
 use super::times::KEEPALIVES_MISSED_MAX;
 use crate::panics::{Panicked, caught};
 use crate::poison::IgnorePoison;
@@ -28,10 +32,16 @@ const STATE_BODY_MAX: usize = STATE_FRAME_MAX + size_of::<u64>();
 /// Bytes counted for each message in the inbox in addition to its body.
 const MESSAGE_BYTES: usize = 256;
 
+/// Bytes of TLS records that are read at once.
+const RECORDS_LEN: usize = 64 << 10;
+
 /// A connection, the messages that arrived on it, and the lanes that end with it.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
+    /// The other side of TLS, if the connection has it. Locked only to encrypt and decrypt, never for the
+    /// time of a transfer.
+    tls: Option<Mutex<TlsSession>>,
     keepalive: Duration,
     /// `Err` once part of a frame was written and the rest could not be: the peer could not parse what
     /// follows.
@@ -93,6 +103,8 @@ enum End {
     Closed,
     Silent(Duration),
     Broken(Option<i32>),
+    /// A record of TLS is not the peer's.
+    Tls,
     Wire(WireError),
 }
 
@@ -104,21 +116,32 @@ impl End {
             Self::Broken(code) => ControlError::Io(
                 code.map_or_else(|| io::ErrorKind::BrokenPipe.into(), io::Error::from_raw_os_error),
             ),
+            Self::Tls => TlsError::Changed.into(),
             Self::Wire(error) => ControlError::Wire(error.clone()),
         }
     }
 }
 
 impl Connection {
-    /// Reads and sends keepalives on a connection after the exchange of preambles.
-    pub(super) fn start(stream: TcpStream, keepalive: Duration) -> io::Result<Arc<Self>> {
+    /// Reads and sends keepalives on a connection after its greeting.
+    pub(super) fn start(stream: ProtectedStream, keepalive: Duration) -> io::Result<Arc<Self>> {
+        let (stream, tls) = match stream {
+            ProtectedStream::Plain(stream) => (stream, None),
+            ProtectedStream::Tls(stream) => {
+                let (stream, session) = stream.into_parts();
+                (stream, Some(Mutex::new(session)))
+            }
+        };
         // A short timeout keeps keepalives punctual.
         stream.set_read_timeout(Some(keepalive / 4))?;
         stream.set_write_timeout(Some(keepalive / 20))?;
         let (inbox, ended, state_buffers, changed) = Default::default();
         let writing = Mutex::new(Ok(()));
-        let connection = Arc::new(Self { stream, keepalive, writing, inbox, ended, state_buffers, changed });
-        let listener = Listener { connection: connection.clone(), kept_alive: Instant::now(), unanswered: 0 };
+        let connection =
+            Arc::new(Self { stream, tls, keepalive, writing, inbox, ended, state_buffers, changed });
+        let records = vec![0; if connection.tls.is_some() { RECORDS_LEN } else { 0 }];
+        let listener =
+            Listener { connection: connection.clone(), records, kept_alive: Instant::now(), unanswered: 0 };
         thread::Builder::new().name("control".into()).spawn(move || listener.run())?;
         Ok(connection)
     }
@@ -133,7 +156,8 @@ impl Connection {
         // A silent peer may recover, so the write is tried, but only briefly.
         let hurry = interrupted || self.check().is_err();
         let limit = if hurry { self.keepalive / 4 } else { self.keepalive * KEEPALIVES_MISSED_MAX };
-        self.write(frame, limit, || !interrupted && self.inbox().interrupted).map_err(|error| {
+        let leave = || !interrupted && self.inbox().interrupted;
+        self.sealed(frame).and_then(|bytes| self.write(&bytes, limit, leave)).map_err(|error| {
             *whole = Err(());
             match error.kind() {
                 io::ErrorKind::WouldBlock => ControlError::NotTaken { message: name, limit },
@@ -141,6 +165,12 @@ impl Connection {
                 _ => ControlError::Io(error),
             }
         })
+    }
+
+    /// The bytes of a frame on the wire.
+    fn sealed<'frame>(&self, frame: &'frame [u8]) -> io::Result<Cow<'frame, [u8]>> {
+        let Some(tls) = &self.tls else { return Ok(frame.into()) };
+        Ok(tls.lock().ignore_poison().encrypt(frame)?.into())
     }
 
     /// Writes all bytes, as long as the peer takes some within each `limit` and `leave` stays false; else the
@@ -171,12 +201,28 @@ impl Connection {
             return;
         }
         let Ok(frame) = FrameHead::new(Message::Beat.kind(), &[]) else { return };
-        let frame = frame.as_bytes();
+        // A record that was made must be sent: the next could not be decrypted without it.
+        if self.tls.is_some() && !self.takes_bytes() {
+            return;
+        }
+        let Ok(bytes) = self.sealed(frame.as_bytes()) else {
+            *whole = Err(());
+            return;
+        };
         // The reader reports errors of the connection.
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        if let Ok(sent) = SockRef::from(&self.stream).send_with_flags(frame, flags) {
-            *whole = self.write(&frame[sent..], self.keepalive, || false).map_err(drop);
-        }
+        let sent = match SockRef::from(&self.stream).send_with_flags(&bytes, flags) {
+            Ok(sent) => sent,
+            Err(_) if self.tls.is_some() => 0,
+            Err(_) => return,
+        };
+        *whole = self.write(&bytes[sent..], self.keepalive, || false).map_err(drop);
+    }
+
+    /// Whether the socket buffer has space.
+    fn takes_bytes(&self) -> bool {
+        let mut socket = [PollFd::new(&self.stream, PollFlags::OUT)];
+        poll(&mut socket, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// Takes the next message, waiting until `deadline`; `None` if none arrived.
@@ -292,6 +338,8 @@ impl Connection {
 /// host that was suspended heard nothing, but sent no keepalives either.
 struct Listener {
     connection: Arc<Connection>,
+    /// Space for records of TLS.
+    records: Vec<u8>,
     kept_alive: Instant,
     /// Keepalives sent since anything arrived.
     unanswered: u32,
@@ -344,7 +392,7 @@ impl Listener {
 
     fn fill(&mut self, mut buffer: &mut [u8]) -> Result<(), End> {
         while !buffer.is_empty() {
-            match (&self.connection.stream).read(buffer) {
+            match self.read(buffer)? {
                 Ok(0) => return Err(End::Closed),
                 Ok(count) => {
                     self.unanswered = 0;
@@ -360,6 +408,29 @@ impl Listener {
             self.tick()?;
         }
         Ok(())
+    }
+
+    /// Reads some bytes of the peer. A part of a record is no byte yet, and an interruption.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<io::Result<usize>, End> {
+        let Connection { stream, tls, .. } = &*self.connection;
+        let mut stream = stream;
+        let Some(tls) = tls else { return Ok(stream.read(buffer)) };
+        let count = tls.lock().ignore_poison().read(buffer);
+        if count > 0 {
+            return Ok(Ok(count));
+        }
+        let count = match stream.read(&mut self.records) {
+            Ok(count @ 1..) => count,
+            ended => return Ok(ended),
+        };
+        self.unanswered = 0;
+        let mut session = tls.lock().ignore_poison();
+        session.feed(&self.records[..count]).map_err(|_| End::Tls)?;
+        Ok(match session.read(buffer) {
+            0 if session.is_closed() => Ok(0),
+            0 => Err(io::ErrorKind::Interrupted.into()),
+            count => Ok(count),
+        })
     }
 
     /// Puts a message into the inbox once it has room.
@@ -409,146 +480,4 @@ impl From<WireError> for End {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-    use crate::control::KEEPALIVE_INTERVAL;
-    use crate::wire::{AttemptId, DIGESTS_MAX, StateFrame};
-
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (ours, listener.accept().unwrap().0)
-    }
-
-    fn frame(message: &Message) -> Vec<u8> {
-        let body = message.encode().unwrap();
-        let head = FrameHead::new(message.kind(), &body).unwrap();
-        [head.as_bytes(), &body].concat()
-    }
-
-    #[test]
-    fn a_peer_that_says_nothing_ends_the_wait_and_the_lanes() {
-        let (ours, _theirs) = pair();
-        let (mut lane, _its_other_end) = pair();
-        let connection = Connection::start(ours, Duration::from_millis(20)).unwrap();
-        connection.shut_with(lane.try_clone().unwrap());
-        assert!(matches!(connection.receive("anything", None), Err(ControlError::Silent { .. })));
-        assert!(matches!(connection.check(), Err(ControlError::Silent { .. })));
-        assert_eq!(lane.read(&mut [0]).unwrap(), 0, "it was shut down");
-        let (mut late, _its_other_end) = pair();
-        connection.shut_with(late.try_clone().unwrap());
-        assert_eq!(late.read(&mut [0]).unwrap(), 0, "so is one that is made after");
-        connection.leave();
-    }
-
-    #[test]
-    fn two_that_have_nothing_to_say_hear_each_other_all_the_same() {
-        let keepalive = Duration::from_millis(200);
-        let (ours, theirs) = pair();
-        let (connection, other) =
-            (Connection::start(ours, keepalive).unwrap(), Connection::start(theirs, keepalive).unwrap());
-        let deadline = Instant::now() + keepalive * (KEEPALIVES_MISSED_MAX + KEEPALIVES_MISSED_MAX / 2);
-        assert_eq!(connection.receive("nothing", Some(deadline)).unwrap(), None);
-        other.send(&frame(&Message::Go(AttemptId([1; 16]))), "Go").unwrap();
-        other.leave();
-        assert_eq!(connection.receive("GO", None).unwrap(), Some(Message::Go(AttemptId([1; 16]))));
-        assert!(matches!(connection.receive("more", None), Err(ControlError::Closed("more"))));
-        connection.leave();
-    }
-
-    #[test]
-    fn an_interrupt_ends_every_wait_and_leaves_room_for_a_word() {
-        let ((ours, theirs), (mut lane, _its_other_end)) = (pair(), pair());
-        let (connection, other) = (
-            Connection::start(ours, KEEPALIVE_INTERVAL).unwrap(),
-            Connection::start(theirs, KEEPALIVE_INTERVAL).unwrap(),
-        );
-        connection.shut_with(lane.try_clone().unwrap());
-        thread::scope(|scope| {
-            let waiting = scope.spawn(|| connection.receive("anything", None));
-            connection.interrupt();
-            assert!(matches!(waiting.join().unwrap(), Err(ControlError::Interrupted)));
-        });
-        assert_eq!(lane.read(&mut [0]).unwrap(), 0, "it was shut down");
-        connection.send(&frame(&Message::Go(AttemptId([1; 16]))), "Go").unwrap();
-        assert_eq!(other.receive("GO", None).unwrap(), Some(Message::Go(AttemptId([1; 16]))));
-        connection.leave();
-        other.leave();
-    }
-
-    #[test]
-    fn an_interrupt_ends_the_sending_of_what_is_not_taken() {
-        let (ours, _theirs) = pair();
-        let connection = Connection::start(ours, 2 * KEEPALIVE_INTERVAL).unwrap();
-        thread::scope(|scope| {
-            let sending = scope.spawn(|| connection.send(&vec![0; 64 << 20], "a flood"));
-            thread::sleep(Duration::from_millis(50));
-            connection.interrupt();
-            assert!(matches!(sending.join().unwrap(), Err(ControlError::Interrupted)));
-        });
-        assert!(connection.send(b"more", "more").is_err(), "nobody could tell where it begins");
-        connection.leave();
-    }
-
-    #[test]
-    fn after_a_part_of_the_state_that_was_damaged_nothing_is_believed() {
-        let (ours, mut theirs) = pair();
-        let connection = Connection::start(ours, KEEPALIVE_INTERVAL).unwrap();
-        let part = |offset| frame(&Message::State(StateFrame { offset, bytes: vec![7; 9] }));
-        let mut damaged = part(9);
-        damaged[FRAME_HEAD_LEN + 3] ^= 1;
-        theirs.write_all(&[part(0), damaged, part(18)].concat()).unwrap();
-        assert!(matches!(connection.receive("state", None), Ok(Some(Message::State(_)))));
-        for _ in 0..2 {
-            let error = connection.receive("state", None).unwrap_err();
-            assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
-        }
-        theirs.write_all(&frame(&Message::Go(AttemptId([1; 16])))).unwrap();
-        let error = connection.receive("GO", Some(Instant::now() + KEEPALIVE_INTERVAL / 10)).unwrap_err();
-        assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
-        connection.leave();
-    }
-
-    #[test]
-    fn memory_that_was_made_ready_is_what_a_state_arrives_in() {
-        let ((ours, mut theirs), len) = (pair(), 3 * STATE_FRAME_MAX as u64 - 1);
-        let connection = Connection::start(ours, KEEPALIVE_INTERVAL).unwrap();
-        (0..connection.state_buffers_missing(len)).for_each(|_| assert!(connection.add_state_buffer()));
-        assert_eq!(connection.state_buffers_missing(len), 0);
-        let ready: Vec<_> = connection.state_buffers().iter().map(Vec::as_ptr).collect();
-        assert_eq!(ready.len(), 3);
-        for offset in 0..4 {
-            let bytes = vec![7; STATE_FRAME_MAX >> offset];
-            theirs.write_all(&frame(&Message::State(StateFrame { offset, bytes }))).unwrap();
-            let Ok(Some(Message::State(part))) = connection.receive("state", None) else {
-                panic!("no state")
-            };
-            assert_eq!((part.offset, part.bytes.len()), (offset, STATE_FRAME_MAX >> offset));
-            assert!(part.bytes.iter().all(|&byte| byte == 7));
-            assert_eq!(ready.contains(&part.bytes.as_ptr()), offset < 3);
-            std::mem::forget(part);
-        }
-        connection.leave();
-        assert!(!connection.add_state_buffer(), "nothing more comes");
-    }
-
-    #[test]
-    fn a_flood_waits_in_the_connection_and_is_no_silence() {
-        const DIGESTS: usize = 128;
-        let (ours, mut theirs) = pair();
-        let connection = Connection::start(ours, Duration::from_millis(50)).unwrap();
-        let digests = frame(&Message::Digests(vec![[7; 32]; DIGESTS_MAX]));
-        theirs.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
-        let sent = (0..DIGESTS).take_while(|_| theirs.write_all(&digests).is_ok()).count();
-        assert!(sent < DIGESTS, "64 MiB are more than the inbox and the buffers of a connection hold");
-        let waiting = connection.inbox().bytes;
-        assert!(waiting <= INBOX_BYTES_MAX + 2 * digests.len(), "{waiting}");
-        assert!(connection.check().is_ok());
-        for _ in 0..sent {
-            assert!(matches!(connection.receive("digests", None), Ok(Some(Message::Digests(_)))));
-        }
-        connection.leave();
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use sterna_trust::{Right, TlsError};
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
@@ -80,6 +81,56 @@ pub enum ControlError {
         /// The message that arrived.
         got: &'static str,
     },
+    /// The peer has a key that this host does not trust.
+    #[error(transparent)]
+    KeyNotTrusted(TlsError),
+    /// The peer does not trust this host's key.
+    #[error(transparent)]
+    KeyNotTrustedThere(TlsError),
+    /// The peer is a trusted host, but another one than must answer.
+    #[error(transparent)]
+    OtherHost(TlsError),
+    /// The peer is trusted, but not for this.
+    #[error("{name} is trusted by this host, but may not {right}")]
+    NotAllowed {
+        /// The peer's name in the list of this host.
+        name: String,
+        /// What it may not do.
+        right: Right,
+    },
+    /// The peer asks for TLS, and this side is to do without.
+    #[error(
+        "the other side asks for TLS, and this side is to do without: let the hosts trust each other (`sterna trust`), or let \
+         both ends do without TLS"
+    )]
+    TlsRequired,
+    /// This side asks for TLS, and the peer does without.
+    #[error(
+        "the other side does without TLS, which this side asks for: let the hosts trust each other (`sterna trust`), or let \
+         both ends do without TLS"
+    )]
+    TlsMissing,
+    /// A connection needs TLS, and this side has no keys.
+    #[error("the connection needs TLS, and this side has no keys: only within a host is there none needed")]
+    KeysNeeded,
+    /// This host's key or its list of trusted hosts cannot be used.
+    #[error(transparent)]
+    Keys(TlsError),
+    /// TLS failed.
+    #[error(transparent)]
+    Tls(TlsError),
 }
 
 coded!(ControlError, ControlErrorKind, "connection", via Wire);
+
+impl From<TlsError> for ControlError {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::NotTrusted { .. } => Self::KeyNotTrusted(error),
+            TlsError::NotTrustedThere { .. } => Self::KeyNotTrustedThere(error),
+            TlsError::OtherHost { .. } => Self::OtherHost(error),
+            TlsError::Keys(_) => Self::Keys(error),
+            error => Self::Tls(error),
+        }
+    }
+}

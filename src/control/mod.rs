@@ -8,21 +8,31 @@
 
 mod connection;
 mod error;
+mod greeting;
+mod protected_stream;
+mod security;
 mod times;
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
+use sterna_trust::{Fingerprint, Peer, Right, TrustStore};
 use zerocopy::IntoBytes;
 
 use self::connection::Connection;
 pub use self::error::ControlError;
+use self::greeting::open_control;
+pub(crate) use self::greeting::{
+    Greeted, answer_stranger, greet, open_lane, read_lane_opening, read_preamble,
+};
+pub use self::protected_stream::ProtectedStream;
+pub use self::security::Security;
 pub use self::times::{KEEPALIVE_INTERVAL, KEEPALIVES_MISSED_MAX, SILENCE_MAX, STEP_MAX};
-use crate::wire::{FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token};
+use crate::wire::{FrameHead, Message};
 
 /// How long to try to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -34,6 +44,8 @@ pub struct ControlChannel {
     peer: SocketAddr,
     local: SocketAddr,
     round_trip: Duration,
+    /// The other host and the files by which it is trusted, if the connection has TLS.
+    host: Option<Box<(Peer, TrustStore)>>,
 }
 
 /// Checks from any thread whether the other end of a control channel is alive.
@@ -104,54 +116,73 @@ impl ControlChannel {
     /// Connects to a destination at `HOST:PORT`, trying each of its addresses.
     ///
     /// # Errors
-    /// [`ControlError`]: the host is unknown, no process listens, or the listener is not a peer of this
-    /// version.
-    pub fn connect(address: &str) -> Result<Self, ControlError> {
-        Self::connect_within(address, CONNECT_MAX, STEP_MAX)
+    /// [`ControlError`]: the host is unknown, no process listens, the listener is not a peer of this
+    /// version, or the hosts do not trust each other.
+    pub fn connect(address: &str, security: &Security) -> Result<Self, ControlError> {
+        Self::connect_within(address, (security, None), (CONNECT_MAX, STEP_MAX))
     }
 
-    /// As [`connect`](Self::connect), with this time limit for each address and for the greeting.
+    /// As [`connect`](Self::connect), to the host that has the `expected` key, with these time limits for
+    /// each address and for the greeting.
     pub(crate) fn connect_within(
         address: &str,
-        connect_max: Duration,
-        greeting_max: Duration,
+        (security, expected): (&Security, Option<Fingerprint>),
+        (connect_max, greeting_max): (Duration, Duration),
     ) -> Result<Self, ControlError> {
         let addresses = address
             .to_socket_addrs()
             .map_err(|error| ControlError::Resolve { host: address.to_owned(), error })?;
         let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for candidate in addresses {
+            let store = security.to_open(candidate, expected)?;
             match TcpStream::connect_timeout(&candidate, connect_max) {
-                Ok(stream) => return Self::open(stream, greeting_max),
+                Ok(stream) => {
+                    tune(&stream).map_err(ControlError::Io)?;
+                    let (greeted, round_trip) = open_control(stream, store, expected, greeting_max)?;
+                    let mut channel = Self::over(greeted)?;
+                    channel.round_trip = round_trip;
+                    return Ok(channel);
+                }
                 Err(error) => failure = error,
             }
         }
         Err(ControlError::Connect { address: address.to_owned(), error: failure })
     }
 
-    fn open(mut stream: TcpStream, greeting_max: Duration) -> Result<Self, ControlError> {
-        tune(&stream).map_err(ControlError::Io)?;
-        let began = Instant::now();
-        greet(&stream)?;
-        read_preamble(&mut stream, greeting_max)?;
-        let round_trip = began.elapsed();
-        let mut channel = Self::over(stream, KEEPALIVE_INTERVAL)?;
-        channel.round_trip = round_trip;
-        Ok(channel)
+    /// Takes an end of a connection after its greeting.
+    pub(crate) fn over(greeted: Greeted) -> Result<Self, ControlError> {
+        let Greeted { stream, host } = greeted;
+        let host = host.map(Box::new);
+        let socket = stream.socket();
+        let (peer, local) = tune(socket)
+            .and_then(|()| Ok((socket.peer_addr()?, socket.local_addr()?)))
+            .map_err(ControlError::Io)?;
+        let connection = Connection::start(stream, KEEPALIVE_INTERVAL).map_err(ControlError::Io)?;
+        Ok(Self { connection, peer, local, round_trip: Duration::ZERO, host })
     }
 
-    /// Takes the destination's end of a connection after its preamble was read, and answers it.
-    pub(crate) fn answer(stream: TcpStream) -> Result<Self, ControlError> {
-        tune(&stream).map_err(ControlError::Io)?;
-        greet(&stream)?;
-        Self::over(stream, KEEPALIVE_INTERVAL)
+    /// The other host, if the connection has TLS, by which it has proved its key.
+    #[must_use]
+    pub fn peer_host(&self) -> Option<&Peer> {
+        self.host.as_deref().map(|(host, _)| host)
     }
 
-    fn over(stream: TcpStream, keepalive: Duration) -> Result<Self, ControlError> {
-        let peer = stream.peer_addr().map_err(ControlError::Io)?;
-        let local = stream.local_addr().map_err(ControlError::Io)?;
-        let connection = Connection::start(stream, keepalive).map_err(ControlError::Io)?;
-        Ok(Self { connection, peer, local, round_trip: Duration::ZERO })
+    /// The key that the other host has proved.
+    pub(crate) fn identity(&self) -> Option<Fingerprint> {
+        self.peer_host().map(|host| host.fingerprint)
+    }
+
+    /// The files by which the other host is trusted, and its key: for the lanes to it.
+    pub(crate) fn trusted_by(&self) -> Option<(&TrustStore, Fingerprint)> {
+        self.host.as_deref().map(|(host, store)| (store, host.fingerprint))
+    }
+
+    /// Fails if the other host is known and may not do this.
+    pub(crate) fn check_may(&self, right: Right) -> Result<(), ControlError> {
+        match self.peer_host().filter(|host| !host.may(right)) {
+            Some(host) => Err(ControlError::NotAllowed { name: host.name.clone(), right }),
+            None => Ok(()),
+        }
     }
 
     /// A handle to check from any thread whether the other end is alive.
@@ -234,23 +265,11 @@ impl Drop for ControlChannel {
     }
 }
 
-/// Opens a connection, or answers its opening.
-pub(crate) fn greet(mut stream: &TcpStream) -> Result<(), ControlError> {
-    let preamble = Preamble { role: Role::Control, token: Token::NONE };
-    stream.write_all(&preamble.encode()).map_err(ControlError::Io)
-}
-
-/// Reads the preamble of a connection that the peer opened.
-pub(crate) fn read_preamble(stream: &mut TcpStream, limit: Duration) -> Result<Preamble, ControlError> {
-    let awaited = "greeting";
-    stream.set_read_timeout(Some(limit)).map_err(ControlError::Io)?;
-    let mut bytes = [0; PREAMBLE_LEN];
-    stream.read_exact(&mut bytes).map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => ControlError::Closed(awaited),
-        io::ErrorKind::WouldBlock => ControlError::Timeout { awaited, limit },
-        _ => ControlError::Io(error),
-    })?;
-    Ok(Preamble::decode(bytes)?)
+/// The destination's end of a connection without TLS, after its greeting.
+#[cfg(test)]
+pub(crate) fn answered(mut stream: TcpStream, limit: Duration) -> ControlChannel {
+    let opened = read_preamble(&mut stream, limit).unwrap();
+    ControlChannel::over(greet(stream, opened, &Security::default(), limit).unwrap()).unwrap()
 }
 
 /// Configures a connection so that a dead peer is noticed and small messages are sent at once.
@@ -265,10 +284,11 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
 
     use super::*;
-    use crate::wire::{AttemptId, PROTOCOL_VERSION, WireError};
+    use crate::wire::{AttemptId, PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Protection, Role, WireError};
 
     /// A peer that answers each connection with `reply`, and then closes it.
     fn peer(reply: Vec<u8>) -> String {
@@ -283,8 +303,12 @@ mod tests {
         address
     }
 
+    fn connect(address: &str) -> Result<ControlChannel, ControlError> {
+        ControlChannel::connect(address, &Security::default())
+    }
+
     fn greeting() -> Vec<u8> {
-        Preamble { role: Role::Control, token: Token::NONE }.encode().to_vec()
+        Preamble { role: Role::Control, protection: Protection::Plain }.encode().to_vec()
     }
 
     #[test]
@@ -295,7 +319,7 @@ mod tests {
             bytes.extend(FrameHead::new(message.kind(), &body).unwrap().as_bytes());
             bytes.extend(body);
         }
-        let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
+        let mut channel = connect(&peer(bytes)).unwrap();
         assert_eq!(channel.receive("a", Some(STEP_MAX)).unwrap(), Message::RoundClosed(3));
         assert_eq!(channel.receive("b", Some(STEP_MAX)).unwrap(), Message::Go(AttemptId([1; 16])));
         assert!(matches!(channel.receive("c", Some(STEP_MAX)), Err(ControlError::Closed("c"))));
@@ -304,8 +328,8 @@ mod tests {
     #[test]
     fn a_peer_of_another_version_is_refused_with_both_versions() {
         let mut other = greeting();
-        other[8] = 77;
-        let error = ControlChannel::connect(&peer(other)).unwrap_err();
+        (other[8], other[12]) = (77, 77);
+        let error = connect(&peer(other)).unwrap_err();
         assert!(
             matches!(error, ControlError::Wire(WireError::Version { ours: PROTOCOL_VERSION, theirs: 77 })),
             "{error}"
@@ -318,7 +342,7 @@ mod tests {
         let body = Message::Go(AttemptId([1; 16])).encode().unwrap();
         bytes.extend(FrameHead::new(Message::Go(AttemptId([1; 16])).kind(), &body).unwrap().as_bytes());
         bytes.extend(Message::Go(AttemptId([2; 16])).encode().unwrap());
-        let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
+        let mut channel = connect(&peer(bytes)).unwrap();
         let error = channel.receive("GO", Some(STEP_MAX)).unwrap_err();
         assert!(matches!(error, ControlError::Wire(WireError::Damaged)), "{error}");
     }
@@ -329,7 +353,7 @@ mod tests {
         let mut head = FrameHead::new(Message::Go(AttemptId([0; 16])).kind(), &[]).unwrap();
         head.body_len = u32::MAX.into();
         bytes.extend(head.as_bytes());
-        let mut channel = ControlChannel::connect(&peer(bytes)).unwrap();
+        let mut channel = connect(&peer(bytes)).unwrap();
         let error = channel.receive("GO", Some(STEP_MAX)).unwrap_err();
         assert!(matches!(error, ControlError::Wire(WireError::TooLong { .. })), "{error}");
     }
@@ -337,10 +361,7 @@ mod tests {
     #[test]
     fn nobody_listening_and_an_unknown_host_are_told_apart() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        assert!(matches!(ControlChannel::connect(&free), Err(ControlError::Connect { .. })));
-        assert!(matches!(
-            ControlChannel::connect("no-such-host.invalid:1"),
-            Err(ControlError::Resolve { .. })
-        ));
+        assert!(matches!(connect(&free), Err(ControlError::Connect { .. })));
+        assert!(matches!(connect("no-such-host.invalid:1"), Err(ControlError::Resolve { .. })));
     }
 }

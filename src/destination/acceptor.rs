@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, SyncSender, sync_channel};
 use std::thread;
 
+use sterna_trust::Fingerprint;
+
 use crate::panics::Panicked;
 use crate::session::{AttemptRoute, Listener, Reconnect, TICK};
 use crate::wire::AttemptId;
@@ -12,13 +14,13 @@ use crate::wire::AttemptId;
 /// Accepts connections for as long as `work` runs; `work` receives those of this attempt's source.
 pub(super) fn with_acceptor<T>(
     listener: &Listener,
-    attempt_id: AttemptId,
+    (attempt_id, owner): (AttemptId, Option<Fingerprint>),
     work: impl FnOnce(&mpsc::Receiver<Reconnect>) -> T,
 ) -> T {
     let closed = AtomicBool::new(false);
     // One at a time: a source has no reason for two connections at once.
     let (reconnects, coming) = sync_channel(1);
-    let attempt = listener.attempt(attempt_id);
+    let attempt = listener.attempt(attempt_id, owner);
     thread::scope(|scope| {
         let keeper = scope.spawn(|| keep(attempt, reconnects, &closed));
         let done = {

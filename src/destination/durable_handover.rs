@@ -1,5 +1,7 @@
 //! The ownership of the guest as its destination knows it: the handover's state machine and its records.
 
+use sterna_trust::Fingerprint;
+
 use crate::handover::{
     DestinationAction, DestinationEvent, DestinationHandover, DestinationState, HandoverError, Record, Side,
 };
@@ -16,15 +18,21 @@ pub(super) struct DurableHandover {
     records: AttemptRecords,
     /// The source's address.
     peer: String,
+    /// The key that the source has proved.
+    identity: Option<Fingerprint>,
 }
 
 impl DurableHandover {
     /// # Errors
     /// [`StateError::Claimed`] if another attempt writes to the claim's records.
-    pub(super) fn new(claim: GuestClaim, peer: String, attempt_id: AttemptId) -> Result<Self, StateError> {
+    pub(super) fn new(
+        claim: GuestClaim,
+        (peer, identity): (String, Option<Fingerprint>),
+        attempt_id: AttemptId,
+    ) -> Result<Self, StateError> {
         let (handover, records) =
             (DestinationHandover::new(attempt_id), AttemptRecords::new(claim.writer()?));
-        Ok(Self { handover, claim, records, peer })
+        Ok(Self { handover, claim, records, peer, identity })
     }
 
     pub(super) fn attempt_id(&self) -> AttemptId {
@@ -51,7 +59,8 @@ impl DurableHandover {
         let mut action = self.handover.on(event)?;
         while let DestinationAction::Record(mark) = action {
             let (attempt_id, peer) = (self.handover.attempt_id(), self.peer.clone());
-            let record = Record { mark, side: Side::Destination, attempt_id, peer, address: None };
+            let (side, identity) = (Side::Destination, self.identity);
+            let record = Record { mark, side, attempt_id, peer, address: None, identity };
             let (recorded, not_recorded) = (DestinationEvent::Recorded, DestinationEvent::NotRecorded);
             action = self.handover.on(self.records.write(record, recorded, not_recorded))?;
         }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::mpsc;
 
+use sterna_trust::Fingerprint;
+
 use super::acceptor::with_acceptor;
 use super::complete::Completed;
 use super::error::ReceiveError;
@@ -38,6 +40,8 @@ pub struct Arrival<G> {
     pub from: SocketAddr,
     /// The attempt in which it came.
     pub attempt_id: AttemptId,
+    /// The key that its source has proved; `None` without TLS.
+    pub owner: Option<Fingerprint>,
     /// Whether the source knows that the guest runs on this host, and has recorded that. If not, the source
     /// is in doubt and asks: let [`Receiver::answer_until_done`](super::Receiver::answer_until_done) answer.
     pub settled: bool,
@@ -110,11 +114,11 @@ impl<'receiver> Incoming<'receiver> {
                 observer.event(&Event::Incoming { name, from, ram_bytes });
                 Prepared::new((host, *listener), (options, observer), hello, control)
             })?;
-            let attempt_id = hello.attempt_id;
+            let (attempt_id, owner) = (hello.attempt_id, control.identity());
             let steps = |reconnects: &mpsc::Receiver<Reconnect>| steps(prepared, control, reconnects);
-            match with_acceptor(listener, attempt_id, steps) {
+            match with_acceptor(listener, (attempt_id, owner), steps) {
                 Ok(Completed { guest, started, claim, settled }) => {
-                    return Ok(Arrival { guest, started, claim, from, attempt_id, settled });
+                    return Ok(Arrival { guest, started, claim, from, attempt_id, owner, settled });
                 }
                 Err(ReceiveError::LanesFailed(reason)) => {
                     tracing::warn!("{} begins anew over other lanes: {reason}", hello.name);

@@ -70,8 +70,9 @@ fn connect(
         error => Refusal::State(error.to_string().chars().take(REASON_CHARS_MAX).collect()),
     };
     let claim = listener.state().claim(guest.name()).map_err(refused)?;
-    let handover =
-        DurableHandover::new(claim, control.peer_address().to_string(), hello.attempt_id).map_err(refused)?;
+    let owner = control.identity();
+    let handover = DurableHandover::new(claim, (control.peer_address().to_string(), owner), hello.attempt_id)
+        .map_err(refused)?;
     let ram = guest.ram()?;
     if ram.layout() != hello.ram {
         return Err(Refusal::Incompatible("its RAM would lie at other addresses here".into()).into());
@@ -79,7 +80,7 @@ fn connect(
     let mut lane_receiver = options.transports.receive(&hello.lanes, &Destination { control, ram: &ram })?;
     let [record_us, revoke_us] = [handover.record_time(), lane_receiver.revoke_time()]
         .map(|time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    let lanes = listener.lanes(lane_receiver.token());
+    let lanes = listener.lanes(lane_receiver.token(), owner);
     let state_max_bytes = options.state_max_bytes();
     control.send(&Message::Ready(
         LaneReady { body: lane_receiver.ready()? },

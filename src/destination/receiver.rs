@@ -2,9 +2,12 @@
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use sterna_trust::Fingerprint;
+
 use super::error::ReceiveError;
 use super::incoming::{Arrival, Incoming};
 use super::options::Options;
+use crate::control::Security;
 use crate::guest::GuestHost;
 use crate::progress::Observer;
 use crate::session::{Cancel, Listener};
@@ -18,7 +21,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Listens at an address; port 0 picks a free one. `state` records the fate of the guests.
+    /// Listens at an address; port 0 picks a free one. `state` records the fate of the guests. Sources on
+    /// other hosts are refused: unless it is [protected](Self::protected_by).
     ///
     /// # Errors
     /// [`ReceiveError::Listen`] if the address does not belong to this host, or is in use.
@@ -33,6 +37,13 @@ impl Receiver {
     #[must_use]
     pub fn from_listener(listener: TcpListener, state: HostState) -> Self {
         Self { listener: Listener::new(listener, state) }
+    }
+
+    /// The same receiver, at which sources on other hosts may arrive, too.
+    #[must_use]
+    pub fn protected_by(mut self, security: Security) -> Self {
+        self.listener.protect_by(security);
+        self
     }
 
     /// The address at which it listens.
@@ -87,9 +98,10 @@ impl Receiver {
         Incoming::new(&self.listener, control, hello).receive(host, options, observer)
     }
 
-    /// Answers sources that ask about their guests, until the source of this attempt has its answer and needs
-    /// to ask no more. For a guest that [runs on this host](Arrival) without its source knowing that.
-    pub fn answer_until_done(&self, attempt_id: AttemptId) {
-        self.listener.answer_until_done(attempt_id);
+    /// Answers sources that ask about their guests, until the source of this attempt, which is `owner`,
+    /// has its answer and needs to ask no more. For a guest that [runs on this host](Arrival) without its
+    /// source knowing that.
+    pub fn answer_until_done(&self, attempt_id: AttemptId, owner: Option<Fingerprint>) {
+        self.listener.answer_until_done(attempt_id, owner);
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use crate::control::ControlChannel;
+use crate::control::{ControlChannel, Greeted};
 use crate::wire::FrameHead;
 
 /// How long a reader of bytes that are all there may take.
@@ -18,7 +18,7 @@ pub fn control_channel(input: &[u8]) {
     let Some((&form, rest)) = input.split_first() else { return };
     let bytes = if form.is_multiple_of(2) { rest.to_vec() } else { sealed(rest) };
     let Some((peer, accepted)) = pair() else { return };
-    let Ok(mut channel) = ControlChannel::answer(accepted) else { return };
+    let Ok(mut channel) = ControlChannel::over(Greeted::plain(accepted)) else { return };
     thread::scope(|scope| {
         scope.spawn(|| {
             let _ = (&peer).write_all(&bytes);

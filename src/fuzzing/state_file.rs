@@ -46,8 +46,14 @@ fn put(file: &mut [u8], journal: &mut Journal, number: u8) {
     let kind = [RecordKind::Prepared, RecordKind::Running, RecordKind::Refused][usize::from(number) % 3];
     let peer = "host-a:7837".repeat(usize::from(number) % 4);
     let address = number.is_multiple_of(2).then(|| ([192, 0, 2, number], 7837).into());
-    let record =
-        Record { mark: kind, side: Side::Destination, attempt_id: AttemptId([number; 16]), peer, address };
+    let record = Record {
+        mark: kind,
+        side: Side::Destination,
+        attempt_id: AttemptId([number; 16]),
+        peer,
+        address,
+        identity: None,
+    };
     let (at, bytes) = journal.write(&record).expect("a short name");
     let at = usize::try_from(at).expect("within the file");
     file[at..at + bytes.len()].copy_from_slice(&bytes);

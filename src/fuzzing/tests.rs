@@ -15,7 +15,7 @@ use crate::handover::RecordKind;
 use crate::memory::PageRun;
 use crate::saved_state::StateWriter;
 use crate::transport::rdma::wire::{ChunkRange, Request};
-use crate::wire::{FrameHead, PageFrame, Preamble, Role, STATE_FRAME_MAX, Token, WireRun, one_of_each};
+use crate::wire::{FrameHead, PageFrame, Preamble, Protection, Role, STATE_FRAME_MAX, WireRun, one_of_each};
 
 /// Longer input is damaged in too few places for its time.
 const INPUT_MAX: usize = 32 << 10;
@@ -70,8 +70,8 @@ fn seeds(name: &str) -> Vec<Vec<u8>> {
     match name {
         "message" => messages().into_iter().map(|(kind, body)| [vec![kind], body].concat()).collect(),
         "preamble" => {
-            let roles = [Role::Control, Role::Lane(3)];
-            roles.map(|role| Preamble { role, token: Token([9; 16]) }.encode().to_vec()).to_vec()
+            let kinds = [(Role::Control, Protection::Tls), (Role::Lane, Protection::Plain)];
+            kinds.map(|(role, protection)| Preamble { role, protection }.encode().to_vec()).to_vec()
         }
         "control_channel" => vec![frames(true), frames(false)],
         "rdma_bodies" => {

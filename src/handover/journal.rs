@@ -15,6 +15,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use sterna_trust::Fingerprint;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 use zerocopy::little_endian::{U16, U64};
@@ -39,8 +40,9 @@ const SLOT_LEN: usize = 2 * COPY_LEN;
 /// its answer.
 const SLOTS: usize = 16;
 const MAGIC: [u8; 8] = *b"STERNA-J";
-/// Version 1 had one file for each role.
-const VERSION: u16 = 2;
+/// Version 1 had one file for each role. Version 2, which is read, too, had no identities.
+const VERSION: u16 = 3;
+const VERSION_WITHOUT_IDENTITY: u16 = 2;
 
 /// What a record states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +83,8 @@ pub struct Record {
     pub peer: String,
     /// The address at which the other side answered: a name may resolve to another host the next time.
     pub address: Option<SocketAddr>,
+    /// The key that the other side has proved: no other host takes part in the attempt. `None` without TLS.
+    pub identity: Option<Fingerprint>,
 }
 
 /// Why bytes are not a usable journal.
@@ -183,6 +187,7 @@ impl Journal {
         let room = block.address.get_mut(..address.len()).ok_or(JournalError::Peer(address.len()))?;
         room.copy_from_slice(address.as_bytes());
         block.peer.get_mut(..peer.len()).ok_or(JournalError::Peer(peer.len()))?.copy_from_slice(peer);
+        block.identity = record.identity.map_or([0; 32], |identity| identity.0);
         block.peer_len = U16::new(u16::try_from(peer.len()).map_err(|_| JournalError::Peer(peer.len()))?);
         Ok(((SLOT_LEN * (1 + slot_of(self.next))) as u64, twice(&block.sealed())))
     }
@@ -242,7 +247,7 @@ fn check_head(copies: [Block; 2]) -> Result<(), JournalError> {
     if head.magic != MAGIC {
         return Err(JournalError::Foreign);
     }
-    if head.version.get() != VERSION {
+    if !head.has_known_version() {
         return Err(JournalError::Version { theirs: head.version.get() });
     }
     if !head.is_whole() || head.kind != 0 {
@@ -278,6 +283,8 @@ struct Block {
     peer: [u8; PEER_MAX],
     /// Text, padded with zeros.
     address: [u8; ADDRESS_MAX],
+    /// Zeros without one.
+    identity: [u8; 32],
 }
 
 impl Block {
@@ -300,7 +307,15 @@ impl Block {
     }
 
     fn expected_digest(&self) -> [u8; 32] {
-        *blake3::hash(&self.as_bytes()[self.digest.len()..]).as_bytes()
+        let end = match self.version.get() {
+            VERSION_WITHOUT_IDENTITY => size_of::<Self>() - self.identity.len(),
+            _ => size_of::<Self>(),
+        };
+        *blake3::hash(&self.as_bytes()[self.digest.len()..end]).as_bytes()
+    }
+
+    fn has_known_version(&self) -> bool {
+        matches!(self.version.get(), VERSION | VERSION_WITHOUT_IDENTITY)
     }
 
     fn is_whole(&self) -> bool {
@@ -316,7 +331,7 @@ impl Block {
         let number = self.number.get();
         // No sequence comes to the last number, which has no next.
         let in_place = (1..u64::MAX).contains(&number) && slot_of(number) == slot;
-        if self.magic != MAGIC || self.version.get() != VERSION || !self.is_whole() || !in_place {
+        if self.magic != MAGIC || !self.has_known_version() || !self.is_whole() || !in_place {
             return None;
         }
         let peer = self.peer.get(..self.peer_len.get().into())?;
@@ -326,6 +341,8 @@ impl Block {
             attempt_id: AttemptId(self.attempt_id),
             peer: std::str::from_utf8(peer).ok()?.to_owned(),
             address: std::str::from_utf8(&self.address).ok()?.trim_end_matches('\0').parse().ok(),
+            identity: Some(Fingerprint(self.identity))
+                .filter(|identity| self.version.get() == VERSION && identity.0 != [0; 32]),
         };
         Some((number, record))
     }
@@ -405,7 +422,8 @@ mod tests {
         let mark = [RecordKind::Prepared, RecordKind::Running, RecordKind::Refused][usize::from(number) % 3];
         let peer = "host-a:7837".repeat(usize::from(number) % 4);
         let address = number.is_multiple_of(2).then(|| ([192, 0, 2, number], 7837).into());
-        Record { mark, side: Side::Destination, attempt_id: AttemptId([number; 16]), peer, address }
+        let identity = number.is_multiple_of(3).then_some(Fingerprint([number; 32]));
+        Record { mark, side: Side::Destination, attempt_id: AttemptId([number; 16]), peer, address, identity }
     }
 
     /// A file with this number of records, and its journal.
@@ -456,6 +474,28 @@ mod tests {
         assert_eq!(Journal::read(&other), Err(JournalError::Version { theirs: 7 }));
         let long = Record { peer: "x".repeat(PEER_MAX + 1), ..record(1) };
         assert_eq!(Journal::empty().write(&long), Err(JournalError::Peer(PEER_MAX + 1)));
+    }
+
+    #[test]
+    fn a_file_of_the_version_without_identities_is_read_and_written_on() {
+        let without = |number: u8| Record { identity: None, ..record(number) };
+        let (mut file, mut journal) = (blank(), Journal::empty());
+        for number in 1..=3 {
+            put(&mut file, &journal, &without(number), WRITE_LEN);
+            journal.add(without(number));
+        }
+        // As that version wrote it.
+        let slots = (0..=3u64).map(|slot| SLOT_LEN * usize::try_from(slot).unwrap());
+        for copy in slots.flat_map(|slot| [slot, slot + COPY_LEN]) {
+            let mut block = Block::read(&file[copy..]);
+            block.version = VERSION_WITHOUT_IDENTITY.into();
+            file[copy..copy + size_of::<Block>()].copy_from_slice(block.sealed().as_bytes());
+        }
+        assert_eq!(Journal::read(&file), Ok(journal.clone()));
+        let next = Record { identity: Some(Fingerprint([7; 32])), ..record(4) };
+        put(&mut file, &journal, &next, WRITE_LEN);
+        journal.add(next);
+        assert_eq!(Journal::read(&file), Ok(journal));
     }
 
     /// The offset of a copy of a record.

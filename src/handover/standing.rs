@@ -57,6 +57,7 @@ mod tests {
                 attempt_id: AttemptId([number; 16]),
                 peer: String::new(),
                 address: None,
+                identity: None,
             });
         }
         let standing = Standing::of(&journal);

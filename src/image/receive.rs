@@ -9,7 +9,7 @@ use super::digest::ImageDigest;
 use super::error::StoreError;
 use super::extents::BLOCK_BYTES;
 use super::store::{Partial, Store};
-use crate::control::ControlChannel;
+use crate::control::{ControlChannel, Security};
 use crate::digest::{Digest, blocks};
 use crate::memory::{GuestRam, RamLayout};
 use crate::panics::{Panicked, caught_or};
@@ -48,6 +48,13 @@ impl Receiver {
         // No source asks for the outcome of a file.
         let listener = Listener::new(listener, HostState::lost_with_this_process());
         Self { listener, transports }
+    }
+
+    /// The same receiver, at which files of other hosts may arrive, too.
+    #[must_use]
+    pub fn protected_by(mut self, security: Security) -> Self {
+        self.listener.protect_by(security);
+        self
     }
 
     /// Waits for a file, and returns once it is stored with a digest equal to the source's.
@@ -114,7 +121,7 @@ impl Receiver {
             .map_err(SessionError::from)?;
         let mut lane_receiver =
             self.transports.receive(&content.lanes, &Destination { control, ram: &ram })?;
-        let lanes = self.listener.lanes(lane_receiver.token());
+        let lanes = self.listener.lanes(lane_receiver.token(), control.identity());
         let ready = LaneReady { body: lane_receiver.ready()? };
         control.send(&Message::Ready(ready, SwitchCosts::default()))?;
         lane_receiver.connect(&lanes).map_err(|error| explain_lanes(error, control))?;

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
+use sterna_trust::Right;
 
 use super::blocks::{digests, image_digest};
 use super::digest::ImageDigest;
 use super::error::{SendError, SendFailure};
 use super::extents::{BLOCK_BYTES, Content, region_of};
-use crate::control::{ControlChannel, STEP_MAX};
+use crate::control::{ControlChannel, STEP_MAX, Security};
 use crate::digest::{BLOCK_PAGES, Digest, blocks, digest_of_zeros};
 use crate::dirty::{CaughtUp, DirtyBitmap, DirtyError, DirtyLog, DirtyRegion, InitiallyDirty, Stripes};
 use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
@@ -33,6 +34,8 @@ pub struct Options {
     pub transports: Transports,
     /// Number of lanes, at most 64; `None`: 4 for RDMA, as many as processors and at most 4 for TCP.
     pub lanes: Option<u8>,
+    /// How the connections to the destination are protected.
+    pub security: Security,
     /// Ends the transfer on request.
     pub cancel: Cancel,
 }
@@ -257,8 +260,9 @@ impl<'transfer> Transfer<'transfer> {
         progress: &'transfer Progress,
     ) -> Result<Self, SendFailure> {
         let parts = &source.content.parts;
+        let allowed = (&options.security, Right::Images);
         let way = if parts.regions.is_empty() {
-            let (mut control, attempt_id) = (connect(to, &options.cancel)?, new_attempt_id()?);
+            let (mut control, attempt_id) = (connect(to, allowed, &options.cancel)?, new_attempt_id()?);
             control.send(&source.offer(attempt_id, None))?;
             Way::NoData(Box::new(control), attempt_id)
         } else {
@@ -268,7 +272,7 @@ impl<'transfer> Transfer<'transfer> {
             let ram = GuestRam::from_mapping(&mapping, parts).map_err(SessionError::from)?;
             let opening = |attempt_id, lanes| source.offer(attempt_id, Some(lanes));
             let how = (&options.transports, options.lanes);
-            Way::Lanes(Box::new(Link::make(ram, to, how, &options.cancel, opening)?), mapping)
+            Way::Lanes(Box::new(Link::make(ram, (to, allowed), how, &options.cancel, opening)?), mapping)
         };
         let mut transfer = Self { source, options, progress, way };
         if let Way::NoData(..) = transfer.way {

@@ -207,7 +207,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::control::{ControlChannel, read_preamble};
+    use crate::control::{ControlChannel, Security, answered};
     use crate::saved_state::{IncomingState, SavedStateError};
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -215,10 +215,8 @@ mod tests {
     fn channels() -> [ControlChannel; 2] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let source = thread::spawn(move || ControlChannel::connect(&address).unwrap());
-        let (mut stream, _) = listener.accept().unwrap();
-        read_preamble(&mut stream, PATIENCE).unwrap();
-        let destination = ControlChannel::answer(stream).unwrap();
+        let source = thread::spawn(move || ControlChannel::connect(&address, &Security::default()).unwrap());
+        let destination = answered(listener.accept().unwrap().0, PATIENCE);
         [source.join().unwrap(), destination]
     }
 

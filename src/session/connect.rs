@@ -4,20 +4,27 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use sterna_trust::Right;
+
 use super::cancel::Cancel;
 use super::error::SessionError;
-use crate::control::ControlChannel;
+use crate::control::{ControlChannel, Security};
 use crate::wire::AttemptId;
 
-/// Connects to a destination. From then on `cancel` ends every wait for it.
-pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, SessionError> {
+/// Connects to a destination, which must be allowed to do `right`. From then on `cancel` ends every wait
+/// for it.
+pub(crate) fn connect(
+    to: &str,
+    (security, right): (&Security, Right),
+    cancel: &Cancel,
+) -> Result<ControlChannel, SessionError> {
     let (send, connected) = mpsc::channel();
-    let address = to.to_owned();
+    let (address, security) = (to.to_owned(), security.clone());
     // In a thread of its own: neither a resolver nor connect(2) can be interrupted. The thread ends by their
     // own time limits.
     thread::Builder::new()
         .name("connect".into())
-        .spawn(move || send.send(ControlChannel::connect(&address)))
+        .spawn(move || send.send(ControlChannel::connect(&address, &security)))
         .map_err(|error| SessionError::System { what: "a thread", error: error.to_string() })?;
     let control = loop {
         cancel.check()?;
@@ -29,6 +36,7 @@ pub(crate) fn connect(to: &str, cancel: &Cancel) -> Result<ControlChannel, Sessi
             }
         }
     };
+    control.check_may(right)?;
     cancel.ends_waits_for(control.liveness())?;
     Ok(control)
 }

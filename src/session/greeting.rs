@@ -3,8 +3,12 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use sterna_trust::Right;
+
 use super::error::SessionError;
-use crate::control::{ControlChannel, ControlError, greet, read_preamble};
+use crate::control::{
+    ControlChannel, ControlError, Greeted, Security, answer_stranger, greet, read_lane_opening, read_preamble,
+};
 use crate::transport::LaneConnection;
 use crate::wire::{Message, Refusal, Role, Token};
 
@@ -17,43 +21,80 @@ pub(super) enum Greeting {
     Control(Box<ControlChannel>, Message),
 }
 
-/// Reads a connection's purpose; each part may take `limit`. A peer that sends invalid bytes gets an answer
-/// and is turned away.
-pub(super) fn read_greeting(mut stream: TcpStream, from: SocketAddr, limit: Duration) -> Option<Greeting> {
-    let preamble = match read_preamble(&mut stream, limit) {
-        Ok(preamble) => preamble,
-        Err(error) => {
-            tracing::warn!("{from} was turned away: {error}");
-            // With this side's own version, so that a peer of another version can name both.
-            let _ = greet(&stream);
-            return None;
+/// Reads a connection's purpose; each part may take `limit`. A peer that sends invalid bytes, or is not
+/// trusted, gets an answer and is turned away.
+pub(super) fn read_greeting(
+    stream: TcpStream,
+    from: SocketAddr,
+    security: &Security,
+    limit: Duration,
+) -> Option<Greeting> {
+    let read = greeted(stream, security, limit).and_then(|(role, greeted)| match role {
+        Role::Lane => Ok(read_lane(greeted, from, limit)?),
+        Role::Control => {
+            let (control, message) = first_message(greeted, limit)?;
+            Ok(Greeting::Control(Box::new(control), message))
         }
-    };
-    if let Role::Lane(lane) = preamble.role {
-        return Some(Greeting::Lane(preamble.token, LaneConnection { lane, stream, from }));
+    });
+    read.inspect_err(|error| tracing::warn!("{from} was turned away: {error}")).ok()
+}
+
+/// The opening of a connection that must be a control channel.
+pub(super) fn first_of_source(
+    stream: TcpStream,
+    security: &Security,
+    limit: Duration,
+) -> Result<(ControlChannel, Message), SessionError> {
+    match greeted(stream, security, limit)? {
+        (Role::Control, greeted) => first_message(greeted, limit),
+        (Role::Lane, _) => Err(SessionError::OutOfTurn("a data lane")),
     }
-    match first_message(stream, limit) {
-        Ok((control, message)) => Some(Greeting::Control(Box::new(control), message)),
+}
+
+fn greeted(
+    mut stream: TcpStream,
+    security: &Security,
+    limit: Duration,
+) -> Result<(Role, Greeted), SessionError> {
+    let preamble = read_preamble(&mut stream, limit).inspect_err(|_| answer_stranger(&stream))?;
+    Ok((preamble.role, greet(stream, preamble, security, limit)?))
+}
+
+fn read_lane(greeted: Greeted, from: SocketAddr, limit: Duration) -> Result<Greeting, ControlError> {
+    let identity = greeted.identity();
+    let Greeted { mut stream, .. } = greeted;
+    let opening = read_lane_opening(&mut stream, limit)?;
+    Ok(Greeting::Lane(opening.token(), LaneConnection { lane: opening.lane, stream, from, identity }))
+}
+
+/// A source's first message. One that is invalid, or that the source's host may not send, is refused.
+fn first_message(greeted: Greeted, limit: Duration) -> Result<(ControlChannel, Message), SessionError> {
+    let mut control = ControlChannel::over(greeted)?;
+    let received = control.receive("HELLO", Some(limit)).and_then(|message| {
+        control.check_may(right_to(&message))?;
+        Ok(message)
+    });
+    match received {
+        Ok(message) => Ok((control, message)),
         Err(error) => {
-            tracing::warn!("{from} was turned away: {error}");
-            None
+            let refusal = match &error {
+                ControlError::Wire(error) => Some(Refusal::Incompatible(error.to_string())),
+                ControlError::NotAllowed { .. } => Some(Refusal::NotAllowed),
+                _ => None,
+            };
+            if let Some(refusal) = refusal {
+                let _ = control.send(&Message::Refused(refusal));
+            }
+            Err(error.into())
         }
     }
 }
 
-/// A source's first message, on a connection with its preamble already read. An invalid message is refused.
-pub(super) fn first_message(
-    stream: TcpStream,
-    limit: Duration,
-) -> Result<(ControlChannel, Message), SessionError> {
-    let mut control = ControlChannel::answer(stream)?;
-    match control.receive("HELLO", Some(limit)) {
-        Ok(message) => Ok((control, message)),
-        Err(error) => {
-            if let ControlError::Wire(error) = &error {
-                let _ = control.send(&Message::Refused(Refusal::Incompatible(error.to_string())));
-            }
-            Err(error.into())
-        }
+/// What a host needs to begin with this message. Other messages are refused for themselves.
+fn right_to(message: &Message) -> Right {
+    match message {
+        Message::Hello(_) => Right::Send,
+        Message::OfferImage(_) => Right::Images,
+        _ => Right::Ask,
     }
 }

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
+use sterna_trust::Right;
 
 use super::cancel::Cancel;
 use super::connect::{NAP_MAX, connect};
@@ -11,7 +12,7 @@ use super::error::SessionError;
 use super::open::{FellBack, Opened, give_up, open};
 use super::pass::{Pass, PrecopyPass, Sent};
 use super::send_gate::SendGate;
-use crate::control::{ControlChannel, STEP_MAX};
+use crate::control::{ControlChannel, STEP_MAX, Security};
 use crate::convergence::HandoverCost;
 use crate::dirty::{DirtyBitmap, DirtyLog, Stripes};
 use crate::memory::GuestRam;
@@ -47,14 +48,14 @@ impl Link {
     /// lanes if the destination accepts.
     pub(crate) fn make(
         ram: GuestRam,
-        to: &str,
+        (to, allowed): (&str, (&Security, Right)),
         (transports, lanes): (&Transports, Option<u8>),
         cancel: &Cancel,
         opening: impl Fn(AttemptId, LaneOffer) -> Message,
     ) -> Result<Self, SessionError> {
         let deadline = Instant::now() + BUSY_MAX;
         let (mut control, opened) = loop {
-            let mut control = connect(to, cancel)?;
+            let mut control = connect(to, allowed, cancel)?;
             let offer = Offer::first(transports, &control, &ram, lanes)?;
             match open(&mut control, &ram, (offer, transports, lanes), cancel, &opening) {
                 Ok(opened) => break (control, opened),

@@ -9,24 +9,26 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
+use sterna_trust::Fingerprint;
 
 use super::cancel::Cancel;
 use super::error::SessionError;
-use super::greeting::{first_message, read_greeting};
+use super::greeting::{first_of_source, read_greeting};
 use super::opening::{HELLO_MAX, Opening};
 use super::outcome::answer;
-use super::routes::{Reconnect, Routes};
-use crate::control::{ControlChannel, read_preamble};
+use super::routes::{Owned, Reconnect, Routes};
+use crate::control::{ControlChannel, Security};
 use crate::poison::IgnorePoison;
 use crate::state::HostState;
 use crate::transport::{LaneConnection, LaneConnections};
-use crate::wire::{AttemptId, Message, Refusal, Role, Token};
+use crate::wire::{AttemptId, Message, Refusal, Token};
 
 /// A listening socket, and the records that answer sources in doubt.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
     state: HostState,
+    security: Security,
     shared: Mutex<Shared>,
     changed: Condvar,
 }
@@ -43,7 +45,13 @@ impl Listener {
         if let Err(error) = socket.set_nonblocking(false) {
             tracing::warn!("the listening socket stays in its mode: {error}");
         }
-        Self { socket, state, shared: Mutex::default(), changed: Condvar::new() }
+        let (security, shared, changed) = Default::default();
+        Self { socket, state, security, shared, changed }
+    }
+
+    /// From now on connections are protected in this way.
+    pub(crate) fn protect_by(&mut self, security: Security) {
+        self.security = security;
     }
 
     pub(crate) fn state(&self) -> &HostState {
@@ -78,12 +86,9 @@ impl Listener {
     /// The opening on a connection that was accepted elsewhere.
     pub(crate) fn opening_on<O: Opening>(
         &self,
-        mut stream: TcpStream,
+        stream: TcpStream,
     ) -> Result<(ControlChannel, O), SessionError> {
-        if read_preamble(&mut stream, HELLO_MAX)?.role != Role::Control {
-            return Err(SessionError::OutOfTurn("a data lane"));
-        }
-        let (control, message) = first_message(stream, HELLO_MAX)?;
+        let (control, message) = first_of_source(stream, &self.security, HELLO_MAX)?;
         match O::of(message) {
             Ok(opening) => Ok((control, opening)),
             Err(other) => {
@@ -93,27 +98,29 @@ impl Listener {
         }
     }
 
-    /// Keeps reconnecting sources of this attempt for it.
-    pub(crate) fn attempt(&self, attempt_id: AttemptId) -> AttemptRoute<'_> {
-        self.lock().routes.attempts.insert(attempt_id, None);
+    /// Keeps reconnects of this attempt's source for it: of the host with that key, if the attempt began with
+    /// TLS.
+    pub(crate) fn attempt(&self, attempt_id: AttemptId, owner: Option<Fingerprint>) -> AttemptRoute<'_> {
+        self.lock().routes.attempts.insert(attempt_id, Owned::by(owner));
         AttemptRoute { listener: self, attempt_id }
     }
 
-    /// Keeps lane connections with this token for one attempt. Without a token the attempt has none.
-    pub(crate) fn lanes(&self, token: Option<Token>) -> LaneRoute<'_> {
+    /// Keeps lane connections with this token for one attempt, of the same host. Without a token the attempt
+    /// has none.
+    pub(crate) fn lanes(&self, token: Option<Token>, owner: Option<Fingerprint>) -> LaneRoute<'_> {
         if let Some(token) = token {
-            self.lock().routes.lanes.entry(token).or_default();
+            self.lock().routes.lanes.entry(token).or_insert_with(|| Owned::by(owner));
         }
         LaneRoute { listener: self, token }
     }
 
     /// Answers sources that ask, until the source of this attempt has received the fate of its guest.
-    pub(crate) fn answer_until_done(&self, attempt_id: AttemptId) {
-        let asking = self.attempt(attempt_id);
+    pub(crate) fn answer_until_done(&self, attempt_id: AttemptId, owner: Option<Fingerprint>) {
+        let asking = self.attempt(attempt_id, owner);
         loop {
             match asking.reconnect_within(TICK) {
                 Ok(Some(mut reconnect)) => {
-                    if answer(&self.state, &mut reconnect.control, attempt_id) {
+                    if answer((&self.state, &self.security), &mut reconnect.control, attempt_id) {
                         return;
                     }
                 }
@@ -169,8 +176,9 @@ impl Listener {
             Err(error) => return Err(error),
         };
         let greeting_max = if self.lock().routes.attempts.is_empty() { HELLO_MAX } else { GREETING_MAX };
-        let Some(greeting) = read_greeting(stream, from, greeting_max) else { return Ok(()) };
-        let stranger = self.lock().routes.keep(greeting);
+        let greeting = read_greeting(stream, from, &self.security, greeting_max);
+        let Some(greeting) = greeting else { return Ok(()) };
+        let stranger = self.lock().routes.keep(greeting, &self.security);
         self.changed.notify_all();
         if let Some((control, message)) = stranger {
             self.answer_stranger(control, &message);
@@ -183,7 +191,7 @@ impl Listener {
     fn answer_stranger(&self, mut control: ControlChannel, message: &Message) {
         match message {
             Message::Ask(attempt_id) => {
-                answer(&self.state, &mut control, *attempt_id);
+                answer((&self.state, &self.security), &mut control, *attempt_id);
             }
             Message::Hello(_) | Message::OfferImage(_) => {
                 let _ = control.send(&Message::Refused(Refusal::Busy));
@@ -241,7 +249,7 @@ pub(crate) struct AttemptRoute<'listener> {
 impl AttemptRoute<'_> {
     /// The next reconnect, if one comes in time.
     pub(crate) fn reconnect_within(&self, limit: Duration) -> io::Result<Option<Reconnect>> {
-        self.listener.wait(limit, |routes| routes.attempts.get_mut(&self.attempt_id).and_then(Option::take))
+        self.listener.wait(limit, |routes| routes.attempts.get_mut(&self.attempt_id)?.kept.take())
     }
 }
 
@@ -260,7 +268,7 @@ pub(crate) struct LaneRoute<'listener> {
 
 impl LaneConnections for LaneRoute<'_> {
     fn connection_within(&self, limit: Duration) -> io::Result<Option<LaneConnection>> {
-        self.listener.wait(limit, |routes| routes.lanes.get_mut(&self.token?)?.pop_front())
+        self.listener.wait(limit, |routes| routes.lanes.get_mut(&self.token?)?.kept.pop_front())
     }
 }
 

@@ -4,8 +4,10 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use sterna_trust::Fingerprint;
+
 use super::verdict::{OpenError, StillInDoubt, Verdict};
-use crate::control::{ControlChannel, ControlError, STEP_MAX};
+use crate::control::{ControlChannel, ControlError, STEP_MAX, Security};
 use crate::handover::{
     GuestHere, HandoverError, Record, RecordKind, Side, SourceAction, SourceEvent, SourceHandover,
     SourceState,
@@ -21,6 +23,8 @@ pub(super) struct DurableHandover {
     handover: SourceHandover,
     records: AttemptRecords,
     peer: Peer,
+    /// How the connections that settle a doubt are protected.
+    security: Security,
     /// The lock that arbitrates between the hosts.
     lock: Option<Lock>,
 }
@@ -32,6 +36,8 @@ pub(super) struct Peer {
     pub(super) name: String,
     /// The address that answered: the name may resolve to another host the next time.
     pub(super) address: Option<SocketAddr>,
+    /// The key that it has proved, if the attempt began with TLS: no other host may answer.
+    pub(super) identity: Option<Fingerprint>,
 }
 
 /// Opens the records of a guest that runs on this host. The running guest proves that no earlier attempt gave
@@ -45,9 +51,14 @@ pub(super) fn open_records(claim: &GuestClaim) -> Result<RecordWriter, OpenError
 }
 
 impl DurableHandover {
-    pub(super) fn new(records: RecordWriter, peer: Peer, attempt_id: AttemptId, lock: Option<Lock>) -> Self {
+    pub(super) fn new(
+        records: RecordWriter,
+        peer: Peer,
+        attempt_id: AttemptId,
+        (security, lock): (Security, Option<Lock>),
+    ) -> Self {
         let (handover, records) = (SourceHandover::new(attempt_id), AttemptRecords::new(records));
-        Self { handover, records, peer, lock }
+        Self { handover, records, peer, security, lock }
     }
 
     /// Releases the lock before GO is sent: the next host to run the guest must get it.
@@ -90,11 +101,11 @@ impl DurableHandover {
     pub(super) fn recover(
         last: Record,
         records: RecordWriter,
-        lock: Option<Lock>,
+        (security, lock): (Security, Option<Lock>),
     ) -> Result<Self, HandoverError> {
         let (handover, _) = SourceHandover::recover(last.attempt_id, last.mark, GuestHere::Gone)?;
-        let peer = Peer { name: last.peer, address: last.address };
-        Ok(Self { handover, records: AttemptRecords::new(records), peer, lock })
+        let peer = Peer { name: last.peer, address: last.address, identity: last.identity };
+        Ok(Self { handover, records: AttemptRecords::new(records), peer, security, lock })
     }
 
     /// The destination, as `HOST:PORT`.
@@ -111,8 +122,9 @@ impl DurableHandover {
     pub(super) fn on(&mut self, event: SourceEvent) -> Result<SourceAction, HandoverError> {
         let mut action = self.handover.on(event)?;
         while let SourceAction::Record(mark) = action {
-            let (attempt_id, Peer { name, address }) = (self.handover.attempt_id(), self.peer.clone());
-            let record = Record { mark, side: Side::Source, attempt_id, peer: name, address };
+            let (attempt_id, Peer { name, address, identity }) =
+                (self.handover.attempt_id(), self.peer.clone());
+            let record = Record { mark, side: Side::Source, attempt_id, peer: name, address, identity };
             let (recorded, not_recorded) = (SourceEvent::Recorded, SourceEvent::NotRecorded);
             action = self.handover.on(self.records.write(record, recorded, not_recorded))?;
         }
@@ -248,7 +260,8 @@ impl DurableHandover {
     /// Asks for the outcome of this attempt, over a new connection.
     fn question(&self) -> Result<(ControlChannel, Message), ControlError> {
         let address = self.peer.address.map_or_else(|| self.peer.name.clone(), |address| address.to_string());
-        let mut control = ControlChannel::connect_within(&address, ANSWER_MAX, ANSWER_MAX)?;
+        let by = (&self.security, self.peer.identity);
+        let mut control = ControlChannel::connect_within(&address, by, (ANSWER_MAX, ANSWER_MAX))?;
         control.send(&Message::Ask(self.handover.attempt_id()))?;
         let answer = control.receive("word of the guest", Some(ANSWER_MAX))?;
         Ok((control, answer))
@@ -274,6 +287,7 @@ impl DurableHandover {
             }
             Message::Outcome(of, Outcome::Prepared) if of == attempt_id => Err(StillInDoubt::Ready),
             Message::Outcome(of, Outcome::Unknown) if of == attempt_id => Err(StillInDoubt::NoWord),
+            Message::Refused(refusal) => Err(StillInDoubt::NotAnswered(refusal)),
             other => {
                 Err(ControlError::Unexpected { expected: "word of the guest", got: other.name() }.into())
             }

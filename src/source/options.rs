@@ -1,6 +1,7 @@
 //! The options of a migration.
 
 use super::limits_handle::LimitsHandle;
+use crate::control::Security;
 use crate::convergence::SwitchCost;
 use crate::lock::Lock;
 use crate::session::Cancel;
@@ -27,6 +28,8 @@ pub struct Options {
     /// must have the same lock. After the migration the guest runs on this host exactly if this host holds
     /// the lock.
     pub lock: Option<Lock>,
+    /// How the connections to the destination are protected, also those that settle a doubt.
+    pub security: Security,
     /// Ends the migration on request.
     pub cancel: Cancel,
 }

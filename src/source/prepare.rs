@@ -1,6 +1,8 @@
 //! Step 1: connects to the destination, describes the guest, and connects the lanes if the destination
 //! accepts.
 
+use sterna_trust::Right;
+
 use super::durable_handover::{DurableHandover, Peer, open_records};
 use super::error::{GuestIs, MigrationError, MigrationFailure};
 use super::migration::{Connected, Migration};
@@ -49,10 +51,19 @@ fn connect(migration: Migration<'_>, claim: &GuestClaim, to: &str) -> Result<Con
     let records = open_records(claim)?;
     let (ram, log) = (guest.ram()?, guest.dirty_log()?);
     let hello = hello(migration, ram.layout())?;
-    let mut link = Link::make(ram, to, (&options.transports, options.lanes), &options.cancel, hello)?;
+    let mut link = Link::make(
+        ram,
+        (to, (&options.security, Right::Receive)),
+        (&options.transports, options.lanes),
+        &options.cancel,
+        hello,
+    )?;
     saving::check_expected(&mut link, options)?;
-    let peer = Peer { name: to.to_owned(), address: Some(link.control.peer_address()) };
-    let handover = DurableHandover::new(records, peer, link.attempt_id, options.lock.clone());
+    let control = &link.control;
+    let peer =
+        Peer { name: to.to_owned(), address: Some(control.peer_address()), identity: control.identity() };
+    let arbiters = (options.security.clone(), options.lock.clone());
+    let handover = DurableHandover::new(records, peer, link.attempt_id, arbiters);
     Ok(Connected { link, log, handover })
 }
 

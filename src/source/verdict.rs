@@ -8,6 +8,7 @@ use crate::error_code::coded;
 use crate::handover::HandoverError;
 use crate::lock::LockError;
 use crate::state::StateError;
+use crate::wire::Refusal;
 
 /// The fate of a guest in doubt.
 #[derive(Debug)]
@@ -39,6 +40,9 @@ pub enum StillInDoubt {
          guest was sent to?"
     )]
     NoWord,
+    /// The destination does not answer this host.
+    #[error("the destination does not say what became of the guest: {0}")]
+    NotAnswered(#[source] Refusal),
     /// The destination waits for GO, which this question must not give.
     #[error("the destination is ready and waits for the guest")]
     Ready,

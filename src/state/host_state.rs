@@ -94,6 +94,7 @@ impl HostState {
             attempt_id,
             peer: String::new(),
             address: None,
+            identity: None,
         })?;
         Ok(claim)
     }

@@ -25,6 +25,7 @@ fn record(mark: RecordKind, side: Side, attempt_id: AttemptId) -> Record {
         attempt_id,
         peer: "host-b:7837".into(),
         address: Some(([192, 0, 2, 1], 7837).into()),
+        identity: None,
     }
 }
 

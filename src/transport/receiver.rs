@@ -2,17 +2,20 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
+
+use sterna_trust::Fingerprint;
 
 use super::error::TransportError;
 use super::remains::Remains;
+use crate::control::ProtectedStream;
 use crate::wire::Token;
 
 /// The source of lane connections: all attempts share a socket, and this returns the connections of one
 /// attempt.
 pub trait LaneConnections {
-    /// The next connection with the attempt's token, if one comes in time. Its preamble has been read.
+    /// The next connection with the attempt's token, if one comes in time. Its greeting is complete.
     ///
     /// # Errors
     /// Those of the socket.
@@ -25,9 +28,11 @@ pub struct LaneConnection {
     /// The lane's number according to the peer.
     pub lane: u8,
     /// The connection.
-    pub stream: TcpStream,
+    pub stream: ProtectedStream,
     /// The address of the source.
     pub from: SocketAddr,
+    /// The key that the source has proved, if the connection has TLS.
+    pub identity: Option<Fingerprint>,
 }
 
 /// The destination's end of all lanes.

@@ -160,8 +160,8 @@ pub struct ImageContent {
     pub lanes: LaneOffer,
 }
 
-/// How the source proposes to send pages.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How the source proposes to send pages. `Debug` output hides the body, which may hold keys.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneOffer {
     /// The transport's name, such as `rdma`: lower-case letters, digits and `-`, at most [`SCHEME_MAX`]
     /// bytes.
@@ -174,12 +174,24 @@ pub struct LaneOffer {
     pub body: Vec<u8>,
 }
 
-/// The destination's ends of the lanes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+impl fmt::Debug for LaneOffer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "LaneOffer({} lanes of {})", self.lanes, self.scheme.escape_debug())
+    }
+}
+
+/// The destination's ends of the lanes. `Debug` output hides the body, which may hold keys.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneReady {
     /// What the source's end of the transport must know to connect, at most [`LANE_BODY_MAX`] bytes.
     #[serde(with = "serde_bytes")]
     pub body: Vec<u8>,
+}
+
+impl fmt::Debug for LaneReady {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("LaneReady(…)")
+    }
 }
 
 /// The end of the transfer.
@@ -320,6 +332,12 @@ pub enum Refusal {
     /// The two hosts have no common lock that could arbitrate between them.
     #[error("the destination cannot use its lock: {0}")]
     Lock(String),
+    /// The destination trusts the source's host, but not for this.
+    #[error("the destination trusts this host, but its list does not let this host do that")]
+    NotAllowed,
+    /// The attempt was begun by another host than the one that asks or answers.
+    #[error("the attempt belongs to another host than this one")]
+    OtherHost,
 }
 
 coded!(Refusal, RefusalKind, "refused");

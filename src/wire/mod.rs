@@ -25,7 +25,9 @@ pub use message::{
     Outcome, Refusal, SCHEME_MAX, STATE_FRAME_MAX, StateFrame, SwitchCosts, TRANSPORT_BODY_MAX,
 };
 pub use pages::{FRAME_BYTES_MAX, PageFrame, RUN_LEN, RUNS_MAX, WireRun};
-pub use preamble::{PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Role, Token};
+pub use preamble::{
+    LANE_OPENING_LEN, LaneOpening, PREAMBLE_LEN, PROTOCOL_VERSION, Preamble, Protection, Role, Token,
+};
 
 /// Errors in bytes that a peer sent.
 #[derive(Clone, Debug, Error, PartialEq, Eq, EnumDiscriminants)]
@@ -51,6 +53,9 @@ pub enum WireError {
     /// The peer opened a connection with an unknown role.
     #[error("the peer opened a connection of unknown role {0}")]
     Role(u8),
+    /// The peer asked for a kind of protection that does not exist.
+    #[error("the peer asked for protection of unknown kind {0}")]
+    Protection(u8),
     /// A message was damaged on its way.
     #[error(
         "a message was damaged on its way, which neither the network nor TCP noticed: is a network card or a memory bank failing?"

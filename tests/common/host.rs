@@ -78,11 +78,17 @@ impl Host {
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP,INT,QUIT").args(&self.prefix).arg(sterna);
         let runtime = host.runtime.path();
+        let arguments: Vec<_> =
+            arguments.into_iter().map(|argument| argument.as_ref().to_string_lossy().into_owned()).collect();
+        // In a lab hosts meet at the address of a device, and have no keys.
+        let insecure = arguments.iter().any(|word| names_another_host(word)).then_some("--insecure");
         // Files that a killed process leaves behind are removed with the host.
         command
-            .args(arguments)
+            .args(&arguments)
+            .args(insecure)
             .env("STERNA_RUNTIME_DIR", runtime)
             .env("STERNA_STATE_DIR", host.state())
+            .env("STERNA_TRUST_DIR", host.keys())
             // A lab keeps /tmp in memory.
             .env("STERNA_STATE_DIR_ANYWAY", "1")
             .env("TMPDIR", runtime)
@@ -130,6 +136,11 @@ impl Host {
     /// The folder of its control sockets.
     pub(crate) fn runtime(&self) -> &Path {
         self.runtime.path()
+    }
+
+    /// The folder of its key and of the hosts that it trusts.
+    pub(crate) fn keys(&self) -> PathBuf {
+        self.runtime.path().join("keys")
     }
 
     /// The folder of its guests' state.
@@ -255,4 +266,11 @@ pub(crate) fn moves_away_from(host: &Host, source: Process, name: &str, more: &[
     assert!(after["heartbeats"].as_u64() >= before["heartbeats"].as_u64(), "{before} {after}");
     destination.checks_clean(name);
     (destination, receiving.process)
+}
+
+/// Whether an argument names an address outside of this machine.
+fn names_another_host(argument: &str) -> bool {
+    let Some((option, value)) = argument.split_once('=') else { return false };
+    let address = value.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| value.parse());
+    matches!(option, "--to" | "--listen") && address.is_ok_and(|address| !address.is_loopback())
 }

@@ -65,7 +65,7 @@ pub(crate) fn relay(
                     }
                     controls += 1;
                 }
-                Ok(Role::Lane(_)) => {
+                Ok(Role::Lane) => {
                     for (mut from, mut to) in
                         [(clone(&source), clone(&there)), (clone(&there), clone(&source))]
                     {

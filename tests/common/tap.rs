@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sterna::wire::{AttemptId, FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Role, Token};
+use sterna::wire::{AttemptId, FRAME_HEAD_LEN, FrameHead, Message, PREAMBLE_LEN, Preamble, Protection, Role};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::PATIENCE;
@@ -419,7 +419,7 @@ impl Frame {
 /// had.
 pub(crate) fn say_go(to: SocketAddr, attempt_id: Option<AttemptId>) {
     let Ok(mut stream) = TcpStream::connect(to) else { return };
-    let preamble = Preamble { role: Role::Control, token: Token::NONE }.encode();
+    let preamble = Preamble { role: Role::Control, protection: Protection::Plain }.encode();
     let go = Frame::of(Message::Go(attempt_id.unwrap_or(AttemptId([9; 16])))).bytes();
     let _ = stream.write_all(&[&preamble[..], &go].concat());
     // Ignores the answer.

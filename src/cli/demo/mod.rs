@@ -69,7 +69,8 @@ pub(crate) fn run(args: &DemoArgs) -> ExitCode {
 fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
     let address = args.address.unwrap_or_else(|| default_address(args.how.lanes.transport));
     let mut holders = Holders::new()?;
-    let to = start_receiver(&mut holders, address)?;
+    let how = MoveArgs { security: holders.trust(&args.how.security)?, ..args.how.clone() };
+    let to = start_receiver(&mut holders, address, &how.security)?;
     errln!("destination: process {} listens at {to}", holders.destination_id());
     start_runner(&mut holders, &args.guest, kind)?;
     let (source, destination) = (holders.source_name(), holders.destination_name());
@@ -83,7 +84,8 @@ fn demonstrate(args: &DemoArgs, kind: MachineKind) -> Result<Seen, Failure> {
         if before.vitals.vcpus == 1 { "" } else { "s" },
         args.guest.dirty_rate,
     );
-    let request = args.how.request(to, args.verify);
+    how.security.trust.warn();
+    let request = how.request(to, args.verify).map_err(local)?;
     let report = move_guest(&source, request, &mut output::progress)?;
     let source_ended = holders.source_has_ended(Duration::from_secs(20));
     errln!("  the guest checks its own memory at the destination ...");
@@ -235,6 +237,7 @@ mod tests {
             },
             migrating: false,
             in_doubt: false,
+            insecure: false,
         };
         let report = Report {
             fell_back: None,

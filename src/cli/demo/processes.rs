@@ -12,19 +12,21 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
+use sterna::trust::{Peer, Rights, TrustStore};
 use sterna_vmm::MachineKind;
 use tempfile::TempDir;
 
 use crate::cli::exit::Exit;
 use crate::cli::protocol::Failure;
 use crate::cli::run::{GuestArgs, HugePages, MachineChoice};
+use crate::cli::security::SecurityArgs;
 use crate::cli::size::Size;
 
 /// The two processes that hold the guest, one after the other. Dropping this ends both.
 pub(super) struct Holders {
     source: Option<Child>,
     destination: Option<Child>,
-    _runtime: TempDir,
+    runtime: TempDir,
 }
 
 impl Holders {
@@ -38,7 +40,22 @@ impl Holders {
             .map_err(|error| failed(format!("no temporary folder: {error}")))?;
         crate::cli::socket::use_directory(runtime.path());
         leave_nothing_behind(runtime.path());
-        Ok(Self { source: None, destination: None, _runtime: runtime })
+        Ok(Self { source: None, destination: None, runtime })
+    }
+
+    /// Keys of the demo's own, by which its two processes trust each other; returns the options of the
+    /// source.
+    pub(super) fn trust(&self, options: &SecurityArgs) -> Result<SecurityArgs, Failure> {
+        let folders = [SOURCE_KEYS, DESTINATION_KEYS].map(|name| self.runtime.path().join(name));
+        let [source, destination] = folders.each_ref().map(|folder| TrustStore::at(folder));
+        let trust = |store: &TrustStore, name: &str, other: &TrustStore| {
+            let fingerprint = other.host_key()?.fingerprint();
+            store.add(Peer { name: name.to_owned(), fingerprint, rights: Rights::all() })
+        };
+        trust(&source, &self.destination_name(), &destination)
+            .and_then(|()| trust(&destination, &self.source_name(), &source))
+            .map_err(|error| failed(error.to_string()))?;
+        Ok(options.clone().everywhere(&folders[0]))
     }
 
     pub(super) fn source_name(&self) -> String {
@@ -102,8 +119,13 @@ fn leave_nothing_behind(runtime: &Path) {
 }
 
 /// Starts the destination; returns the address at which it listens.
-pub(super) fn start_receiver(holders: &mut Holders, address: IpAddr) -> Result<String, Failure> {
-    let arguments = [
+pub(super) fn start_receiver(
+    holders: &mut Holders,
+    address: IpAddr,
+    security: &SecurityArgs,
+) -> Result<String, Failure> {
+    let keys = holders.runtime.path().join(DESTINATION_KEYS);
+    let mut arguments = [
         "receive",
         "--once",
         "--json",
@@ -111,7 +133,10 @@ pub(super) fn start_receiver(holders: &mut Holders, address: IpAddr) -> Result<S
         &format!("--listen={address}"),
         &format!("--name={}", holders.destination_name()),
     ]
-    .map(str::to_owned);
+    .into_iter()
+    .map(str::to_owned)
+    .collect::<Vec<_>>();
+    arguments.extend(security.clone().everywhere(&keys).words());
     let (child, event) = start(&arguments)?;
     holders.destination = Some(child);
     event["address"]
@@ -188,6 +213,10 @@ fn start(arguments: &[String]) -> Result<(Child, serde_json::Value), Failure> {
 fn drain(events: BufReader<ChildStdout>) {
     thread::spawn(move || events.lines().map_while(Result::ok).for_each(drop));
 }
+
+/// The folders of the two keys.
+const SOURCE_KEYS: &str = "source-keys";
+const DESTINATION_KEYS: &str = "destination-keys";
 
 fn failed(what: String) -> Failure {
     Failure {

@@ -8,7 +8,7 @@ use super::super::durable_handover::DurableHandover;
 use super::super::lane_ends::LaneEnds;
 use super::super::pending::WordOutcome;
 use super::*;
-use crate::control::{ControlError, read_preamble};
+use crate::control::{ControlError, Security, answered};
 use crate::guest::{Guest, Heartbeat};
 use crate::handover::RecordKind;
 use crate::memory::GuestRam;
@@ -138,7 +138,7 @@ fn switch(
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let source = thread::spawn(move || {
-        let mut control = ControlChannel::connect(&address).unwrap();
+        let mut control = ControlChannel::connect(&address, &Security::default()).unwrap();
         let mut heard = Vec::new();
         while let Ok(message) = control.receive("anything", None) {
             heard.push(message.name());
@@ -150,14 +150,13 @@ fn switch(
         }
         heard
     });
-    let (mut stream, _) = listener.accept().unwrap();
-    read_preamble(&mut stream, Duration::from_secs(5)).unwrap();
-    let mut control = ControlChannel::answer(stream).unwrap();
+    let mut control = answered(listener.accept().unwrap().0, Duration::from_secs(5));
     let journal = Journal::default();
     let guest = NotedGuest(journal.clone());
     let ram = guest.ram().unwrap();
     let lane_receiver = Box::new(NotedReceiver { journal: journal.clone(), lets_go, releases });
-    let handover = DurableHandover::new(GuestClaim::failing(fails), "source".into(), ATTEMPT_ID).unwrap();
+    let handover =
+        DurableHandover::new(GuestClaim::failing(fails), ("source".into(), None), ATTEMPT_ID).unwrap();
     let options = Options { takeover_timeout: Duration::from_secs(5), ..Options::default() };
     let last = Final { attempt_id: ATTEMPT_ID, round: 1, compare_blocks: 0, state_bytes: 1 };
     let filled =
@@ -177,17 +176,16 @@ fn at_once() -> mpsc::Receiver<()> {
 fn held_by_a_slow_source(says: &Message) -> (Vec<&'static str>, Result<(), ReceiveError>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let source = thread::spawn(move || ControlChannel::connect(&address).unwrap());
-    let (mut stream, _) = listener.accept().unwrap();
-    read_preamble(&mut stream, Duration::from_secs(5)).unwrap();
-    let mut control = ControlChannel::answer(stream).unwrap();
+    let source = thread::spawn(move || ControlChannel::connect(&address, &Security::default()).unwrap());
+    let mut control = answered(listener.accept().unwrap().0, Duration::from_secs(5));
     let mut slow = source.join().unwrap();
     let journal = Journal::default();
     let guest = NotedGuest(journal.clone());
     let ram = guest.ram().unwrap();
     let lane_receiver =
         Box::new(NotedReceiver { journal: journal.clone(), lets_go: true, releases: at_once() });
-    let handover = DurableHandover::new(GuestClaim::failing(&[]), "source".into(), ATTEMPT_ID).unwrap();
+    let handover =
+        DurableHandover::new(GuestClaim::failing(&[]), ("source".into(), None), ATTEMPT_ID).unwrap();
     let options = Options { takeover_timeout: Duration::from_secs(3600), ..Options::default() };
     let pending = &options.pending;
     let mut arriving = arriving(guest, lane_receiver, handover, &options);

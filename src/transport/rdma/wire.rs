@@ -1,6 +1,8 @@
 //! The messages between the two ends: in HELLO, in READY, and beside the lanes. The engine carries them
 //! unread.
 
+use std::fmt;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sterna_rdma::{Endpoint, RemoteKey};
@@ -54,13 +56,19 @@ pub struct ChunkRange {
     pub pages: u64,
 }
 
-/// The address and the key for writing into a chunk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The address and the key for writing into a chunk. `Debug` output hides both.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkKey {
     /// The address of its first byte at the destination.
     pub address: u64,
     /// The key of its memory region.
     pub key: RemoteKey,
+}
+
+impl fmt::Debug for ChunkKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("ChunkKey(…)")
+    }
 }
 
 impl Offered {

@@ -9,23 +9,26 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use zerocopy::IntoBytes;
 
+use super::encrypted::send_encrypted;
 use super::stall::{STALL_MAX, broken};
-use crate::control::{ControlChannel, tune};
+use crate::control::{ControlChannel, ProtectedStream, open_lane, tune};
 use crate::memory::{GuestRam, MemoryError, PAGE_BYTES, PageRun, send_from};
 use crate::transport::error::TransportError;
 use crate::transport::lane::Lane;
-use crate::wire::{FRAME_BYTES_MAX, PageFrame, Preamble, RUN_LEN, RUNS_MAX, Role, Token, WireRun};
+use crate::wire::{FRAME_BYTES_MAX, LaneOpening, PageFrame, RUN_LEN, RUNS_MAX, Token, WireRun};
 
 /// A connection that carries pages.
 pub(crate) struct TcpLane {
     index: usize,
-    stream: TcpStream,
+    stream: ProtectedStream,
     ram: GuestRam,
     /// The runs of the next frame, and their bytes.
     runs: Vec<PageRun>,
     bytes: u64,
     /// The next frame's head and list of runs; kept for its allocation.
     head: Vec<u8>,
+    /// Pages to encrypt; kept for its allocation.
+    pages: Vec<u8>,
 }
 
 impl TcpLane {
@@ -39,36 +42,41 @@ impl TcpLane {
         let (peer, liveness) = (control.peer_address(), control.liveness());
         let open = || {
             let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
-            let mut stream = TcpStream::from(socket);
+            let stream = TcpStream::from(socket);
             // Before it connects, so that a wait for the connection ends, too.
             liveness.shut_with(&stream)?;
             SockRef::from(&stream).connect_timeout(&peer.into(), STALL_MAX)?;
             tune(&stream)?;
-            stream.set_read_timeout(Some(STALL_MAX))?;
-            stream.set_write_timeout(Some(STALL_MAX))?;
-            stream.write_all(&Preamble { role: Role::Lane(lane), token }.encode())?;
             Ok(stream)
         };
-        let stream = open().map_err(|error| TransportError::Stream { lane: lane.into(), error })?;
+        let failed = |error| TransportError::Stream { lane: lane.into(), error };
+        let mut stream = open_lane(open().map_err(failed)?, control.trusted_by(), STALL_MAX)?;
+        let socket = stream.socket();
+        socket
+            .set_read_timeout(Some(STALL_MAX))
+            .and_then(|()| socket.set_write_timeout(Some(STALL_MAX)))
+            .and_then(|()| stream.write_all(LaneOpening::new(token, lane).as_bytes()))
+            .map_err(failed)?;
         Ok(Self::over(lane.into(), stream, ram))
     }
 
-    fn over(index: usize, stream: TcpStream, ram: GuestRam) -> Self {
+    fn over(index: usize, stream: ProtectedStream, ram: GuestRam) -> Self {
         let head = Vec::with_capacity(PageFrame::LEN + RUNS_MAX * RUN_LEN);
-        Self { index, stream, ram, runs: Vec::with_capacity(RUNS_MAX), bytes: 0, head }
+        Self { index, stream, ram, runs: Vec::with_capacity(RUNS_MAX), bytes: 0, head, pages: Vec::new() }
     }
 
     /// A lane on the same connection that reads from other RAM.
     #[cfg(test)]
     pub(crate) fn out_of(&self, ram: GuestRam) -> std::io::Result<Self> {
-        Ok(Self::over(self.index, self.stream.try_clone()?, ram))
+        let stream = ProtectedStream::Plain(self.stream.socket().try_clone()?);
+        Ok(Self::over(self.index, stream, ram))
     }
 
     /// Cuts the connection, as the network would.
     #[cfg(test)]
     pub(crate) fn cut(&self) {
         // An error means that the peer was faster.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let _ = self.stream.socket().shutdown(std::net::Shutdown::Both);
     }
 
     fn flush(&mut self) -> Result<(), TransportError> {
@@ -84,7 +92,11 @@ impl TcpLane {
             self.head.extend(wire.as_bytes());
             slices.push(self.ram.slice(run)?);
         }
-        send_from(self.stream.as_fd(), &self.head, &slices).map_err(|error| broken(self.index, error))?;
+        match &mut self.stream {
+            ProtectedStream::Plain(stream) => send_from(stream.as_fd(), &self.head, &slices),
+            ProtectedStream::Tls(stream) => send_encrypted(stream, &mut self.pages, &self.head, &slices),
+        }
+        .map_err(|error| broken(self.index, error))?;
         self.runs.clear();
         self.bytes = 0;
         Ok(())

@@ -3,6 +3,7 @@
 //! A frame is a head, a list of runs, and the bytes of their pages. The peer acknowledges only the fence that
 //! closes a round.
 
+mod encrypted;
 mod lane;
 mod provider;
 mod receiver;

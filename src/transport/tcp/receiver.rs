@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::encrypted::receive_decrypted;
 use super::stall::{STALL_MAX, broken};
-use crate::control::{PeerLiveness, tune};
+use crate::control::{PeerLiveness, ProtectedStream, tune};
 use crate::memory::{GuestRam, receive_into};
 use crate::panics::caught_or;
 use crate::poison::IgnorePoison;
@@ -68,25 +69,26 @@ impl TcpReceiver {
         if !matches!(self.lanes.get(index), Some(None)) {
             return Err("it belongs to no lane of this migration".into());
         }
-        let reader = tune(&stream)
-            .and_then(|()| stream.set_read_timeout(None))
-            .and_then(|()| self.liveness.shut_with(&stream))
-            .and_then(|()| stream.set_write_timeout(Some(STALL_MAX)))
-            .and_then(|()| stream.try_clone())
-            .and_then(|reading| {
+        let socket = stream.socket();
+        let reader = tune(socket)
+            .and_then(|()| socket.set_read_timeout(None))
+            .and_then(|()| self.liveness.shut_with(socket))
+            .and_then(|()| socket.set_write_timeout(Some(STALL_MAX)))
+            .and_then(|()| socket.try_clone())
+            .and_then(|socket| {
                 let (ram, fences) = (self.ram.clone(), self.fences.clone());
                 let name = format!("tcp-lane-{lane}");
-                thread::Builder::new().name(name).spawn(move || {
-                    let mut frames = Frames { lane: index, stream: reading, ram, fences };
+                let thread = thread::Builder::new().name(name).spawn(move || {
+                    let mut frames = Frames { lane: index, stream, ram, fences };
                     if let Err(error) = caught_or(|| frames.read_all()) {
                         frames.fences.fail(error);
                         // The source must not wait for this lane. It may have closed it itself.
-                        let _ = frames.stream.shutdown(Shutdown::Both);
+                        let _ = frames.stream.socket().shutdown(Shutdown::Both);
                     }
-                })
+                })?;
+                Ok(Reader { stream: socket, thread })
             });
-        let thread = reader.map_err(|error| error.to_string())?;
-        self.lanes[index] = Some(Reader { stream, thread });
+        self.lanes[index] = Some(reader.map_err(|error| error.to_string())?);
         Ok(())
     }
 }
@@ -174,7 +176,7 @@ fn revoke_time(lanes: u8) -> Duration {
 /// Reads the frames of one lane.
 struct Frames {
     lane: usize,
-    stream: TcpStream,
+    stream: ProtectedStream,
     ram: GuestRam,
     fences: Arc<Fences>,
 }
@@ -206,8 +208,12 @@ impl Frames {
             }
             // Reads the next frame's head, too, for which this thread would otherwise wake up again: one
             // always follows, at least the fence's.
-            receive_into(self.stream.as_fd(), &slices, frame.as_mut_bytes())
-                .map_err(|error| broken(self.lane, error))?;
+            let next = frame.as_mut_bytes();
+            match &mut self.stream {
+                ProtectedStream::Plain(stream) => receive_into(stream.as_fd(), &slices, next),
+                ProtectedStream::Tls(stream) => receive_decrypted(stream, &slices, next),
+            }
+            .map_err(|error| broken(self.lane, error))?;
         }
     }
 }

@@ -99,7 +99,8 @@ impl Ends {
             Ok((running, line))
         };
         let listen = format!("--listen={}", setup.address());
-        let receive = ["--once", "--port=0", "--name=bench-there", listen.as_str()];
+        // A device's address is no loopback, and both ends are on this machine.
+        let receive = ["--once", "--port=0", "--name=bench-there", listen.as_str(), "--insecure"];
         let (destination, listening) = start(&[destination, &receive].concat(), "listening")?;
         let address = listening["address"].as_str().unwrap_or_default().to_owned();
         let (source, _ready) = start(&[source, &[NAME]].concat(), event)?;
@@ -115,7 +116,7 @@ impl Ends {
     ) -> Result<Value, Failure> {
         let mut command = Command::new(&setup.sterna);
         command.env("STERNA_RUNTIME_DIR", self.runtime.path());
-        command.args(["migrate", NAME, "--json", "--to", &self.address]);
+        command.args(["migrate", NAME, "--json", "--insecure", "--to", &self.address]);
         let downtime = downtime_ms.to_string();
         command.args(["--downtime-limit", &downtime, "--downtime-max", &downtime]).args(arguments);
         let running = Running::start(&mut command, "sterna", "(cargo build --release)")?;

@@ -13,6 +13,7 @@ use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::RdmaProvider;
 use sterna::transport::tcp::TcpProvider;
+use sterna::trust::Security;
 
 use super::guest::{BenchGuest, BenchHost, Content, Pages, Script};
 use crate::peers::compare::equal_files;
@@ -186,8 +187,12 @@ fn move_guest(
     // No process asks for the fate of the bench's guest.
     let state = HostState::lost_with_this_process;
     let claim = state().start("bench", false).map_err(|error| Failure::Sterna(error.to_string()))?;
+    // At a device's address, which is no loopback; both ends are in this process.
+    let security = Security::insecure();
+    let options = &Options { security: security.clone(), ..options.clone() };
     let receiver = Receiver::bind(SocketAddr::new(address, 0), state())
-        .map_err(|error| Failure::Sterna(error.to_string()))?;
+        .map_err(|error| Failure::Sterna(error.to_string()))?
+        .protected_by(security);
     let address = receiver.local_address().map_err(|error| Failure::Sterna(error.to_string()))?;
     let (moved, arrival) = thread::scope(|scope| {
         let arriving =
