@@ -57,9 +57,10 @@ impl RateLimiter {
             if left.is_zero() || self.rate.load(Ordering::Relaxed) != rate.get() {
                 return Ok(());
             }
+            drop(self.changed.wait_timeout(bucket, left.min(NAP_MAX)));
+            // Without the lock: it may wait for one that is held while the rate is set.
             check()?;
-            let nap = left.min(NAP_MAX);
-            bucket = self.changed.wait_timeout(bucket, nap).ignore_poison().0;
+            bucket = self.lock();
         }
     }
 
