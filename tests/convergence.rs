@@ -5,6 +5,8 @@
 
 mod common;
 
+use serde_json::Value;
+
 use common::{
     BUSY, ENDLESS, Ended, Host, Process, Receiving, go_between, machine_word, moves_away_from, runs_on,
 };
@@ -125,6 +127,25 @@ fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
     let total = lost["total_ms"].as_f64().expect("the guest lost some time");
     assert!((parts.iter().sum::<f64>() - total).abs() < 0.01, "{lost}");
     assert!(report["predicted_downtime_ms"].as_f64() < Some(500.0), "{report}");
+}
+
+/// The first round takes half a minute, and the guest writes new pages all the while.
+#[test]
+fn a_guest_that_is_too_fast_is_acted_on_inside_its_first_round() {
+    let guest = ["--machine=synthetic", "--memory=128M", "--working-set=64M", "--dirty-rate=8"];
+    let ended = UnderWay::of(&guest, &["--if-stuck=abort"]).stays(10);
+    ended.says("MB/s of new pages and").says("error: given up after 1 round");
+    assert_eq!(ended.json()["per_round"], Value::Null, "{}", ended.json());
+
+    let under_way = UnderWay::of(&guest, &["--if-stuck=throttle"]);
+    under_way.migrating.says("guest slowed by");
+    under_way.source.start(["migrate", "tern", "--set=throttle-max=5"]).wait().expect_code(0);
+    under_way.migrating.says("guest slowed by 5 %");
+    let slowed = &under_way.source.status("tern")["throttle_percent"];
+    assert_eq!(slowed, 5);
+    under_way.source.start(["cancel", "tern"]).wait().expect_code(0);
+    let ended = under_way.stays(130);
+    assert!(!ended.stderr.contains("round 2:"), "{}", ended.stderr);
 }
 
 /// One of two processors writes 8 MB/s over 16 MiB, more than the link carries; the other writes a single

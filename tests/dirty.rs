@@ -28,6 +28,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_cleared() {
     log.start().unwrap();
     let all = dirty.regions()[0].pages();
     assert_eq!(dirty.harvest(&log).unwrap(), all, "the log begins with everything dirty");
+    assert_eq!(log.peek(all).unwrap(), Some(0), "none of that was written since");
     log.clear(0, 0, dirty.regions()[0].words()).unwrap();
     dirty.clear();
     assert_eq!(dirty.harvest(&log).unwrap(), 0);
@@ -37,6 +38,7 @@ fn what_the_guest_writes_is_harvested_over_all_slots_until_it_is_cleared() {
         guest.write(page, 2, 1, || {});
     }
     guest.write(all - 1, 1, 1, || {});
+    assert_eq!([0, 3].map(|uncleared| log.peek(uncleared).unwrap()), [Some(5), Some(2)]);
     let written = [(17 * 256 - 1, 2), (18 * 256 - 1, 2), (all - 1, 1)];
     for _ in 0..2 {
         dirty.clear();

@@ -42,6 +42,12 @@ impl SoftwareBitmap {
         self.marks.take_words(words, taken);
     }
 
+    /// How many pages are marked, about: others are marked or taken meanwhile.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.marks.count()
+    }
+
     /// Clears all marks.
     pub fn reset(&self) {
         self.take(|_, _| {});
@@ -141,7 +147,9 @@ mod tests {
             found.into_iter().map(|(word, bits)| (word, bits.count_ones())).collect::<Vec<_>>()
         };
         mark();
+        assert_eq!((bitmap.count(), bitmap.count()), (8, 8), "to count takes nothing");
         assert_eq!(take(64..128), [(64, 1), (127, 1)]);
+        assert_eq!(bitmap.count(), 6);
         assert_eq!(take(64..128), []);
         assert_eq!(take(0..64), [(0, 1), (63, 1)]);
         assert_eq!(take(128..1000), [(128, 1), (255, 1), (256, 1), (299, 1)]);

@@ -49,6 +49,21 @@ impl<W: Word> Marks<W> {
         }
     }
 
+    /// How many marks a taker would find, without taking any. Marks that are set or taken meanwhile count or
+    /// do not.
+    pub(crate) fn count(&self) -> u64 {
+        let mut count = 0;
+        for (index, summary) in self.summary.iter().enumerate() {
+            let mut left = summary.load(Ordering::Relaxed);
+            while left != 0 {
+                let word = index * 64 + left.trailing_zeros() as usize;
+                left &= left - 1;
+                count += u64::from(self.words[word].load(Ordering::Relaxed).count_ones());
+            }
+        }
+        count
+    }
+
     pub(crate) fn take(&self, taken: impl FnMut(usize, u64)) {
         self.take_words(0..self.words.len(), taken);
     }

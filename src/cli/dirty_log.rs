@@ -123,6 +123,11 @@ impl DirtyLog for RingLog {
         Ok(())
     }
 
+    fn peek(&self, uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        self.rings.collect().map_err(DirtyError::Rings)?;
+        self.software.peek(uncleared)
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         let stopped = self.rings.forget().map_err(DirtyError::Rings);
         stopped.and(self.software.stop())

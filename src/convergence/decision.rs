@@ -1,3 +1,5 @@
+mod inside;
+
 use std::time::Duration;
 
 use super::auto;
@@ -10,6 +12,8 @@ use super::outlook::{Bounds, Outlook};
 use super::prediction::{Downtime, SAFETY};
 use super::writes::Writes;
 use crate::memory::PAGE_BYTES;
+
+pub use inside::Inside;
 
 /// A round must leave at most this share of what the round before left, else the guest is too fast. Below 1,
 /// because measurements of short rounds vary by some percent.
@@ -140,7 +144,7 @@ impl Convergence<'_> {
     fn decide_by_loss(&self) -> Decision {
         let is_slowed = self.history.throttle_percent() > 0;
         let patience = if is_slowed { Duration::ZERO } else { auto::patience(self.history) };
-        let is_stuck = self.stuck_long_enough() && self.history.stuck_for() >= patience;
+        let is_stuck = self.stuck_long_enough() && self.stuck_for() >= patience;
         let acts = is_stuck && self.diverging().is_some() || is_slowed || self.is_late();
         match self.ahead().filter(|_| acts) {
             Some(ahead) => match auto::next_look(self.history) {
@@ -185,6 +189,13 @@ impl Convergence<'_> {
             return Decision::GiveUp;
         }
         Decision::AnotherRound
+    }
+
+    /// How long the rounds since the last measure took that did not bring the switch nearer.
+    fn stuck_for(&self) -> Duration {
+        let stuck = usize::try_from(self.history.stuck_rounds).unwrap_or(usize::MAX);
+        let rounds = self.history.rounds().iter().rev().take(stuck);
+        rounds.map(|round| round.duration + round.harvest).sum()
     }
 
     /// A single round may have been disturbed. After a measure was taken, one suffices.

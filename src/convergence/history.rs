@@ -180,6 +180,8 @@ pub struct History {
     link_since: usize,
     /// Consecutive rounds that did not bring the switch nearer, since the last measure.
     pub(super) stuck_rounds: u32,
+    /// Whether a round is being sent.
+    in_round: bool,
     /// Whether the reason was a limit that is too low, which does not depend on the guest.
     limit_too_low: bool,
 }
@@ -201,8 +203,19 @@ impl History {
         self.between = Some(self.between.map_or(between, |least| least.min(between)));
     }
 
+    /// A round begins: what is changed until it is [added](Self::push) counts from the next one on.
+    pub fn begins_round(&mut self) {
+        self.in_round = true;
+    }
+
+    /// The first round that is sent entirely after now.
+    fn next_round(&self) -> usize {
+        self.rounds.len() + usize::from(self.in_round)
+    }
+
     /// Adds a round.
     pub fn push(&mut self, round: Round) {
+        self.in_round = false;
         self.rounds.push(round);
     }
 
@@ -274,13 +287,13 @@ impl History {
 
     /// The guest is slowed by this much from now on, after which a round is expected to leave so many bytes.
     pub fn throttled(&mut self, percent: u8, expected_bytes: f64) {
-        let since = self.throttle.map_or(self.rounds.len(), |throttle| throttle.since);
+        let since = self.throttle.map_or(self.next_round(), |throttle| throttle.since);
         if percent == 0 {
             self.futile = self.futile_throttle().or(self.futile);
         }
         self.throttle = (percent > 0).then_some(Throttle { since, expected_bytes });
         self.throttle_percent = percent;
-        self.regime = self.rounds.len();
+        self.regime = self.next_round();
         self.stuck_rounds = 0;
     }
 
@@ -302,8 +315,8 @@ impl History {
         self.futile = None;
         self.stuck_rounds = 0;
         if bandwidth_too {
-            self.regime = self.rounds.len();
-            self.link_since = self.rounds.len();
+            self.regime = self.next_round();
+            self.link_since = self.next_round();
         }
     }
 
@@ -336,13 +349,6 @@ impl History {
     pub(super) fn looks_since_round(&self) -> Option<&[Look]> {
         let since = self.looks.iter().rposition(|look| look.after_rounds < self.rounds.len());
         (!self.cannot_look).then(|| &self.looks[since.map_or(0, |index| index + 1)..])
-    }
-
-    /// How long the rounds since the last measure took that did not bring the switch nearer.
-    #[must_use]
-    pub(super) fn stuck_for(&self) -> Duration {
-        let stuck = usize::try_from(self.stuck_rounds).unwrap_or(usize::MAX);
-        self.rounds.iter().rev().take(stuck).map(|round| round.duration + round.harvest).sum()
     }
 
     /// The rounds so far.

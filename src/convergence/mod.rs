@@ -19,6 +19,7 @@
 //! | `auto` | the choice among the courses |
 //! | `prediction` | how long a switch would take now: [`Downtime`] as the sum of its parts |
 //! | `next`, `decision` | what to do after a round: [`Decision`] |
+//! | `decision/inside` | what to do inside a round that takes long: [`Inside`] |
 //! | `diverging` | why it will not converge, and what would help: [`Diverging`] |
 //! | `bucket` | when the next bytes may leave: the [`Bucket`] of a bandwidth limit |
 //! | `forecast` | whether and how a guest would move, before anything is sent: [`Forecast`] |
@@ -47,7 +48,7 @@ unstable! { use bucket::Bucket; }
 unstable! { use course::{Course, Offer}; }
 pub use curve::DirtySample;
 unstable! { use curve::DirtyCurve; }
-unstable! { use decision::Convergence; }
+unstable! { use decision::{Convergence, Inside}; }
 unstable! { use diverging::{Diverging, Futile, Help, Why}; }
 pub use forecast::Forecast;
 unstable! { use forecast::{ForecastRound, Plan}; }

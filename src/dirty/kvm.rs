@@ -207,6 +207,16 @@ impl DirtyLog for KvmLog {
         Ok(())
     }
 
+    /// KVM shows the pages that are to be sent until they are cleared.
+    fn peek(&self, uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        let mut shown = 0;
+        for slot in self.slots.regions.iter().flatten() {
+            let count = |words: &[u64]| words.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
+            shown += self.scratch.with(|scratch| self.get(slot, scratch).map(count))??;
+        }
+        Ok(Some(shown.saturating_sub(uncleared)))
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         self.slots.forget()
     }

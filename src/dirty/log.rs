@@ -65,6 +65,17 @@ pub trait DirtyLog: Send + Sync + Debug {
     /// [`DirtyError`] if the kernel refuses; the attempt ends.
     fn clear(&self, region: usize, first_page: u64, bits: &[u64]) -> Result<(), DirtyError>;
 
+    /// About how many pages the guest has written since the latest harvest and since they were cleared. Takes
+    /// nothing: the next harvest marks what it would have marked. Called now and then while pages are sent,
+    /// of which `uncleared` have not been [cleared](Self::clear) yet. `None` if the log cannot tell.
+    ///
+    /// # Errors
+    /// [`DirtyError`] if the record cannot be read; the attempt ends.
+    fn peek(&self, uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        let _ = uncleared;
+        Ok(None)
+    }
+
     /// What the operator should know of the latest harvests, such as that more pages count as written than
     /// were. It is shown once, so a log that has said it returns `None`.
     fn warning(&self) -> Option<String> {

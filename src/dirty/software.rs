@@ -29,6 +29,11 @@ pub trait WrittenPages: Bitmap {
 
     /// Forgets all marks.
     fn forget(&self);
+
+    /// How many pages are marked, about, if that is quick to tell.
+    fn marked(&self) -> Option<u64> {
+        None
+    }
 }
 
 impl WrittenPages for SoftwareBitmap {
@@ -42,6 +47,10 @@ impl WrittenPages for SoftwareBitmap {
 
     fn forget(&self) {
         self.reset();
+    }
+
+    fn marked(&self) -> Option<u64> {
+        Some(self.count())
     }
 }
 
@@ -89,6 +98,11 @@ impl<B: WrittenPages + Debug + Send + Sync> DirtyLog for SoftwareLog<B> {
         Ok(())
     }
 
+    /// A harvest takes the marks of pages that are to be sent, so none of these counts.
+    fn peek(&self, _uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        Ok(self.memory.iter().map(|region| (**region).bitmap().marked()).sum())
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         Ok(())
     }
@@ -133,6 +147,11 @@ impl<A: DirtyLog, B: DirtyLog> DirtyLog for EitherLog<A, B> {
         self.0.warning().or_else(|| self.1.warning())
     }
 
+    /// A page that both have counts twice.
+    fn peek(&self, uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        Ok(self.0.peek(uncleared)?.zip(self.1.peek(uncleared)?).map(|(one, other)| one + other))
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         self.0.stop().and(self.1.stop())
     }
@@ -172,6 +191,25 @@ mod tests {
     #[test]
     fn our_bitmap_is_harvested() {
         each_write_is_harvested_once_and_earlier_bits_stay::<SoftwareBitmap>();
+    }
+
+    #[test]
+    fn to_peek_takes_nothing_and_counts_what_was_written_since_the_harvest() {
+        let region = [(GuestAddress(0), 100 * 4096)];
+        let ours: GuestMemoryMmap<SoftwareBitmap> = GuestMemoryMmap::from_ranges(&region).unwrap();
+        let log = EitherLog(SoftwareLog::new(&ours), SoftwareLog::new(&ours));
+        log.start().unwrap();
+        ours.write_obj(1u8, GuestAddress(0)).unwrap();
+        ours.write_obj(1u8, GuestAddress(70 * 4096)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(log.0.peek(100).unwrap(), Some(2));
+            assert_eq!(log.peek(100).unwrap(), Some(4), "both have it");
+        }
+        let mut dirty = DirtyBitmap::new(&GuestRam::from_vm_memory(&ours).unwrap().layout());
+        assert_eq!(dirty.harvest(&log).unwrap(), 2);
+        assert_eq!(log.peek(2).unwrap(), Some(0));
+        let other: GuestMemoryMmap<AtomicBitmap> = GuestMemoryMmap::from_ranges(&region).unwrap();
+        assert_eq!(EitherLog(log, SoftwareLog::new(&other)).peek(0).unwrap(), None, "one cannot tell");
     }
 
     #[test]

@@ -488,6 +488,11 @@ impl DirtyLog for TestLog {
         self.0.clear(region, first_page, bits)
     }
 
+    fn peek(&self, uncleared: u64) -> Result<Option<u64>, DirtyError> {
+        self.1.enter("peek");
+        self.0.peek(uncleared)
+    }
+
     fn stop(&self) -> Result<(), DirtyError> {
         self.1.enter("stop");
         self.0.stop()

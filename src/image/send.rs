@@ -22,7 +22,8 @@ use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
 use crate::progress::{mbps, ms};
 use crate::session::{
-    Cancel, Link, Pass, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
+    Cancel, Link, Pass, PassProgress, RateLimiter, SendGate, SessionError, connect, new_attempt_id,
+    unexpected,
 };
 use crate::transport::Transports;
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
@@ -358,7 +359,9 @@ impl<'transfer> Transfer<'transfer> {
             if sent.rounds == 0 || pages.count() > 0 {
                 sent.rounds += 1;
                 let pass = Pass { number: sent.rounds, skips_zeros: sent.rounds == 1 };
-                let gate = SendGate { pace: &RateLimiter::default(), check: &|| self.options.cancel.check() };
+                let check = || self.options.cancel.check();
+                let (pace, progress) = (RateLimiter::default(), PassProgress::default());
+                let gate = SendGate { pace: &pace, check: &check, progress: &progress };
                 let round = link.send_pass(pass, (pages, &stripes), Some(&log), gate)?;
                 sent.bytes += round.pages * PAGE_BYTES;
             }

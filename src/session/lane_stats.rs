@@ -59,6 +59,7 @@ impl<'round> LaneWithStats<'round> {
             }
         }
         self.stripe_bytes += run.len_bytes();
+        self.gate.progress.sent(run.len_bytes());
         self.first_page.get_or_insert_with(Instant::now);
         Ok(())
     }

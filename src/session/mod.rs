@@ -33,5 +33,5 @@ pub(crate) use opening::{ArrivalError, explain_lanes, next_opening, prepare_any}
 pub(crate) use pass::{Pass, PrecopyPass};
 pub(crate) use rate_limiter::RateLimiter;
 pub(crate) use routes::Reconnect;
-pub(crate) use send_gate::SendGate;
+pub(crate) use send_gate::{PassProgress, SendGate};
 pub(crate) use sheltered::Sheltered;

@@ -84,6 +84,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lane_that_waits_holds_no_lock_while_it_checks_whether_to_go_on() {
+        let slow = RateLimiter::default();
+        slow.set(rate(1));
+        let lift = || {
+            slow.set(None);
+            Ok(())
+        };
+        slow.take(4096, lift).unwrap();
+    }
+
+    #[test]
     fn whoever_waits_for_a_slow_pace_goes_on_when_it_is_lifted_or_the_migration_cancelled() {
         let slow = RateLimiter::default();
         slow.set(rate(1));

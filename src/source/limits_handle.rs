@@ -9,7 +9,8 @@ use crate::poison::IgnorePoison;
 use crate::session::{RateLimiter, SessionError};
 
 /// A handle on the limits of a migration, with which a caller may change them while it runs. The bandwidth
-/// limit takes effect at once, the timeout within a stripe, everything else after the current round.
+/// limit takes effect at once, the timeout within a stripe, a lower throttle within a second, everything else
+/// after the current round.
 #[derive(Clone, Debug)]
 pub struct LimitsHandle(Arc<Shared>);
 

@@ -24,6 +24,7 @@ mod fallback;
 mod give_up;
 mod hash_paused;
 mod hash_running;
+mod inside;
 mod laps;
 mod limits_handle;
 mod migration;

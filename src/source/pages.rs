@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use super::error::MigrationFailure;
+use super::inside::{LookInside, Looks};
 use super::migration::{Connected, Migration};
 use super::waiting::{Waiting, WaitingBounds};
-use crate::convergence::{DirtySample, LaneLoad, Round};
+use crate::convergence::{DirtySample, Inside, LaneLoad, Round};
 use crate::dirty::{DirtyBitmap, DirtyError, InitiallyDirty, Stripe, Stripes};
 use crate::memory::PAGE_BYTES;
 use crate::progress::{LaneReport, RoundReport, mbps, ms};
-use crate::session::{Link, Pass, SendGate};
+use crate::session::{Link, Pass, PassProgress, SendGate};
 use crate::verify::{SourceDigests, Verify};
 
 /// The pages of one attempt.
@@ -210,31 +211,48 @@ impl Pages {
     }
 
     /// Sends the dirty pages and closes the pass; returns the lanes' measurements. While the guest runs, the
-    /// pages are tracked again, and the time limit may end the pass.
+    /// pages are tracked again, the time limit may end the pass, and looks `inside` are taken.
     pub(super) fn send_pass(
         &mut self,
         Migration { options, started, .. }: Migration<'_>,
         connected: &mut Connected,
-        (is_running, throttle_percent): (bool, u8),
+        (inside, throttle_percent): (Option<LookInside<'_>>, u8),
     ) -> Result<Round, MigrationFailure> {
         let began = Instant::now();
+        let is_running = inside.is_some();
         if is_running {
             self.leave_waiting_out(connected)?;
         }
         self.passes += 1;
         let skips_zeros = self.passes == 1 && self.initially == InitiallyDirty::All;
         let pass = Pass { number: self.passes, skips_zeros };
+        let (looks, progress, dirty_pages) =
+            (Looks::since(began), PassProgress::default(), self.dirty.count());
+        let Connected { link, log, .. } = connected;
+        let log = &**log;
         let check = || {
             options.cancel.check()?;
-            if is_running { options.limits.check_time(started) } else { Ok(()) }
+            let Some(inside) = inside else { return Ok(()) };
+            options.limits.check_time(started)?;
+            let Some(lasted) = looks.due() else { return Ok(()) };
+            let cleared = progress.cleared_pages();
+            let uncleared = dirty_pages.saturating_sub(cleared);
+            let left = lasted.mul_f64(uncleared as f64 / cleared.max(1) as f64);
+            let look = |pages| Inside {
+                lasted,
+                sent_bytes: progress.sent_bytes(),
+                written_bytes: pages * PAGE_BYTES,
+                left,
+            };
+            inside(log.peek(uncleared)?.map(look))
         };
-        let gate = SendGate { pace: options.limits.pace(), check: &check };
-        let log = is_running.then_some(&*connected.log);
-        let sent = connected.link.send_pass(pass, (&self.dirty, &self.stripes), log, gate)?;
+        let gate = SendGate { pace: options.limits.pace(), check: &check, progress: &progress };
+        let log = is_running.then_some(log);
+        let sent = link.send_pass(pass, (&self.dirty, &self.stripes), log, gate)?;
         self.zero += sent.zero_pages;
         self.first_page = self.first_page.or(sent.first_page);
         let mut round = Round { lanes: sent.lanes, duration: began.elapsed(), ..Round::default() };
-        let waited = connected.link.transport.waited();
+        let waited = link.transport.waited();
         round.overhead = round.duration.saturating_sub(round.busy() + waited);
         self.report(&round, sent.pages, throttle_percent);
         Ok(round)

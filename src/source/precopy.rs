@@ -1,5 +1,6 @@
 //! Steps 2 and 3: all of RAM, then the guest's writes meanwhile, until the rest fits the downtime.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::error::{MigrationError, MigrationFailure};
@@ -13,9 +14,10 @@ use super::switch::Converged;
 use crate::convergence::{Decision, Round};
 use crate::dirty::{CaughtUp, InitiallyDirty};
 use crate::panics::caught_or;
+use crate::poison::IgnorePoison;
 use crate::progress::{Event, ms};
 use crate::saved_state::StateSender;
-use crate::session::HeartbeatAt;
+use crate::session::{HeartbeatAt, SessionError};
 
 /// The rounds while the guest runs.
 pub(super) struct Precopy<'migration> {
@@ -174,6 +176,7 @@ impl Precopy<'_> {
         // Within the time of the round, because its harvest includes the writes meanwhile.
         self.hash_if_due()?;
         self.pages.begin_round();
+        self.steering.begins_round();
         let (mut round, mut named) = (Round::default(), Named::default());
         let harvesting = loop {
             self.send_pass_of(&mut round)?;
@@ -221,15 +224,27 @@ impl Precopy<'_> {
         if self.pages.are_named() {
             (round.named_pages, round.naming) = (named.pages, named.awaited);
         }
-        round.throttle_percent = self.steering.history.throttle_percent();
+        round.throttle_percent = self.steering.mean_throttle();
         self.steering.history.push(round);
         Ok(())
     }
 
     /// Sends the dirty pages as a part of this round.
     fn send_pass_of(&mut self, round: &mut Round) -> Result<(), MigrationFailure> {
-        let how = (true, self.steering.history.throttle_percent());
-        *round = joined(round, self.pages.send_pass(self.migration, &mut self.connected, how)?);
+        let (migration, percent) = (self.migration, self.steering.history.throttle_percent());
+        self.steering.begins_pass();
+        let (steering, failure) = (Mutex::new(&mut self.steering), Mutex::new(None));
+        let inside = |look| {
+            steering.lock().ignore_poison().look_inside(migration, look).map_err(|why| {
+                *failure.lock().ignore_poison() = Some(why);
+                SessionError::Cancelled
+            })
+        };
+        let sent = self.pages.send_pass(migration, &mut self.connected, (Some(&inside), percent));
+        if let Some(why) = failure.into_inner().ignore_poison() {
+            return Err(why);
+        }
+        *round = joined(round, sent?);
         self.sent = Some(Instant::now());
         Ok(())
     }

@@ -7,8 +7,9 @@ use super::error::MigrationFailure;
 use super::migration::{Connected, Migration};
 use super::pages::Pages;
 use super::quota::{self, QuotaMeter, WriteLimit};
-use super::throttle::{Throttle, ThrottleMeter, throttle};
-use crate::convergence::{Convergence, Decision, Downtime, History, Limits, Lost, Why};
+use super::throttle::{Slowing, Throttle, ThrottleMeter, throttle};
+use crate::convergence::{Convergence, Decision, Diverging, Downtime, History, Inside, Limits, Lost, Why};
+use crate::panics::caught;
 use crate::progress::{Event, RoundReport, ms};
 use crate::session::Link;
 
@@ -28,6 +29,10 @@ pub(super) struct Steering {
     throttle: Option<Throttle>,
     /// What each vCPU writes.
     quota: QuotaMeter,
+    /// By how much the guest was slowed over time, and in this round.
+    slowing: Slowing,
+    /// The latest look inside this pass.
+    inside: Option<Inside>,
     /// The part that was reported with the rounds so far.
     throttling_reported: Duration,
     /// What recording its writes has taken from the guest, if its heartbeat shows that.
@@ -48,6 +53,8 @@ impl Steering {
             throttling: ThrottleMeter::default(),
             throttle: None,
             quota: QuotaMeter::default(),
+            slowing: Slowing::default(),
+            inside: None,
             throttling_reported: Duration::ZERO,
             tracking: None,
             warned: false,
@@ -102,7 +109,13 @@ impl Steering {
     pub(super) fn judge(&mut self, migration: Migration<'_>) {
         let diverging = self.convergence(migration).diverging();
         self.history.judged(diverging.map(|diverging| diverging.why));
-        let Some(diverging) = diverging else { return };
+        if let Some(diverging) = diverging {
+            self.warn(migration, &diverging);
+        }
+    }
+
+    /// Warns the operator once.
+    fn warn(&mut self, migration: Migration<'_>, diverging: &Diverging) {
         let limit_too_low = diverging.why == Why::LimitTooLow;
         let warned = if limit_too_low { &mut self.warned_of_limit } else { &mut self.warned };
         if mem::replace(warned, true) {
@@ -114,6 +127,56 @@ impl Steering {
             dirty_rate_mbps: diverging.dirty_rate / 1e6,
             bandwidth_mbps: diverging.bandwidth.map(|bandwidth| bandwidth / 1e6),
         });
+    }
+
+    /// A round begins.
+    pub(super) fn begins_round(&mut self) {
+        self.history.begins_round();
+        self.slowing.begins_round();
+    }
+
+    /// A pass of a round begins.
+    pub(super) fn begins_pass(&mut self) {
+        self.inside = None;
+    }
+
+    /// By how many percent the guest was slowed in this round.
+    pub(super) fn mean_throttle(&self) -> u8 {
+        self.slowing.mean_percent()
+    }
+
+    /// A look inside a pass that takes long: limits may have changed, and the guest may be too fast.
+    pub(super) fn look_inside(
+        &mut self,
+        migration: Migration<'_>,
+        now: Option<Inside>,
+    ) -> Result<(), MigrationFailure> {
+        let same_limits = !self.take_limits(migration);
+        let looks = mem::replace(&mut self.inside, now).zip(now);
+        let Some((before, now)) = looks.filter(|_| same_limits) else { return Ok(()) };
+        let convergence = self.convergence(migration);
+        let Some(diverging) = convergence.diverging_inside(&before, &now) else { return Ok(()) };
+        let decision = convergence.decide_inside(&before, &now);
+        self.warn(migration, &diverging);
+        match decision {
+            // Before a round has shown how writes are spread, a quota is unknown, and better than a share of
+            // the time.
+            Decision::Throttle(percent) if self.can_throttle(migration, percent) => {
+                self.throttle(migration, percent);
+            }
+            Decision::GiveUp => {
+                let rounds = u32::try_from(self.history.rounds().len()).unwrap_or(u32::MAX);
+                return Err(not_converging(&diverging, rounds.saturating_add(1)));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether it is known how to slow the guest by so many percent.
+    fn can_throttle(&self, migration: Migration<'_>, percent: u8) -> bool {
+        let has_quota = caught(|| migration.guest.write_quota().is_some()).unwrap_or(false);
+        !has_quota || self.quota.has_failed || self.write_limit(migration, percent).is_some()
     }
 
     /// Adds the guest's heartbeats during the last round, and the time that it lost, to history and report.
@@ -165,6 +228,7 @@ impl Steering {
         self.count_stood(migration);
         self.throttle = (percent > 0).then_some(now);
         self.history.throttled(percent, expected_bytes);
+        self.slowing.set(percent);
         let share = match now {
             Throttle::Time => f64::from(percent) / 100.0,
             Throttle::Writes(_) if self.quota.measures_time() => 0.0,
@@ -237,14 +301,17 @@ impl Steering {
 
     /// Why the migration gives up after this many rounds.
     pub(super) fn not_converging(&self, migration: Migration<'_>, rounds: u32) -> MigrationFailure {
-        let diverging = self.convergence(migration).given_up();
-        MigrationFailure::NotConverging {
-            why: diverging.to_string(),
-            help: diverging.help.to_string(),
-            dirty_rate_mbps: diverging.dirty_rate / 1e6,
-            throughput_mbps: diverging.bandwidth.map(|bandwidth| bandwidth / 1e6),
-            rounds,
-            predicted_downtime_ms: diverging.predicted.map(ms),
-        }
+        not_converging(&self.convergence(migration).given_up(), rounds)
+    }
+}
+
+fn not_converging(diverging: &Diverging, rounds: u32) -> MigrationFailure {
+    MigrationFailure::NotConverging {
+        why: diverging.to_string(),
+        help: diverging.help.to_string(),
+        dirty_rate_mbps: diverging.dirty_rate / 1e6,
+        throughput_mbps: diverging.bandwidth.map(|bandwidth| bandwidth / 1e6),
+        rounds,
+        predicted_downtime_ms: diverging.predicted.map(ms),
     }
 }

@@ -224,7 +224,7 @@ impl Switch<'_> {
     }
 
     fn send_pages(&mut self) -> Result<(), MigrationFailure> {
-        let how = (false, self.throttle_percent);
+        let how = (None, self.throttle_percent);
         self.pages.send_pass(self.migration, &mut self.connected, how).map(drop)
     }
 

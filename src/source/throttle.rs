@@ -75,3 +75,43 @@ impl ThrottleMeter {
         self.lost + now.unwrap_or_default()
     }
 }
+
+/// By how much the guest is slowed in a round, whatever slows it.
+#[derive(Debug)]
+pub(super) struct Slowing {
+    percent: u8,
+    round_began: Instant,
+    /// When the percentage was last changed in this round, if it was, and the percentages before times the
+    /// seconds that each was in force.
+    changed: Option<(Instant, f64)>,
+}
+
+impl Default for Slowing {
+    fn default() -> Self {
+        Self { percent: 0, round_began: Instant::now(), changed: None }
+    }
+}
+
+impl Slowing {
+    pub(super) fn begins_round(&mut self) {
+        *self = Self { percent: self.percent, ..Self::default() };
+    }
+
+    /// By so many percent from now on.
+    pub(super) fn set(&mut self, percent: u8) {
+        let now = Instant::now();
+        let (since, before) = self.changed.unwrap_or((self.round_began, 0.0));
+        self.changed = Some((now, before + f64::from(self.percent) * (now - since).as_secs_f64()));
+        self.percent = percent;
+    }
+
+    /// On average over this round.
+    pub(super) fn mean_percent(&self) -> u8 {
+        let Some((since, before)) = self.changed else { return self.percent };
+        let all = before + f64::from(self.percent) * since.elapsed().as_secs_f64();
+        let mean = all / self.round_began.elapsed().as_secs_f64();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 99")]
+        let percent = mean.round().clamp(0.0, 99.0) as u8;
+        percent
+    }
+}

@@ -354,6 +354,68 @@ fn a_bandwidth_limit_that_was_changed_is_reckoned_with_before_any_round_has_show
     assert!(diverging.help.to_string().contains("or a bandwidth limit of"), "{}", diverging.help);
 }
 
+/// A look inside a round.
+fn inside(millis: u64, sent_mib: u64, written_mib: u64) -> Inside {
+    let lasted = Duration::from_millis(millis);
+    let left = Duration::from_secs(100);
+    Inside { lasted, sent_bytes: sent_mib << 20, written_bytes: written_mib << 20, left }
+}
+
+#[test]
+fn a_guest_that_is_too_fast_shows_inside_its_first_round() {
+    let (before, now) = (inside(700, 700, 1400), inside(1400, 1400, 2800));
+    for (chain, decision) in [
+        ("auto", Decision::AnotherRound),
+        ("throttle", Decision::Throttle(20)),
+        ("throttle,abort", Decision::Throttle(20)),
+        ("abort", Decision::GiveUp),
+        ("relax,abort", Decision::AnotherRound),
+        ("stop", Decision::AnotherRound),
+    ] {
+        let made = Made::new(300, chain);
+        let predicted = Downtime::default();
+        let convergence =
+            Convergence { limits: &made.limits, history: &made.history, predicted, elapsed: made.elapsed };
+        let diverging = convergence.diverging_inside(&before, &now).unwrap();
+        let text = format!("{diverging}; it would take {}", diverging.help);
+        for part in ["writes 2097 MB/s of new pages and 1049 MB/s can be sent", "near 2800 ms", "by 65 %"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert_eq!(convergence.decide_inside(&before, &now), decision, "{chain}");
+        for (before, now, why) in [
+            (inside(700, 700, 600), inside(1400, 1400, 1300), "it is slower"),
+            (inside(700, 700, 2000), inside(1400, 1400, 2100), "it has written its hot set"),
+            (inside(70, 70, 140), inside(140, 140, 280), "that much fits the downtime"),
+            (inside(700, 0, 100), inside(1400, 0, 200), "nothing was sent"),
+            (before, Inside { left: Duration::from_secs(4), ..now }, "the round is over soon"),
+        ] {
+            assert_eq!(convergence.diverging_inside(&before, &now), None, "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_is_slowed_inside_a_round_is_slowed_on_until_that_is_enough() {
+    let mut made = Made::new(300, "throttle,abort");
+    made.limits.throttle_max_percent = 30;
+    made.history.begins_round();
+    for decision in [Decision::Throttle(20), Decision::Throttle(30), Decision::GiveUp] {
+        let predicted = Downtime::default();
+        let (limits, history) = (&made.limits, &made.history);
+        let convergence = Convergence { limits, history, predicted, elapsed: Duration::ZERO };
+        let decided = convergence.decide_inside(&inside(700, 700, 1400), &inside(1400, 1400, 2800));
+        assert_eq!(decided, decision);
+        if let Decision::Throttle(percent) = decided {
+            made.history.throttled(percent, 1.0);
+        }
+    }
+    let futile = [(); 3].map(|()| {
+        made.history.push(round(1000, 1000));
+        made.history.futile_throttle().is_some()
+    });
+    assert_eq!(futile, [false, false, true], "the first of these rounds ran at several speeds");
+}
+
 /// Rounds of a guest that writes a hot set of 100 MiB faster than can be seen, named by its VMM, until the
 /// decision is neither another round nor a throttle.
 fn decisions_of_a_named_hot_set(made: &mut Made) -> Vec<Decision> {
