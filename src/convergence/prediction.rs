@@ -126,7 +126,10 @@ impl Downtime {
         let bandwidth = history.bandwidth();
         let limited = bandwidth.is_some_and(|bandwidth| bandwidth > LIMITED_SHARE * most);
         let bandwidth = if limited { Some(most) } else { bandwidth };
-        let unsent = history.between_rounds() + cost.pause + cost.save + harvest + history.overhead();
+        // Nothing is handed to a lane either while it waits for the fence of a round.
+        let fenced = last.lanes.iter().map(|lane| lane.fence).min().unwrap_or_default();
+        let unsent =
+            fenced + history.between_rounds() + cost.pause + cost.save + harvest + history.overhead();
         let made_up_for = if limited { unsent.min(Bucket::AHEAD) } else { Duration::ZERO };
         let on_the_wire = |bytes: f64| match bandwidth {
             Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
@@ -316,6 +319,11 @@ mod tests {
         let (before, ms) = (send(&history), Duration::from_millis);
         history.began_after(ms(3));
         assert!((send(&history) - (before - 3.0)).abs() < 0.1, "{}", send(&history));
+        let mut fenced = round(95, 95);
+        fenced.lanes[0].fence = ms(1);
+        let mut waited = history.clone();
+        waited.push(fenced);
+        assert!((send(&waited) - (before - 4.0)).abs() < 0.1, "{}", send(&waited));
         history.push(Round { overhead: ms(2), ..round(95, 95) });
         assert!(
             (send(&history) - (before - 3.0)).abs() < 0.1,
