@@ -65,7 +65,7 @@ fn a_state_of_which_a_part_is_damaged_or_lost_is_not_loaded_and_the_guest_runs_o
         let running = source.run("tern", &[LONG, "--dirty-rate=50"]);
         let receiving = destination.receive(&[]);
         let via = relay(receiving.address, move |number, _, message| match message {
-            Message::State(part) if number == 0 && part.offset == 786_432 => fate,
+            Message::State(part) if number == 0 && part.offset == 786_432 => fate.clone(),
             _ => Fate::Pass,
         });
         let ended = source.migrate("tern", via, &["--transport=tcp", PATIENT]).wait().expect_code(10);

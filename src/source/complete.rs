@@ -1,7 +1,7 @@
 //! Step 5: the guest belongs to the destination. The source waits for its first heartbeat and makes the
 //! report.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::migration::{Connected, Migration, let_go};
 use super::pages::Pages;
@@ -10,7 +10,7 @@ use crate::convergence::{Downtime, Lost};
 use crate::panics::{Panicked, caught};
 use crate::progress::{Event, Report, RoundReport, mbps, ms};
 use crate::session::Link;
-use crate::wire::{Completion, Message};
+use crate::wire::Message;
 
 /// A guest that runs at the destination.
 pub(super) struct Switched<'migration> {
@@ -30,10 +30,11 @@ pub(super) struct Measured {
     pub(super) downtime: Duration,
     /// The same by parts.
     pub(super) parts: Downtime,
-    /// The destination's measurements.
-    pub(super) completion: Completion,
+    /// How many pages the destination compared.
+    pub(super) compared_pages: u64,
     /// When the guest last beat at the source, counted back from the moment GO was sent.
     pub(super) last_beat_before_go: Option<(u64, Duration)>,
+    pub(super) go_sent: Option<Instant>,
 }
 
 impl Switched<'_> {
@@ -86,7 +87,7 @@ impl Switched<'_> {
             pages_zero: pages.zero,
             throughput_mbps: mbps(bytes_sent, Duration::from_secs_f64(sending_ms / 1e3)),
             verify,
-            verified_pages: measured.completion.verified_pages,
+            verified_pages: measured.compared_pages,
             blocks_hashed_running,
             blocks_hashed_paused,
         }
@@ -100,7 +101,9 @@ fn guest_downtime(link: &mut Link, measured: &Measured) -> Option<Duration> {
         Ok(Message::Alive(attempt_id, there, after_go_us))
             if attempt_id == link.attempt_id && there > count =>
         {
-            age.checked_add(Duration::from_micros(after_go_us))
+            // Before it arrived, whatever the destination sends.
+            let after_go = Duration::from_micros(after_go_us).min(measured.go_sent?.elapsed());
+            Some(age + after_go)
         }
         _ => None,
     }

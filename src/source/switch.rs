@@ -17,7 +17,7 @@ use super::pages::Pages;
 use super::saving;
 use super::steering::Steering;
 use super::verdict::Verdict;
-use crate::control::STEP_MAX;
+use crate::control::{ControlError, STEP_MAX};
 use crate::convergence::Downtime;
 use crate::dirty::{CaughtUp, DirtyBitmap};
 use crate::guest::heartbeat_of;
@@ -27,7 +27,7 @@ use crate::panics::caught_or;
 use crate::progress::{Event, ms};
 use crate::saved_state::{SentState, StateSender};
 use crate::session::unexpected;
-use crate::wire::{AttemptId, Completion, Final, Message};
+use crate::wire::{AttemptId, Final, Message, WireError};
 
 /// A running guest with so little left to send that it may be paused.
 pub(super) struct Converged<'migration> {
@@ -72,17 +72,21 @@ impl<'migration> Converged<'migration> {
             clock: Laps::since(Instant::now()),
             parts: Downtime::default(),
             state_bytes: 0,
-            completion: Completion::default(),
+            compared_pages: 0,
             last_beat: None,
+            go_sent: None,
             lost: None,
         };
         let ended = caught_or(|| switch.run(saving));
-        let Switch { connected, pages, clock, parts, completion, last_beat, may_be_paused, .. } = switch;
+        let Switch {
+            connected, pages, clock, parts, compared_pages, last_beat, go_sent, may_be_paused, ..
+        } = switch;
         match ended {
             Ok(()) => {
                 let last_beat_before_go = last_beat;
                 let downtime = clock.total();
-                let measured = Measured { setup, downtime, parts, completion, last_beat_before_go };
+                let measured =
+                    Measured { setup, downtime, parts, compared_pages, last_beat_before_go, go_sent };
                 Ok(Switched { migration, connected, pages, steering, heartbeats_per_second, measured })
             }
             Err(cause) => Err(connected.give_up(migration, Undo { throttle_percent, may_be_paused }, cause)),
@@ -106,10 +110,11 @@ struct Switch<'migration> {
     parts: Downtime,
     /// The length of the saved state.
     state_bytes: u64,
-    /// The destination's measurements.
-    completion: Completion,
+    /// How many pages the destination has to compare.
+    compared_pages: u64,
     /// When the guest last beat at the source, counted back from the moment GO was sent.
     last_beat: Option<(u64, Duration)>,
+    go_sent: Option<Instant>,
     /// Why RUNNING was not received.
     lost: Option<MigrationFailure>,
 }
@@ -181,6 +186,9 @@ impl Switch<'_> {
         self.parts.register = self.connected.link.transport.waited();
         self.parts.send = (self.parts.send + self.clock.lap()).saturating_sub(self.parts.register);
         let compare_blocks = self.pages.send_digests(self.migration, &mut self.connected)?;
+        if compare_blocks > 0 {
+            self.compared_pages = self.connected.link.ram.layout().total_pages();
+        }
         self.parts.verify = self.clock.lap();
         let (round, attempt_id) = (self.pages.passes(), self.connected.link.attempt_id);
         self.state_bytes = state.wait()?;
@@ -247,13 +255,20 @@ impl Switch<'_> {
             Message::Prepared(attempt_id, completion) => (attempt_id, completion),
             other => return Err(unexpected("PREPARED", link.attempt_id, other).into()),
         };
+        if completion.verified_pages != self.compared_pages {
+            return Err(ControlError::Wire(WireError::Malformed("number of compared pages")).into());
+        }
+        let mut rest = self.clock.lap();
+        // The destination's figures are parts of what was measured at this end, whatever it sends.
         let [verify, revoke, load] =
-            [completion.verify_us, completion.revoke_us, completion.load_us].map(Duration::from_micros);
+            [completion.verify_us, completion.revoke_us, completion.load_us].map(|part_us| {
+                let part = Duration::from_micros(part_us).min(rest);
+                rest -= part;
+                part
+            });
         let parts = &mut self.parts;
-        (parts.revoke, parts.load) = (revoke, load);
-        parts.transfer = self.clock.lap().saturating_sub(verify.saturating_add(revoke).saturating_add(load));
+        (parts.revoke, parts.load, parts.transfer) = (revoke, load, rest);
         parts.verify += verify;
-        self.completion = completion;
         self.last_beat = heartbeat_of(guest).filter(|beat| beat.count > 0).map(|beat| (beat.count, beat.age));
         options.cancel.close()?;
         Ok(prepared)
@@ -264,6 +279,7 @@ impl Switch<'_> {
         self.connected.handover.give_lock_up();
         let link = &mut self.connected.link;
         let attempt_id = link.attempt_id;
+        self.go_sent = Some(Instant::now());
         // From this line on the guest may run at the destination, whatever the result of the send.
         let sent = link.control.send(&Message::Go(attempt_id)).map_err(MigrationFailure::from);
         let heard = sent.and_then(|()| match link.control.receive("RUNNING", Some(STEP_MAX))? {

@@ -137,7 +137,7 @@ impl HostState {
 
 fn check_name(name: &str) -> Result<(), StateError> {
     let plain = !name.is_empty() && name.len() <= NAME_MAX && !name.starts_with('.');
-    if plain && !name.contains(['/', '\0']) {
+    if plain && !name.chars().any(|character| character == '/' || character.is_control()) {
         Ok(())
     } else {
         Err(StateError::Name(name.chars().take(80).collect()))

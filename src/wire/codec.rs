@@ -8,6 +8,7 @@ use super::message::{
     DIGESTS_MAX, FILE_NAME_MAX, IMAGE_MAX, ImageContent, ImageOffer, LANE_BODY_MAX, LANES_MAX, LaneOffer,
     Message, NAME_MAX, SCHEME_MAX, STATE_FRAME_MAX, StateFrame, TRANSPORT_BODY_MAX,
 };
+use super::text::{escape, is_shown_as_it_is};
 use crate::memory::PAGE_BYTES;
 
 /// The longest opaque description of a machine, in bytes.
@@ -144,11 +145,13 @@ impl Message {
             11 => Self::Running(parse(what, body)?),
             12 => parse(what, body)
                 .map(|(attempt_id, count, after_us)| Self::Alive(attempt_id, count, after_us))?,
-            13 => parse(what, body).map(|(attempt_id, text)| Self::Abort(attempt_id, text))?,
+            13 => parse(what, body)
+                .map(|(attempt_id, text): (_, String)| Self::Abort(attempt_id, escape(&text)))?,
             14 => Self::OfferImage(parse(what, body)?),
             15 => Self::Stored(parse(what, body)?),
             17 => parse(what, body).map(|()| Self::Beat)?,
-            18 => parse(what, body).map(|(attempt_id, text)| Self::LanesFailed(attempt_id, text))?,
+            18 => parse(what, body)
+                .map(|(attempt_id, text): (_, String)| Self::LanesFailed(attempt_id, escape(&text)))?,
             19 => Self::Ask(parse(what, body)?),
             20 => parse(what, body).map(|(attempt_id, outcome)| Self::Outcome(attempt_id, outcome))?,
             21 => Self::Done(parse(what, body)?),
@@ -165,6 +168,7 @@ impl Message {
         match self {
             Self::Hello(hello) => {
                 bound("a guest's name", hello.name.len(), NAME_MAX)?;
+                check_shown("name of a guest", &hello.name)?;
                 bound("a machine's description", hello.details.len(), DETAILS_MAX)?;
                 hello.ram.validate().map_err(|_| WireError::Malformed("RAM layout"))?;
                 hello.lanes.check_bounds()
@@ -215,6 +219,7 @@ impl ImageOffer {
     fn check_bounds(&self) -> Result<(), WireError> {
         let malformed = || WireError::Malformed("offer of a file");
         bound("a file's name", self.name.len(), FILE_NAME_MAX)?;
+        check_shown("name of a file", &self.name)?;
         if self.len_bytes > IMAGE_MAX {
             return Err(malformed());
         }
@@ -272,6 +277,10 @@ fn parse<T: DeserializeOwned>(what: &'static str, body: &[u8]) -> Result<T, Wire
 
 fn bound(what: &'static str, len: usize, max: usize) -> Result<(), WireError> {
     if len > max { Err(WireError::TooLong { what, len, max }) } else { Ok(()) }
+}
+
+fn check_shown(what: &'static str, name: &str) -> Result<(), WireError> {
+    if is_shown_as_it_is(name) { Ok(()) } else { Err(WireError::Malformed(what)) }
 }
 
 #[cfg(test)]
@@ -394,6 +403,39 @@ pub(super) mod tests {
         assert_eq!(Message::decode(18, &failed.encode().unwrap()), Ok(failed));
         let body = Message::LanesFailed(ATTEMPT_ID, "ö".repeat(TEXT_MAX)).encode().unwrap();
         assert!(matches!(Message::decode(18, &body), Ok(Message::LanesFailed(ATTEMPT_ID, _))));
+    }
+
+    #[test]
+    fn no_text_of_a_peer_reaches_a_terminal_as_it_is() {
+        const HOSTILE: &str = "no\x1b[2K\r\nwhere: at the destination, running";
+        let refusals = [
+            Refusal::NameTaken as fn(String) -> Refusal,
+            Refusal::Incompatible,
+            Refusal::Transport,
+            Refusal::FileExists,
+            Refusal::Image,
+            Refusal::State,
+            Refusal::Lock,
+        ];
+        let mut texts: Vec<_> = refusals.map(|refusal| Message::Refused(refusal(HOSTILE.into()))).into();
+        texts.push(Message::Abort(ATTEMPT_ID, HOSTILE.into()));
+        texts.push(Message::LanesFailed(ATTEMPT_ID, HOSTILE.into()));
+        for message in texts {
+            let text = match Message::decode(message.kind(), &message.encode().unwrap()).unwrap() {
+                Message::Refused(refusal) => refusal.to_string(),
+                Message::Abort(_, text) | Message::LanesFailed(_, text) => text,
+                other => panic!("{other:?}"),
+            };
+            assert!(text.contains(r"no\u{1b}[2K\r\nwhere"), "{text}");
+        }
+        let names = [
+            Message::Hello(Hello { name: HOSTILE.into(), ..hello() }),
+            Message::OfferImage(ImageOffer { name: HOSTILE.into(), ..image() }),
+        ];
+        for message in names {
+            let decoded = Message::decode(message.kind(), &message.encode().unwrap());
+            assert!(matches!(decoded, Err(WireError::Malformed(_))), "{decoded:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};
 use thiserror::Error;
 
+use super::text::escaped;
 use crate::error_code::coded;
 use crate::memory::RamLayout;
 
@@ -286,13 +287,13 @@ pub enum Refusal {
     },
     /// The destination already has a guest with that name.
     #[error("a guest named {0} is at the destination already")]
-    NameTaken(String),
+    NameTaken(#[serde(deserialize_with = "escaped")] String),
     /// The destination cannot build this machine.
     #[error("the destination cannot run this guest: {0}")]
-    Incompatible(String),
+    Incompatible(#[serde(deserialize_with = "escaped")] String),
     /// The destination supports none of the offered ways to carry pages.
     #[error("the destination cannot receive this way: {0}")]
-    Transport(String),
+    Transport(#[serde(deserialize_with = "escaped")] String),
     /// A file was offered to a destination that receives guests.
     #[error("the destination receives guests and no files")]
     OnlyGuests,
@@ -301,7 +302,7 @@ pub enum Refusal {
     OnlyImages,
     /// The destination already has a file with that name.
     #[error("{0} exists at the destination")]
-    FileExists(String),
+    FileExists(#[serde(deserialize_with = "escaped")] String),
     /// The destination's file system has too little space for the file.
     #[error(
         "the file system at the destination has {} MiB free and the file needs {} MiB",
@@ -316,13 +317,13 @@ pub enum Refusal {
     },
     /// The destination cannot store this file.
     #[error("the destination cannot store this file: {0}")]
-    Image(String),
+    Image(#[serde(deserialize_with = "escaped")] String),
     /// Another guest is arriving at the destination.
     #[error("another guest is arriving at the destination")]
     Busy,
     /// The destination cannot record the state of the guest.
     #[error("the destination cannot record what becomes of the guest: {0}")]
-    State(String),
+    State(#[serde(deserialize_with = "escaped")] String),
     /// The source holds a lock for the guest, and the destination has none.
     #[error("the source holds a lock for this guest and the destination has none")]
     LockMissing,
@@ -331,7 +332,7 @@ pub enum Refusal {
     LockUnknown,
     /// The two hosts have no common lock that could arbitrate between them.
     #[error("the destination cannot use its lock: {0}")]
-    Lock(String),
+    Lock(#[serde(deserialize_with = "escaped")] String),
     /// The destination trusts the source's host, but not for this.
     #[error("the destination trusts this host, but its list does not let this host do that")]
     NotAllowed,

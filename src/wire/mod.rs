@@ -11,6 +11,7 @@ mod frame;
 mod message;
 mod pages;
 mod preamble;
+mod text;
 
 use crate::error_code::coded;
 use strum::{EnumDiscriminants, EnumIter, EnumMessage, IntoStaticStr};

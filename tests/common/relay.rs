@@ -18,9 +18,11 @@ pub(crate) enum From {
 }
 
 /// The fate of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     Pass,
+    /// Another message arrives in its place.
+    Forge(Box<Message>),
     /// It is lost, but later messages arrive.
     Lose,
     /// One of its bits flips in transit.
@@ -122,6 +124,13 @@ fn pass_messages(
         let message = Message::decode(head.kind.get(), &body).expect("what sterna says can be read");
         match decide(&message) {
             Fate::Pass => {}
+            Fate::Forge(message) => {
+                let body = message.encode().expect("a message within its bounds");
+                let head = FrameHead::new(message.kind(), &body).expect("a body within its bounds");
+                to.write_all(head.as_bytes())?;
+                to.write_all(&body)?;
+                continue;
+            }
             Fate::Lose => continue,
             Fate::Damage => {
                 let middle = body.len() / 2;
