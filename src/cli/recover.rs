@@ -354,5 +354,6 @@ fn json(record: &Record) -> serde_json::Value {
         "attempt": format!("{:?}", record.attempt_id),
         "peer": record.peer,
         "address": record.address,
+        "key": record.identity.map(|key| key.to_string()),
     })
 }
