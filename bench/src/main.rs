@@ -7,6 +7,7 @@ mod downtime;
 mod peers;
 mod scan;
 mod state;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ enum Command {
     Downtime(downtime::DowntimeArgs),
     /// Show what a large saved state adds to the downtime, beside the link's time for it
     State(state::StateArgs),
+    /// Compare TCP lanes with TLS to those without
+    Tls(tls::TlsArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,5 +50,6 @@ fn main() -> ExitCode {
         Command::Blackout(args) => blackout::run(&args),
         Command::Downtime(args) => downtime::run(&args),
         Command::State(args) => state::run(&args),
+        Command::Tls(args) => tls::run(&args),
     }
 }

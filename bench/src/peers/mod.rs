@@ -52,7 +52,7 @@ use self::ratios::names;
 use self::record::Record;
 use self::setup::Setup;
 use self::speeds::Shapes;
-pub(crate) use self::sterna_runs::sparse;
+pub(crate) use self::sterna_runs::{lanes_within, sparse};
 
 pub(crate) fn run(args: &PeersArgs) -> ExitCode {
     let setup = match Setup::find(args) {

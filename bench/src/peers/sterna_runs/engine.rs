@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sterna::convergence::Limits;
+use sterna::convergence::{IfStuckError, Limits};
 use sterna::destination::Receiver;
 use sterna::progress::{Event, Observer, Report};
 use sterna::source::{LimitsHandle, MigrationFailure, Options};
@@ -116,6 +116,35 @@ pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
     Ok(moved.report)
 }
 
+/// The speed of this many TCP lanes within this machine, in MB/s, and the processor time of both ends for each
+/// GiB, in seconds.
+pub(crate) fn lanes_within(lanes: u8, security: &Security) -> Result<(f64, f64), Failure> {
+    const ROUNDS: usize = 6;
+    let script = Script(vec![Pages::All; ROUNDS]);
+    let guest = BenchGuest::new(LANES_RAM_BYTES, Content::Addresses)?.with_script(script);
+    // The script's rounds are sent, whatever they promise.
+    let if_stuck = "throttle".parse().map_err(|error: IfStuckError| Failure::Sterna(error.to_string()))?;
+    let downtime = Duration::from_millis(25);
+    let limits =
+        Limits { downtime, rounds_max: 1000, throttle_max_percent: 0, if_stuck, ..Limits::default() };
+    let options = Options {
+        transports: TcpProvider.into(),
+        lanes: Some(lanes),
+        limits: LimitsHandle::new(limits),
+        security: security.clone(),
+        ..Options::default()
+    };
+    let before = CpuTime::of_this_process()?;
+    let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let (moved, _) = move_guest(address, &guest, &options, &Heard::default(), |migrate| migrate())?;
+    let cpu_s = moved.cpu.1.since(before).total_s();
+    // The first round touches the memory at the destination.
+    let rounds = moved.report.rounds.get(1..=ROUNDS).unwrap_or_default();
+    let ms: f64 = rounds.iter().map(|round| round.ms).sum();
+    let bytes: u64 = rounds.iter().map(|round| round.bytes).sum();
+    Ok((bytes as f64 / 1e3 / ms, cpu_s / (moved.report.bytes_sent as f64 / f64::from(1 << 30))))
+}
+
 /// Moves a guest that writes as fast as it can. `throttle` allows slowing it.
 pub(crate) fn busy(
     setup: &Setup,
@@ -170,6 +199,8 @@ fn migrate_and(
     heard: &Heard,
     around: impl FnOnce(&mut dyn FnMut() -> Result<Moved, Failure>) -> Result<Moved, Failure>,
 ) -> Result<Moved, Failure> {
+    // At a device's address, which is no loopback.
+    let options = &Options { security: Security::insecure(), ..options.clone() };
     let (moved, arrived) = move_guest(setup.address(), guest, options, heard, around)?;
     compare(guest, &arrived)?;
     Ok(moved)
@@ -187,12 +218,9 @@ fn move_guest(
     // No process asks for the fate of the bench's guest.
     let state = HostState::lost_with_this_process;
     let claim = state().start("bench", false).map_err(|error| Failure::Sterna(error.to_string()))?;
-    // At a device's address, which is no loopback; both ends are in this process.
-    let security = Security::insecure();
-    let options = &Options { security: security.clone(), ..options.clone() };
     let receiver = Receiver::bind(SocketAddr::new(address, 0), state())
         .map_err(|error| Failure::Sterna(error.to_string()))?
-        .protected_by(security);
+        .protected_by(options.security.clone());
     let address = receiver.local_address().map_err(|error| Failure::Sterna(error.to_string()))?;
     let (moved, arrival) = thread::scope(|scope| {
         let arriving =
