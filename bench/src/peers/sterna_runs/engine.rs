@@ -116,8 +116,8 @@ pub(crate) fn sparse(ram_bytes: u64) -> Result<Report, Failure> {
     Ok(moved.report)
 }
 
-/// The speed of this many TCP lanes within this machine, in MB/s, and the processor time of both ends for each
-/// GiB, in seconds.
+/// The speed of this many TCP lanes within this machine, in MB/s, and the processor time of both ends for
+/// each GiB, in seconds.
 pub(crate) fn lanes_within(lanes: u8, security: &Security) -> Result<(f64, f64), Failure> {
     const ROUNDS: usize = 6;
     let script = Script(vec![Pages::All; ROUNDS]);
