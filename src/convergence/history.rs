@@ -41,7 +41,8 @@ pub struct Round {
     pub waiting_pages: u64,
     /// Pages that the VMM named meanwhile, if its log learns of writes by names.
     pub named_pages: u64,
-    /// How long nothing was sent meanwhile because the VMM had not named the next pages yet.
+    /// How long nothing was sent meanwhile, because the VMM had not named the next pages yet or one of
+    /// several passes ended.
     pub naming: Duration,
     /// How many percent of the pages written meanwhile the guest had written in the round before too; known
     /// only where no look shows how fast it writes.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::history::History;
 
 impl History {
-    /// How long lanes wait until a VMM that names pages has named one more, in seconds: by the latest rounds,
-    /// without the first, in which the VMM also passes over pages that were never written.
+    /// How long nothing is sent for each page that a VMM names, in seconds: by the latest rounds, without the
+    /// first, in which the VMM also passes over pages that were never written.
     pub(super) fn naming_seconds(&self) -> f64 {
         let named = self.rounds().iter().skip(1).rev().filter(|round| round.named_pages > 0).take(3);
         let (pages, time) = named.fold((0, Duration::ZERO), |(pages, time), round| {

@@ -177,7 +177,7 @@ impl Precopy<'_> {
         self.hash_if_due()?;
         self.pages.begin_round();
         self.steering.begins_round();
-        let (mut round, mut named) = (Round::default(), Named::default());
+        let (passes_began, mut round, mut named_pages) = (Instant::now(), Round::default(), 0);
         let harvesting = loop {
             self.send_pass_of(&mut round)?;
             // Before a harvest: it then includes the guest's writes during the preparation, and no prediction
@@ -186,7 +186,7 @@ impl Precopy<'_> {
                 self.saving = Some(self.ready_to_save()?);
             }
             let mut harvesting = Instant::now();
-            let (mut harvest, caught_up) = self.catch_up(&mut named)?;
+            let (mut harvest, caught_up) = self.catch_up(&mut named_pages)?;
             // Pages that were named before the VMM looked anew: a guest that writes some over and over has
             // written many of them again, so they would count twice.
             if matches!(caught_up, CaughtUp::Fully { unnamed_pages: 1.. }) && harvest.has_more_than_waiting()
@@ -194,7 +194,7 @@ impl Precopy<'_> {
                 self.send_pass_of(&mut round)?;
                 harvesting = Instant::now();
                 harvest = self.pages.harvest_anew(&self.connected)?;
-                named.pages += harvest.found_pages;
+                named_pages += harvest.found_pages;
             }
             round.dirty_pages = harvest.dirty_pages;
             round.waited_pages = harvest.waiting_pages;
@@ -222,7 +222,10 @@ impl Precopy<'_> {
         self.connected.check_ram(self.migration)?;
         round.duration = harvesting - began;
         if self.pages.are_named() {
-            (round.named_pages, round.naming) = (named.pages, named.awaited);
+            // The overhead of a single pass is predicted by itself.
+            let sending = round.busy() + round.overhead;
+            let naming = (harvesting - passes_began).saturating_sub(sending);
+            (round.named_pages, round.naming) = (named_pages, naming);
         }
         round.throttle_percent = self.steering.mean_throttle();
         self.steering.history.push(round);
@@ -250,14 +253,12 @@ impl Precopy<'_> {
     }
 
     /// Harvests as soon as the log has all or some of the guest's writes.
-    fn catch_up(&mut self, named: &mut Named) -> Result<(Harvest, CaughtUp), MigrationFailure> {
+    fn catch_up(&mut self, named_pages: &mut u64) -> Result<(Harvest, CaughtUp), MigrationFailure> {
         let Migration { options, started, .. } = self.migration;
         loop {
-            let waiting = Instant::now();
             let caught_up = self.connected.log.catch_up()?;
-            named.awaited += waiting.elapsed();
             let harvest = self.pages.harvest_anew(&self.connected)?;
-            named.pages += harvest.found_pages;
+            *named_pages += harvest.found_pages;
             if harvest.has_more_than_waiting() || caught_up != CaughtUp::Partly {
                 return Ok((harvest, caught_up));
             }
@@ -294,12 +295,4 @@ impl Precopy<'_> {
     fn ready_to_save(&self) -> Result<StateSender, MigrationFailure> {
         saving::ready(&self.connected.link, self.migration.options)
     }
-}
-
-/// What a VMM that names pages did in a round.
-#[derive(Debug, Default)]
-struct Named {
-    pages: u64,
-    /// How long nothing was sent because it had named too few.
-    awaited: Duration,
 }
