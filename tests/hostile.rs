@@ -4,7 +4,11 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use common::{Fate, From, Host, Process, Receiving, moves_away_from, relay, runs_on};
 use serde_json::Value;
@@ -106,6 +110,38 @@ fn a_destinations_reasons_reach_the_terminal_escaped() {
         runs_on(&source, "tern");
         moves_away_from(&source, running, "tern", &[]);
     }
+}
+
+/// Each is followed by another: a destination that greets one connection at a time never gets to the source.
+#[test]
+fn silent_and_dripping_strangers_delay_no_source() {
+    let (source, destination) = (Host::new(), Host::new());
+    let running = source.run("tern", &["--dirty-rate=20"]);
+    let receiving = destination.receive(&[]);
+    let (address, over) = (receiving.address, AtomicBool::new(false));
+    let stranger = &|drips: bool| {
+        while !over.load(Ordering::Relaxed) {
+            let Ok(mut stream) = TcpStream::connect(address) else { continue };
+            stream.set_read_timeout(Some(Duration::from_millis(50))).expect("a time limit");
+            // Until the destination closes it.
+            while !over.load(Ordering::Relaxed) && !matches!(stream.read(&mut [0]), Ok(0)) {
+                if drips && stream.write_all(&[0x53]).is_err() {
+                    break;
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for number in 0..40 {
+            scope.spawn(move || stranger(number % 2 == 0));
+        }
+        let ended = source.migrate("tern", address, &["--transport=tcp"]).wait();
+        over.store(true, Ordering::Relaxed);
+        ended.expect_code(0);
+    });
+    running.wait().expect_code(0);
+    runs_on(&destination, "tern");
+    drop(receiving);
 }
 
 fn is_plain(report: &Value) {

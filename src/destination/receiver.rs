@@ -41,7 +41,7 @@ impl Receiver {
 
     /// The same receiver, at which sources on other hosts may arrive, too.
     #[must_use]
-    pub fn protected_by(mut self, security: Security) -> Self {
+    pub fn protected_by(self, security: Security) -> Self {
         self.listener.protect_by(security);
         self
     }

@@ -22,21 +22,20 @@ pub(super) enum Greeting {
 }
 
 /// Reads a connection's purpose; each part may take `limit`. A peer that sends invalid bytes, or is not
-/// trusted, gets an answer and is turned away.
+/// trusted, gets an answer.
 pub(super) fn read_greeting(
     stream: TcpStream,
     from: SocketAddr,
     security: &Security,
     limit: Duration,
-) -> Option<Greeting> {
-    let read = greeted(stream, security, limit).and_then(|(role, greeted)| match role {
-        Role::Lane => Ok(read_lane(greeted, from, limit)?),
-        Role::Control => {
+) -> Result<Greeting, SessionError> {
+    match greeted(stream, security, limit)? {
+        (Role::Lane, greeted) => Ok(read_lane(greeted, from, limit)?),
+        (Role::Control, greeted) => {
             let (control, message) = first_message(greeted, limit)?;
             Ok(Greeting::Control(Box::new(control), message))
         }
-    });
-    read.inspect_err(|error| tracing::warn!("{from} was turned away: {error}")).ok()
+    }
 }
 
 /// The opening of a connection that must be a control channel.

@@ -1,11 +1,12 @@
 //! The socket at which sources connect, shared by all attempts.
 //!
-//! The accept loop has no thread of its own: any thread that waits for a connection accepts for all attempts,
-//! and keeps the connections of other attempts for them.
+//! The accept loop has no thread of its own: any thread that waits for a connection accepts for all attempts.
+//! The connections are greeted elsewhere ([`Greeter`]), and kept for the attempts that wait for them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
@@ -13,7 +14,8 @@ use sterna_trust::Fingerprint;
 
 use super::cancel::Cancel;
 use super::error::SessionError;
-use super::greeting::{first_of_source, read_greeting};
+use super::greeter::Greeter;
+use super::greeting::first_of_source;
 use super::opening::{HELLO_MAX, Opening};
 use super::outcome::answer;
 use super::routes::{Owned, Reconnect, Routes};
@@ -21,23 +23,13 @@ use crate::control::{ControlChannel, Security};
 use crate::poison::IgnorePoison;
 use crate::state::HostState;
 use crate::transport::{LaneConnection, LaneConnections};
-use crate::wire::{AttemptId, Message, Refusal, Token};
+use crate::wire::{AttemptId, Message, Token};
 
 /// A listening socket, and the records that answer sources in doubt.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: TcpListener,
-    state: HostState,
-    security: Security,
-    shared: Mutex<Shared>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    /// Whether a thread accepts connections for all attempts.
-    is_accepting: bool,
-    routes: Routes,
+    greeter: Arc<Greeter>,
 }
 
 impl Listener {
@@ -45,17 +37,16 @@ impl Listener {
         if let Err(error) = socket.set_nonblocking(false) {
             tracing::warn!("the listening socket stays in its mode: {error}");
         }
-        let (security, shared, changed) = Default::default();
-        Self { socket, state, security, shared, changed }
+        Self { socket, greeter: Arc::new(Greeter::new(state)) }
     }
 
     /// From now on connections are protected in this way.
-    pub(crate) fn protect_by(&mut self, security: Security) {
-        self.security = security;
+    pub(crate) fn protect_by(&self, security: Security) {
+        self.greeter.protect_by(security);
     }
 
     pub(crate) fn state(&self) -> &HostState {
-        &self.state
+        &self.greeter.state
     }
 
     pub(crate) fn local_address(&self) -> Result<SocketAddr, SessionError> {
@@ -88,11 +79,11 @@ impl Listener {
         &self,
         stream: TcpStream,
     ) -> Result<(ControlChannel, O), SessionError> {
-        let (control, message) = first_of_source(stream, &self.security, HELLO_MAX)?;
+        let (control, message) = first_of_source(stream, &self.greeter.security(), HELLO_MAX)?;
         match O::of(message) {
             Ok(opening) => Ok((control, opening)),
             Err(other) => {
-                self.answer_stranger(control, &other);
+                self.greeter.answer_stranger(control, &other);
                 Err(SessionError::OutOfTurn(other.name()))
             }
         }
@@ -101,7 +92,7 @@ impl Listener {
     /// Keeps reconnects of this attempt's source for it: of the host with that key, if the attempt began with
     /// TLS.
     pub(crate) fn attempt(&self, attempt_id: AttemptId, owner: Option<Fingerprint>) -> AttemptRoute<'_> {
-        self.lock().routes.attempts.insert(attempt_id, Owned::by(owner));
+        self.greeter.lock().routes.attempts.insert(attempt_id, Owned::by(owner));
         AttemptRoute { listener: self, attempt_id }
     }
 
@@ -109,7 +100,7 @@ impl Listener {
     /// has none.
     pub(crate) fn lanes(&self, token: Option<Token>, owner: Option<Fingerprint>) -> LaneRoute<'_> {
         if let Some(token) = token {
-            self.lock().routes.lanes.entry(token).or_insert_with(|| Owned::by(owner));
+            self.greeter.lock().routes.lanes.entry(token).or_insert_with(|| Owned::by(owner));
         }
         LaneRoute { listener: self, token }
     }
@@ -120,7 +111,8 @@ impl Listener {
         loop {
             match asking.reconnect_within(TICK) {
                 Ok(Some(mut reconnect)) => {
-                    if answer((&self.state, &self.security), &mut reconnect.control, attempt_id) {
+                    let known = (self.state(), &self.greeter.security());
+                    if answer(known, &mut reconnect.control, attempt_id) {
                         return;
                     }
                 }
@@ -142,7 +134,7 @@ impl Listener {
         mut take: impl FnMut(&mut Routes) -> Option<T>,
     ) -> io::Result<Option<T>> {
         let deadline = Instant::now() + limit;
-        let mut shared = self.lock();
+        let mut shared = self.greeter.lock();
         loop {
             if let Some(taken) = take(&mut shared.routes) {
                 return Ok(Some(taken));
@@ -152,7 +144,7 @@ impl Listener {
                 return Ok(None);
             }
             if shared.is_accepting {
-                shared = self.changed.wait_timeout(shared, left).ignore_poison().0;
+                shared = self.greeter.changed.wait_timeout(shared, left).ignore_poison().0;
                 continue;
             }
             shared.is_accepting = true;
@@ -160,49 +152,34 @@ impl Listener {
             let turn = Turn(self);
             self.accept_within(left)?;
             drop(turn);
-            shared = self.lock();
+            shared = self.greeter.lock();
         }
     }
 
-    /// Accepts a connection, if one comes in time, and keeps or answers it.
+    /// Accepts a connection, if one comes in time, and has it greeted.
     fn accept_within(&self, limit: Duration) -> io::Result<()> {
         // accept(2) obeys the receive timeout, and 0 would be endless.
         SockRef::from(&self.socket).set_read_timeout(Some(limit.max(Duration::from_millis(1))))?;
-        let (stream, from) = match self.socket.accept() {
-            Ok(accepted) => accepted,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(());
+        match self.socket.accept() {
+            Ok((stream, from)) => self.greeter.greet(stream, from),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) if is_lasting(&error) => return Err(error),
+            Err(error) => {
+                let here = self.socket.local_addr()?;
+                self.greeter
+                    .turned_away
+                    .log(here, &format_args!("it cannot accept a connection now: {error}"));
+                thread::sleep(limit.min(RECOVERS_WITHIN));
             }
-            Err(error) => return Err(error),
-        };
-        let greeting_max = if self.lock().routes.attempts.is_empty() { HELLO_MAX } else { GREETING_MAX };
-        let greeting = read_greeting(stream, from, &self.security, greeting_max);
-        let Some(greeting) = greeting else { return Ok(()) };
-        let stranger = self.lock().routes.keep(greeting, &self.security);
-        self.changed.notify_all();
-        if let Some((control, message)) = stranger {
-            self.answer_stranger(control, &message);
         }
         Ok(())
     }
+}
 
-    /// Answers questions about other attempts from the records, and refuses guests that no thread waits for
-    /// as Busy.
-    fn answer_stranger(&self, mut control: ControlChannel, message: &Message) {
-        match message {
-            Message::Ask(attempt_id) => {
-                answer((&self.state, &self.security), &mut control, *attempt_id);
-            }
-            Message::Hello(_) | Message::OfferImage(_) => {
-                let _ = control.send(&Message::Refused(Refusal::Busy));
-            }
-            other => tracing::warn!("{} began with {}", control.peer_address(), other.name()),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().ignore_poison()
-    }
+/// Whether a socket that failed to accept a connection will never accept one. Other errors pass: descriptors
+/// or memory are short, or they belong to the connection, which Linux reports in this place (accept(2)).
+fn is_lasting(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT))
 }
 
 /// Lets another thread accept after this one, even if this one fails.
@@ -210,8 +187,8 @@ struct Turn<'listener>(&'listener Listener);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.0.lock().is_accepting = false;
-        self.0.changed.notify_all();
+        self.0.greeter.lock().is_accepting = false;
+        self.0.greeter.changed.notify_all();
     }
 }
 
@@ -220,21 +197,21 @@ struct Wanted<'listener>(&'listener Listener);
 
 impl<'listener> Wanted<'listener> {
     fn new(listener: &'listener Listener) -> Self {
-        listener.lock().routes.openings_wanted += 1;
+        listener.greeter.lock().routes.openings_wanted += 1;
         Self(listener)
     }
 }
 
 impl Drop for Wanted<'_> {
     fn drop(&mut self) {
-        let mut shared = self.0.lock();
+        let mut shared = self.0.greeter.lock();
         let routes = &mut shared.routes;
         routes.openings_wanted -= 1;
         // The openings that no thread waits for now.
         let late = routes.openings.split_off(routes.openings.len().min(routes.openings_wanted));
         drop(shared);
         for (control, message) in late {
-            self.0.answer_stranger(control, &message);
+            self.0.greeter.answer_stranger(control, &message);
         }
     }
 }
@@ -255,7 +232,7 @@ impl AttemptRoute<'_> {
 
 impl Drop for AttemptRoute<'_> {
     fn drop(&mut self) {
-        self.listener.lock().routes.attempts.remove(&self.attempt_id);
+        self.listener.greeter.lock().routes.attempts.remove(&self.attempt_id);
     }
 }
 
@@ -275,7 +252,7 @@ impl LaneConnections for LaneRoute<'_> {
 impl Drop for LaneRoute<'_> {
     fn drop(&mut self) {
         if let Some(token) = self.token {
-            self.listener.lock().routes.lanes.remove(&token);
+            self.listener.greeter.lock().routes.lanes.remove(&token);
         }
     }
 }
@@ -283,6 +260,20 @@ impl Drop for LaneRoute<'_> {
 /// The interval between two checks whether a wait is over.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 
-/// How long a peer that connects during an attempt may take for each message: the attempt may wait for this
-/// thread.
-const GREETING_MAX: Duration = Duration::from_secs(2);
+/// How long a socket is left alone that cannot accept for now.
+const RECOVERS_WITHIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_does_not_close_the_socket() {
+        for passes in
+            [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::ECONNABORTED, libc::EPROTO]
+        {
+            assert!(!is_lasting(&io::Error::from_raw_os_error(passes)), "{passes}");
+        }
+        assert!(is_lasting(&io::Error::from_raw_os_error(libc::EBADF)));
+    }
+}

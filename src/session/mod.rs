@@ -6,6 +6,7 @@ mod attempt_records;
 mod cancel;
 mod connect;
 mod error;
+mod greeter;
 mod greeting;
 mod guest_heartbeat;
 mod lane_stats;
@@ -19,6 +20,7 @@ mod rate_limiter;
 mod routes;
 mod send_gate;
 mod sheltered;
+mod turned_away;
 
 pub(crate) use answer::{answer_rounds, await_other_lanes, out_of_turn};
 pub(crate) use attempt_records::AttemptRecords;
