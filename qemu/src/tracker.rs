@@ -278,8 +278,9 @@ impl Drop for ReadOn<'_> {
     }
 }
 
-/// The hold before the link's rate is known, in bytes.
-const HELD_ABOVE_FIRST: u64 = 16 << 20;
+/// The hold before the link's rate is known, in bytes: if QEMU pauses a small guest by itself, not much is
+/// unsent even on a slow link.
+const HELD_ABOVE_FIRST: u64 = 4 << 20;
 
 /// The least and the most that may be named and unsent.
 const HELD_ABOVE_MIN: f64 = (4 << 20) as f64;
