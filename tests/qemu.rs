@@ -247,6 +247,28 @@ fn a_guest_that_writes_too_fast_is_slowed_by_qemu_and_moves() {
     checks_all_of_its_memory(&waiting.arrived_from(held));
 }
 
+#[test]
+fn a_guest_whose_writes_kvm_lists_in_rings_may_be_limited_in_them_only_while_it_migrates() {
+    if !matches!(sterna::host::kvm_access(), sterna::host::KvmAccess::Usable) {
+        println!("skipped: a guest on KVM; `sterna check` tells what KVM lacks");
+        return;
+    }
+    let Some(program) = Program::find("10") else { return };
+    let guest = BootSector { memory_mib: 24, hot_mib: 8, ..BootSector::default() };
+    let setup = Setup::boot_sector(&program, guest).accelerator("kvm,dirty-ring-size=4096");
+    let qemu = setup.start();
+    qemu.serial().wait_for_sweeps(1);
+    let (waiting, held) = (Waiting::start(&setup), Held::adopt(qemu, &[]));
+    let limits = || held.qemu.monitor.execute("query-vcpu-dirty-limit", json!({}));
+    // The first round takes longer than the test, however fast KVM is.
+    let migrating = held.migrate(waiting.receiving.address, &["--bandwidth-limit=1"]);
+    wait_until("QEMU counts what each vCPU writes", || limits()[0]["limit-rate"].is_u64());
+    held.host.start(["cancel", NAME]).wait().expect_code(0);
+    migrating.wait().expect_code(130);
+    assert_eq!(limits(), json!([]));
+    checks_all_of_its_memory(&held.move_to(&setup, &["--downtime-limit=10000"]).0);
+}
+
 /// From the second round on, each round has to pin more than this end may lock.
 #[test]
 fn rdma_that_fails_under_way_makes_way_for_tcp() {

@@ -142,7 +142,7 @@ impl SourceQemu {
         if note.limits_writes {
             // QEMU counts what each vCPU writes only under a limit.
             note.limits_writes = write_quota::limit(monitor, None)
-                .inspect_err(|error| tracing::warn!("the guest's writes cannot be limited: {error}"))
+                .inspect_err(|error| tracing::debug!("the guest's writes cannot be limited: {error}"))
                 .is_ok();
         }
         let tracker = Arc::new(Tracker::new(&self.bounds.shared, HOLD));

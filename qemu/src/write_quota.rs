@@ -11,11 +11,8 @@ use crate::monitor::Monitor;
 use crate::page::PAGE_BYTES;
 use crate::qmp::QmpError;
 
-/// Whether QEMU can limit writes, and limits none yet.
+/// Whether QEMU knows limits of writes, and has none yet. Without rings it refuses to set one.
 pub(crate) fn is_free(monitor: &Monitor) -> Result<bool, QmpError> {
-    if !monitor.has_rings()? {
-        return Ok(false);
-    }
     match monitor.dirty_limits() {
         Ok(limited) => Ok(limited.is_empty()),
         // QEMU 7.1 is the first to have it.
