@@ -22,8 +22,7 @@ use crate::memory::{GuestRam, PAGE_BYTES, RamLayout, Runs};
 use crate::panics::caught_or;
 use crate::progress::{mbps, ms};
 use crate::session::{
-    Cancel, Link, Pass, PassProgress, RateLimiter, SendGate, SessionError, connect, new_attempt_id,
-    unexpected,
+    Cancel, Link, Pass, RateLimiter, SendGate, SessionError, connect, new_attempt_id, unexpected,
 };
 use crate::transport::Transports;
 use crate::wire::{AttemptId, DIGESTS_MAX, Final, IMAGE_MAX, ImageContent, ImageOffer, LaneOffer, Message};
@@ -360,8 +359,8 @@ impl<'transfer> Transfer<'transfer> {
                 sent.rounds += 1;
                 let pass = Pass { number: sent.rounds, skips_zeros: sent.rounds == 1 };
                 let check = || self.options.cancel.check();
-                let (pace, progress) = (RateLimiter::default(), PassProgress::default());
-                let gate = SendGate { pace: &pace, check: &check, progress: &progress };
+                let pace = RateLimiter::default();
+                let gate = SendGate { pace: &pace, check: &check, progress: None };
                 let round = link.send_pass(pass, (pages, &stripes), Some(&log), gate)?;
                 sent.bytes += round.pages * PAGE_BYTES;
             }

@@ -23,6 +23,8 @@ pub(super) struct LaneWithStats<'round> {
     /// count as one.
     stripe_began: Option<Instant>,
     stripe_bytes: u64,
+    /// Sent, and not in the pass's progress yet: all lanes count there, so they do it once a stripe.
+    uncounted_bytes: u64,
     /// A stripe with fewer bytes continues into the next.
     stripe_bytes_min: u64,
     /// When the lane took the first page.
@@ -42,6 +44,7 @@ impl<'round> LaneWithStats<'round> {
             waited_before,
             stripe_began: Some(now),
             stripe_bytes: 0,
+            uncounted_bytes: 0,
             stripe_bytes_min: if reads { 1 } else { STRIPE_BYTES_MIN },
             first_page: None,
         }
@@ -50,26 +53,38 @@ impl<'round> LaneWithStats<'round> {
     pub(super) fn write(&mut self, run: PageRun) -> Result<(), SessionError> {
         self.stripe_began.get_or_insert_with(Instant::now);
         match self.gate.pace.portion_bytes() {
-            None => self.lane.write(run)?,
+            None => {
+                self.lane.write(run)?;
+                self.uncounted_bytes += run.len_bytes();
+            }
             Some(portion_bytes) => {
                 for part in run.split(portion_bytes / PAGE_BYTES) {
                     self.gate.pace.take(part.len_bytes(), self.gate.check)?;
                     self.lane.write(part)?;
+                    // At a low limit a stripe takes seconds.
+                    self.uncounted_bytes += part.len_bytes();
+                    self.count();
                 }
             }
         }
         self.stripe_bytes += run.len_bytes();
-        self.gate.progress.sent(run.len_bytes());
         self.first_page.get_or_insert_with(Instant::now);
         Ok(())
     }
 
     /// Ends the stripe; the next one begins.
     pub(super) fn end_stripe(&mut self) {
+        self.count();
         if self.stripe_bytes == 0 {
             self.stripe_began = None;
         } else if self.stripe_bytes >= self.stripe_bytes_min {
             self.sent();
+        }
+    }
+
+    fn count(&mut self) {
+        if let Some(progress) = self.gate.progress {
+            progress.sent(std::mem::take(&mut self.uncounted_bytes));
         }
     }
 

@@ -185,7 +185,9 @@ impl PrecopyPass<'_> {
     /// later write.
     fn clear(&self, stripe: Stripe<'_>) -> Result<(), SessionError> {
         let Some(log) = self.log else { return Ok(()) };
-        self.gate.progress.cleared(stripe.dirty_pages());
+        if let Some(progress) = self.gate.progress {
+            progress.cleared(stripe.dirty_pages());
+        }
         Ok(log.clear(stripe.region, stripe.first_page, stripe.words)?)
     }
 
@@ -252,7 +254,6 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::super::rate_limiter::RateLimiter;
-    use super::super::send_gate::PassProgress;
     use super::*;
     use crate::dirty::{CaughtUp, DirtyError, DirtyRegion, InitiallyDirty, SoftwareBitmap, SoftwareLog};
     use crate::transport::TransportError;
@@ -336,11 +337,7 @@ mod tests {
             log: Some(&NotedLog(journal.clone(), written.map(|page| (memory, page)))),
             stripes: &Stripes::new(1),
             pool: &rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap(),
-            gate: SendGate {
-                pace: &RateLimiter::default(),
-                check: &|| Ok(()),
-                progress: &PassProgress::default(),
-            },
+            gate: SendGate { pace: &RateLimiter::default(), check: &|| Ok(()), progress: None },
             registration: None,
         };
         let mut lanes: Vec<Box<dyn Lane>> = vec![Box::new(NotedLane(journal.clone()))];

@@ -11,8 +11,8 @@ pub(crate) struct SendGate<'migration> {
     pub(crate) pace: &'migration RateLimiter,
     /// Called before every stripe, and while a lane waits for the rate limit.
     pub(crate) check: &'migration (dyn Fn() -> Result<(), SessionError> + Sync),
-    /// Where the lanes count what they have done.
-    pub(crate) progress: &'migration PassProgress,
+    /// Where the lanes count what they have done, if another thread looks at it.
+    pub(crate) progress: Option<&'migration PassProgress>,
 }
 
 /// How far a pass has come.

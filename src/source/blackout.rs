@@ -9,7 +9,7 @@ use rayon::ThreadPool;
 use super::error::MigrationFailure;
 use crate::dirty::{DirtyBitmap, DirtyError, DirtyLog, Stripes};
 use crate::memory::{GuestRam, PageRun};
-use crate::session::{Pass, PassProgress, PrecopyPass, RateLimiter, SendGate};
+use crate::session::{Pass, PrecopyPass, RateLimiter, SendGate};
 use crate::transport::rdma::NullRegions;
 use crate::transport::{Lane, TransportError};
 use crate::verify::{SourceDigests, Verify};
@@ -106,11 +106,7 @@ impl Blackout {
             log: None,
             stripes: &self.stripes,
             pool: &self.pool,
-            gate: SendGate {
-                pace: &RateLimiter::default(),
-                check: &|| Ok(()),
-                progress: &PassProgress::default(),
-            },
+            gate: SendGate { pace: &RateLimiter::default(), check: &|| Ok(()), progress: None },
             registration: None,
         };
         let lanes = if look_up_slices { &mut self.chunk_lanes } else { &mut self.null_lanes };

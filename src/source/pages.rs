@@ -246,7 +246,8 @@ impl Pages {
             };
             inside(log.peek(uncleared)?.map(look))
         };
-        let gate = SendGate { pace: options.limits.pace(), check: &check, progress: &progress };
+        let gate =
+            SendGate { pace: options.limits.pace(), check: &check, progress: inside.and(Some(&progress)) };
         let log = is_running.then_some(log);
         let sent = link.send_pass(pass, (&self.dirty, &self.stripes), log, gate)?;
         self.zero += sent.zero_pages;
