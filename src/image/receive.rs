@@ -69,14 +69,14 @@ impl Receiver {
         cancel.ends_waits_for(control.liveness())?;
         loop {
             let arriving = prepare_any(&mut offer, &mut control, |offer, control| {
-                tracing::info!("{} is offered by {from}", offer.name);
+                tracing::info!("{:?} is offered by {from}", offer.name);
                 self.prepare_image(store, offer, control)
             })?;
             match arriving.run(&offer, &mut control) {
                 Ok((path, digest)) => return Ok(Stored { path, from, len_bytes: offer.len_bytes, digest }),
                 // The data that has arrived stays, and the next lanes continue.
                 Err(StoreError::Transfer(SessionError::LanesFailed(reason))) => {
-                    tracing::warn!("{} continues over other lanes: {reason}", offer.name);
+                    tracing::warn!("{:?} continues over other lanes: {reason}", offer.name);
                     offer = next_opening(&mut control)?;
                 }
                 Err(error) => return Err(error),

@@ -141,7 +141,8 @@ pub struct Hello {
 pub struct ImageOffer {
     /// This attempt.
     pub attempt_id: AttemptId,
-    /// The file's name, a single component. The destination may choose another.
+    /// The file's name, a single component, with any bytes that a name may have. The destination may choose
+    /// another.
     pub name: String,
     /// The file's length.
     pub len_bytes: u64,
