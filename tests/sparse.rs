@@ -20,6 +20,7 @@ use sterna::source::{LimitsHandle, Options, migrate};
 use sterna::state::HostState;
 use sterna::transport::Transports;
 use sterna::transport::rdma::RdmaPath;
+use sterna::trust::Security;
 use sterna::wire::Refusal;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -76,6 +77,7 @@ fn rdma_or_skip() -> Option<String> {
 fn moves_within_its_memory(ram_bytes: u64, transport: &str, listen: &str) -> String {
     let receiver = Receiver::bind(listen.parse().expect("an address"), HostState::lost_with_this_process())
         .expect("a free port");
+    let receiver = receiver.protected_by(Security::insecure());
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let claim = HostState::lost_with_this_process().start("tern", false).expect("the name is free");
     let (host, guest) = (TestHost::default(), TestGuest::started_sparse(ram_bytes, STRIDE_BYTES));
@@ -84,8 +86,12 @@ fn moves_within_its_memory(ram_bytes: u64, transport: &str, listen: &str) -> Str
 
     // Other work on the same processors may slow the switch.
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
-    let options =
-        Options { transports: only(transport), limits: LimitsHandle::new(limits), ..Options::default() };
+    let options = Options {
+        transports: only(transport),
+        limits: LimitsHandle::new(limits),
+        security: Security::insecure(),
+        ..Options::default()
+    };
     let via = Mutex::new(String::new());
     let watch = Watch(|event: &Event| {
         if let Event::Connected { via: way, .. } = event {
@@ -119,6 +125,7 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     let state = HostState::lost_with_this_process;
     let claim = state().start("tern", false).expect("the name is free");
     let receiver = Receiver::bind(listen.parse().expect("an address"), state()).expect("a free port");
+    let receiver = receiver.protected_by(Security::insecure());
     let to = receiver.local_address().expect("a bound socket has an address").to_string();
     let guest = AnonymousGuest::new();
     for address in AnonymousGuest::used() {
@@ -126,8 +133,12 @@ fn by_rdma_a_guest_of_anonymous_memory_takes_the_memory_that_it_took_before() {
     }
     let before = anonymous_kib();
     let limits = Limits { downtime: PATIENCE, ..Limits::default() };
-    let options =
-        Options { transports: only("rdma"), limits: LimitsHandle::new(limits), ..Options::default() };
+    let options = Options {
+        transports: only("rdma"),
+        limits: LimitsHandle::new(limits),
+        security: Security::insecure(),
+        ..Options::default()
+    };
     let arrived = thread::scope(|scope| {
         let receiving = scope.spawn(|| {
             receiver
