@@ -109,7 +109,7 @@ fn throttle_slows_the_guest_until_its_rounds_get_smaller() {
     let report = UnderWay::of(&guest, &["--if-stuck=throttle"]).moves().json();
     let slowed: Vec<_> = report["per_round"]
         .as_array()
-        .expect("each round is told")
+        .expect("the report has each round")
         .iter()
         .map(|round| {
             round["throttle_percent"].as_u64().expect("each round tells how far the guest was slowed")
@@ -191,7 +191,7 @@ fn a_guest_with_dirty_rings_is_limited_in_what_it_writes_and_only_while_it_migra
     let report = under_way.moves().json();
     let limited: Vec<_> = report["per_round"]
         .as_array()
-        .expect("each round is told")
+        .expect("the report has each round")
         .iter()
         .filter_map(|round| Some((round["write_limit_mbps"].as_f64()?, round["throttle_percent"].as_u64()?)))
         .collect();

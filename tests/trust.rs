@@ -93,7 +93,7 @@ fn is_all_tls(bytes: &[u8]) -> bool {
 
 #[test]
 fn a_migration_over_tls_shows_neither_the_guest_nor_its_memory() {
-    const NAME: &str = "a-name-that-nobody-else-has";
+    const NAME: &str = "a-name-that-occurs-once";
     // Pages of a fresh guest are mostly zeros; ciphertext has no such run.
     let zeros = [0; 64];
     for encrypted in [false, true] {

@@ -40,6 +40,13 @@ pub(super) struct Shared {
     greeted: HashMap<IpAddr, usize>,
 }
 
+impl Shared {
+    /// Whether more may come than the routes have now.
+    pub(super) fn is_greeting(&self) -> bool {
+        !self.greeted.is_empty()
+    }
+}
+
 impl Greeter {
     pub(super) fn new(state: HostState) -> Self {
         let (security, shared, changed, turned_away) = Default::default();

@@ -147,10 +147,12 @@ impl Listener {
                 shared = self.greeter.changed.wait_timeout(shared, left).ignore_poison().0;
                 continue;
             }
+            // No other thread ends accept(2), so while a greeting may bring what is awaited, it is short.
+            let limit = if shared.is_greeting() { left.min(GREETED_WITHIN) } else { left };
             shared.is_accepting = true;
             drop(shared);
             let turn = Turn(self);
-            self.accept_within(left)?;
+            self.accept_within(limit)?;
             drop(turn);
             shared = self.greeter.lock();
         }
@@ -259,6 +261,9 @@ impl Drop for LaneRoute<'_> {
 
 /// The interval between two checks whether a wait is over.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
+
+/// The most that a thread adds to the time of a greeting that it waits for.
+const GREETED_WITHIN: Duration = Duration::from_millis(1);
 
 /// How long a socket is left alone that cannot accept for now.
 const RECOVERS_WITHIN: Duration = Duration::from_millis(100);

@@ -1,5 +1,5 @@
-//! The folder of the key and the list, as strict as that of the state of guests: who may write to it decides
-//! which hosts are trusted.
+//! The folder of the key and the list, as strict as that of the state of guests: a user that may write to
+//! it can trust any host.
 //!
 //! It belongs to the effective user, and neither group nor others may write to it or to a folder above it
 //! (sticky folders such as `/tmp` excepted). The folder is no link, and links above it belong to root or to
@@ -25,7 +25,7 @@ pub(crate) struct Folder {
     user: u32,
 }
 
-/// Who may read a file.
+/// The users that may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Readers {
     Owner,

@@ -19,7 +19,7 @@ pub enum TrustError {
         /// The kernel's error.
         error: io::Error,
     },
-    /// Another user owns a file or a folder, and could change who is trusted.
+    /// Another user owns a file or a folder, and could change which hosts are trusted.
     #[error("{path} belongs to user {owner}, and this process runs as user {user}: change the owner")]
     Owner {
         /// The file or folder.

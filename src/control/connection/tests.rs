@@ -77,7 +77,7 @@ fn an_interrupt_ends_the_sending_of_what_is_not_taken() {
         connection.interrupt();
         assert!(matches!(sending.join().unwrap(), Err(ControlError::Interrupted)));
     });
-    assert!(connection.send(b"more", "more").is_err(), "nobody could tell where it begins");
+    assert!(connection.send(b"more", "more").is_err(), "the peer could not find its beginning");
     connection.leave();
 }
 
