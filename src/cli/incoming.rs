@@ -17,17 +17,30 @@ pub(crate) struct Incoming {
 
 impl Serve for Incoming {
     fn serve(&self, asked: Asked, mut stream: UnixStream) -> Served {
-        let Ok(Request::Recover { run_destination, .. }) = asked else {
-            return Served::NotYet(Box::new(asked), stream);
+        let answer = match asked {
+            Ok(Request::Recover { run_destination, .. }) => self.found(run_destination).map(Answer::Found),
+            Ok(Request::List) => self.phase(),
+            _ => None,
         };
-        let Some(found) = self.found(run_destination) else { return Served::NotYet(Box::new(asked), stream) };
+        let Some(answer) = answer else { return Served::NotYet(Box::new(asked), stream) };
         // The client may be gone.
-        let _ = write_line(&mut stream, &Answer::Found(found));
+        let _ = write_line(&mut stream, &answer);
         Served::Done
     }
 }
 
 impl Incoming {
+    /// The phase of the arrival; `None` if the guest already belongs to this host.
+    fn phase(&self) -> Option<Answer> {
+        let phase = match self.pending.phase() {
+            ArrivalPhase::Incoming => "arriving",
+            ArrivalPhase::Ready => "ready",
+            ArrivalPhase::Kept { .. } => "kept",
+            ArrivalPhase::Running => return None,
+        };
+        Some(Answer::Arriving { phase: phase.into() })
+    }
+
     /// Where the guest is; `None` if it already belongs to this host: its process is about to answer.
     fn found(&self, run_destination: bool) -> Option<Found> {
         let found = |exit, what: &str| Some(Found { exit, what: what.into() });

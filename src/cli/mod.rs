@@ -5,6 +5,7 @@
 //! | `run`, `adopt`, `receive` | those that hold a guest: new, of a running QEMU, arriving |
 //! | `migrate` | asks the process that holds a guest to move it, and shows the progress |
 //! | `cancel` | ends a running migration |
+//! | `list` | the guests of this host |
 //! | `recover` | reports on a guest after a migration that went wrong, and settles what it can |
 //! | `dirty_rate` | samples a guest's writes, and predicts how it would move |
 //! | `send` | moves a file to a `receive` that waits for one |
@@ -38,6 +39,7 @@ mod incoming;
 mod lanes;
 mod left_qemu;
 mod limits;
+mod list;
 mod machine;
 mod migrate;
 mod output;
@@ -91,6 +93,8 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// End a running migration, unless the guest is already being given away
     Cancel(cancel::CancelArgs),
+    /// List the guests of this host, running and arriving
+    List(list::ListArgs),
     /// Report on a guest after a migration that went wrong, and settle what can be settled
     Recover(recover::RecoverArgs),
     /// Sample how fast a guest writes its memory, and report whether and how it would move
@@ -151,6 +155,7 @@ impl Command {
             Command::Receive(args) => receive::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Cancel(args) => cancel::run(args),
+            Command::List(args) => list::run(args),
             Command::Recover(args) => recover::run(args),
             Command::DirtyRate(args) => dirty_rate::run(args),
             Command::Send(args) => send::run(args),

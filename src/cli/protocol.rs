@@ -21,6 +21,8 @@ use super::security::SecurityArgs;
 pub(crate) enum Request {
     /// The guest's status.
     Status,
+    /// The same, answered at once also by a process to which a guest is on its way.
+    List,
     /// Move the guest. Answered by events, then by a report or a failure.
     Migrate(Box<Move>),
     /// Watch a running migration. Answered like the request that began it.
@@ -56,8 +58,11 @@ pub(crate) struct Move {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "kebab-case")]
 pub(crate) enum Answer {
-    /// To `status`.
+    /// To `status` and `list`.
     Status(Status),
+    /// To `list`, while a guest is on its way: `arriving`, or once it is paused at both ends `ready` or
+    /// `kept`.
+    Arriving { phase: String },
     /// During `migrate` and `watch`.
     Progress(Box<Event>),
     /// The end of a migration that succeeded.
@@ -224,8 +229,9 @@ mod tests {
 
     use super::*;
 
-    const REQUESTS: [&str; 6] = [
+    const REQUESTS: [&str; 7] = [
         r#"{"do":"status"}"#,
+        r#"{"do":"list"}"#,
         r#"{"do":"migrate","to":"host-b:7837","lanes":{"transport":"auto","lanes":4,"pin_limit":null,
             "rdma_write":1048576,"rdma_list":128,"rdma_signal":256,"rdma_window":16777216},"limits":{
             "downtime_limit":300,"downtime_max":1500,"bandwidth_limit":0,"max_rounds":100,"timeout":0,

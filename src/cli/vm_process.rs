@@ -146,7 +146,7 @@ impl VmProcess {
     fn serve(self: &Arc<Self>, asked: Asked, mut stream: UnixStream) {
         let mut ended = None;
         let answer = match asked {
-            Ok(Request::Status) => Answer::Status(self.status()),
+            Ok(Request::Status | Request::List) => Answer::Status(self.status()),
             Ok(Request::Migrate(request)) => match self.start_to_migrate(*request) {
                 Ok(following) => return following.follow(stream),
                 Err(refusal) => refusal,

@@ -127,7 +127,9 @@ impl HostState {
         })
     }
 
-    fn names(&self) -> Vec<String> {
+    /// The names of the guests that have a state on this host, in any order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
         match &self.0 {
             Place::Folder(folder) => names(folder),
             Place::Memory(memory) => lock(memory).keys().cloned().collect(),

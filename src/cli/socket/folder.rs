@@ -154,8 +154,15 @@ impl Folder {
 }
 
 fn file_name(name: &str) -> String {
-    format!("{name}.sock")
+    format!("{name}{SUFFIX}")
 }
+
+/// The guest whose control socket has this name in the folder, if it is one.
+pub(crate) fn name_of_socket(file: &str) -> Option<String> {
+    file.strip_suffix(SUFFIX).map(str::to_owned)
+}
+
+const SUFFIX: &str = ".sock";
 
 /// A path to the file behind a handle, because neither connect(2) nor bind(2) takes a handle. The path is
 /// also short enough for them.

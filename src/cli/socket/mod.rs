@@ -17,7 +17,7 @@ use super::protocol::{Answer, Request};
 use crate::poison::IgnorePoison;
 
 pub(crate) use self::error::SocketError;
-pub(crate) use self::folder::{directory, use_directory};
+pub(crate) use self::folder::{directory, name_of_socket, use_directory};
 
 /// The longest line that either side takes, in bytes.
 const LINE_MAX: u64 = 1 << 20;
@@ -187,6 +187,19 @@ pub(crate) fn ask(name: &str, request: &Request) -> Result<Answer, SocketError> 
 /// The same for a process with its control socket in another folder than this process's.
 pub(crate) fn ask_in(folder: &Path, name: &str, request: &Request) -> Result<Answer, SocketError> {
     let mut client = Client::connect_in(folder, name)?;
+    client.ask(request)?;
+    client.answer()
+}
+
+/// The same, if the process answers in time.
+pub(crate) fn try_ask_in(
+    folder: &Path,
+    name: &str,
+    request: &Request,
+    limit: Duration,
+) -> Result<Answer, SocketError> {
+    let mut client = Client::connect_in(folder, name)?;
+    client.stream.set_read_timeout(Some(limit)).map_err(SocketError::Broken)?;
     client.ask(request)?;
     client.answer()
 }
