@@ -71,6 +71,10 @@ const HINTS: &[(&str, &str)] = &[
         "`sterna recover NAME` settles what became of it; to start or adopt another guest of that name: `--new`",
     ),
     ("state.claimed", "let that process end, or choose another name"),
+    (
+        "state.crowded",
+        "at the destination, `sterna status NAME` says what is known of a guest; the source has it if its guest runs there",
+    ),
     ("store.exists", "`--force` replaces it"),
     (
         "transport.locked-memory",

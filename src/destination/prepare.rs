@@ -69,8 +69,9 @@ fn connect(
         StateError::Claimed { name, .. } => Refusal::NameTaken(name),
         error => Refusal::State(error.to_string().chars().take(REASON_CHARS_MAX).collect()),
     };
-    let claim = listener.state().claim(guest.name()).map_err(refused)?;
     let owner = control.identity();
+    let sender = (control.peer_address().ip(), owner);
+    let claim = listener.state().claim_from(sender, guest.name()).map_err(refused)?;
     let handover = DurableHandover::new(claim, (control.peer_address().to_string(), owner), hello.attempt_id)
         .map_err(refused)?;
     let ram = guest.ram()?;

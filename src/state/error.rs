@@ -50,6 +50,18 @@ pub enum StateError {
         /// What is wrong with the file.
         error: JournalError,
     },
+    /// The source has brought too many guests that never ran on this host.
+    #[error(
+        "{} has the records of {left} guests that came from this source and never ran: a new one has no room. Once \
+         the source knows that it has them, remove the oldest of their files, or wait until they are 30 days old",
+        folder.display()
+    )]
+    Crowded {
+        /// The folder.
+        folder: PathBuf,
+        /// The number of those guests.
+        left: usize,
+    },
     /// The folder of state files is unusable.
     #[error(transparent)]
     Folder(#[from] FolderError),

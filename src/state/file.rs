@@ -11,7 +11,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::error::StateError;
-use super::folder::StateFolder;
+use super::folder::{FileStatus, StateFolder};
 use super::holder::{HOLDER_LEN, LockHolder};
 use super::memory::{self, Kept, Memory};
 use super::sighting::Sighting;
@@ -159,6 +159,11 @@ fn noted(file: &File) -> Option<LockHolder> {
     let mut text = [0; HOLDER_LEN];
     file.read_exact_at(&mut text, HOLDER_AT as u64).ok()?;
     Some(LockHolder::decode(&text))
+}
+
+/// What the file system says about a guest's state file; `None` if it does not exist.
+pub(super) fn status(folder: &StateFolder, name: &str) -> Option<FileStatus> {
+    folder.status(&file_name(name))
 }
 
 /// The guests that have a state file.

@@ -28,6 +28,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, IFlags, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
@@ -135,6 +136,16 @@ impl StateFolder {
         Ok(names)
     }
 
+    /// What the file system says about a file, if it exists.
+    pub(super) fn status(&self, name: &str) -> Option<FileStatus> {
+        let found = rustix::fs::statat(&self.0.folder, name, AtFlags::SYMLINK_NOFOLLOW);
+        is_plain(name).then_some(found)?.ok().map(|found| FileStatus {
+            number: found.st_ino,
+            modified: time(found.st_mtime, found.st_mtime_nsec),
+            changed: time(found.st_ctime, found.st_ctime_nsec),
+        })
+    }
+
     /// Whether `name` still refers to this open file.
     pub(crate) fn is_at(&self, file: &File, name: &str) -> bool {
         let place = |found: Stat| (found.st_dev, found.st_ino);
@@ -204,6 +215,31 @@ impl StateFolder {
         }
         sync(folder).map_err(failed("sync", self.path()))
     }
+}
+
+/// What shows that a file has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileStatus {
+    number: u64,
+    modified: SystemTime,
+    changed: SystemTime,
+}
+
+impl FileStatus {
+    /// When its content was changed last.
+    pub(super) fn modified(&self) -> SystemTime {
+        self.modified
+    }
+
+    /// When anything about it was changed last, by the clock of this host.
+    pub(super) fn changed(&self) -> SystemTime {
+        self.changed
+    }
+}
+
+fn time(seconds: i64, nanoseconds: u64) -> SystemTime {
+    let since = Duration::from_secs(u64::try_from(seconds).unwrap_or(0)) + Duration::from_nanos(nanoseconds);
+    SystemTime::UNIX_EPOCH.checked_add(since).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Whether this is the name of an entry in the folder, and not a path out of it.

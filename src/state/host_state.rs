@@ -1,24 +1,32 @@
 //! The state of all guests of a host, in files or in memory.
 
+use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use sterna_trust::Fingerprint;
 
 use super::claim::GuestClaim;
 use super::error::{StartError, StateError};
 use super::file::{Keeper, claim_file, look_at_file, names};
 use super::folder::{FolderError, StateFolder, StorageCheck};
 use super::holder::LockHolder;
+use super::index::Index;
 use super::memory::{Kept, Memory, lock};
+use super::room::make_room;
+use super::sender::Sender;
 use super::sighting::Sighting;
 use crate::handover::{Journal, Record, RecordKind, Side, Standing};
 use crate::wire::{AttemptId, NAME_MAX};
 
 /// The state of all guests of a host.
 #[derive(Clone, Debug)]
-pub struct HostState(Place);
+pub struct HostState(pub(super) Place);
 
 #[derive(Clone, Debug)]
-enum Place {
-    Folder(StateFolder),
+pub(super) enum Place {
+    Folder(StateFolder, Arc<Index>),
     Memory(Memory),
 }
 
@@ -29,7 +37,7 @@ impl HostState {
     /// # Errors
     /// [`FolderError`] if the folder is not safe for state, or cannot be written to.
     pub fn in_folder(path: &Path, check: StorageCheck) -> Result<Self, FolderError> {
-        Ok(Self(Place::Folder(StateFolder::open(path, check)?)))
+        Ok(Self(Place::Folder(StateFolder::open(path, check)?, Arc::default())))
     }
 
     /// Keeps the state without files: the records last as long as this value and its clones, and so no longer
@@ -49,7 +57,7 @@ impl HostState {
     pub fn claim(&self, name: &str) -> Result<GuestClaim, StateError> {
         check_name(name)?;
         let claim = match &self.0 {
-            Place::Folder(folder) => {
+            Place::Folder(folder, _) => {
                 let (journal, keeper) = claim_file(folder, name)?;
                 GuestClaim::new(name, journal, keeper)
             }
@@ -66,6 +74,23 @@ impl HostState {
         };
         claim.refuse_what_was_left_ready()?;
         Ok(claim)
+    }
+
+    /// The same for a guest that a host sends, which can leave only so many records of guests that never ran.
+    ///
+    /// # Errors
+    /// [`StateError`]; the guest must be refused then.
+    pub(crate) fn claim_from(
+        &self,
+        (address, identity): (IpAddr, Option<Fingerprint>),
+        name: &str,
+    ) -> Result<GuestClaim, StateError> {
+        check_name(name)?;
+        if let Place::Folder(folder, index) = &self.0 {
+            let sender = Sender::of(Some(address), identity);
+            make_room((folder, index), name, sender, SystemTime::now())?;
+        }
+        self.claim(name)
     }
 
     /// Claims the name for a guest that is about to be started on this host, and records the start. If the
@@ -106,7 +131,7 @@ impl HostState {
     pub fn look(&self, name: &str) -> Result<Option<Sighting>, StateError> {
         check_name(name)?;
         match &self.0 {
-            Place::Folder(folder) => look_at_file(folder, name),
+            Place::Folder(folder, _) => look_at_file(folder, name),
             Place::Memory(memory) => Ok(lock(memory).get(name).cloned().map(|Kept { journal, claimed }| {
                 Sighting { journal, holder: claimed.then(LockHolder::default), died: None }
             })),
@@ -117,7 +142,11 @@ impl HostState {
     /// Files that cannot be read are skipped with a warning.
     #[must_use]
     pub fn find(&self, attempt_id: AttemptId, side: Side) -> Option<(String, Record)> {
-        self.names().into_iter().find_map(|name| {
+        let names = self.names();
+        if let Place::Folder(_, index) = &self.0 {
+            index.keep_only(&names);
+        }
+        names.into_iter().filter(|name| self.may_have(name, attempt_id)).find_map(|name| {
             let sighting = self.look(&name).unwrap_or_else(|error| {
                 tracing::warn!("{error}");
                 None
@@ -127,11 +156,19 @@ impl HostState {
         })
     }
 
+    /// Whether the guest's state may have a record of this attempt.
+    fn may_have(&self, name: &str, attempt_id: AttemptId) -> bool {
+        match &self.0 {
+            Place::Folder(folder, index) => index.summary(folder, name).0.attempts.contains(&attempt_id),
+            Place::Memory(_) => true,
+        }
+    }
+
     /// The names of the guests that have a state on this host, in any order.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         match &self.0 {
-            Place::Folder(folder) => names(folder),
+            Place::Folder(folder, _) => names(folder),
             Place::Memory(memory) => lock(memory).keys().cloned().collect(),
         }
     }

@@ -12,7 +12,8 @@
 //!
 //! All of the file's space is reserved and its head durable before anything depends on it. A file without a
 //! record is removed when it is released, so that attempts which fail early leave nothing behind. A file with
-//! a record stays, because another host may ask for that record: 136 KiB for each name.
+//! a record stays, because another host may ask for that record: 136 KiB for each name. What one source may
+//! leave behind with guests that never ran is bounded (`room`).
 
 mod claim;
 mod error;
@@ -20,7 +21,10 @@ mod file;
 mod folder;
 mod holder;
 mod host_state;
+mod index;
 mod memory;
+mod room;
+mod sender;
 mod sighting;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
+use sterna_trust::Fingerprint;
+
+use super::room::{KEPT_FOR, KEPT_MAX};
 use super::*;
 use crate::handover::JOURNAL_LEN;
 use crate::wire::AttemptId;
@@ -269,4 +272,109 @@ fn what_is_no_state_of_this_version_is_refused_by_name_and_left_alone() {
         assert!(matches!(state.claim(name), Err(StateError::Name(_))), "{name:?}");
         assert!(matches!(state.look(name), Err(StateError::Name(_))), "{name:?}");
     }
+}
+
+/// A guest that comes from a host, as far as PREPARED, and is dropped.
+fn left_by(state: &HostState, sender: (std::net::IpAddr, Option<Fingerprint>), number: u16) -> AttemptId {
+    let mut attempt_id = AttemptId([sender.1.map_or(9, |key| key.0[0]); 16]);
+    attempt_id.0[..2].copy_from_slice(&number.to_le_bytes());
+    let claim = state.claim_from(sender, &format!("{}-{number}", attempt_id.0[15])).unwrap();
+    for mark in [RecordKind::Prepared, RecordKind::Refused] {
+        let peer = std::net::SocketAddr::new(sender.0, 1000 + number).to_string();
+        let prepared = record(mark, Side::Destination, attempt_id);
+        claim.append(Record { peer, address: None, identity: sender.1, ..prepared }).unwrap();
+    }
+    attempt_id
+}
+
+#[test]
+fn a_source_leaves_so_many_guests_that_never_ran_and_pushes_out_no_answer() {
+    let (folder, state) = folder();
+    let address = |last| std::net::IpAddr::from([192, 0, 2, last]);
+    let key = |byte| Some(Fingerprint([byte; 32]));
+    let max = u16::try_from(KEPT_MAX).unwrap();
+    for hostile in [(address(1), key(1)), (address(2), None)] {
+        let left: Vec<_> = (0..max).map(|number| left_by(&state, hostile, number)).collect();
+        let error = state.claim_from(hostile, "one-more").unwrap_err();
+        assert!(matches!(error, StateError::Crowded { left: KEPT_MAX, .. }), "{error}");
+        // Another port or address of the same host changes nothing, and a name of before may come again.
+        let elsewhere = (if hostile.1.is_some() { address(77) } else { hostile.0 }, hostile.1);
+        assert!(state.claim_from(elsewhere, "one-more").is_err());
+        let known = format!("{}-0", left[0].0[15]);
+        state.claim_from(hostile, &known).unwrap();
+        for attempt_id in left {
+            assert_eq!(state.find(attempt_id, Side::Destination).unwrap().1.mark, RecordKind::Refused);
+        }
+    }
+    left_by(&state, (address(1), key(3)), 0);
+    left_by(&state, (address(3), None), 0);
+    // Guests that ran count for no source.
+    let ran = state.claim_from((address(1), key(3)), "ran").unwrap();
+    ran.append(record(RecordKind::Running, Side::Destination, AttemptId([5; 16]))).unwrap();
+    let files = fs::read_dir(folder.path().join("state")).unwrap();
+    let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum();
+    assert!(bytes < (2 * KEPT_MAX as u64 + 3) * (200 << 10), "{bytes} bytes");
+}
+
+#[test]
+fn what_never_ran_is_forgotten_after_its_time_and_what_settles_a_doubt_is_not() {
+    let (folder, state) = folder();
+    let sender = (std::net::IpAddr::from([192, 0, 2, 1]), Some(Fingerprint([1; 32])));
+    let refused = left_by(&state, sender, 0);
+    let held = left_by(&state, sender, 1);
+    let young = left_by(&state, sender, 2);
+    let kinds = [
+        (RecordKind::Started, Side::Source),
+        (RecordKind::Committed, Side::Source),
+        (RecordKind::Done, Side::Source),
+        (RecordKind::Refused, Side::Source),
+        (RecordKind::Running, Side::Destination),
+    ];
+    for (number, (mark, side)) in (20..).zip(kinds) {
+        let claim = state.claim(&format!("kept-{number}")).unwrap();
+        claim.append(record(mark, side, AttemptId([number; 16]))).unwrap();
+        // The guest left or ran, and a later attempt was refused.
+        claim.append(record(RecordKind::Refused, Side::Destination, AttemptId([number + 40; 16]))).unwrap();
+    }
+    let _alive = state.claim("1-1").unwrap();
+    for file in fs::read_dir(folder.path().join("state")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name() != "1-2.state" {
+            let file = fs::File::options().write(true).open(file.path()).unwrap();
+            file.set_modified(std::time::SystemTime::now() - KEPT_FOR - Duration::from_secs(60)).unwrap();
+        }
+    }
+    drop(state.claim_from(sender, "new").unwrap());
+    assert!(state.find(refused, Side::Destination).is_none());
+    assert!(state.look("1-0").unwrap().is_none());
+    for kept in [held, young] {
+        assert!(state.find(kept, Side::Destination).is_some());
+    }
+    for (number, (mark, side)) in (20..).zip(kinds) {
+        assert_eq!(state.find(AttemptId([number; 16]), side).unwrap().1.mark, mark);
+    }
+}
+
+#[test]
+fn a_question_reads_only_files_that_changed_and_sees_each_change() {
+    let (_folder, state) = folder();
+    let index = || match &state.0 {
+        host_state::Place::Folder(_, index) => index.len(),
+        host_state::Place::Memory(_) => 0,
+    };
+    for number in 0..4 {
+        drop(state.start(&format!("tern-{number}"), false).unwrap());
+    }
+    let asked = || state.find(ATTEMPT_ID, Side::Source);
+    assert!(asked().is_none());
+    assert_eq!(index(), 0, "a file that was just written is not believed to stay");
+    thread::sleep(Duration::from_millis(2100));
+    assert!(asked().is_none());
+    assert_eq!(index(), 4);
+    let claim = state.claim("tern-2").unwrap();
+    claim.append(committed()).unwrap();
+    assert_eq!(asked().unwrap(), ("tern-2".into(), committed()));
+    let done = record(RecordKind::Done, Side::Source, ATTEMPT_ID);
+    claim.append(done.clone()).unwrap();
+    assert_eq!(asked().unwrap().1, done);
 }
