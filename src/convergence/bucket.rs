@@ -27,6 +27,12 @@ impl Bucket {
         from.saturating_sub(now)
     }
 
+    /// How far the sender is behind the rate at `now`, as far as it may make up for that.
+    #[must_use]
+    pub fn behind(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.due).min(Self::AHEAD)
+    }
+
     /// Forgets the bytes admitted at another rate.
     pub fn reset(&mut self) {
         self.due = Duration::ZERO;
@@ -82,9 +88,13 @@ mod tests {
     fn time_in_which_nothing_was_sent_is_not_made_up_for() {
         let (mut bucket, rate) = (Bucket::default(), NonZeroU64::new(1_000_000).unwrap());
         let hour = Duration::from_secs(3600);
+        assert_eq!(bucket.behind(hour), Bucket::AHEAD);
         assert_eq!(bucket.take(hour, 1_000_000, rate), Duration::ZERO);
         let wait = bucket.take(hour, 1, rate);
         assert_eq!(wait, Duration::from_secs(1) - Bucket::AHEAD);
+        let due = hour + wait + Duration::from_micros(1);
+        let behind = [0, 3, 30].map(|ms| bucket.behind(due + Duration::from_millis(ms)).as_millis());
+        assert_eq!(behind, [0, 3, 10]);
     }
 
     #[test]

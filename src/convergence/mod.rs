@@ -60,6 +60,6 @@ pub use next::Decision;
 unstable! { use outlook::{End, Outlook}; }
 pub(crate) use prediction::STATE_HELD_MAX;
 pub use prediction::SwitchCost;
-unstable! { use prediction::{Downtime, HandoverCost, SAFETY}; }
+unstable! { use prediction::{Downtime, HandoverCost, LinkLimit, SAFETY}; }
 unstable! { use write_shares::WriteShares; }
 unstable! { use writes::Writes; }

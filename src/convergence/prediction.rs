@@ -44,6 +44,15 @@ impl Default for SwitchCost {
     }
 }
 
+/// The bandwidth limit at the moment of a prediction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkLimit {
+    /// The limit itself.
+    pub bytes_per_second: NonZeroU64,
+    /// For how long the lanes have sent nothing, or less than they may: a lane overslept, or a round ended.
+    pub unsent: Duration,
+}
+
 /// The other costs of a handover: known in advance, and independent of the VMM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HandoverCost {
@@ -105,15 +114,15 @@ impl Downtime {
     /// The downtime if the guest were paused now, without comparing: `None` before the first round.
     ///
     /// Bandwidth, round trip and harvest are measured round by round; `cost` and `handover` cannot be
-    /// measured. The pages that the guest writes until it is paused have to be sent too. `bandwidth_max` is
-    /// the present limit, which may be newer than the rounds. Where it caps the link, it is the bandwidth,
-    /// and the last round makes up for some of the time since the round before ([`Bucket`]).
+    /// measured. The pages that the guest writes until it is paused have to be sent too. `limit` is the
+    /// present one, which may be newer than the rounds. Where it caps the link, it is the bandwidth, and the
+    /// last round makes up for what the limit has left unsent ([`Bucket`]).
     #[must_use]
     pub fn predicted(
         history: &History,
         cost: &SwitchCost,
         handover: &HandoverCost,
-        bandwidth_max: Option<NonZeroU64>,
+        limit: Option<LinkLimit>,
     ) -> Option<Self> {
         let last = history.rounds().last()?;
         let (round_trip, answer) = (history.round_trip(), history.answer());
@@ -122,15 +131,13 @@ impl Downtime {
         let left_bytes =
             (last.dirty_pages * PAGE_BYTES) as f64 + last.growth_rate() * until_still.as_secs_f64();
         #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let most = bandwidth_max.map_or(f64::INFINITY, |most| most.get() as f64);
+        let most = limit.map_or(f64::INFINITY, |limit| limit.bytes_per_second.get() as f64);
         let bandwidth = history.bandwidth();
-        let limited = bandwidth.is_some_and(|bandwidth| bandwidth > LIMITED_SHARE * most);
-        let bandwidth = if limited { Some(most) } else { bandwidth };
-        // Nothing is handed to a lane either while it waits for the fence of a round.
-        let fenced = last.lanes.iter().map(|lane| lane.fence).min().unwrap_or_default();
-        let unsent =
-            fenced + history.between_rounds() + cost.pause + cost.save + harvest + history.overhead();
-        let made_up_for = if limited { unsent.min(Bucket::AHEAD) } else { Duration::ZERO };
+        let limit = limit.filter(|_| bandwidth.is_some_and(|bandwidth| bandwidth > LIMITED_SHARE * most));
+        let bandwidth = if limit.is_some() { Some(most) } else { bandwidth };
+        let made_up_for = limit.map_or(Duration::ZERO, |limit| {
+            (limit.unsent + cost.pause + cost.save + harvest + history.overhead()).min(Bucket::AHEAD)
+        });
         let on_the_wire = |bytes: f64| match bandwidth {
             Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
             // Only a guest without a non-zero page has unknown bandwidth and pages left.
@@ -192,6 +199,11 @@ mod tests {
         load: Duration::ZERO,
         start: Duration::ZERO,
     };
+
+    fn limit(mib_per_second: u64, unsent_ms: u64) -> Option<LinkLimit> {
+        let bytes_per_second = NonZeroU64::new(mib_per_second << 20)?;
+        Some(LinkLimit { bytes_per_second, unsent: Duration::from_millis(unsent_ms) })
+    }
 
     fn predicted(history: &History, cost: &SwitchCost) -> Duration {
         Downtime::predicted(history, cost, &HandoverCost::default(), None).unwrap().total()
@@ -296,41 +308,36 @@ mod tests {
         let history = history(&[round(1000, 95), last]);
         let cost = SwitchCost { pause: Duration::from_millis(1), ..NOTHING };
         let send = |mib_per_second: u64| {
-            let limit = NonZeroU64::new(mib_per_second << 20);
+            let limit = limit(mib_per_second, 4);
             Downtime::predicted(&history, &cost, &HandoverCost::default(), limit).unwrap().send.as_secs_f64()
                 * 1e3
         };
         // 95 MiB, and what is written in 5 ms at 95 MiB in 104 ms.
         let left_mib = 95.0 + 5.0 * 95.0 / 104.0;
-        // The quickest harvest took no time: 4 + 1 ms without anything sent.
+        // The quickest harvest takes no time: 4 + 1 ms in which nothing is sent.
         assert!((send(1000) - (left_mib - 5.0)).abs() < 0.1, "{}", send(1000));
         assert!((send(500) - (left_mib * 2.0 - 5.0)).abs() < 0.1, "{}", send(500));
         assert!((send(5000) - left_mib / 0.95).abs() < 0.1, "{}", send(5000));
     }
 
     #[test]
-    fn what_a_limited_link_makes_up_for_is_all_the_time_in_which_nothing_is_sent() {
+    fn what_a_limited_link_makes_up_for_is_what_was_not_sent_and_at_most_what_a_lane_may_be_ahead() {
         let mut history = history(&[round(1000, 95), round(95, 95)]);
-        let limit = NonZeroU64::new(1000 << 20);
-        let send = |history: &History| {
+        let send = |history: &History, unsent_ms: u64| {
+            let limit = limit(1000, unsent_ms);
             let parts = Downtime::predicted(history, &NOTHING, &HandoverCost::default(), limit).unwrap();
             parts.send.as_secs_f64() * 1e3
         };
-        let (before, ms) = (send(&history), Duration::from_millis);
-        history.began_after(ms(3));
-        assert!((send(&history) - (before - 3.0)).abs() < 0.1, "{}", send(&history));
-        let mut fenced = round(95, 95);
-        fenced.lanes[0].fence = ms(1);
-        let mut waited = history.clone();
-        waited.push(fenced);
-        assert!((send(&waited) - (before - 4.0)).abs() < 0.1, "{}", send(&waited));
-        history.push(Round { overhead: ms(2), ..round(95, 95) });
+        for (unsent_ms, sooner_ms) in [(0, 0.0), (3, 3.0), (10, 10.0), (60, 10.0)] {
+            let (at_once, later) = (send(&history, 0), send(&history, unsent_ms));
+            assert!((at_once - later - sooner_ms).abs() < 0.1, "{unsent_ms}: {at_once} and {later}");
+        }
+        let before = send(&history, 3);
+        history.push(Round { overhead: Duration::from_millis(2), ..round(95, 95) });
         assert!(
-            (send(&history) - (before - 3.0)).abs() < 0.1,
-            "what a round takes besides is made up for in it"
+            (send(&history, 3) - before).abs() < 0.1,
+            "what a round takes besides sending is made up for in it"
         );
-        history.push(Round { overhead: ms(1), harvest: ms(60), ..round(95, 95) });
-        assert!(send(&history) > before - 10.0, "no more than a lane may be ahead");
     }
 
     #[test]

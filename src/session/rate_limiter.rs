@@ -6,7 +6,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
-use crate::convergence::Bucket;
+use crate::convergence::{Bucket, LinkLimit};
 use crate::poison::IgnorePoison;
 
 /// Keeps all lanes together within a bandwidth limit.
@@ -40,6 +40,12 @@ impl RateLimiter {
     /// The most bytes to ask for at once, if a limit is set.
     pub(crate) fn portion_bytes(&self) -> Option<u64> {
         NonZeroU64::new(self.rate.load(Ordering::Relaxed)).map(Bucket::portion_bytes)
+    }
+
+    /// The limit with what the lanes may make up for at this moment, if a limit is set.
+    pub(crate) fn now(&self) -> Option<LinkLimit> {
+        let bytes_per_second = NonZeroU64::new(self.rate.load(Ordering::Relaxed))?;
+        Some(LinkLimit { bytes_per_second, unsent: self.lock().behind(self.began.elapsed()) })
     }
 
     /// Waits until this many bytes may be sent, or `check` fails.

@@ -91,8 +91,8 @@ impl Steering {
         (pages, verify): (&Pages, Duration),
     ) {
         let handover = connected.link.handover_cost(&pages.dirty, connected.handover.record_time());
-        let (cost, bandwidth_max) = (&migration.options.switch_cost, self.limits.bandwidth_max);
-        let without = Downtime::predicted(&self.history, cost, &handover, bandwidth_max);
+        let (cost, limit) = (&migration.options.switch_cost, migration.options.limits.pace().now());
+        let without = Downtime::predicted(&self.history, cost, &handover, limit);
         self.predicted = Downtime { verify, ..without.unwrap_or_default() };
     }
 
