@@ -29,6 +29,8 @@ pub struct Round {
     /// What sending took besides what the busiest lane was sending or waited for: the start of the
     /// workers, looking for dirty pages, and what is said to the destination.
     pub overhead: Duration,
+    /// How far its end was behind the bandwidth limit, if there is one: the last lane overslept.
+    pub behind: Duration,
     /// How long the harvest after it took.
     pub harvest: Duration,
     /// Pages that were dirty again at its end.
@@ -435,6 +437,14 @@ impl History {
     pub(super) fn between_rounds(&self) -> Duration {
         let harvest = self.rounds.last().map_or(Duration::ZERO, |round| round.harvest);
         self.between.unwrap_or_default().max(harvest)
+    }
+
+    /// How far the end of a round is behind the bandwidth limit: the median.
+    #[must_use]
+    pub(super) fn behind(&self) -> Duration {
+        let mut all: Vec<_> = self.rounds.iter().map(|round| round.behind).collect();
+        all.sort_unstable();
+        all.get(all.len() / 2).copied().unwrap_or_default()
     }
 
     /// How long a harvest takes while the guest is paused: as the fastest so far. While the guest runs, its
