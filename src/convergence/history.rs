@@ -29,8 +29,8 @@ pub struct Round {
     /// What sending took besides what the busiest lane was sending or waited for: the start of the
     /// workers, looking for dirty pages, and what is said to the destination.
     pub overhead: Duration,
-    /// How far its end was behind the bandwidth limit, if there is one: the last lane overslept.
-    pub behind: Duration,
+    /// How late its last bytes left by the bandwidth limit, if there is one: a lane overslept.
+    pub late: Duration,
     /// How long the harvest after it took.
     pub harvest: Duration,
     /// Pages that were dirty again at its end.
@@ -439,10 +439,10 @@ impl History {
         self.between.unwrap_or_default().max(harvest)
     }
 
-    /// How far the end of a round is behind the bandwidth limit: the median.
+    /// How late the last bytes of a round leave by the bandwidth limit: the median.
     #[must_use]
-    pub(super) fn behind(&self) -> Duration {
-        let mut all: Vec<_> = self.rounds.iter().map(|round| round.behind).collect();
+    pub(super) fn late(&self) -> Duration {
+        let mut all: Vec<_> = self.rounds.iter().map(|round| round.late).collect();
         all.sort_unstable();
         all.get(all.len() / 2).copied().unwrap_or_default()
     }

@@ -139,7 +139,7 @@ impl Downtime {
             (limit.unsent + cost.pause + cost.save + harvest + history.overhead()).min(Bucket::AHEAD)
         });
         // A lane is likely to oversleep at the end of the last round as well.
-        let oversleep = if limit.is_some() { history.behind() } else { Duration::ZERO };
+        let oversleep = if limit.is_some() { history.late() } else { Duration::ZERO };
         let on_the_wire = |bytes: f64| match bandwidth {
             Some(bandwidth) => Duration::try_from_secs_f64(bytes / bandwidth).unwrap_or(FOREVER),
             // Only a guest without a non-zero page has unknown bandwidth and pages left.
@@ -335,13 +335,13 @@ mod tests {
             assert!((at_once - later - sooner_ms).abs() < 0.1, "{unsent_ms}: {at_once} and {later}");
         }
         let before = send(&history, 3);
-        history.push(Round { behind: Duration::from_millis(40), ..round(95, 95) });
+        history.push(Round { late: Duration::from_millis(40), ..round(95, 95) });
         assert!((send(&history, 3) - before).abs() < 0.1, "one round in three was late");
-        history.push(Round { behind: Duration::from_millis(2), ..round(95, 95) });
+        history.push(Round { late: Duration::from_millis(2), ..round(95, 95) });
         assert!((send(&history, 3) - before - 2.0).abs() < 0.1, "rounds end late, so the last will too");
         let before = send(&history, 3);
-        let (overhead, behind) = (Duration::from_millis(2), Duration::from_millis(2));
-        history.push(Round { overhead, behind, ..round(95, 95) });
+        let (overhead, late) = (Duration::from_millis(2), Duration::from_millis(2));
+        history.push(Round { overhead, late, ..round(95, 95) });
         assert!(
             (send(&history, 3) - before).abs() < 0.1,
             "what a round takes besides sending is made up for in it"

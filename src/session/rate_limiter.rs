@@ -14,6 +14,8 @@ use crate::poison::IgnorePoison;
 pub(crate) struct RateLimiter {
     /// Bytes a second; 0 is no limit.
     rate: AtomicU64,
+    /// Nanoseconds from when the latest bytes were due until they could leave.
+    late: AtomicU64,
     bucket: Mutex<Bucket>,
     /// Signalled when the rate changes.
     changed: Condvar,
@@ -22,8 +24,8 @@ pub(crate) struct RateLimiter {
 
 impl Default for RateLimiter {
     fn default() -> Self {
-        let (rate, bucket, changed) = Default::default();
-        Self { rate, bucket, changed, began: Instant::now() }
+        let (rate, late, bucket, changed) = Default::default();
+        Self { rate, late, bucket, changed, began: Instant::now() }
     }
 }
 
@@ -48,6 +50,11 @@ impl RateLimiter {
         Some(LinkLimit { bytes_per_second, unsent: self.lock().behind(self.began.elapsed()) })
     }
 
+    /// How late the latest bytes left: the lane that had them overslept.
+    pub(crate) fn late(&self) -> Duration {
+        Duration::from_nanos(self.late.load(Ordering::Relaxed))
+    }
+
     /// Waits until this many bytes may be sent, or `check` fails.
     pub(crate) fn take(
         &self,
@@ -57,9 +64,14 @@ impl RateLimiter {
         let Some(rate) = NonZeroU64::new(self.rate.load(Ordering::Relaxed)) else { return Ok(()) };
         let mut bucket = self.lock();
         let began = self.began.elapsed();
+        let behind = bucket.behind(began);
         let until = began + bucket.take(began, bytes, rate);
         loop {
-            let left = until.saturating_sub(self.began.elapsed());
+            let now = self.began.elapsed();
+            let (left, late) = (until.saturating_sub(now), behind + now.saturating_sub(until));
+            if left.is_zero() {
+                self.late.store(u64::try_from(late.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+            }
             if left.is_zero() || self.rate.load(Ordering::Relaxed) != rate.get() {
                 return Ok(());
             }

@@ -248,7 +248,7 @@ impl Precopy<'_> {
             return Err(why);
         }
         *round = joined(round, sent?);
-        round.behind = migration.options.limits.pace().now().map_or(Duration::ZERO, |limit| limit.unsent);
+        round.late = migration.options.limits.pace().late();
         self.sent = Some(Instant::now());
         Ok(())
     }
