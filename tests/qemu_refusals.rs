@@ -228,6 +228,14 @@ fn a_guest_is_refused_with_the_words_of_the_command_that_failed() {
 }
 
 #[test]
+fn a_qemu_that_loses_track_of_changed_pages_is_adopted_with_a_warning() {
+    let Some(program) = Program::find("7.2") else { return };
+    let held = Held::adopt(Setup::boot_sector(&program, BootSector::default()).start(), &[]);
+    held.process.says("warning: QEMU 7.2");
+    held.process.says("`sterna migrate --verify final`");
+}
+
+#[test]
 fn a_qemu_that_was_started_for_a_guest_that_does_not_come_ends() {
     let Some(program) = Program::find("10") else { return };
     let setup = Setup::boot_sector(&program, BootSector::default());

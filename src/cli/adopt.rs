@@ -10,11 +10,11 @@ use sterna::source::{Doubt, OpenError};
 use sterna::state::{GuestClaim, HostState, RecordKind, StateError};
 use sterna::transport::rdma::RdmaProvider;
 use sterna_qemu::monitor::Monitor;
-use sterna_qemu::qmp::Client;
+use sterna_qemu::qmp::{Client, QmpError};
 use sterna_qemu::settle::{Owner, Settled, is_unsettled, settle};
 
 use super::exit::Exit;
-use super::output::{self, outln};
+use super::output::{self, errln, outln};
 use super::protocol::Failure;
 use super::qemu::{Fate, QemuGuest};
 use super::security::TrustArgs;
@@ -116,6 +116,7 @@ fn adopt(args: &AdoptArgs, claim: &GuestClaim, is_known: bool) -> Result<ExitCod
             args.name
         ));
     }
+    warn_of_missed_writes(&monitor).map_err(|error| error.to_string())?;
     let (guest, settled) = guest(args, monitor, Owner::ThisHost)?;
     // What cannot be moved is refused now, not at the first migration.
     guest.details().map_err(|error| error.to_string())?;
@@ -129,6 +130,19 @@ fn adopt(args: &AdoptArgs, claim: &GuestClaim, is_known: bool) -> Result<ExitCod
     let ended = hold(Box::new(guest), claim.clone(), lock);
     ended.say(name, args.json);
     Ok(Exit::Done.into())
+}
+
+/// A defect of this QEMU may leave old pages at the destination.
+fn warn_of_missed_writes(monitor: &Monitor) -> Result<(), QmpError> {
+    let version = monitor.version()?;
+    if monitor.accelerator()?.misses_writes(version) {
+        errln!(
+            "warning: QEMU {version} without KVM loses track of some pages that its guest changes, in any migration, \
+             so that this guest may arrive with old pages. `sterna migrate --verify final` finds that before the \
+             guest runs; KVM, or QEMU 9.0 or later, avoids it"
+        );
+    }
+    Ok(())
 }
 
 /// The guest was given away, and its arrival is not confirmed: it stays paused until the destination
