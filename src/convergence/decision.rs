@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::auto;
 use super::course::Offer;
 use super::diverging::{Diverging, Help, Why};
-use super::history::{History, Round};
+use super::history::History;
 use super::limits::{Limits, Policy};
 use super::next::Decision;
 use super::outlook::{Bounds, Outlook};
 use super::prediction::{Downtime, SAFETY};
+use super::round::Round;
 use super::writes::Writes;
 use crate::memory::PAGE_BYTES;
 

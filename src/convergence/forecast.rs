@@ -3,11 +3,12 @@ use std::time::Duration;
 use super::curve::{DirtyCurve, DirtySample};
 use super::decision::Convergence;
 use super::diverging::{Diverging, Help};
-use super::history::{History, LaneLoad, Round};
+use super::history::History;
 use super::limits::Limits;
 use super::lost::Lost;
 use super::next::Decision;
 use super::prediction::{Downtime, HandoverCost, SwitchCost};
+use super::round::{LaneLoad, Round};
 use crate::memory::PAGE_BYTES;
 
 /// A hypothetical migration.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::history::{History, Round};
+use super::history::History;
 use super::lost::Lost;
+use super::round::Round;
 
 impl History {
     /// How much of the guest's time the migration has taken so far, as far as that was measured.

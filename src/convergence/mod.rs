@@ -40,6 +40,7 @@ mod named;
 mod next;
 mod outlook;
 mod prediction;
+mod round;
 mod units;
 mod write_shares;
 mod writes;
@@ -52,7 +53,8 @@ unstable! { use decision::{Convergence, Inside}; }
 unstable! { use diverging::{Diverging, Futile, Help, Why}; }
 pub use forecast::Forecast;
 unstable! { use forecast::{ForecastRound, Plan}; }
-unstable! { use history::{History, LaneLoad, Round}; }
+unstable! { use history::History; }
+unstable! { use round::{LaneLoad, Round}; }
 pub use limits::{IfStuck, Limits, Policy};
 unstable! { use limits::IfStuckError; }
 unstable! { use lost::Lost; }

@@ -190,8 +190,8 @@ const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::Round;
     use super::super::history::tests::{history, round, round_in};
+    use super::super::round::Round;
     use super::*;
 
     const NOTHING: SwitchCost = SwitchCost {

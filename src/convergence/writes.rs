@@ -1,4 +1,5 @@
-use super::history::{History, Round};
+use super::history::History;
+use super::round::Round;
 
 /// What a guest writes, as its rounds and looks have shown: bytes of different pages by the guest's time.
 ///

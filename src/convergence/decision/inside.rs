@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{Convergence, SHRINK_MAX, THROTTLE_AIM, THROTTLE_STEP_PERCENT};
 use crate::convergence::diverging::{Diverging, Help, Why};
-use crate::convergence::history::rate;
 use crate::convergence::limits::Policy;
 use crate::convergence::next::Decision;
+use crate::convergence::round::rate;
 
 /// A round that is being sent, so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
