@@ -73,7 +73,7 @@ const HINTS: &[(&str, &str)] = &[
     ("state.claimed", "let that process end, or choose another name"),
     (
         "state.crowded",
-        "at the destination, `sterna status NAME` says what is known of a guest; the source has it if its guest runs there",
+        "at the destination, `sterna list --all` says where its guests are; their files are in its state folder",
     ),
     ("store.exists", "`--force` replaces it"),
     (
@@ -103,7 +103,7 @@ mod tests {
     use crate::cli::Sterna;
 
     #[test]
-    fn a_hint_belongs_to_an_error_and_names_options_that_there_are() {
+    fn a_hint_belongs_to_an_error_and_names_commands_and_options_that_exist() {
         let codes: BTreeSet<_> = ErrorCode::all().iter().map(|(code, _)| code.to_string()).collect();
         let command = Sterna::command();
         let options: BTreeSet<_> = command
@@ -114,6 +114,10 @@ mod tests {
             .collect();
         for (code, hint) in HINTS {
             assert!(codes.contains(*code), "no error has the code {code}");
+            for named in hint.split('`').skip(1).step_by(2).filter_map(|code| code.strip_prefix("sterna ")) {
+                let name = named.split_whitespace().next().unwrap_or_default();
+                assert!(command.find_subcommand(name).is_some(), "{code}: no command sterna {name}");
+            }
             // Words outside backticks belong to other programs.
             for word in hint.split('`').skip(1).step_by(2).flat_map(str::split_whitespace) {
                 assert!(!word.starts_with("--") || options.contains(word), "{code}: no option {word}");
