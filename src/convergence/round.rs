@@ -26,7 +26,7 @@ pub struct Round {
     /// Time from its first page to the last fence.
     pub duration: Duration,
     /// What sending took besides what the busiest lane was sending or waited for: the start of the
-    /// workers, looking for dirty pages, and what is said to the destination.
+    /// workers, looking for dirty pages, and messages to the destination.
     pub overhead: Duration,
     /// How late its last bytes left by the bandwidth limit, if there is one: a lane overslept.
     pub late: Duration,

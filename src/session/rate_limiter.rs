@@ -35,6 +35,7 @@ impl RateLimiter {
         if self.rate.swap(rate, Ordering::Relaxed) != rate {
             // Under the lock, so that no lane is between its look at the rate and its wait.
             self.lock().reset();
+            self.late.store(0, Ordering::Relaxed);
             self.changed.notify_all();
         }
     }
@@ -97,8 +98,27 @@ mod tests {
     use super::super::cancel::Cancel;
     use super::*;
 
+    /// The allowance of [`Bucket`].
+    const MADE_UP_FOR_MAX: Duration = Duration::from_millis(10);
+
     fn rate(bytes_per_second: u64) -> Option<NonZeroU64> {
         NonZeroU64::new(bytes_per_second)
+    }
+
+    #[test]
+    fn bytes_that_leave_late_are_noted_until_the_rate_changes() {
+        let limiter = RateLimiter::default();
+        limiter.set(rate(1_000_000));
+        thread::sleep(2 * MADE_UP_FOR_MAX);
+        assert_eq!(limiter.now().unwrap().unsent, MADE_UP_FOR_MAX);
+        limiter.take(1_000_000, || Ok(())).unwrap();
+        assert!(limiter.late() >= MADE_UP_FOR_MAX, "{:?}", limiter.late());
+        limiter.set(rate(2_000_000));
+        assert_eq!(limiter.late(), Duration::ZERO);
+        limiter.take(40_000_000, || Ok(())).unwrap();
+        assert_eq!(limiter.now().unwrap().unsent, Duration::ZERO, "20 s are sent ahead");
+        limiter.set(None);
+        assert_eq!(limiter.now(), None);
     }
 
     #[test]
